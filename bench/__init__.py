@@ -1,0 +1,1 @@
+"""Benchmarks: kernels in destination-passing style, and what each program costs."""

@@ -1,0 +1,95 @@
+"""What the table holds: every core ATen operator, nothing that no graph can contain, rules that fit."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+import tpu_lowering.lower.aten  # noqa: F401  (enters the rows)
+from tpu_lowering.lower.table import RULES, TABLE
+from tpu_lowering.normalise.decompositions import ADDED, KEPT, decompositions
+
+aten = torch.ops.aten
+
+RANDOM = "random: needs the runtime's generator state"
+ON_DATA = "the result's shape or value in Python depends on data"
+SYMBOLIC = "graphs are specialised to concrete sizes before lowering"
+MUTATES = "writes to an argument: functionalising replaces it"
+
+CORE_WITHOUT_ROW = {
+    aten._local_scalar_dense.default: ON_DATA,
+    aten._native_batch_norm_legit.default: MUTATES,
+    aten.atan2.out: MUTATES,
+    aten.native_dropout.default: RANDOM,
+    aten.nonzero.default: ON_DATA,
+    aten.rand.default: RANDOM,
+    aten.randn.default: RANDOM,
+    aten.randperm.default: RANDOM,
+    aten.sym_numel.default: SYMBOLIC,
+    aten.sym_storage_offset.default: SYMBOLIC,
+}
+
+BACKWARD_OF_COMPOSITE = "composite by name, but autograd calls it below the level where composites are taken apart"
+COMPOSITE_WITH_ROW = {aten.silu_backward.default: BACKWARD_OF_COMPOSITE}
+
+
+def _core_overloads() -> set[torch._ops.OpOverload]:
+    """All ATen overloads tagged as core."""
+    packets = (getattr(aten, name) for name in dir(aten))
+    overloads = (
+        getattr(packet, name)
+        for packet in packets
+        if isinstance(packet, torch._ops.OpOverloadPacket)
+        for name in packet.overloads()
+    )
+    return {overload for overload in overloads if torch.Tag.core in overload.tags}
+
+
+def test_every_core_operator_has_a_row_or_a_decomposition_or_a_reason() -> None:
+    covered = TABLE.keys() | decompositions().keys()
+    assert _core_overloads() - covered == set(CORE_WITHOUT_ROW)
+
+
+def test_no_row_is_shadowed_by_a_decomposition() -> None:
+    assert TABLE.keys() & decompositions().keys() == set()
+
+
+def test_every_operator_kept_whole_has_a_row() -> None:
+    kept = [overload for overloads in KEPT.values() for overload in overloads]
+    assert len(kept) == len(set(kept))
+    assert set(kept) - TABLE.keys() == set()
+
+
+def test_every_added_decomposition_exists() -> None:
+    added = {overload for overloads in ADDED.values() for overload in overloads}
+    assert added - decompositions().keys() == set()
+
+
+def test_no_row_is_for_an_operator_that_writes() -> None:
+    assert [overload for overload in TABLE if overload._schema.is_mutable] == []
+
+
+def test_no_row_is_for_a_composite_operator() -> None:
+    """Composite operators are taken apart before a graph exists."""
+    composite = {
+        overload
+        for overload in TABLE
+        if torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), "CompositeImplicitAutograd")
+    }
+    assert composite == set(COMPOSITE_WITH_ROW)
+
+
+@pytest.mark.parametrize("overload", TABLE, ids=str)
+def test_rule_takes_the_schema_s_arguments(overload: torch._ops.OpOverload) -> None:
+    arguments = overload._schema.arguments
+    positional = [argument.name for argument in arguments if not argument.kwarg_only]
+    keywords = {argument.name: None for argument in arguments if argument.kwarg_only}
+    inspect.signature(TABLE[overload].rule).bind(*positional, **keywords, out=None)
+
+
+def test_rule_names_are_python_names_and_say_who_they_are() -> None:
+    for name, rule in RULES.items():
+        assert name.isidentifier()
+        assert rule.__doc__, f"{name} has no docstring"

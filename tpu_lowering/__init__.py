@@ -1,0 +1,31 @@
+"""tpu_lowering: ``torch.compile(model, backend="helion_tpu")``, a model with its kernels as one XLA program."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public names and the modules they live in; imported on first use, so that importing the package is cheap
+# and changes nothing.
+_PUBLIC = {
+    "Options": "tpu_lowering.options",
+    "Report": "tpu_lowering.report.report",
+    "TpuLoweringError": "tpu_lowering.errors",
+    "explain": "tpu_lowering.report.explain",
+    "kernel_op": "tpu_lowering.kernels.operators",
+    "register_kernel": "tpu_lowering.kernels.registry",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tpu_lowering' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,69 @@
+"""What Dynamo calls: ``torch.compile(model, backend="helion_tpu")``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from tpu_lowering import compat, pipeline
+from tpu_lowering.capture import fallback, gradients
+from tpu_lowering.capture.graphs import CapturedGraph
+from tpu_lowering.normalise.decompositions import decompositions
+from tpu_lowering.options import Options
+from tpu_lowering.report.dump import dump_observer
+from tpu_lowering.report.logs import LogObserver
+
+_numbers = itertools.count()
+
+
+def helion_tpu(
+    module: fx.GraphModule,
+    examples: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+    observers: Sequence[pipeline.Observer] = (),
+) -> Callable[..., Any]:
+    """Compiles one graph from Dynamo; registered under the name ``helion_tpu``.
+
+    Args:
+        module: the graph.
+        examples: what it will be called with, as fake tensors.
+        options: fields of ``Options``.
+        mode: accepted because Inductor has one; ignored with a warning.
+        observers: told of every stage, besides the log and the dump folder.
+
+    Returns:
+        A callable of the graph's arguments.
+
+    Raises:
+        TpuLoweringError: any code. Dynamo wraps it in ``BackendCompilerFailed``, whose
+            ``inner_exception`` it is.
+    """
+    chosen = Options.create(options, mode)
+    gradients.refuse_missing_backward(module)
+    observer = pipeline.Observers([*observers, LogObserver(), *dump_observer(chosen.dump)])
+    number = next(_numbers)
+
+    def compiler(kind: str) -> Callable[..., Any]:
+        def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
+            return CapturedGraph(f"{kind}_{number}", graph, arguments, chosen, observer)
+
+        return compile_graph
+
+    def compile_whole(part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
+        return compat.aot_autograd(
+            fw_compiler=compiler("forward"),
+            bw_compiler=compiler("backward"),
+            inference_compiler=compiler("inference"),
+            partition_fn=compat.min_cut_partition,
+            decompositions=decompositions(),
+            keep_inference_input_mutations=True,
+        )(part, arguments)
+
+    if chosen.fallback == "eager":
+        return fallback.compile_around(module, examples, compile_whole)
+    return compile_whole(module, examples)

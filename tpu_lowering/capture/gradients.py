@@ -1,0 +1,53 @@
+"""Kernels without backward, found before AOTAutograd would drop their gradients in silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpu_lowering import compat
+from tpu_lowering.ir import graphs
+from tpu_lowering.kernels import registry
+from tpu_lowering.kernels.operators import no_backward
+
+
+def refuse_missing_backward(module: fx.GraphModule) -> None:
+    """Checks a graph from Dynamo.
+
+    A Helion kernel, or an operator without an autograd kernel, yields values that record no gradient. If
+    one of its tensors requires a gradient where gradients are recorded, that would be lost.
+
+    Raises:
+        TpuLoweringError: TL205.
+    """
+    enabled = torch.is_grad_enabled()
+    for node in module.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target is torch._C._set_grad_enabled:
+            enabled = bool(node.args[0])
+        elif enabled and (name := _kernel_without_backward(node)) is not None:
+            _refuse_gradient(node, name)
+
+
+def _kernel_without_backward(node: fx.Node) -> str | None:
+    """The name of the kernel a node calls, if it has no backward."""
+    if "helion_kernel_wrapper" in str(node.target):
+        return compat.helion_kernel(node.kwargs["kernel_idx"]).name
+    target: Any = node.target
+    if isinstance(target, torch._ops.OpOverload) and registry.implementation(target) is not None:
+        return None if compat.has_autograd_kernel(target.name().split(".")[0]) else str(target)
+    return None
+
+
+def _refuse_gradient(node: fx.Node, name: str) -> None:
+    tensors = dict(node.kwargs.get("tensor_args", {}))  # type: ignore[call-overload]
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None:
+        tensors = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    for argument, used in tensors.items():
+        for leaf in torch.utils._pytree.tree_leaves(used, is_leaf=lambda value: isinstance(value, fx.Node)):
+            if isinstance(leaf, fx.Node) and getattr(leaf.meta.get("example_value"), "requires_grad", False):
+                raise no_backward(name, argument, graphs.source_line(node))

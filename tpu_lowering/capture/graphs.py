@@ -1,0 +1,72 @@
+"""Captured graphs as callables: compiled for the sizes they are called with, once for each."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpu_lowering import pipeline
+from tpu_lowering.codegen import source
+from tpu_lowering.options import Options
+from tpu_lowering.runtime.cpu import CpuProgram, check_devices
+
+
+class CapturedGraph:
+    """One graph from AOTAutograd. AOTAutograd calls it with a list of arguments, which it empties.
+
+    A graph with symbolic sizes is compiled for each set of sizes it meets, beneath Dynamo: neither Dynamo
+    nor AOTAutograd runs again.
+    """
+
+    _boxed_call = True  # AOTAutograd's protocol for callables that take one list
+
+    def __init__(
+        self, name: str, module: fx.GraphModule, examples: Sequence[Any], options: Options, observer: pipeline.Observer
+    ) -> None:
+        self.name, self.module, self.options, self.observer = name, module, options, observer
+        self.lock = threading.Lock()
+        self.programs: dict[Hashable, CpuProgram] = {}
+        self.symbolic = any(_is_symbolic(node.meta.get("val")) for node in module.graph.nodes)
+        check_devices(examples)
+        if not self.symbolic:
+            self.only = self._compile(examples)
+
+    def __call__(self, arguments: list[Any]) -> list[Any]:
+        program = self._for_sizes(arguments) if self.symbolic else self.only
+        given = list(arguments)
+        arguments.clear()
+        return program(given)
+
+    def _for_sizes(self, arguments: Sequence[Any]) -> CpuProgram:
+        key = tuple(_size_key(argument) for argument in arguments)
+        program = self.programs.get(key)
+        if program is None:
+            with self.lock:
+                program = self.programs.get(key) or self._compile(arguments)
+                self.programs[key] = program
+        return program
+
+    def _compile(self, arguments: Sequence[Any]) -> CpuProgram:
+        suffix = f"_{len(self.programs)}" if self.symbolic else ""
+        program = pipeline.run(self.name + suffix, self.module, arguments, self.options, self.observer)
+        text = source.generate(program, self.options.poison)
+        self.observer.compiled(program, text)
+        return CpuProgram(program, text)
+
+
+def _is_symbolic(value: Any) -> bool:
+    return any(
+        isinstance(leaf, (torch.SymInt, torch.SymFloat, torch.SymBool))
+        or (isinstance(leaf, torch.Tensor) and not all(type(size) is int for size in (*leaf.shape, *leaf.stride())))
+        for leaf in torch.utils._pytree.tree_leaves(value)
+    )
+
+
+def _size_key(argument: Any) -> Hashable:
+    if isinstance(argument, torch.Tensor):
+        return (argument.shape, argument.stride(), argument.dtype)
+    return (type(argument), argument)

@@ -1,0 +1,110 @@
+"""Generated source to a callable, and to files that run on their own."""
+
+from __future__ import annotations
+
+import linecache
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.export
+
+from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir.kernels import Kernel
+from tpu_lowering.ir.programs import Program
+
+
+def load(program: Program, source: Source) -> Callable[..., tuple[jax.Array, ...]]:
+    """The function that a program's source defines, over JAX arrays; not jitted.
+
+    The text is kept for tracebacks, under a file name in angle brackets.
+    """
+    filename = f"<tpu_lowering {program.name}>"
+    linecache.cache[filename] = (len(source.text), None, source.text.splitlines(keepends=True), filename)
+    namespace: dict[str, Any] = {"kernel": source.kernels.__getitem__, "__name__": program.name}
+    exec(compile(source.text, filename, "exec"), namespace)
+    return namespace[program.name]
+
+
+RUNNER = '''
+
+if __name__ == "__main__":
+    import pathlib
+
+    from tpu_lowering.codegen.load import run_saved
+
+    print(run_saved(pathlib.Path(__file__), {name}))
+'''
+
+LOADER = """
+import pathlib
+
+from tpu_lowering.codegen.load import saved_kernels
+
+kernel = saved_kernels(pathlib.Path(__file__))
+"""
+
+
+def save(folder: pathlib.Path, program: Program, source: Source) -> pathlib.Path:
+    """Writes a program as a Python file that runs on its own, each kernel exported beside it.
+
+    Returns:
+        The path of the Python file; running it calls the program on ones and prints the result types.
+    """
+    path = folder / f"{program.name}.py"
+    head, _, rest = source.text.partition("\nfrom tpu_lowering.codegen.names")
+    types_line = "\nfrom tpu_lowering.codegen.names" + rest
+    first, newline, body = types_line.partition("\nfrom tpu_lowering.ir.types import ")
+    line, _, body = body.partition("\n")
+    text = head + first + newline + line + "\n" + LOADER + body + RUNNER.format(name=program.name)
+    path.write_text(text)
+    with jax.enable_x64(True):
+        for name, kernel in source.kernels.items():
+            (folder / f"{program.name}.{name}.jax_export").write_bytes(_export(kernel))
+        specs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in input_types(program)]
+    (folder / f"{program.name}.inputs").write_text("\n".join(f"{s.dtype} {list(s.shape)}" for s in specs) + "\n")
+    return path
+
+
+def input_types(program: Program) -> list[Any]:
+    """Types of what a program takes: inputs, then constants."""
+    from tpu_lowering.ir.types import TensorType
+
+    inputs = [TensorType.of(node.meta["val"]) for node in program.input_nodes()]
+    return inputs + [TensorType.of(value) for value in program.constants().values()]
+
+
+def _export(kernel: Kernel) -> bytes:
+    specs = [jax.ShapeDtypeStruct(operand.type.shape, operand.type.dtype) for operand in kernel.operands]
+    return bytes(jax.export.export(jax.jit(kernel), platforms=["cpu"])(*specs).serialize())
+
+
+def saved_kernels(path: pathlib.Path) -> Callable[[str], Callable[..., Any]]:
+    """The kernels of a saved program, by name."""
+
+    def kernel(name: str) -> Callable[..., Any]:
+        exported = jax.export.deserialize(bytearray(path.with_name(f"{path.stem}.{name}.jax_export").read_bytes()))
+
+        def call(*operands: jax.Array | None) -> Any:
+            given = [
+                jax.lax.empty(aval.shape, aval.dtype) if operand is None else operand
+                for operand, aval in zip(operands, exported.in_avals, strict=True)
+            ]
+            return exported.call(*given)
+
+        return call
+
+    return kernel
+
+
+def run_saved(path: pathlib.Path, function: Callable[..., Any]) -> list[str]:
+    """Calls a saved program on ones; returns the types of its results."""
+    import ast
+
+    with jax.enable_x64(True):
+        arguments: list[jax.Array] = []
+        for line in path.with_suffix(".inputs").read_text().splitlines():
+            dtype, _, shape = line.partition(" ")
+            arguments.append(jax.numpy.ones(ast.literal_eval(shape), dtype))
+        return [str(jax.typeof(result)) for result in jax.jit(function)(*arguments)]

@@ -1,0 +1,25 @@
+"""The names that generated code imports."""
+
+from __future__ import annotations
+
+import types
+
+import jax
+import jax.numpy as jnp
+
+from tpu_lowering.ir import arrays
+from tpu_lowering.ir.boxes import box
+from tpu_lowering.ir.types import TensorType
+from tpu_lowering.lower import aten as _aten_families  # noqa: F401  (fills the table)
+from tpu_lowering.lower.boxes import read_box, write_box
+from tpu_lowering.lower.table import RULES
+
+aten = types.SimpleNamespace(**RULES)
+
+
+def undefined(type_: TensorType) -> jax.Array:
+    """Undefined memory, made visible; see ``arrays.poisoned``."""
+    return jnp.full(type_.shape, arrays.poison_value(type_), dtype=type_.dtype)
+
+
+__all__ = ["aten", "box", "read_box", "undefined", "write_box"]

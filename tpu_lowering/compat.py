@@ -1,0 +1,149 @@
+"""Every private name of torch, JAX and Helion that this package uses, each with why.
+
+Nothing else imports a private module. A name that a version lacks fails here, with a coded error that
+says which package and version was found and which were tested.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+from tpu_lowering import errors
+
+TESTED = {"torch": "2.13.0", "jax": "0.10.2", "helion": "1.5.1"}
+
+
+def version(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def private(package: str, module: str, name: str, why: str) -> Any:
+    """Looks up one private name.
+
+    Args:
+        package: the distribution that owns it.
+        module: the module it is defined in.
+        name: the attribute.
+        why: what it is needed for; shown when it is missing.
+
+    Raises:
+        TpuLoweringError: TL105, if the installed version does not have it.
+    """
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        found, tested = version(package), TESTED.get(package, "")
+        raise errors.refuse(
+            "TL105",
+            f"{package} {found or '(not installed)'}",
+            f"expected {module}.{name} ({why}), got {type(error).__name__}: {error}",
+            f"pip install {package}=={tested}" if tested else f"install a version of {package} that has it",
+        ) from error
+
+
+# torch: capture ---------------------------------------------------------------------------------------
+FakeTensor = private("torch", "torch._subclasses.fake_tensor", "FakeTensor", "values without storage in graphs")
+FakeTensorMode = private("torch", "torch._subclasses.fake_tensor", "FakeTensorMode", "types of nodes that passes add")
+aot_autograd = private("torch", "torch._dynamo.backends.common", "aot_autograd", "forward and backward graphs")
+aot_export_joint_simple = private(
+    "torch", "torch._functorch.aot_autograd", "aot_export_joint_simple", "graph of a Helion kernel's host code"
+)
+detect_fake_mode = private("torch", "torch._guards", "detect_fake_mode", "fake mode of a captured graph")
+min_cut_partition = private(
+    "torch", "torch._functorch.partitioners", "min_cut_rematerialization_partition", "splits forward from backward"
+)
+auto_functionalized = private(
+    "torch", "torch._higher_order_ops.auto_functionalize", "auto_functionalized", "call form of mutable operators"
+)
+auto_functionalized_v2 = private(
+    "torch", "torch._higher_order_ops.auto_functionalize", "auto_functionalized_v2", "call form of mutable operators"
+)
+
+
+# JAX: kernels -----------------------------------------------------------------------------------------
+def bind(equation: Any, values: Sequence[Any]) -> list[Any]:
+    """Runs one jaxpr equation on values, as JAX's own evaluator does; always a list of results.
+
+    ``get_bind_params`` returned a pair until JAX 0.9; since then functions travel among the parameters.
+    """
+    params, functions = equation.primitive.get_bind_params(equation.params), ()
+    if isinstance(params, tuple):
+        functions, params = params
+    with equation.ctx.manager:
+        results = equation.primitive.bind(*functions, *values, **params)
+    return list(results) if equation.primitive.multiple_results else [results]
+
+
+def blocked_sizes(block_shape: tuple[Any, ...]) -> tuple[int | None, ...]:
+    """The sizes of a Pallas block shape; None for a squeezed dimension (size 1, dropped from the ref).
+
+    ``BlockSpec`` turns ints into private dimension classes (``Blocked``, ``Squeezed``) when it is traced.
+
+    Raises:
+        NotImplementedError: a dimension is of another class, indexed by element.
+    """
+    sizes: list[int | None] = []
+    for dim in block_shape:
+        kind = type(dim).__name__
+        if isinstance(dim, int):
+            sizes.append(dim)
+        elif kind == "Blocked":
+            sizes.append(int(dim.block_size))
+        elif kind == "Squeezed" or dim is None:
+            sizes.append(None)
+        else:
+            raise NotImplementedError(kind)
+    return tuple(sizes)
+
+
+# Helion: kernels --------------------------------------------------------------------------------------
+def has_helion() -> bool:
+    """Whether Helion is installed. It is imported only when a graph holds one of its kernels."""
+    return importlib.util.find_spec("helion") is not None
+
+
+def helion_operators() -> tuple[Any, Any]:
+    """(mutating, functional) higher-order operators that Dynamo writes for a Helion kernel call."""
+    module = "helion._compiler._dynamo.higher_order_ops"
+    why = "call form of Helion kernels"
+    return (
+        private("helion", module, "helion_kernel_wrapper_mutation", why),
+        private("helion", module, "helion_kernel_wrapper_functional", why),
+    )
+
+
+def helion_kernel(index: int) -> Any:
+    """The Helion kernel behind a ``kernel_idx`` in a graph: an index into a table of the process."""
+    module = "helion._compiler._dynamo.higher_order_ops"
+    return private("helion", module, "get_helion_kernel", "kernel behind a graph's kernel_idx")(index)
+
+
+def helion_kernel_class() -> Any:
+    """Helion's ``Kernel``: built again with settings of ours, so that the user's kernel stays as it is."""
+    return private("helion", "helion.runtime.kernel", "Kernel", "a kernel with settings of our target")
+
+
+def rebuild_helion_containers(arguments: dict[str, Any]) -> None:
+    """Puts flattened tuple, list and dict arguments of a Helion call together again, in place."""
+    module = "helion._compiler._dynamo.higher_order_ops"
+    private("helion", module, "_rebuild_container_args", "container arguments of Helion calls")(arguments)
+
+
+# torch: operators -------------------------------------------------------------------------------------
+def below_autograd() -> Any:
+    """A context in which operators skip their autograd kernels, as a C++ autograd kernel does it."""
+    return private("torch", "torch._C", "_AutoDispatchBelowAutograd", "calls an operator from its autograd kernel")()
+
+
+def has_autograd_kernel(name: str) -> bool:
+    """Whether an operator (``ns::op``) has an autograd kernel of its own, so that gradients are not dropped."""
+    check = private("torch", "torch._C", "_dispatch_has_kernel_for_dispatch_key", "finds operators without backward")
+    return bool(check(name, "Autograd") or check(name, "AutogradCPU") or check(name, "CompositeImplicitAutograd"))

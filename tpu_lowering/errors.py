@@ -1,0 +1,98 @@
+"""Coded refusals: every error a user can meet has a code, a subject, a reason and a remedy.
+
+The wording follows one shape, so that a reader finds the same thing in the same place::
+
+    [TL201] no JAX implementation for ns::op
+      at    model.py:12 in forward: y = torch.ops.ns.op(x)
+      why   expected a kernel registered for ns::op.default, got none
+      fix   decorate a JAX function with @tpu_lowering.register_kernel(torch.ops.ns.op.default)
+
+Codes are stable: once released, a code keeps its meaning. ``CODES`` is the list of all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+CODES: dict[str, str] = {
+    # 1xx: how the backend is called
+    "TL101": "unknown option",
+    "TL102": "option has the wrong type or value",
+    "TL103": "tensors on more than one device",
+    "TL104": "device has no runtime",
+    "TL105": "package missing or outside the tested versions",
+    # 2xx: kernels
+    "TL201": "operator has no JAX implementation",
+    "TL202": "kernel result has the wrong shape or dtype",
+    "TL203": "declared write that the kernel never makes",
+    "TL204": "write that was never declared",
+    "TL205": "kernel has no backward and a gradient is needed",
+    "TL206": "kernel cannot be traced to JAX",
+    "TL207": "kernel registered twice",
+    "TL208": "kernel signature cannot be registered",
+    "TL209": "kernel arguments overlap in memory",
+    "TL210": "Helion kernel lacks something that tpu_lowering needs",
+    # 3xx: operators and values
+    "TL301": "operator has no lowering",
+    "TL302": "dtype is not supported",
+    "TL303": "shape depends on data",
+    "TL304": "strided view of memory that is not dense",
+    # 4xx: our own invariants (a bug in tpu_lowering, never in the user's code)
+    "TL401": "a pass changed the result",
+    "TL402": "an invariant of the graph is broken",
+    "TL403": "a call form of kernels that normalising does not know",
+    # 5xx: reasons in reports (never raised)
+    "TL501": "buffer kept: the old contents are defined and the kernel reads them",
+    "TL502": "buffer kept: the old contents are defined and the kernel does not provably overwrite them all",
+    "TL503": "allocation kept: its contents are used by something that is not a kernel write",
+    "TL504": "buffer fresh, but the kernel reads it before writing",
+    "TL505": "fill kept: the kernel does not provably overwrite every element",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """What is refused, where, why, and what to do about it.
+
+    Attributes:
+        code: a key of ``CODES``.
+        subject: the offender by its own name, such as ``ns::op`` or ``argument 'x' of exp_into``.
+        reason: the rule and what broke it, worded "expected X, got Y".
+        remedy: what the user can do, if possible as a line to paste.
+        where: the user's source line (``file:line in function: code``) or "" where there is none.
+    """
+
+    code: str
+    subject: str
+    reason: str
+    remedy: str
+    where: str = ""
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise KeyError(f"expected a code listed in errors.CODES, got {self.code!r}")
+
+    def __str__(self) -> str:
+        lines = [f"[{self.code}] {CODES[self.code]}: {self.subject}"]
+        if self.where:
+            lines.append(f"  at   {self.where}")
+        lines.append(f"  why  {self.reason}")
+        lines.append(f"  fix  {self.remedy}")
+        return "\n".join(lines)
+
+
+class TpuLoweringError(RuntimeError):
+    """A coded error. ``error.refusal`` holds its parts; ``str(error)`` is the whole text."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+
+    @property
+    def code(self) -> str:
+        return self.refusal.code
+
+
+def refuse(code: str, subject: str, reason: str, remedy: str, where: str = "") -> TpuLoweringError:
+    """Builds the error of a refusal; the caller raises it."""
+    return TpuLoweringError(Refusal(code, subject, reason, remedy, where))

@@ -1,0 +1,64 @@
+"""Between torch tensors and JAX arrays on the CPU: zero-copy where the layout allows.
+
+Both ways go through DLPack. JAX imports only dense row-major memory, so anything else is copied first.
+Callers hold ``jax.enable_x64(True)`` while they import, or 64-bit values would be narrowed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from tpu_lowering import compat
+from tpu_lowering.ir.types import TensorType
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has no storage of its own (a fake or meta tensor)."""
+    return tensor.device.type == "meta" or isinstance(tensor, compat.FakeTensor)
+
+
+def to_jax(tensor: torch.Tensor) -> jax.Array:
+    """A JAX array with the tensor's contents, shape and dtype, sharing its memory where it is dense.
+
+    The array must not outlive a mutation of the tensor that the reader should not see.
+    """
+    tensor = tensor.detach()
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    if tensor.numel() == 0:
+        return jax.numpy.zeros(tuple(tensor.shape), TensorType.of(tensor).dtype)
+    if not tensor.is_contiguous():
+        tensor = tensor.contiguous()
+    return jax.dlpack.from_dlpack(tensor)
+
+
+def to_torch(array: jax.Array) -> torch.Tensor:
+    """A torch tensor that shares the array's memory; writing to it would change the array."""
+    if array.size == 0:
+        element = TensorType.of(array).element
+        return torch.empty(tuple(array.shape), dtype=element.torch)
+    return torch.from_dlpack(array)
+
+
+def poisoned(type_: TensorType) -> torch.Tensor:
+    """Undefined memory made visible: NaN, or the largest value of a type that has no NaN.
+
+    The values are those of ``torch.utils.deterministic.fill_uninitialized_memory``.
+    """
+    return torch.full(type_.shape, poison_value(type_), dtype=type_.element.torch)
+
+
+def poison_value(type_: TensorType) -> Any:
+    """The scalar that ``poisoned`` fills with."""
+    element = type_.element
+    if element.is_floating:
+        return float("nan")
+    if element.is_complex:
+        return complex("nan")
+    if element.torch == torch.bool:
+        return True
+    return int(np.iinfo(element.numpy).max)

@@ -1,0 +1,108 @@
+"""Reading and editing FX graphs: the few moves that every pass makes."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpu_lowering import compat
+from tpu_lowering.ir.kernels import Kernel, kernel_call
+from tpu_lowering.ir.types import TensorType
+
+SHARED_META = ("stack_trace", "source_fn_stack", "nn_module_stack")
+
+
+def is_call(node: Any, target: Any) -> bool:
+    """Whether a value is a node that calls ``target``."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target is target
+
+
+def kernel_calls(graph: fx.Graph) -> list[fx.Node]:
+    """The kernel-call nodes of a graph, in order."""
+    return [node for node in graph.nodes if is_call(node, kernel_call)]
+
+
+def kernel_of(node: fx.Node) -> Kernel:
+    kernel = node.args[0]
+    assert isinstance(kernel, Kernel)
+    return kernel
+
+
+def operands_of(node: fx.Node) -> tuple[fx.Node | None, ...]:
+    operands = node.args[1]
+    assert isinstance(operands, (tuple, list))
+    return tuple(operands)  # type: ignore[arg-type]
+
+
+def type_of(node: fx.Node) -> TensorType:
+    """Element type and shape of a node's tensor."""
+    return TensorType.of(node.meta["val"])
+
+
+@contextlib.contextmanager
+def inserting_for(node: fx.Node, after: bool = False) -> Iterator[fx.Graph]:
+    """Inserts before (or after) a node; new nodes carry its source line."""
+    graph = node.graph
+    shared = {key: node.meta[key] for key in SHARED_META if key in node.meta}
+    before = set(graph.nodes)
+    with graph.inserting_after(node) if after else graph.inserting_before(node):
+        yield graph
+    for new in graph.nodes:
+        if new not in before:
+            for key, value in shared.items():
+                new.meta.setdefault(key, value)
+
+
+def call(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+    """Appends a call at the insertion point and infers its value by running it on fake tensors.
+
+    Targets are pure: an ATen overload, ``read_box``, ``write_box``, ``kernel_call`` or ``getitem``.
+    """
+    node = graph.call_function(target, args, kwargs)
+    node.meta["val"] = infer(target, args, kwargs)
+    return node
+
+
+def infer(target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The fake value of a call on nodes."""
+    values, keywords = fx.node.map_arg((tuple(args), kwargs), lambda node: node.meta["val"])
+    if target is operator.getitem:
+        return values[0][values[1]]
+    tensors = [v for v in torch.utils._pytree.tree_leaves((values, keywords)) if isinstance(v, compat.FakeTensor)]
+    with tensors[0].fake_mode if tensors else compat.FakeTensorMode(), torch.no_grad():
+        return target(*values, **keywords)
+
+
+def replace(old: fx.Node, new: fx.Node) -> None:
+    """Sends every use of ``old`` to ``new`` and erases it."""
+    old.replace_all_uses_with(new)
+    old.graph.erase_node(old)
+
+
+def eliminate_dead_code(graph: fx.Graph) -> list[fx.Node]:
+    """Erases calls whose results nobody uses; every call in a normalised graph is pure. Returns them."""
+    erased: list[fx.Node] = []
+    for node in reversed(graph.nodes):
+        if node.op in ("call_function", "get_attr") and not node.users:
+            erased.append(node)
+            graph.erase_node(node)
+    return erased
+
+
+def source_line(node: fx.Node) -> str:
+    """The user's source line of a node, ``file.py:line in function: code``, or "" where it is unknown."""
+    frames = str(node.meta.get("stack_trace") or "").strip().split("File ")
+    lines = [line.strip() for line in frames[-1].splitlines() if line.strip()]
+    if not lines or '"' not in lines[0]:
+        return ""
+    path, _, rest = lines[0].lstrip('"').partition('"')
+    number = rest.partition("line ")[2].split(",")[0].strip()
+    function = rest.partition(" in ")[2].strip()
+    text = f"{os.path.basename(path)}:{number} in {function}"
+    return f"{text}: {lines[1]}" if len(lines) > 1 else text

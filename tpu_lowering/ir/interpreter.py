@@ -1,0 +1,74 @@
+"""The reference interpreter: a graph run node by node in eager torch, undefined memory poisoned.
+
+It is the oracle of ``Options(verify=True)`` and of the tests: slow, simple, and independent of lowering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpu_lowering.ir import arrays, graphs
+from tpu_lowering.ir.operators import ALLOCATIONS
+
+
+def interpret(module: fx.GraphModule, arguments: Sequence[Any]) -> list[torch.Tensor]:
+    """Runs a graph.
+
+    Args:
+        module: a graph in any stage from specialising on.
+        arguments: one value a placeholder.
+
+    Returns:
+        The values of the graph's output.
+    """
+    with torch.no_grad():
+        return list(_Interpreter(module).run(*arguments))
+
+
+class _Interpreter(fx.Interpreter):
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target in ALLOCATIONS:
+            return self._poisoned(self.node)
+        return super().call_function(target, args, kwargs)
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.node = n
+        return super().run_node(n)
+
+    @staticmethod
+    def _poisoned(node: fx.Node) -> torch.Tensor:
+        value = arrays.poisoned(graphs.type_of(node))
+        result = torch.empty_strided(value.shape, node.meta["val"].stride(), dtype=value.dtype)
+        return result.copy_(value)
+
+
+def random_arguments(graph: fx.Graph, seed: int) -> list[Any]:
+    """Arguments for a graph: normal floats, small integers, drawn from ``seed``; other values as recorded."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if value.dtype.is_floating_point or value.dtype.is_complex:
+            return torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value.dtype)
+        return torch.randint(0, 2, value.shape, generator=generator).to(value.dtype)
+
+    return [draw(node.meta["val"]) for node in graph.nodes if node.op == "placeholder"]
+
+
+def differing(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> int | None:
+    """Index of the first value that differs between two runs of graphs that should be equal, or None.
+
+    Equal means equal shape and dtype, NaN where the other has NaN, and otherwise within the rounding that
+    reordering a reduction may cause (``torch.testing.assert_close``'s tolerances for the dtype).
+    """
+    for index, (a, b) in enumerate(zip(before, after, strict=True)):
+        try:
+            torch.testing.assert_close(b, a, equal_nan=True, check_stride=False)
+        except AssertionError:
+            return index
+    return None

@@ -1,0 +1,148 @@
+"""Kernels as values: what a kernel takes, what it gives back, and what it does to each operand.
+
+A kernel call in the graph is one node, ``kernel_call(kernel, operands)``, whatever form it had in the
+user's code. An operand slot holds a tensor, or ``None`` where the kernel makes a fresh buffer of its own.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import torch
+
+from tpu_lowering import errors
+from tpu_lowering.ir import arrays
+from tpu_lowering.ir.types import TensorType
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """What a kernel does to one operand.
+
+    Attributes:
+        reads: the old contents can influence a value that the kernel computes.
+        writes: the kernel gives the operand a new value.
+        covers: every element is provably overwritten before anything reads it.
+        evidence: one sentence on where these facts come from, for reports.
+    """
+
+    reads: bool
+    writes: bool
+    covers: bool
+    evidence: str
+
+    def __post_init__(self) -> None:
+        if self.covers and (self.reads or not self.writes):
+            raise ValueError(f"expected a covering operand to be written and not read, got {self}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """One tensor operand of a kernel.
+
+    Attributes:
+        name: the argument's name in the user's kernel.
+        type: element type and shape.
+        result: index of the result that is this operand's new value, or None for a read-only operand.
+    """
+
+    name: str
+    type: TensorType
+    result: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Kernel(abc.ABC):
+    """A kernel, specialised to its operands' types and its static arguments.
+
+    Kernels compare by identity; adapters return the same object for the same specialisation.
+
+    Attributes:
+        name: the kernel's name in the user's code.
+        operands: the tensor operands, in the order of the kernel-call node's operands.
+        results: types of the results. A result tied to an operand is that operand's new value.
+        where: the source line the kernel was defined on, or "".
+    """
+
+    name: str
+    operands: tuple[Operand, ...]
+    results: tuple[TensorType, ...]
+    where: str
+
+    def __post_init__(self) -> None:
+        tied = [operand for operand in self.operands if operand.result is not None]
+        if len({operand.result for operand in tied}) != len(tied):
+            raise ValueError(f"expected each result of {self.name} to belong to one operand, got {tied}")
+        for operand in tied:
+            assert operand.result is not None
+            if self.results[operand.result] != operand.type:
+                raise errors.refuse(
+                    "TL202",
+                    f"argument '{operand.name}' of {self.name}",
+                    f"expected a new value of type {operand.type}, got {self.results[operand.result]}",
+                    "return a value of the argument's own shape and dtype",
+                    self.where,
+                )
+
+    @functools.cached_property
+    def access(self) -> tuple[Access, ...]:
+        """The measured effect on each operand. A read-only operand is read, never written."""
+        return self.measure()
+
+    @abc.abstractmethod
+    def measure(self) -> tuple[Access, ...]:
+        """Measures ``access``; called once."""
+
+    @abc.abstractmethod
+    def trace(self, operands: Sequence[jax.Array | None]) -> tuple[jax.Array, ...]:
+        """The kernel as JAX operations on its operands; ``None`` asks for a fresh buffer in that slot.
+
+        Only operands with a result may be ``None``. Traceable under ``jax.jit``.
+        """
+
+    @functools.cached_property
+    def compiled(self) -> Any:
+        """``trace`` under one ``jax.jit``, so that calls of equal types are traced and lowered once."""
+
+        def run(*operands: jax.Array | None) -> tuple[jax.Array, ...]:
+            return self.trace(operands)
+
+        run.__name__ = self.name
+        return jax.jit(run)
+
+    def __call__(self, *operands: jax.Array | None) -> tuple[jax.Array, ...]:
+        """What generated code calls: the results of the kernel, as JAX values."""
+        return self.compiled(*operands)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def tied(self) -> tuple[int, ...]:
+        """Indices of the operands that the kernel gives a new value."""
+        return tuple(index for index, operand in enumerate(self.operands) if operand.result is not None)
+
+
+def kernel_call(kernel: Kernel, operands: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor, ...]:
+    """The graph's one kernel-call node: target of ``call_function`` with ``args=(kernel, operands)``.
+
+    Running it (the reference interpreter does) passes a poisoned buffer, not ``None``, to the kernel's
+    unchanged form, so that a fresh buffer which the kernel does read shows in the result.
+
+    Returns:
+        The kernel's results, new tensors in all cases.
+    """
+    given = [
+        arrays.poisoned(slot.type) if value is None else value
+        for slot, value in zip(kernel.operands, operands, strict=True)
+    ]
+    if any(isinstance(value, torch.Tensor) and arrays.is_fake(value) for value in given):
+        device = next((v.device for v in operands if isinstance(v, torch.Tensor)), torch.device("cpu"))
+        return tuple(torch.empty(t.shape, dtype=t.element.torch, device=device) for t in kernel.results)
+    with jax.enable_x64(True):
+        results = kernel(*(arrays.to_jax(value) for value in given))
+        return tuple(arrays.to_torch(result).clone() for result in results)

@@ -1,0 +1,75 @@
+"""Arguments of a kernel, split into tensors (traced) and everything else (part of the specialisation)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Stands in a template for the tensor at this position of the operand list."""
+
+    index: int
+
+
+def split(arguments: Any, is_tensor: Callable[[Any], bool]) -> tuple[Any, list[Any]]:
+    """Replaces every tensor in nested lists, tuples and dictionaries by a ``Slot``.
+
+    Returns:
+        The template, and the tensors in the order of their slots.
+    """
+    tensors: list[Any] = []
+
+    def walk(value: Any) -> Any:
+        if is_tensor(value):
+            tensors.append(value)
+            return Slot(len(tensors) - 1)
+        if isinstance(value, (list, tuple)):
+            return type(value)([walk(item) for item in value])
+        if isinstance(value, dict):
+            return {key: walk(item) for key, item in value.items()}
+        return value
+
+    return walk(arguments), tensors
+
+
+def fill(template: Any, tensors: Sequence[Any]) -> Any:
+    """The inverse of ``split``: puts values back into their slots."""
+    if isinstance(template, Slot):
+        return tensors[template.index]
+    if isinstance(template, (list, tuple)):
+        return type(template)([fill(item, tensors) for item in template])
+    if isinstance(template, dict):
+        return {key: fill(item, tensors) for key, item in template.items()}
+    return template
+
+
+def slots(template: Any) -> list[int]:
+    """Positions of the tensors in a template, in order of appearance."""
+    if isinstance(template, Slot):
+        return [template.index]
+    if isinstance(template, (list, tuple)):
+        return [index for item in template for index in slots(item)]
+    if isinstance(template, dict):
+        return [index for item in template.values() for index in slots(item)]
+    return []
+
+
+def key(value: Any) -> Hashable:
+    """A dictionary key that tells ``True``, ``1`` and ``1.0`` apart, and ``0.0`` from ``-0.0``.
+
+    Values that cannot be hashed are told apart by identity, so a key never confuses two of them.
+    """
+    if isinstance(value, (list, tuple)):
+        return (type(value), tuple(key(item) for item in value))
+    if isinstance(value, Mapping):
+        return (dict, tuple((key(name), key(item)) for name, item in value.items()))
+    if isinstance(value, (float, complex)):
+        return (type(value), repr(value))
+    try:
+        hash(value)
+    except TypeError:
+        return (type(value), id(value))
+    return (type(value), value)

@@ -1,0 +1,165 @@
+"""A JAX or Pallas function as a ``Kernel``: one specialisation for operand types and static arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from tpu_lowering import errors
+from tpu_lowering.ir.kernels import Access, Kernel, Operand
+from tpu_lowering.ir.types import TensorType, element_type
+from tpu_lowering.kernels import arguments, jaxprs
+from tpu_lowering.kernels.registry import Implementation
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class JaxKernel(Kernel):
+    """A traced JAX function.
+
+    Attributes:
+        closed: its closed jaxpr; inputs are the operands, outputs are the results.
+    """
+
+    closed: Any
+
+    def measure(self) -> tuple[Access, ...]:
+        effects = jaxprs.measured(self.closed, [operand.result for operand in self.operands])
+        for write in effects.undeclared:
+            argument = "an intermediate value" if write.argument is None else f"argument '{self.operands[write.argument].name}'"
+            raise errors.refuse(
+                "TL204",
+                f"{argument} of {self.name}",
+                "expected a kernel body that stores only into outputs, got a store into a read-only reference",
+                f"name the argument in mutates_args and alias it with input_output_aliases, or do not store to it",
+                self.where,
+            )
+        for operand, access in zip(self.operands, effects.access, strict=True):
+            if operand.result is not None and not access.writes:
+                raise errors.refuse(
+                    "TL203",
+                    f"argument '{operand.name}' of {self.name}",
+                    f"expected a new value for an argument declared as mutated, got none: {access.evidence}",
+                    f"write to '{operand.name}', or leave it out of mutates_args",
+                    self.where,
+                )
+        return effects.access
+
+    def trace(self, operands: Sequence[jax.Array | None]) -> tuple[jax.Array, ...]:
+        given = [
+            jaxprs.Fresh(slot.type) if value is None else value
+            for slot, value in zip(self.operands, operands, strict=True)
+        ]
+        with jaxprs.kernel_scope([*(operand.type for operand in self.operands), *self.results]):
+            return jaxprs.run(self.closed, given, interpret=True)
+
+
+_lock = threading.Lock()
+_kernels: dict[Hashable, JaxKernel] = {}
+
+
+def specialise(found: Implementation, bound: Mapping[str, Any], own_results: Sequence[TensorType]) -> JaxKernel:
+    """The kernel of an implementation for given arguments; the same object for equal ones.
+
+    Args:
+        found: the implementation.
+        bound: every argument of the schema by name, ``TensorType`` in place of tensors.
+        own_results: types of the operator's own results, as torch's fake implementation gives them.
+
+    Raises:
+        TpuLoweringError: TL202 if the function returns other types, TL206 if it cannot be traced,
+            TL203 or TL204 if its writes are not the declared ones.
+    """
+    cache_key = (found, arguments.key(tuple(bound.items())), tuple(own_results))
+    with _lock:
+        if cache_key not in _kernels:
+            kernel = _trace(found, bound, own_results)
+            kernel.access  # noqa: B018  (refuses wrong declarations before the kernel is used)
+            _kernels[cache_key] = kernel
+        return _kernels[cache_key]
+
+
+def _trace(found: Implementation, bound: Mapping[str, Any], own_results: Sequence[TensorType]) -> JaxKernel:
+    template, types = arguments.split(dict(bound), lambda value: isinstance(value, TensorType))
+    schema = {argument.name: argument for argument in found.overload._schema.arguments}
+    mutated = [index for name in found.mutated for index in arguments.slots(template[name])]
+
+    def flat(*tensors: Any) -> list[Any]:
+        filled = arguments.fill(template, tensors)
+        positional = [value for name, value in filled.items() if not schema[name].kwarg_only]
+        keywords = {name: value for name, value in filled.items() if schema[name].kwarg_only}
+        return jax.tree.leaves(found.function(*positional, **keywords))
+
+    try:
+        closed = jaxprs.trace(flat, types, own_results)
+    except errors.TpuLoweringError:
+        raise
+    except Exception as error:
+        raise errors.refuse(
+            "TL206",
+            found.name,
+            f"expected a function that JAX can trace, got {type(error).__name__}: {first_line(error)}",
+            "make the function traceable by jax.jit for these argument shapes",
+            found.where,
+        ) from error
+    results = _result_types(closed)
+    expected = [types[index] for index in mutated] + list(own_results)
+    _check_results(found, results, expected, [name for name in found.mutated for _ in arguments.slots(template[name])])
+    names = _operand_names(template)
+    operands = tuple(
+        Operand(names[index], type_, mutated.index(index) if index in mutated else None)
+        for index, type_ in enumerate(types)
+    )
+    return JaxKernel(found.name, operands, tuple(expected), found.where, closed)
+
+
+def _result_types(closed: Any) -> list[TensorType]:
+    types: list[TensorType] = []
+    for aval in closed.out_avals:
+        element = element_type(aval.dtype)
+        assert element is not None
+        types.append(TensorType(element, tuple(aval.shape)))
+    return types
+
+
+def _check_results(
+    found: Implementation, results: Sequence[TensorType], expected: Sequence[TensorType], mutated: Sequence[str]
+) -> None:
+    if len(results) != len(expected):
+        raise errors.refuse(
+            "TL202",
+            found.name,
+            f"expected {len(expected)} results (new values of {', '.join(mutated) or 'no argument'}, "
+            f"then {len(expected) - len(mutated)} of its own), got {len(results)}",
+            "return the new values of the mutated arguments in schema order, then the operator's own results",
+            found.where,
+        )
+    for index, (result, want) in enumerate(zip(results, expected, strict=True)):
+        if result != want:
+            what = f"new value of '{mutated[index]}'" if index < len(mutated) else f"result {index - len(mutated)}"
+            raise errors.refuse(
+                "TL202",
+                f"{what} of {found.name}",
+                f"expected {want}, got {result}",
+                f"return a value of type {want}",
+                found.where,
+            )
+
+
+def _operand_names(template: Mapping[str, Any]) -> list[str]:
+    names: dict[int, str] = {}
+    for name, value in template.items():
+        found = arguments.slots(value)
+        for position, index in enumerate(found):
+            names[index] = name if isinstance(value, arguments.Slot) else f"{name}[{position}]"
+    return [names[index] for index in sorted(names)]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for use inside a coded error."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+

@@ -1,0 +1,201 @@
+"""Kernels traced to jaxprs: tracing under the right modes, inlining, and running with fresh buffers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core
+
+from tpu_lowering import compat
+from tpu_lowering.analyse import functions, pallas
+from tpu_lowering.ir.types import TensorType
+
+CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
+
+
+@contextlib.contextmanager
+def kernel_scope(types: Sequence[TensorType], device_kind: str = "TPU7x") -> Iterator[None]:
+    """The modes under which a kernel is traced.
+
+    Pallas's index arithmetic is int32, so x64 is off unless an operand needs it. Kernels that ask for
+    facts of the chip get those of ``device_kind``; on the CPU there is none to ask.
+    """
+    device = jax.sharding.AbstractDevice(device_kind=device_kind, num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    with jax.enable_x64(any(type_.element.is_64bit for type_ in types)), jax.sharding.use_abstract_mesh(mesh):
+        yield
+
+
+def trace(function: Callable[..., Any], types: Sequence[TensorType], results: Sequence[TensorType] = ()) -> Any:
+    """The closed jaxpr of a function of positional arrays, calls inlined, dead code removed.
+
+    Results are flattened; every argument keeps its input variable, used or not. ``results`` are result
+    types known beforehand: one of 64 bits turns x64 on, as an operand of 64 bits does.
+    """
+    with kernel_scope([*types, *results]):
+        specs = [jax.ShapeDtypeStruct(type_.shape, type_.dtype) for type_ in types]
+        return without_dead_code(inlined(jax.make_jaxpr(function)(*specs)))
+
+
+def inlined(closed: Any) -> Any:
+    """The same jaxpr with every call (``jit``, ``custom_jvp_call``, ...) replaced by its body."""
+    if not any(equation.primitive.name in CALLS for equation in closed.jaxpr.eqns):
+        return closed
+
+    def run(*arguments: Any) -> list[Any]:
+        return _evaluate(closed.jaxpr, closed.consts, arguments, lambda equation, values: None)
+
+    specs = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in closed.jaxpr.invars]
+    return jax.make_jaxpr(run)(*specs)
+
+
+def without_dead_code(closed: Any) -> Any:
+    """Removes equations without effects whose results nobody uses."""
+    live = {atom for atom in closed.jaxpr.outvars if not hasattr(atom, "val")}
+    kept: list[Any] = []
+    for equation in reversed(closed.jaxpr.eqns):
+        if equation.effects or any(variable in live for variable in equation.outvars):
+            kept.append(equation)
+            live.update(atom for atom in equation.invars if not hasattr(atom, "val"))
+    return jax.extend.core.ClosedJaxpr(closed.jaxpr.replace(eqns=kept[::-1]), closed.consts)
+
+
+Override = Callable[[Any, Sequence[Any]], "list[Any] | None"]
+
+
+def _evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], override: Override) -> list[Any]:
+    """Runs a jaxpr equation by equation, going into calls; ``override`` may run an equation itself."""
+    environment: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if hasattr(atom, "val") else environment[atom]
+
+    for equation in jaxpr.eqns:
+        values = [read(atom) for atom in equation.invars]
+        results = override(equation, values)
+        if results is None:
+            if equation.primitive.name in CALLS:
+                inner = next(equation.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in equation.params)
+                results = _evaluate(inner.jaxpr, inner.consts, values, override)
+            else:
+                results = compat.bind(equation, values)
+        environment.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fresh:
+    """Stands for an operand whose old contents nobody needs."""
+
+    type: TensorType
+
+    def materialise(self) -> jax.Array:
+        """A buffer with undefined contents; inside a program it costs no device operation."""
+        return jax.lax.empty(self.type.shape, self.type.dtype)
+
+
+def run(closed: Any, operands: Sequence[jax.Array | Fresh], interpret: Any) -> tuple[jax.Array, ...]:
+    """Runs a traced kernel.
+
+    Args:
+        closed: from ``trace``.
+        operands: one value an input variable; ``Fresh`` where the old contents do not matter.
+        interpret: how Pallas kernels run: True for the interpreter (CPU), False for Mosaic (TPU).
+
+    A ``pallas_call`` whose aliased operand is fresh and not loaded by the body loses the operand and the
+    alias, so its blocks are not fetched either. Any other use of a fresh operand gets ``jax.lax.empty``.
+    """
+
+    def override(equation: Any, values: Sequence[Any]) -> list[Any] | None:
+        if equation.primitive.name in ("pallas_call", "mpmd_map"):
+            equation = equation.replace(params={**equation.params, "interpret": interpret})
+        elif not any(isinstance(value, Fresh) for value in values) and not _holds_kernel(equation):
+            return None
+        if equation.primitive.name == "pallas_call":
+            equation, values = _without_fresh_operands(equation, values)
+        values = [value.materialise() if isinstance(value, Fresh) else value for value in values]
+        params = {key: _retargeted(value, interpret) for key, value in equation.params.items()}
+        return compat.bind(equation.replace(params=params), values)
+
+    results = _evaluate(closed.jaxpr, closed.consts, operands, override)
+    return tuple(value.materialise() if isinstance(value, Fresh) else value for value in results)
+
+
+def _jaxprs_in(value: Any) -> list[Any]:
+    if isinstance(value, (tuple, list)):
+        return [jaxpr for item in value for jaxpr in _jaxprs_in(item)]
+    return [value] if hasattr(value, "jaxpr") and hasattr(value, "consts") else []
+
+
+def _holds_kernel(equation: Any) -> bool:
+    """Whether a kernel call stands somewhere inside an equation's sub-programs (loops, branches)."""
+    return any(
+        inner.primitive.name in ("pallas_call", "mpmd_map") or _holds_kernel(inner)
+        for value in equation.params.values()
+        for closed in _jaxprs_in(value)
+        for inner in closed.jaxpr.eqns
+    )
+
+
+def _retargeted(value: Any, interpret: Any) -> Any:
+    """A parameter with every kernel call inside its jaxprs set to run as ``interpret`` says."""
+    if isinstance(value, tuple):
+        return tuple(_retargeted(item, interpret) for item in value)
+    if not _jaxprs_in(value):
+        return value
+    equations = []
+    for equation in value.jaxpr.eqns:
+        params = {key: _retargeted(inner, interpret) for key, inner in equation.params.items()}
+        if equation.primitive.name in ("pallas_call", "mpmd_map"):
+            params["interpret"] = interpret
+        equations.append(equation.replace(params=params))
+    return jax.extend.core.ClosedJaxpr(value.jaxpr.replace(eqns=equations), value.consts)
+
+
+def _without_fresh_operands(equation: Any, values: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """Drops the aliased operands of a ``pallas_call`` that are fresh and that its body does not load."""
+    aliases = dict(equation.params["input_output_aliases"])
+    first = equation.params["grid_mapping"].num_index_operands
+    effects = pallas.call_effects(equation)
+    dropped = [
+        position
+        for position, value in enumerate(values)
+        if isinstance(value, Fresh)
+        and position in aliases
+        and not effects.inputs[position - first].reads
+        and not effects.outputs[aliases[position]].reads
+    ]
+    if not dropped:
+        return equation, list(values)
+    return _drop_inputs(equation, dropped), [v for position, v in enumerate(values) if position not in dropped]
+
+
+def _drop_inputs(equation: Any, dropped: Sequence[int]) -> Any:
+    params = dict(equation.params)
+    mapping, jaxpr = params["grid_mapping"], params["jaxpr"]
+    blocks = [block - mapping.num_index_operands for block in dropped]
+    params["grid_mapping"] = dataclasses.replace(
+        mapping,
+        block_mappings=tuple(b for at, b in enumerate(mapping.block_mappings) if at not in blocks),
+        num_inputs=mapping.num_inputs - len(dropped),
+    )
+    params["input_output_aliases"] = tuple(
+        (source - sum(d < source for d in dropped), target)
+        for source, target in params["input_output_aliases"]
+        if source not in dropped
+    )
+    params["jaxpr"] = jaxpr.replace(
+        invars=[var for at, var in enumerate(jaxpr.invars) if at not in dropped],
+        debug_info=jaxpr.debug_info.with_unknown_names(),
+    )
+    kept = [atom for at, atom in enumerate(equation.invars) if at not in dropped]
+    return equation.replace(invars=kept, params=params)
+
+
+def measured(closed: Any, results: Sequence[int | None]) -> functions.FunctionEffects:
+    """Effects of a traced kernel on its arguments; see ``functions.function_effects``."""
+    return functions.function_effects(closed.jaxpr, results)

@@ -1,0 +1,288 @@
+"""One launch of a Helion device function, as a ``Kernel`` that runs as a plain ``pallas_call``.
+
+Helion describes a launch by facts: which arguments are outputs, the block of each argument and the grid
+dimensions that move it, which stay in HBM, scratch buffers, padding. They are enough to build the
+``pallas_call``; Helion's own launchers are never called.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from tpu_lowering import errors
+from tpu_lowering.analyse import pallas
+from tpu_lowering.ir.kernels import Access, Kernel, Operand
+from tpu_lowering.ir.types import TensorType
+from tpu_lowering.kernels import jaxprs
+
+# Facts that a plain pallas_call expresses, and those that only matter to Helion's own launchers.
+EXPRESSED = frozenset((
+    "_output_indices", "_inplace_indices", "_block_spec_info", "_scratch_shapes", "_hbm_arg_indices",
+    "_ds_pad_dims", "_smem_arg_indices",
+))  # fmt: skip
+IRRELEVANT = frozenset((
+    "_pallas_interpret", "_scratch_shape_sources", "_use_low_level_scheduler", "_matmul_dot_general",
+    "_output_meta", "_cache_key",
+))  # fmt: skip
+
+SCRATCH_TYPES = {
+    "jnp.float32": jnp.float32, "jnp.float16": jnp.float16, "jnp.bfloat16": jnp.bfloat16,
+    "jnp.int32": jnp.int32, "jnp.int16": jnp.int16, "jnp.int8": jnp.int8, "jnp.uint8": jnp.uint8,
+    "jnp.bool_": jnp.bool_, "jnp.float8_e4m3fn": jnp.float8_e4m3fn,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Launch(Kernel):
+    """A launch, specialised to its shapes. Operands are the read-only tensors, then the outputs.
+
+    Attributes:
+        device_function: the function over references, in the order of the launch's arguments.
+        grid: extents of the grid.
+        positions: position among the launch's arguments of each operand.
+        numbers: the other arguments, by position.
+        blocks: block of each operand: (block shape, grid dimension of each dimension), None for whole.
+        facts: Helion's other facts.
+    """
+
+    device_function: types.FunctionType
+    grid: tuple[int, ...]
+    positions: tuple[int, ...]
+    numbers: tuple[tuple[int, Any], ...]
+    blocks: tuple[Any, ...]
+    facts: Mapping[str, Any]
+
+    @staticmethod
+    def create(
+        name: str,
+        device_function: Any,
+        grid: Sequence[Any],
+        given: Sequence[Any],
+        facts: Mapping[str, Any],
+        tensors: Mapping[int, torch.Tensor],
+        read_only: Sequence[int],
+        outputs: Sequence[int],
+        where: str,
+    ) -> Launch:
+        """Builds a launch from what Helion's generated host code passes to its launcher.
+
+        Raises:
+            TpuLoweringError: TL210 for a launch that needs a launcher of Helion's own.
+        """
+        unknown = sorted(key for key, value in facts.items() if value and key not in EXPRESSED | IRRELEVANT)
+        if unknown:
+            raise errors.refuse(
+                "TL210",
+                name,
+                f"expected a launch that a pallas_call can express, got one with {', '.join(unknown)}",
+                "choose a config with pallas_loop_type='unroll' or 'fori_loop', and without distributed operations",
+                where,
+            )
+        names = device_function.__code__.co_varnames[: device_function.__code__.co_argcount]
+        order = [*read_only, *outputs]
+        ranks = {position: rank for rank, position in enumerate(sorted(tensors))}
+        info = facts.get("_block_spec_info")
+        operands = tuple(
+            Operand(names[p], TensorType.of(tensors[p]), outputs.index(p) if p in outputs else None) for p in order
+        )
+        return Launch(
+            name=name,
+            operands=operands,
+            results=tuple(TensorType.of(tensors[p]) for p in outputs),
+            where=where,
+            device_function=device_function,
+            grid=tuple(int(extent) for extent in grid),
+            positions=tuple(order),
+            numbers=tuple((p, value) for p, value in enumerate(given) if p not in tensors),
+            blocks=tuple(None if not info else info[ranks[p]] for p in order),
+            facts={**facts, "_smem": [p for p in order if ranks[p] in (facts.get("_smem_arg_indices") or ())]},
+        )
+
+    def measure(self) -> tuple[Access, ...]:
+        """Effects by the body of the form without aliases, checked against Helion's list of outputs."""
+        if 0 in self.grid:
+            none = Access(True, True, False, "the grid is empty: nothing is stored")
+            return tuple(none if operand.result is not None else READ_ONLY for operand in self.operands)
+        closed = jaxprs.trace(self._from_fresh, [o.type for o in self.operands if o.result is None], self.results)
+        equation = next(e for e in closed.jaxpr.eqns if e.primitive.name == "pallas_call")
+        effects = pallas.call_effects(equation)
+        self._check_writes(effects)
+        by_result = [
+            Access(effect.reads, effect.writes, effect.covers and not effect.reads, effect.why or "every block is visited and stored whole")
+            for effect in effects.outputs
+        ]
+        return tuple(READ_ONLY if o.result is None else by_result[o.result] for o in self.operands)
+
+    def _check_writes(self, effects: pallas.CallEffects) -> None:
+        inputs = [operand for operand in self.operands if operand.result is None]
+        for operand, effect in zip(inputs, effects.inputs, strict=True):
+            if effect.writes:
+                raise errors.refuse(
+                    "TL204",
+                    f"argument '{operand.name}' of {self.name}",
+                    "expected stores only into the outputs that Helion lists, got a store into another argument",
+                    "report this kernel: Helion's list of outputs and its device code disagree",
+                    self.where,
+                )
+
+    def _from_fresh(self, *inputs: jax.Array) -> tuple[jax.Array, ...]:
+        fresh = [jaxprs.Fresh(operand.type) for operand in self.operands if operand.result is not None]
+        return self._call([*inputs, *fresh], interpret=True)
+
+    def trace(self, operands: Sequence[jax.Array | None]) -> tuple[jax.Array, ...]:
+        values: list[Any] = []
+        for slot, value, access in zip(self.operands, operands, self.access, strict=True):
+            fresh = jaxprs.Fresh(slot.type)
+            values.append(value if value is not None else fresh.materialise() if access.reads else fresh)
+        if 0 in self.grid or any(0 in result.shape for result in self.results):
+            return tuple(v.materialise() if isinstance(v, jaxprs.Fresh) else v for v in values[-len(self.results) :])
+        with jaxprs.kernel_scope([*(slot.type for slot in self.operands), *self.results]):
+            return self._call(values, interpret=True)
+
+    def _call(self, values: Sequence[Any], interpret: bool) -> tuple[jax.Array, ...]:
+        """The ``pallas_call``: outputs given as ``Fresh`` have no operand, others are aliased to theirs."""
+        return _PallasCall(self, values).run(interpret)
+
+
+READ_ONLY = Access(True, False, False, "Helion lists it as an input")
+
+
+class _PallasCall:
+    """Builds one ``pallas_call`` of a launch; shapes here are those after padding."""
+
+    def __init__(self, launch: Launch, values: Sequence[Any]) -> None:
+        self.launch = launch
+        self.results = [at for at, operand in enumerate(launch.operands) if operand.result is not None]
+        self.shapes = [self._padded_shape(at) for at in range(len(values))]
+        self.inputs = [at for at, value in enumerate(values) if not isinstance(value, jaxprs.Fresh)]
+        self.values = [self._pad(at, values[at]) for at in self.inputs]
+        self.raw = {at for at, p in enumerate(launch.positions) if p in (launch.facts.get("_hbm_arg_indices") or ())}
+
+    def _padding(self, at: int) -> list[tuple[int, int]]:
+        """(dimension, amount) of the padding at the end that keeps dynamic slices in bounds."""
+        shape = self.launch.operands[at].type.shape
+        return [
+            (dim, -shape[dim] % block + extra)
+            for position, dim, block, extra in self.launch.facts.get("_ds_pad_dims") or ()
+            if position == self.launch.positions[at]
+        ]
+
+    def _padded_shape(self, at: int) -> tuple[int, ...]:
+        shape = list(self.launch.operands[at].type.shape)
+        for dim, amount in self._padding(at):
+            shape[dim] += amount
+        return tuple(shape)
+
+    def _pad(self, at: int, value: jax.Array) -> jax.Array:
+        widths = [(0, new - old) for new, old in zip(self.shapes[at], value.shape, strict=True)]
+        return jnp.pad(value, widths) if any(after for _, after in widths) else value
+
+    def _spec(self, at: int) -> pl.BlockSpec:
+        if at in self.raw:
+            return pl.BlockSpec(memory_space=pltpu.HBM)
+        space = pltpu.SMEM if self.launch.positions[at] in self.launch.facts["_smem"] else None
+        return block_spec(self.shapes[at], self.launch.blocks[at], space)
+
+    def run(self, interpret: bool) -> tuple[jax.Array, ...]:
+        outputs = [
+            jax.ShapeDtypeStruct(self.shapes[at], self.launch.operands[at].type.dtype) for at in self.results
+        ]
+        aliases = {self.inputs.index(at): index for index, at in enumerate(self.results) if at in self.inputs}
+        results = pl.pallas_call(
+            self._body,
+            grid=self.launch.grid or (1,),
+            in_specs=[self._spec(at) for at in self.inputs],
+            out_specs=[self._spec(at) for at in self.results],
+            out_shape=outputs,
+            scratch_shapes=_scratch(self.launch.facts.get("_scratch_shapes") or ()),
+            input_output_aliases=aliases,
+            interpret=interpret,
+            name=self.launch.name,
+        )(*self.values)
+        return tuple(
+            result[tuple(slice(0, size) for size in self.launch.operands[at].type.shape)]
+            if self.shapes[at] != self.launch.operands[at].type.shape
+            else result
+            for at, result in zip(self.results, results, strict=True)
+        )
+
+    def _body(self, *refs: Any) -> None:
+        """References in the order of the launch's arguments; an aliased block starts as its old contents."""
+        count, launch = len(self.inputs), self.launch
+        by_position: dict[int, Any] = dict(launch.numbers)
+        for at, ref in zip(self.inputs, refs[:count], strict=True):
+            by_position[launch.positions[at]] = ref
+        for at, ref in zip(self.results, refs[count : count + len(self.results)], strict=True):
+            if at in self.inputs and at not in self.raw:
+                self._load_old(at, ref, by_position[launch.positions[at]])
+            by_position[launch.positions[at]] = ref
+        launch.device_function(*(by_position[p] for p in sorted(by_position)), *refs[count + len(self.results) :])
+
+    def _load_old(self, at: int, ref: Any, old: Any) -> None:
+        """Copies the old contents into the output block, once, the first time the grid visits it."""
+        info = self.launch.blocks[at]
+        moving = _moving_dimensions(info) if info is not None else set()
+        waiting = [axis for axis, extent in enumerate(self.launch.grid) if extent > 1 and axis not in moving]
+        first = functools.reduce(jnp.logical_and, [pl.program_id(axis) == 0 for axis in waiting], jnp.bool_(True))
+
+        @pl.when(first)
+        def _() -> None:
+            ref[...] = old[...]
+
+
+def _moving_dimensions(info: Any) -> set[int]:
+    """Grid dimensions that move a block."""
+    return {entry[0] if isinstance(entry, tuple) else entry for entry in info[1] if entry is not None}
+
+
+def block_spec(shape: Sequence[int], info: Any, memory_space: Any) -> pl.BlockSpec:
+    """A ``BlockSpec`` from Helion's block facts.
+
+    Args:
+        shape: shape of the array.
+        info: (block sizes, None for a whole dimension; for each dimension the grid dimension that moves
+            it, or ``(grid dimension, stride, count)`` of a flattened grid, or None); None for one whole block.
+        memory_space: a Pallas memory space, or None for the default.
+    """
+    if info is None:
+        return pl.BlockSpec(tuple(shape), lambda *ids: (jnp.int32(0),) * len(shape), memory_space=memory_space)
+    sizes, movers = info
+    block = tuple(max(1, size if want is None else min(want, size)) for want, size in zip(sizes, shape, strict=True))
+    last = [max(-(-size // step), 1) - 1 for size, step in zip(shape, block, strict=True)]
+
+    def index_map(*ids: Any) -> tuple[Any, ...]:
+        return tuple(_block_index(ids, mover, end) for mover, end in zip(movers, last, strict=True))
+
+    return pl.BlockSpec(block, index_map, memory_space=memory_space)
+
+
+def _block_index(ids: Sequence[Any], mover: Any, last: int) -> Any:
+    if mover is None:
+        return jnp.int32(0)
+    if isinstance(mover, tuple):
+        axis, stride, count = mover
+        return jnp.int32(ids[axis] // stride % count)
+    return jnp.minimum(jnp.int32(ids[mover]), jnp.int32(last))
+
+
+def _scratch(entries: Sequence[Any]) -> list[Any]:
+    """Scratch buffers and DMA semaphores, as Pallas types."""
+    shapes: list[Any] = []
+    for shape, dtype, *kind in entries:
+        if kind == ["dma_semaphore"]:
+            shapes.append(pltpu.SemaphoreType.DMA(shape))
+        else:
+            shapes.append(pltpu.VMEM(shape, SCRATCH_TYPES[dtype]))
+    return shapes
+
+

@@ -1,0 +1,221 @@
+"""``kernel_op``: a JAX or Pallas function as a torch operator, in eager, under tracing and compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import torch
+
+from tpu_lowering import compat, errors
+from tpu_lowering.ir import arrays
+from tpu_lowering.ir.types import TensorType
+from tpu_lowering.kernels import arguments, jax_function, registry
+
+# Operators live as long as their library object.
+_libraries: list[torch.library.Library] = []
+
+
+def kernel_op(
+    name: str,
+    *,
+    mutates_args: Iterable[str] = (),
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+    fake: Callable[..., Any] | None = None,
+) -> Callable[[registry.Function], torch._ops.OpOverload]:
+    """Registers a JAX or Pallas function as a torch operator.
+
+    The function's annotations are torch's (``torch.Tensor``, ``int``, ``list[torch.Tensor]``, ...) and
+    give the operator's schema; when it runs, JAX arrays stand in place of the tensors. It returns the new
+    values of the mutated arguments in schema order, then the operator's own results: one value bare,
+    several as a tuple::
+
+        @kernel_op("demo::exp_into", mutates_args=("out",))
+        def exp_into(x: torch.Tensor, out: torch.Tensor) -> None:
+            return jnp.exp(x)
+
+    The operator works in eager torch on CPU tensors too, by way of JAX.
+
+    Args:
+        name: ``namespace::name``.
+        mutates_args: names of the arguments that the operator writes to.
+        backward: ``backward(ctx, *gradients)`` with one gradient for each mutated argument, then for each
+            own result; returns one gradient for each argument, None for those that are no tensors. For a
+            mutated argument it is the gradient of its old contents: None if none of them survive.
+        setup_context: ``setup_context(ctx, inputs, output)`` saves what ``backward`` needs; ``output``
+            holds the new values of the mutated arguments, then the own results.
+        fake: ``fake(*args)`` gives tensors like the operator's own results. By default JAX is asked, which
+            under ``dynamic=True`` specialises the graph to the shapes at hand.
+
+    Returns:
+        A decorator; it returns the operator, ``torch.ops.<namespace>.<name>.default``.
+
+    Raises:
+        TpuLoweringError: TL207 if the name is taken, TL208 if the annotations give no schema. At the
+            first use for given types: TL202, TL203, TL204 or TL206.
+    """
+
+    def enter(function: registry.Function) -> torch._ops.OpOverload:
+        overload = _define(name, tuple(mutates_args), function)
+        found = registry.register(overload, function)
+        library = _libraries[-1]
+        short = overload._schema.name.split("::")[1]
+        library.impl(short, _eager(found), "CompositeExplicitAutograd")
+        torch.library.register_fake(name, _fake(found, fake), lib=library)
+        library.impl(short, _autograd(found, backward, setup_context), "Autograd")
+        return overload
+
+    return enter
+
+
+def _define(name: str, mutates_args: Sequence[str], function: registry.Function) -> torch._ops.OpOverload:
+    where = registry.source_line(function)
+    if name.count("::") != 1:
+        raise errors.refuse(
+            "TL208", repr(name), f"expected 'namespace::name', got {name!r}", "write kernel_op('my_ops::name', ...)", where
+        )
+    namespace, short = name.split("::")
+    if hasattr(getattr(torch.ops, namespace), short):
+        raise errors.refuse(
+            "TL207", name, "expected a new operator name, got one that torch knows already",
+            "choose another name, or give the existing operator a kernel with @register_kernel", where,
+        )  # fmt: skip
+    try:
+        schema = torch.library.infer_schema(function, mutates_args=mutates_args)
+    except ValueError as error:
+        raise errors.refuse(
+            "TL208", name, f"expected annotations that torch can turn into a schema, got: {jax_function.first_line(error)}",
+            "annotate every parameter and the return value as for torch.library.custom_op", where,
+        ) from error  # fmt: skip
+    library = torch.library.Library(namespace, "FRAGMENT")
+    library.define(f"{short}{schema}")
+    _libraries.append(library)
+    return getattr(getattr(torch.ops, namespace), short).default
+
+
+def bind(schema: torch.FunctionSchema, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Every argument of a schema by name, defaults filled in."""
+    bound: dict[str, Any] = {}
+    for position, argument in enumerate(schema.arguments):
+        if argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
+        elif position < len(args):
+            bound[argument.name] = args[position]
+        else:
+            bound[argument.name] = argument.default_value
+    return bound
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _own_result_types(found: registry.Implementation, bound: Mapping[str, Any]) -> list[TensorType]:
+    """Types of the operator's own results, by abstract evaluation of the JAX function."""
+    if not found.overload._schema.returns:
+        return []
+    template, tensors = arguments.split(dict(bound), _is_tensor)
+    specs = [jax.ShapeDtypeStruct(tuple(map(int, t.shape)), TensorType.of(t).dtype) for t in tensors]
+    with jax.enable_x64(True):
+        results = jax.eval_shape(lambda *given: found.function(*arguments.fill(template, given).values()), *specs)
+    mutated = sum(len(arguments.slots(template[name])) for name in found.mutated)
+    return [TensorType.of(result) for result in jax.tree.leaves(results)[mutated:]]
+
+
+def _fake(found: registry.Implementation, fake: Callable[..., Any] | None) -> Callable[..., Any]:
+    def infer(*args: Any, **kwargs: Any) -> Any:
+        bound = bind(found.overload._schema, args, kwargs)
+        tensors = arguments.split(bound, _is_tensor)[1]
+        results = tuple(
+            tensors[0].new_empty(type_.shape, dtype=type_.element.torch) for type_ in _own_result_types(found, bound)
+        )
+        return _as_returned(found, results)
+
+    return fake or infer
+
+
+def _as_returned(found: registry.Implementation, results: tuple[torch.Tensor, ...]) -> Any:
+    count = len(found.overload._schema.returns)
+    return None if count == 0 else results[0] if count == 1 else results
+
+
+def _eager(found: registry.Implementation) -> Callable[..., Any]:
+    """The operator on real CPU tensors: run the function through JAX, write back what it mutates."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        bound = bind(found.overload._schema, args, kwargs)
+        template, tensors = arguments.split(bound, _is_tensor)
+        types = arguments.fill(template, [TensorType.of(tensor) for tensor in tensors])
+        kernel = jax_function.specialise(found, types, _own_result_types(found, bound))
+        with jax.enable_x64(True):
+            results = [arrays.to_torch(value) for value in kernel(*map(arrays.to_jax, tensors))]
+        for operand, tensor in zip(kernel.operands, tensors, strict=True):
+            if operand.result is not None:
+                tensor.copy_(results[operand.result])
+        return _as_returned(found, tuple(result.clone() for result in results[len(kernel.tied()) :]))
+
+    return run
+
+
+def _autograd(
+    found: registry.Implementation, backward: Callable[..., Any] | None, setup_context: Callable[..., None] | None
+) -> Callable[..., Any]:
+    """The operator where gradients may be recorded."""
+    schema = found.overload._schema
+
+    def below(*args: Any, **kwargs: Any) -> Any:
+        with compat.below_autograd():
+            return found.overload(*args, **kwargs)
+
+    def refuse_gradient(*args: Any, **kwargs: Any) -> Any:
+        bound = bind(schema, args, kwargs)
+        if torch.is_grad_enabled():
+            for name, value in bound.items():
+                if any(tensor.requires_grad for tensor in arguments.split(value, _is_tensor)[1]):
+                    raise no_backward(found.name, name, found.where)
+        return below(*args, **kwargs)
+
+    if backward is None:
+        return refuse_gradient
+    mutated = [index for index, argument in enumerate(schema.arguments) if argument.name in found.mutated]
+
+    class Recorded(torch.autograd.Function):
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            results = below(*args)
+            own = () if results is None else results if isinstance(results, tuple) else (results,)
+            return (*(args[index] for index in mutated), *own)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.mark_dirty(*(inputs[index] for index in mutated))
+            if setup_context is not None:
+                setup_context(ctx, inputs, output)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return backward(ctx, *gradients)
+
+    Recorded.__name__ = f"{schema.name.split('::')[1]}_with_backward"
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        bound = bind(schema, args, kwargs)
+        results = Recorded.apply(*bound.values())
+        return _as_returned(found, tuple(results[len(mutated) :]))
+
+    return record
+
+
+def no_backward(kernel: str, argument: str, where: str) -> errors.TpuLoweringError:
+    """The refusal of a gradient through a kernel that has no backward."""
+    return errors.refuse(
+        "TL205",
+        kernel,
+        f"expected a backward, because argument '{argument}' requires a gradient, got none",
+        "register one with kernel_op(..., backward=...), call the kernel on x.detach(), or use torch.no_grad()",
+        where,
+    )
+
+

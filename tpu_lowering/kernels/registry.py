@@ -1,0 +1,122 @@
+"""JAX implementations of torch operators: registering them, and finding the one for an operator."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tpu_lowering import errors
+
+Function = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Implementation:
+    """A JAX function that implements a torch operator.
+
+    Attributes:
+        overload: the operator.
+        function: takes the operator's arguments in schema order, JAX arrays in place of tensors; returns
+            the new values of the mutated arguments in schema order, then the operator's own results.
+        where: the source line of the function.
+    """
+
+    overload: torch._ops.OpOverload
+    function: Function
+    where: str
+
+    @property
+    def name(self) -> str:
+        return self.overload._schema.name
+
+    @property
+    def mutated(self) -> tuple[str, ...]:
+        """Names of the arguments that the schema marks as written."""
+        return tuple(
+            argument.name
+            for argument in self.overload._schema.arguments
+            if argument.alias_info is not None and argument.alias_info.is_write
+        )
+
+
+_lock = threading.Lock()
+_implementations: dict[torch._ops.OpOverload, Implementation] = {}
+
+
+def implementation(overload: Any) -> Implementation | None:
+    """The registered JAX implementation of an operator, or None."""
+    return _implementations.get(overload)
+
+
+def source_line(function: Function) -> str:
+    """``file:line in name`` of a function's definition, or "" where Python does not know it."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno} in {code.co_name}" if code is not None else ""
+
+
+def register(overload: torch._ops.OpOverload, function: Function) -> Implementation:
+    """Enters an implementation.
+
+    Raises:
+        TpuLoweringError: TL207 if the operator has one; TL208 if the function cannot take its arguments.
+    """
+    found = Implementation(overload, function, source_line(function))
+    _check_arity(found)
+    with _lock:
+        if overload in _implementations:
+            raise errors.refuse(
+                "TL207",
+                str(overload),
+                f"expected one implementation, got a second; the first is at {_implementations[overload].where}",
+                "remove one of the two, or register it for another overload",
+                found.where,
+            )
+        _implementations[overload] = found
+    return found
+
+
+def _check_arity(found: Implementation) -> None:
+    schema = found.overload._schema
+    positional = [None for argument in schema.arguments if not argument.kwarg_only]
+    keywords = {argument.name: None for argument in schema.arguments if argument.kwarg_only}
+    try:
+        inspect.signature(found.function).bind(*positional, **keywords)
+    except TypeError as error:
+        raise errors.refuse(
+            "TL208",
+            str(found.overload),
+            f"expected a function that takes the arguments of {schema}, got {error}",
+            "give the function the operator's arguments in schema order",
+            found.where,
+        ) from error
+
+
+def register_kernel(overload: Any) -> Callable[[Function], Function]:
+    """Decorator: a JAX function as the implementation of an existing torch operator.
+
+    The function takes the operator's arguments in schema order (keyword-only ones by keyword), JAX arrays
+    in place of tensors, and returns the new values of the mutated arguments in schema order, then the
+    operator's own results: one value bare, several as a tuple. A list argument's new value is a list.
+
+    Args:
+        overload: ``torch.ops.ns.op.default`` or, for an operator with one overload, ``torch.ops.ns.op``.
+
+    Returns:
+        The function, unchanged.
+
+    Raises:
+        TpuLoweringError: TL207 or TL208; see ``register``.
+    """
+    if isinstance(overload, torch._ops.OpOverloadPacket):
+        overload = getattr(overload, overload.overloads()[0])
+
+    def enter(function: Function) -> Function:
+        register(overload, function)
+        return function
+
+    return enter

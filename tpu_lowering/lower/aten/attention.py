@@ -1,0 +1,90 @@
+"""Scaled dot-product attention and its gradient, as eager CPU's fused operator defines them.
+
+Scores, probabilities and their gradients are float32 for narrower floats. Shapes: query [b, h, q, d], key
+and value [b, h, k, d], logsumexp [b, h, q].
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from tpu_lowering.ir.types import TensorType
+from tpu_lowering.lower.aten.promotion import cast, compute_dtype, finish
+from tpu_lowering.lower.table import lowers
+
+aten = torch.ops.aten
+
+
+def _einsum(spec: str, x: Any, y: Any) -> jax.Array:
+    return jnp.einsum(spec, x, y, preferred_element_type=compute_dtype(x.dtype))
+
+
+def _scores(query: Any, key: Any, attn_mask: Any, is_causal: bool, scale: float) -> jax.Array:
+    """scale * query @ key^T, plus the mask (of -inf for a bool mask's False and above the diagonal)."""
+    scores = _einsum("bhqd,bhkd->bhqk", query, key) * scale
+    if attn_mask is not None and attn_mask.dtype == np.bool_:
+        scores = jnp.where(attn_mask, scores, -np.inf)
+    elif attn_mask is not None:
+        scores = scores + cast(attn_mask, scores.dtype)
+    if is_causal:
+        scores = jnp.where(np.tri(*scores.shape[-2:], dtype=bool), scores, -np.inf)
+    return scores
+
+
+def _scale_of(query: Any, scale: float | None) -> float:
+    return 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+
+
+@lowers(aten._scaled_dot_product_flash_attention_for_cpu.default)
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    attn_mask: Any = None,
+    scale: float | None = None,
+    out: tuple[TensorType, TensorType],
+) -> tuple[jax.Array, jax.Array]:
+    """softmax(scale * query @ key^T + mask) @ value, and the rows' logsumexp. A fully masked row gives 0."""
+    scores = _scores(query, key, attn_mask, is_causal, _scale_of(query, scale))
+    lse = jax.nn.logsumexp(scores, axis=-1)
+    probabilities = jnp.exp(scores - jnp.where(lse == -np.inf, 0, lse)[..., None])
+    return finish(_einsum("bhqk,bhkd->bhqd", cast(probabilities, value.dtype), value), out[0]), finish(lse, out[1])
+
+
+@lowers(aten._scaled_dot_product_flash_attention_for_cpu_backward.default)
+def attention_backward(
+    grad_out: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    out_: Any,
+    logsumexp: Any,
+    dropout_p: float,
+    is_causal: bool,
+    *,
+    attn_mask: Any = None,
+    scale: float | None = None,
+    out: tuple[TensorType, ...],
+) -> tuple[jax.Array, ...]:
+    """Gradients of query, key and value: dS = P * (grad @ value^T - rowsum(grad * result))."""
+    factor = _scale_of(query, scale)
+    lse = jnp.where(logsumexp == -np.inf, 0, logsumexp)
+    probabilities = jnp.exp(_scores(query, key, attn_mask, is_causal, factor) - lse[..., None])
+    wide = probabilities.dtype
+    delta = jnp.sum(cast(grad_out, wide) * cast(out_, wide), axis=-1, keepdims=True)
+    d_scores = probabilities * (_einsum("bhqd,bhkd->bhqk", grad_out, value) - delta) * factor
+    narrow = cast(d_scores, query.dtype)
+    return (
+        finish(_einsum("bhqk,bhkd->bhqd", narrow, key), out[0]),
+        finish(_einsum("bhqk,bhqd->bhkd", narrow, query), out[1]),
+        finish(_einsum("bhqk,bhqd->bhkd", cast(probabilities, value.dtype), grad_out), out[2]),
+    )

@@ -1,0 +1,27 @@
+"""Conversions and copies. A copy may be the argument itself: values are immutable, the runtime owns buffers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+
+from tpu_lowering.ir.types import TensorType
+from tpu_lowering.lower.aten.promotion import cast
+from tpu_lowering.lower.table import lowers
+
+aten = torch.ops.aten
+
+
+@lowers(aten._to_copy.default, aten.clone.default, torch.ops.prims.convert_element_type.default)
+def to(self: Any, *_: Any, out: TensorType, **__: Any) -> jax.Array:
+    """The argument in ``out``'s dtype; layout, device and memory format do not exist here."""
+    return cast(self, out.dtype)
+
+
+@lowers(aten.copy.default)
+def copy(self: Any, src: Any, non_blocking: bool = False, *, out: TensorType) -> jax.Array:
+    """``src`` in the dtype and broadcast to the shape of ``self``."""
+    return jnp.broadcast_to(cast(src, out.dtype), out.shape)

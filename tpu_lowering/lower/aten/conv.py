@@ -1,0 +1,117 @@
+"""Convolutions of any number of spatial dimensions, channels first: input [n, c, ...], weight [o, c/g, ...]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+
+from tpu_lowering.ir.types import TensorType
+from tpu_lowering.lower.aten.promotion import cast, compute_dtype, finish
+from tpu_lowering.lower.table import lowers
+
+aten = torch.ops.aten
+
+
+def _per_dim(values: list[int], count: int) -> tuple[int, ...]:
+    """One value for each spatial dimension; a single value stands for all."""
+    return tuple(values) * count if len(values) == 1 else tuple(values)
+
+
+def _forward(
+    x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: int, accumulate: Any = None
+) -> jax.Array:
+    """The plain convolution; ``accumulate`` is the dtype of its result."""
+    return jax.lax.conv_general_dilated(
+        x,
+        weight,
+        window_strides=stride,
+        padding=[(p, p) for p in padding],
+        rhs_dilation=dilation,
+        feature_group_count=groups,
+        preferred_element_type=accumulate,
+    )
+
+
+def _transposed(
+    x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, extra: Any, groups: int, accumulate: Any = None
+) -> jax.Array:
+    """The transposed convolution: of the input with ``stride - 1`` zeros put between its elements, and the
+    weight [c, o/g, ...] mirrored, its channels swapped within each group."""
+    c, o, *kernel = weight.shape
+    swapped = jnp.swapaxes(weight.reshape(groups, c // groups, o, *kernel), 1, 2)
+    swapped = jnp.flip(swapped.reshape(groups * o, c // groups, *kernel), range(2, weight.ndim))
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    return jax.lax.conv_general_dilated(
+        x,
+        swapped,
+        window_strides=(1,) * len(kernel),
+        padding=[(r - p, r - p + e) for r, p, e in zip(reach, padding, extra, strict=True)],
+        lhs_dilation=stride,
+        rhs_dilation=dilation,
+        feature_group_count=groups,
+        preferred_element_type=accumulate,
+    )
+
+
+@lowers(aten.convolution.default)
+def convolution(
+    input: Any,  # noqa: A002
+    weight: Any,
+    bias: Any,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    *,
+    out: TensorType,
+) -> jax.Array:
+    """The convolution or, if ``transposed``, its transpose, plus the bias of each channel."""
+    count = input.ndim - 2
+    args = [_per_dim(values, count) for values in (stride, padding, dilation)]
+    wide = compute_dtype(input.dtype)
+    if transposed:
+        y = _transposed(input, weight, *args, _per_dim(output_padding, count), groups, wide)
+    else:
+        y = _forward(input, weight, *args, groups, wide)
+    if bias is not None:
+        y = y + cast(bias, y.dtype).reshape(1, -1, *(1,) * count)
+    return finish(y, out)
+
+
+@lowers(aten.convolution_backward.default)
+def convolution_backward(
+    grad_output: Any,
+    input: Any,  # noqa: A002
+    weight: Any,
+    bias_sizes: list[int] | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    output_mask: list[bool],
+    *,
+    out: tuple[TensorType | None, ...],
+) -> tuple[jax.Array | None, ...]:
+    """Gradients of input, weight and bias: the convolution is linear in each of the first two."""
+    count = input.ndim - 2
+    args = [_per_dim(values, count) for values in (stride, padding, dilation)]
+
+    def apply(x: Any, w: Any) -> jax.Array:
+        if transposed:
+            return _transposed(x, w, *args, _per_dim(output_padding, count), groups)
+        return _forward(x, w, *args, groups)
+
+    (d_input,) = jax.linear_transpose(lambda x: apply(x, weight), input)(grad_output)
+    (d_weight,) = jax.linear_transpose(lambda w: apply(input, w), weight)(grad_output)
+    d_bias = jnp.sum(cast(grad_output, compute_dtype(grad_output.dtype)), axis=(0, *range(2, input.ndim)))
+    grads = (d_input, d_weight, d_bias)
+    return tuple(
+        None if type_ is None else finish(grad, type_) for grad, type_ in zip(grads, out, strict=True)
+    )

@@ -1,0 +1,187 @@
+"""Indexing by tensors: gathers. Torch checks bounds itself, so none are checked here; negatives count from
+the end where torch allows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from tpu_lowering.ir.types import TensorType
+from tpu_lowering.lower.aten.promotion import cast, finish, widen
+from tpu_lowering.lower.aten.views import along
+from tpu_lowering.lower.table import lowers
+
+aten = torch.ops.aten
+
+IN_BOUNDS = "promise_in_bounds"
+
+
+def is_mask(index: Any) -> bool:
+    """Whether an index selects by truth (bool, or uint8 as torch still allows) rather than by position."""
+    return index is not None and index.dtype in (np.bool_, np.uint8)
+
+
+def index_tuple(indices: list[Any], count: int | None = None) -> tuple[Any, ...]:
+    """The NumPy index for torch's list: None takes a whole dimension, a mask becomes its true positions.
+
+    ``count`` is the number of true elements of a mask, which the shapes must tell.
+    """
+    result: list[Any] = []
+    for index in indices:
+        if index is None:
+            result.append(slice(None))
+        elif is_mask(index):
+            result.extend(jnp.nonzero(index, size=count))
+        else:
+            result.append(index)
+    return tuple(result)
+
+
+@lowers(aten.index.Tensor, aten._unsafe_index.Tensor)
+def index_(self: Any, indices: list[Any], *, out: TensorType) -> jax.Array:
+    """self[indices], where None takes a whole dimension."""
+    masks = [index for index in indices if is_mask(index)]
+    count = _first_indexed_size(indices, out) if masks else None
+    return finish(self.at[index_tuple(indices, count)].get(mode=IN_BOUNDS), out)
+
+
+def _first_indexed_size(indices: list[Any], out: TensorType) -> int:
+    """The size, in the result, of the dimension that the masks select (they then are 1-d indices)."""
+    leading = next(i for i, index in enumerate(indices) if index is not None)
+    between = [index is None for index in indices[leading:]]
+    apart = True in between and False in between[between.index(True) :]
+    return out.shape[0 if apart else leading]
+
+
+@lowers(aten.index_select.default)
+def index_select(self: Any, dim: int, index: Any, *, out: TensorType) -> jax.Array:
+    """The slices along ``dim`` that a vector of positions names."""
+    if self.ndim == 0:
+        return finish(jnp.broadcast_to(self, out.shape), out)
+    return finish(self.at[along(dim, self.ndim, index.reshape(-1))].get(mode=IN_BOUNDS), out)
+
+
+def at_least_1d(*values: Any) -> list[Any]:
+    """0-d tensors as tensors of one element."""
+    return [value.reshape(1) if value.ndim == 0 else value for value in values]
+
+
+@lowers(aten.gather.default)
+def gather(self: Any, dim: int, index: Any, *, sparse_grad: bool = False, out: TensorType) -> jax.Array:
+    """result[i][j] = self[index[i][j]][j] for dim 0; ``index`` may be smaller than ``self`` elsewhere."""
+    x, position = at_least_1d(self, index)
+    if position.size == 0:
+        return jnp.zeros(out.shape, out.dtype)
+    axis = dim % x.ndim
+    region = tuple(
+        slice(None) if d == axis else slice(0, size) for d, size in enumerate(position.shape)
+    )
+    return finish(jnp.take_along_axis(x[region], position, axis=axis, mode=IN_BOUNDS), out)
+
+
+@lowers(aten.take.default)
+def take(self: Any, index: Any, *, out: TensorType) -> jax.Array:
+    """Elements at flat positions."""
+    return finish(self.reshape(-1).at[index].get(mode=IN_BOUNDS), out)
+
+
+@lowers(aten.embedding.default)
+def embedding(
+    weight: Any,
+    indices: Any,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+    *,
+    out: TensorType,
+) -> jax.Array:
+    """The rows of ``weight`` that ``indices`` name; result [*indices.shape, width]."""
+    return weight.at[indices].get(mode=IN_BOUNDS, wrap_negative_indices=False)
+
+
+@lowers(aten.embedding_dense_backward.default)
+def embedding_dense_backward(
+    grad_output: Any,
+    indices: Any,
+    num_weights: int,
+    padding_idx: int,
+    scale_grad_by_freq: bool,
+    *,
+    out: TensorType,
+) -> jax.Array:
+    """Gradient rows added up by index, in float32; ``padding_idx`` gets none."""
+    width = out.shape[-1]
+    flat = indices.reshape(-1)
+    grad = widen(grad_output).reshape(-1, width)
+    if scale_grad_by_freq:
+        counts = jnp.zeros(num_weights, grad.dtype).at[flat].add(1, mode=IN_BOUNDS)
+        grad = grad / counts[flat][:, None]
+    if padding_idx >= 0:
+        grad = jnp.where((flat == padding_idx)[:, None], 0, grad)
+    empty = jnp.zeros((num_weights, width), grad.dtype)
+    return finish(empty.at[flat].add(grad, mode=IN_BOUNDS, wrap_negative_indices=False), out)
+
+
+@lowers(aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
+def embedding_bag(
+    weight: Any,
+    indices: Any,
+    offsets: Any,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Any = None,
+    include_last_offset: bool = False,
+    padding_idx: int = -1,
+    *,
+    out: tuple[TensorType, ...],
+) -> tuple[jax.Array, ...]:
+    """Sum (mode 0), mean (1) or maximum (2) of the rows in each bag; a bag starts at each offset.
+
+    Results: the bags, the bag of each index, the bags' sizes and, for the maximum, the chosen indices.
+    """
+    bags = out[0].shape[0]
+    bag_of = jnp.searchsorted(offsets[:bags], jnp.arange(indices.size), side="right") - 1
+    used = (indices != padding_idx) if padding_idx >= 0 else jnp.ones(indices.shape, bool)
+    rows = widen(weight.at[indices].get(mode=IN_BOUNDS))
+    if per_sample_weights is not None:
+        rows = rows * cast(per_sample_weights, rows.dtype)[:, None]
+    counts = jnp.zeros(bags, np.int64).at[bag_of].add(used)
+    if mode == 2:
+        lowest = jnp.full((bags, rows.shape[1]), -np.inf, rows.dtype)
+        result = lowest.at[bag_of].max(jnp.where(used[:, None], rows, -np.inf))
+        result = jnp.where((counts > 0)[:, None], result, 0)
+    else:
+        result = jnp.zeros((bags, rows.shape[1]), rows.dtype).at[bag_of].add(jnp.where(used[:, None], rows, 0))
+        if mode == 1:
+            result = result / jnp.maximum(counts, 1).astype(rows.dtype)[:, None]
+    return (
+        finish(result, out[0]),
+        _sized_like(bag_of, out[1]),
+        _sized_like(counts, out[2]),
+        _bag_argmax(rows, result, indices, bag_of, used, out[3]),
+    )
+
+
+def _sized_like(value: jax.Array, out: TensorType) -> jax.Array:
+    """``value`` if ``out`` has room for it; otherwise eager leaves that result empty, zero or padded."""
+    if value.size == out.size:
+        return finish(value, out)
+    padded = jnp.zeros(out.size, out.dtype)
+    return padded.at[: min(value.size, out.size)].set(cast(value, out.dtype)[: out.size]).reshape(out.shape)
+
+
+def _bag_argmax(
+    rows: jax.Array, best: jax.Array, indices: Any, bag_of: jax.Array, used: jax.Array, out: TensorType
+) -> jax.Array:
+    """For each bag and column the first index whose row holds the bag's maximum; 0 for an empty bag."""
+    if len(out.shape) != 2:
+        return _sized_like(jnp.zeros(out.size, out.dtype), out)
+    hit = used[:, None] & (rows == best[bag_of])
+    position = jnp.where(hit, jnp.arange(indices.size)[:, None], indices.size)
+    first = jnp.full(out.shape, indices.size, position.dtype).at[bag_of].min(position)
+    return finish(jnp.where(first < indices.size, indices[jnp.minimum(first, indices.size - 1)], 0), out)

@@ -1,0 +1,268 @@
+"""Layer, group and batch normalisation and their gradients; statistics in float32 for narrower floats.
+
+All three are (x - mean) * rstd * weight + bias with statistics over different dimensions, and share one
+gradient: with g = grad * weight and x_hat = (x - mean) * rstd, over the n normalised elements,
+dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat)).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+
+from tpu_lowering.ir.types import TensorType
+from tpu_lowering.lower.aten.promotion import cast, finish, widen
+from tpu_lowering.lower.table import lowers
+
+aten = torch.ops.aten
+
+Results = tuple[Any, ...]
+
+
+def _moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance over ``axes``, which are kept as 1."""
+    count = math.prod(x.shape[axis] for axis in axes)
+    mean = jnp.sum(x, axis=axes, keepdims=True) / count
+    return mean, jnp.sum(jnp.square(x - mean), axis=axes, keepdims=True) / count
+
+
+def _affine(x: jax.Array, weight: Any, bias: Any, shape: tuple[int, ...]) -> jax.Array:
+    """x * weight + bias; either may be None, both are reshaped to ``shape`` first."""
+    if weight is not None:
+        x = x * cast(weight, x.dtype).reshape(shape)
+    if bias is not None:
+        x = x + cast(bias, x.dtype).reshape(shape)
+    return x
+
+
+def _normal_grad(grad: jax.Array, x_hat: jax.Array, rstd: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The gradient of x_hat's input, where ``grad`` is the gradient of x_hat (module docstring)."""
+    count = math.prod(grad.shape[axis] for axis in axes)
+    mean_grad = jnp.sum(grad, axis=axes, keepdims=True) / count
+    mean_product = jnp.sum(grad * x_hat, axis=axes, keepdims=True) / count
+    return rstd * (grad - mean_grad - x_hat * mean_product)
+
+
+def _maybe(value: jax.Array, out: TensorType | None) -> jax.Array | None:
+    """``value`` as ``out``, or None where the result is not wanted."""
+    return None if out is None else finish(value, out)
+
+
+@lowers(aten.native_layer_norm.default)
+def native_layer_norm(
+    input: Any,  # noqa: A002
+    normalized_shape: list[int],
+    weight: Any,
+    bias: Any,
+    eps: float,
+    *,
+    out: tuple[TensorType, ...],
+) -> Results:
+    """Normalises over the last ``len(normalized_shape)`` dimensions: result, mean, 1 / standard deviation."""
+    x = widen(input)
+    axes = tuple(range(x.ndim - len(normalized_shape), x.ndim))
+    mean, variance = _moments(x, axes)
+    rstd = jax.lax.rsqrt(variance + eps)
+    y = _affine((x - mean) * rstd, weight, bias, tuple(normalized_shape))
+    return finish(y, out[0]), finish(mean, out[1]), finish(rstd, out[2])
+
+
+@lowers(aten.native_layer_norm_backward.default)
+def native_layer_norm_backward(
+    grad_out: Any,
+    input: Any,  # noqa: A002
+    normalized_shape: list[int],
+    mean: Any,
+    rstd: Any,
+    weight: Any,
+    bias: Any,
+    output_mask: list[bool],
+    *,
+    out: tuple[TensorType | None, ...],
+) -> Results:
+    """Gradients of input, weight and bias."""
+    grad, x = widen(grad_out), widen(input)
+    outer = x.ndim - len(normalized_shape)
+    axes, batch = tuple(range(outer, x.ndim)), tuple(range(outer))
+    rstd = cast(rstd, x.dtype)
+    x_hat = (x - cast(mean, x.dtype)) * rstd
+    dx = _normal_grad(_affine(grad, weight, None, tuple(normalized_shape)), x_hat, rstd, axes)
+    return (
+        _maybe(dx, out[0]),
+        _maybe(jnp.sum(grad * x_hat, axis=batch), out[1]),
+        _maybe(jnp.sum(grad, axis=batch), out[2]),
+    )
+
+
+@lowers(aten.native_group_norm.default)
+def native_group_norm(
+    input: Any,  # noqa: A002
+    weight: Any,
+    bias: Any,
+    N: int,
+    C: int,
+    HxW: int,
+    group: int,
+    eps: float,
+    *,
+    out: tuple[TensorType, ...],
+) -> Results:
+    """Normalises each of ``group`` groups of channels of [N, C, ...]: result, mean, 1 / standard deviation."""
+    x = widen(input).reshape(N, group, C // group, HxW)
+    mean, variance = _moments(x, (2, 3))
+    rstd = jax.lax.rsqrt(variance + eps)
+    y = _affine((x - mean) * rstd, weight, bias, (1, group, C // group, 1))
+    return finish(y, out[0]), finish(mean, out[1]), finish(rstd, out[2])
+
+
+@lowers(aten.native_group_norm_backward.default)
+def native_group_norm_backward(
+    grad_out: Any,
+    input: Any,  # noqa: A002
+    mean: Any,
+    rstd: Any,
+    weight: Any,
+    N: int,
+    C: int,
+    HxW: int,
+    group: int,
+    output_mask: list[bool],
+    *,
+    out: tuple[TensorType | None, ...],
+) -> Results:
+    """Gradients of input, weight and bias."""
+    grouped = (N, group, C // group, HxW)
+    grad, x = widen(grad_out).reshape(grouped), widen(input).reshape(grouped)
+    rstd = cast(rstd, x.dtype).reshape(N, group, 1, 1)
+    x_hat = (x - cast(mean, x.dtype).reshape(N, group, 1, 1)) * rstd
+    dx = _normal_grad(_affine(grad, weight, None, (1, group, C // group, 1)), x_hat, rstd, (2, 3))
+    return (
+        _maybe(dx, out[0]),
+        _maybe(jnp.sum(grad * x_hat, axis=(0, 3)), out[1]),
+        _maybe(jnp.sum(grad, axis=(0, 3)), out[2]),
+    )
+
+
+def _channels(x: jax.Array) -> tuple[int, ...]:
+    """The shape of a value per channel (dimension 1), broadcastable to ``x``."""
+    return (1, x.shape[1]) + (1,) * (x.ndim - 2)
+
+
+def _batch_axes(x: jax.Array) -> tuple[int, ...]:
+    """All dimensions but the channels'."""
+    return (0, *range(2, x.ndim))
+
+
+def _batch_norm(
+    x: jax.Array, weight: Any, bias: Any, mean: jax.Array, variance: jax.Array, eps: float
+) -> tuple[jax.Array, jax.Array]:
+    """The normalised result and 1 / standard deviation."""
+    rstd = jax.lax.rsqrt(variance + eps)
+    return _affine((x - mean) * rstd, weight, bias, _channels(x)), rstd
+
+
+@lowers(aten._native_batch_norm_legit_functional.default)
+def batch_norm(
+    input: Any,  # noqa: A002
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *,
+    out: tuple[TensorType, ...],
+) -> Results:
+    """Result, saved mean, saved 1 / standard deviation, new running mean, new running variance (unbiased)."""
+    if not training:
+        saved = batch_norm_no_training(
+            input, weight, bias, running_mean, running_var, momentum, eps, out=out[:3]
+        )
+        return *saved, running_mean, running_var
+    x = widen(input)
+    mean, variance = _moments(x, _batch_axes(x))
+    y, rstd = _batch_norm(x, weight, bias, mean, variance, eps)
+    count = x.size // x.shape[1]
+    unbiased = variance * (count / max(1, count - 1))
+    old_mean = cast(running_mean, x.dtype).reshape(mean.shape)
+    old_var = cast(running_var, x.dtype).reshape(mean.shape)
+    new_mean = momentum * mean + (1 - momentum) * old_mean
+    new_var = momentum * unbiased + (1 - momentum) * old_var
+    return tuple(finish(value, type_) for value, type_ in zip((y, mean, rstd, new_mean, new_var), out, strict=True))
+
+
+@lowers(aten._native_batch_norm_legit.no_stats)
+def batch_norm_no_stats(
+    input: Any,  # noqa: A002
+    weight: Any,
+    bias: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *,
+    out: tuple[TensorType, ...],
+) -> Results:
+    """Result, mean and 1 / standard deviation of the batch; there are no running statistics."""
+    x = widen(input)
+    mean, variance = _moments(x, _batch_axes(x))
+    y, rstd = _batch_norm(x, weight, bias, mean, variance, eps)
+    return finish(y, out[0]), finish(mean, out[1]), finish(rstd, out[2])
+
+
+@lowers(aten._native_batch_norm_legit_no_training.default)
+def batch_norm_no_training(
+    input: Any,  # noqa: A002
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    momentum: float,
+    eps: float,
+    *,
+    out: tuple[TensorType, ...],
+) -> Results:
+    """Normalises by the running statistics; the saved statistics are empty."""
+    x = widen(input)
+    mean = cast(running_mean, x.dtype).reshape(_channels(x))
+    variance = cast(running_var, x.dtype).reshape(_channels(x))
+    y, _ = _batch_norm(x, weight, bias, mean, variance, eps)
+    return finish(y, out[0]), jnp.zeros(out[1].shape, out[1].dtype), jnp.zeros(out[2].shape, out[2].dtype)
+
+
+@lowers(aten.native_batch_norm_backward.default)
+def batch_norm_backward(
+    grad_out: Any,
+    input: Any,  # noqa: A002
+    weight: Any,
+    running_mean: Any,
+    running_var: Any,
+    save_mean: Any,
+    save_invstd: Any,
+    train: bool,
+    eps: float,
+    output_mask: list[bool],
+    *,
+    out: tuple[TensorType | None, ...],
+) -> Results:
+    """Gradients of input, weight and bias; outside training the statistics are constants."""
+    grad, x = widen(grad_out), widen(input)
+    axes, channels = _batch_axes(x), _channels(x)
+    if train:
+        mean, rstd = cast(save_mean, x.dtype), cast(save_invstd, x.dtype)
+    else:
+        mean = cast(running_mean, x.dtype)
+        rstd = jax.lax.rsqrt(cast(running_var, x.dtype) + eps)
+    rstd = rstd.reshape(channels)
+    x_hat = (x - mean.reshape(channels)) * rstd
+    weighted = _affine(grad, weight, None, channels)
+    dx = _normal_grad(weighted, x_hat, rstd, axes) if train else weighted * rstd
+    return (
+        _maybe(dx, out[0]),
+        _maybe(jnp.sum(grad * x_hat, axis=axes), out[1]),
+        _maybe(jnp.sum(grad, axis=axes), out[2]),
+    )

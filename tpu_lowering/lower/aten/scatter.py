@@ -1,0 +1,179 @@
+"""Writes at positions given by tensors. Sums of narrow floats are accumulated in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from tpu_lowering.ir.types import TensorType
+from tpu_lowering.lower.aten.index import IN_BOUNDS, at_least_1d, index_tuple, is_mask
+from tpu_lowering.lower.aten.promotion import cast, finish, widen
+from tpu_lowering.lower.aten.views import along
+from tpu_lowering.lower.table import lowers
+
+aten = torch.ops.aten
+
+
+def _put(self: Any, index: Any, values: Any, accumulate: bool, out: TensorType) -> jax.Array:
+    """``self`` with ``values`` stored, or added, at a NumPy index."""
+    if not accumulate:
+        return finish(self.at[index].set(cast(values, out.dtype), mode=IN_BOUNDS), out)
+    wide = widen(self)
+    if wide.dtype == np.bool_:
+        return finish(self.at[index].max(cast(values, out.dtype), mode=IN_BOUNDS), out)
+    return finish(wide.at[index].add(cast(values, wide.dtype), mode=IN_BOUNDS), out)
+
+
+@lowers(aten.index_put.default, aten._unsafe_index_put.default)
+def index_put(
+    self: Any, indices: list[Any], values: Any, accumulate: bool = False, *, out: TensorType
+) -> jax.Array:
+    """``self`` with self[indices] = values, or += if ``accumulate``. A mask with one value is a select."""
+    masks = [index for index in indices if is_mask(index)]
+    if not masks:
+        return _put(self, index_tuple(indices), values, accumulate, out)
+    if len(masks) == len(indices) == 1 and values.size == 1:
+        mask = masks[0].astype(bool).reshape(masks[0].shape + (1,) * (self.ndim - masks[0].ndim))
+        value = cast(values, out.dtype).reshape(())
+        return finish(jnp.where(mask, self + value if accumulate else value, self), out)
+    return _put_masked(self, indices, values, accumulate, out)
+
+
+def _put_masked(self: Any, indices: list[Any], values: Any, accumulate: bool, out: TensorType) -> jax.Array:
+    """``index_put`` with one mask and one row of values for each of its true elements, in order.
+
+    The number of true elements is not a shape, so each row finds its values by a running count.
+    """
+    first = next(i for i, index in enumerate(indices) if index is not None)
+    mask = indices[first].astype(bool)
+    moved = jnp.moveaxis(self, range(first, first + mask.ndim), range(mask.ndim))
+    rest = moved.shape[mask.ndim :]
+    rows = values.shape[0] if values.ndim == len(rest) + 1 else 1
+    table = jnp.broadcast_to(cast(values, out.dtype), (rows, *rest))
+    order = jnp.minimum(jnp.cumsum(mask.reshape(-1)) - 1, rows - 1).reshape(mask.shape)
+    stored = table[order]
+    selected = mask.reshape(mask.shape + (1,) * len(rest))
+    result = jnp.where(selected, moved + stored if accumulate else stored, moved)
+    return finish(jnp.moveaxis(result, range(mask.ndim), range(first, first + mask.ndim)), out)
+
+
+@lowers(aten.put.default)
+def put(self: Any, index: Any, source: Any, accumulate: bool = False, *, out: TensorType) -> jax.Array:
+    """``self`` with ``source`` stored, or added, at flat positions."""
+    return _put(self.reshape(-1), index.reshape(-1), source.reshape(-1), accumulate, out)
+
+
+@lowers(aten.index_add.default)
+def index_add(self: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1, out: TensorType) -> jax.Array:
+    """``self`` with alpha * ``source`` added to the slices along ``dim`` that ``index`` names."""
+    x, rows = at_least_1d(self, source)
+    rows = widen(rows) if alpha == 1 else widen(rows) * cast(alpha, widen(rows).dtype)
+    return _put(x, along(dim, x.ndim, index.reshape(-1)), rows, True, out)
+
+
+@lowers(aten.index_copy.default)
+def index_copy(self: Any, dim: int, index: Any, source: Any, *, out: TensorType) -> jax.Array:
+    """``self`` with ``source`` stored in the slices along ``dim`` that ``index`` names."""
+    x, rows = at_least_1d(self, source)
+    return _put(x, along(dim, x.ndim, index.reshape(-1)), rows, False, out)
+
+
+@lowers(aten.index_fill.int_Scalar, aten.index_fill.int_Tensor)
+def index_fill(self: Any, dim: int, index: Any, value: Any, *, out: TensorType) -> jax.Array:
+    """``self`` with ``value`` in the slices along ``dim`` that ``index`` names."""
+    (x,) = at_least_1d(self)
+    return _put(x, along(dim, x.ndim, index.reshape(-1)), value, False, out)
+
+
+def _positions(dim: int, index: Any, ndim: int) -> tuple[Any, ...]:
+    """The full index of each element of ``index``: its own position, but ``index`` itself along ``dim``."""
+    axis = dim % ndim
+    return tuple(
+        index if d == axis else jax.lax.broadcasted_iota(index.dtype, index.shape, d) for d in range(ndim)
+    )
+
+
+def _corner(src: Any, index: Any) -> Any:
+    """The part of ``src`` that ``index`` covers; a scalar stays."""
+    if not isinstance(src, jax.Array):
+        return src
+    (src,) = at_least_1d(src)
+    return src[tuple(slice(0, size) for size in index.shape)]
+
+
+@lowers(aten.scatter.src, aten.scatter.value)
+def scatter(self: Any, dim: int, index: Any, src: Any, *, out: TensorType) -> jax.Array:
+    """result[index[i][j]][j] = src[i][j] for dim 0; ``src`` may be a scalar."""
+    x, position = at_least_1d(self, index)
+    return _put(x, _positions(dim, position, x.ndim), _corner(src, position), False, out)
+
+
+@lowers(aten.scatter_add.default)
+def scatter_add(self: Any, dim: int, index: Any, src: Any, *, out: TensorType) -> jax.Array:
+    """result[index[i][j]][j] += src[i][j] for dim 0."""
+    x, position = at_least_1d(self, index)
+    return _put(x, _positions(dim, position, x.ndim), _corner(src, position), True, out)
+
+
+def _extreme_identity(dtype: np.dtype[Any], largest: bool) -> Any:
+    """The value that never wins a maximum (``largest``) or a minimum."""
+    if dtype == np.bool_:
+        return not largest
+    if jnp.issubdtype(dtype, np.floating):
+        return -np.inf if largest else np.inf
+    limits = np.iinfo(dtype)
+    return int(limits.min if largest else limits.max)
+
+
+def _reduced(x: jax.Array, where: Any, values: jax.Array, reduce: str, include_self: bool) -> jax.Array:
+    """``x`` reduced with ``values`` at an index; without ``include_self`` touched elements start afresh."""
+    identity: Any = {"sum": 0, "add": 0, "mean": 0, "prod": 1, "multiply": 1}.get(reduce)
+    if identity is None:
+        identity = _extreme_identity(x.dtype, reduce == "amax")
+    start = x if include_self else x.at[where].set(cast(identity, x.dtype), mode=IN_BOUNDS)
+    target = start.at[where]
+    if reduce in ("amax", "amin"):
+        return target.max(values, mode=IN_BOUNDS) if reduce == "amax" else target.min(values, mode=IN_BOUNDS)
+    if reduce in ("prod", "multiply"):
+        return target.multiply(values, mode=IN_BOUNDS)
+    total = target.add(values, mode=IN_BOUNDS)
+    if reduce != "mean":
+        return total
+    first = jnp.ones(x.shape, x.dtype)
+    if not include_self:
+        first = first.at[where].set(cast(0, x.dtype), mode=IN_BOUNDS)
+    counts = first.at[where].add(cast(1, x.dtype), mode=IN_BOUNDS)
+    return jnp.floor_divide(total, counts) if jnp.issubdtype(x.dtype, np.integer) else total / counts
+
+
+@lowers(aten.scatter_reduce.two, aten.scatter.reduce, aten.scatter.value_reduce)
+def scatter_reduce(
+    self: Any, dim: int, index: Any, src: Any, reduce: str = "", include_self: bool = True, *, out: TensorType
+) -> jax.Array:
+    """``scatter`` that combines by sum, prod, mean, amax or amin."""
+    x, position = at_least_1d(widen(self), index)
+    values = cast(_corner(src, position), x.dtype)
+    return finish(_reduced(x, _positions(dim, position, x.ndim), values, reduce, include_self), out)
+
+
+@lowers(aten.index_reduce.default)
+def index_reduce(
+    self: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True, out: TensorType
+) -> jax.Array:
+    """The slices along ``dim`` that ``index`` names, combined with ``source`` by prod, mean, amax or amin."""
+    x, values = at_least_1d(widen(self), widen(source))
+    return finish(_reduced(x, along(dim, x.ndim, index.reshape(-1)), values, reduce, include_self), out)
+
+
+@lowers(aten.masked_scatter.default)
+def masked_scatter(self: Any, mask: Any, source: Any, *, out: TensorType) -> jax.Array:
+    """``self`` with elements where the mask holds replaced by those of ``source`` in order."""
+    shape = out.shape
+    mask = jnp.broadcast_to(mask, shape).astype(bool).reshape(-1)
+    order = jnp.clip(jnp.cumsum(mask) - 1, 0, max(source.size - 1, 0))
+    taken = source.reshape(-1)[order] if source.size else jnp.zeros(mask.shape, source.dtype)
+    return finish(jnp.where(mask, cast(taken, out.dtype), jnp.broadcast_to(self, shape).reshape(-1)), out)

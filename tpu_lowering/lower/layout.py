@@ -1,0 +1,75 @@
+"""The last step on the graph: results in the layout of eager, and a row of the table for every node."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from tpu_lowering import errors
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.boxes import read_box, write_box
+from tpu_lowering.ir.kernels import kernel_call
+from tpu_lowering.ir.programs import Program, Signature
+from tpu_lowering.lower import aten as _aten_families  # noqa: F401  (fills the table)
+from tpu_lowering.lower.table import TABLE
+
+aten = torch.ops.aten
+OWN = (kernel_call, read_box, write_box, operator.getitem)
+
+
+def dense_order(shape: Sequence[int], stride: Sequence[int]) -> tuple[int, ...] | None:
+    """The storage order of a dense tensor's dimensions, outermost first; None if it is not dense."""
+    order = tuple(sorted(range(len(shape)), key=lambda dim: (-stride[dim], dim)))
+    expected = 1
+    for dim in reversed(order):
+        if shape[dim] != 1 and stride[dim] != expected:
+            return None
+        expected *= shape[dim]
+    return order
+
+
+def finish(name: str, module: fx.GraphModule, edge: Signature) -> Program:
+    """Makes a program of a rewritten graph, in place.
+
+    A dense result whose strides are not row-major leaves the program permuted into storage order, so
+    that the runtime's view of it needs no copy.
+
+    Raises:
+        TpuLoweringError: TL301 for an operator that has no row in the table.
+    """
+    graph = module.graph
+    output = graph.output_node()
+    results = list(output.args[0])  # type: ignore[arg-type]
+    strides = [spec.stride for spec in edge.outputs if spec.stride is not None]
+    for index, stride in enumerate(strides):
+        result = results[index]
+        order = dense_order(graphs.type_of(result).shape, stride)
+        if order is not None and order != tuple(range(len(order))):
+            with graph.inserting_before(output):
+                results[index] = graphs.call(graph, aten.permute.default, result, list(order))
+    output.args = (tuple(results),)
+    graphs.eliminate_dead_code(graph)
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target not in OWN and node.target not in TABLE:
+            raise no_lowering(node)
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    inputs = tuple(at for at, node in enumerate(placeholders) if node.users)
+    return Program(name, module, inputs, edge)
+
+
+def no_lowering(node: fx.Node) -> errors.TpuLoweringError:
+    """The refusal of an operator that has no row in the lowering table."""
+    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prims"):
+        from tpu_lowering.normalise.functionalized import no_implementation
+
+        return no_implementation(str(node.target), graphs.source_line(node))
+    return errors.refuse(
+        "TL301",
+        str(node.target),
+        f"expected an operator in the lowering table, got {node.target}",
+        "write it with operators that are in the table, or add a row: see 'Add an operator' in CONTRIBUTING.md",
+        graphs.source_line(node),
+    )

@@ -1,0 +1,63 @@
+"""The lowering table: one row for each ATen overload, from the overload to a JAX function.
+
+A row's function takes the operator's arguments in schema order, with JAX arrays in place of tensors,
+and one more keyword, ``out``: the ``TensorType`` of the result, or a tuple of them for an operator with
+several results (``None`` in the place of a result that is not a tensor). It returns a JAX array, or a
+tuple of them, of exactly that type; ``codegen`` writes the call and the type on one line::
+
+    add = aten.add(mul, 1, out=f32[256, 1024])
+
+Functions are pure and traceable. Semantics are torch's, not NumPy's, wherever the two differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Rule = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        overload: the ATen overload, such as ``aten.add.Tensor``.
+        rule: the JAX function.
+        name: the name generated code calls it by, unique for each rule function.
+    """
+
+    overload: torch._ops.OpOverload
+    rule: Rule
+    name: str
+
+
+TABLE: dict[torch._ops.OpOverload, Row] = {}
+RULES: dict[str, Rule] = {}
+
+
+def lowers(*overloads: torch._ops.OpOverload) -> Callable[[Rule], Rule]:
+    """Enters a JAX function into the table for one or more overloads.
+
+    The function's own name, less a trailing underscore, is what generated code calls it.
+
+    Raises:
+        KeyError: an overload or a name is in the table already.
+    """
+
+    def enter(rule: Rule) -> Rule:
+        name = rule.__name__.rstrip("_")
+        if name in RULES:
+            raise KeyError(f"expected a new rule name, got {name!r} a second time")
+        RULES[name] = rule
+        for overload in overloads:
+            if overload in TABLE:
+                raise KeyError(f"expected one rule for {overload}, got {TABLE[overload].name} and {name}")
+            TABLE[overload] = Row(overload, rule, name)
+        return rule
+
+    return enter

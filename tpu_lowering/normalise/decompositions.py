@@ -1,0 +1,138 @@
+"""Which operators are taken apart before lowering: torch's core ATen set, less ``KEPT``, plus ``ADDED``.
+
+An operator stays whole if one JAX rule says more than the parts would: about precision (the parts round
+narrow floats between them), about intent (a softmax is one kernel) or simply in fewer lines of program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tpu_lowering.compat_decomp_PROPOSED import core_aten_decompositions, registered_decompositions
+
+aten = torch.ops.aten
+
+OpOverload = torch._ops.OpOverload
+
+KEPT: dict[str, tuple[OpOverload, ...]] = {
+    "computed in float32 inside, where the parts would round narrow floats one by one": (
+        aten.addcdiv.default,
+        aten.addcmul.default,
+        aten.baddbmm.default,
+        aten.gelu_backward.default,
+        aten.leaky_relu_backward.default,
+        aten.lerp.Scalar,
+        aten.lerp.Tensor,
+        aten.logsumexp.default,
+        aten.mvlgamma.default,
+        aten.rsub.Scalar,
+        aten.rsub.Tensor,
+        aten.sigmoid_backward.default,
+        aten.silu.default,
+        aten.silu_backward.default,
+        aten.softplus.default,
+        aten.tanh_backward.default,
+    ),
+    "a row reduction that pays to fuse as one kernel": (
+        aten._log_softmax_backward_data.default,
+        aten._safe_softmax.default,
+        aten._softmax_backward_data.default,
+        aten.native_batch_norm_backward.default,
+        aten.native_group_norm_backward.default,
+        aten.native_layer_norm_backward.default,
+    ),
+    "attention that library kernels exist for": (aten._scaled_dot_product_flash_attention_for_cpu.default,),
+    "an allocation, whose undefined contents the analyses look for": (
+        aten.empty_like.default,
+        aten.new_empty.default,
+    ),
+    "a constant: one node names its value": (
+        aten.eye.default,
+        aten.eye.m,
+        aten.fill.Scalar,
+        aten.fill.Tensor,
+        aten.new_full.default,
+        aten.new_ones.default,
+        aten.new_zeros.default,
+        aten.ones.default,
+        aten.ones_like.default,
+        aten.zero.default,
+        aten.zeros.default,
+        aten.zeros_like.default,
+    ),
+    "a view: one node says which": (
+        aten._reshape_alias.default,
+        aten._unsafe_view.default,
+        aten.detach.default,
+        aten.split.Tensor,
+        aten.split_with_sizes_copy.default,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.t.default,
+        aten.transpose.int,
+        aten.unbind.int,
+        aten.unsafe_split.Tensor,
+    ),
+    "a gather or scatter with one JAX counterpart": (
+        aten._unsafe_index.Tensor,
+        aten._unsafe_index_put.default,
+        aten.embedding_dense_backward.default,
+        aten.index_add.default,
+        aten.index_copy.default,
+        aten.index_fill.int_Scalar,
+        aten.index_fill.int_Tensor,
+        aten.select_scatter.default,
+        aten.take.default,
+        aten.unfold_backward.default,
+    ),
+    "one JAX function": (
+        aten.all.default,
+        aten.all.dim,
+        aten.all.dims,
+        aten.dot.default,
+        aten.isneginf.default,
+        aten.isposinf.default,
+        aten.masked_fill.Scalar,
+        aten.masked_fill.Tensor,
+        aten.mv.default,
+        aten.nan_to_num.default,
+        aten.roll.default,
+        aten.sgn.default,
+        aten.stack.default,
+        aten.sum.default,
+        aten.threshold_backward.default,
+        aten.tril.default,
+        aten.triu.default,
+        aten.vdot.default,
+    ),
+}
+
+ADDED: dict[str, tuple[OpOverload, ...]] = {
+    "writes the running statistics without saying so": (aten.native_batch_norm.default,),
+    "windows of uneven sizes, as gathers": (
+        aten.adaptive_max_pool2d.default,
+        aten.adaptive_max_pool3d.default,
+    ),
+    "resizing: gathers and weighted sums": (
+        aten.upsample_bicubic2d.default,
+        aten.upsample_bilinear2d.default,
+        aten.upsample_bilinear2d.vec,
+        aten.upsample_nearest2d.vec,
+        aten.upsample_trilinear3d.default,
+        aten.upsample_trilinear3d.vec,
+    ),
+}
+
+
+def decompositions() -> dict[OpOverload, Callable[..., Any]]:
+    """The decomposition of each operator to take apart, as AOTAutograd and ``make_fx`` want it."""
+    table = core_aten_decompositions()
+    for overloads in KEPT.values():
+        for overload in overloads:
+            del table[overload]
+    for overloads in ADDED.values():
+        table.update(registered_decompositions(list(overloads)))
+    return table

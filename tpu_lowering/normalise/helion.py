@@ -1,0 +1,123 @@
+"""Helion kernel calls to the nodes of their host code, with each launch a kernel call.
+
+``helion_kernel_wrapper_functional(kernel_idx, constant_args, tensor_args, output_spec, tensors_to_clone)``
+has results ``getitem(call, 0)[i]``, the kernel's own, and ``getitem(call, 1)[name]``, the new values of
+mutated arguments. Both come out of the kernel's host graph, which is copied in place of the call.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpu_lowering import compat
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.kernels import kernel_call
+from tpu_lowering.kernels import arguments, helion
+from tpu_lowering.normalise.functionalized import View
+
+aten = torch.ops.aten
+
+
+def normalise_helion(module: fx.GraphModule) -> None:
+    """Rewrites every Helion call in a graph, in place."""
+    if not any("helion" in str(node.target) for node in module.graph.nodes if node.op == "call_function"):
+        return
+    _, functional = compat.helion_operators()
+    for node in list(module.graph.nodes):
+        if graphs.is_call(node, functional):
+            with graphs.inserting_for(node):
+                _inline(module, node)
+    graphs.eliminate_dead_code(module.graph)
+
+
+def _inline(module: fx.GraphModule, node: fx.Node) -> None:
+    kernel = compat.helion_kernel(node.kwargs["kernel_idx"])
+    mutated = list(node.kwargs["tensors_to_clone"])  # type: ignore[arg-type]
+    given = {**node.kwargs["constant_args"], **node.kwargs["tensor_args"]}  # type: ignore[dict-item]
+    tensor_names = [name for name, value in given.items() if isinstance(value, fx.Node)]
+    values = {name: value.meta["val"] if isinstance(value, fx.Node) else value for name, value in given.items()}
+    flat_order = _flat_order(kernel, values)
+    host = helion.host_graph(kernel, _complete(kernel, dict(values)), mutated, graphs.source_line(node))
+    nodes = {id(values[name]): given[name] for name in tensor_names}
+    results = _copy_in(module, node, host, [nodes[key] for key in flat_order])
+    new_values = dict(zip(mutated, results, strict=False))
+    _send(node, results[len(mutated) :], new_values)
+
+
+def _complete(kernel: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by parameter: containers put together again, defaults filled in."""
+    compat.rebuild_helion_containers(values)
+    parameters = kernel.signature.parameters
+    return {
+        name: values.get(name, parameter.default)
+        for name, parameter in parameters.items()
+        if name in values or parameter.default is not parameter.empty
+    }
+
+
+def _flat_order(kernel: Any, values: dict[str, Any]) -> list[int]:
+    """Identities of the tensor arguments in the order of the host graph's placeholders."""
+    _, tensors = arguments.split(_complete(kernel, dict(values)), lambda value: isinstance(value, torch.Tensor))
+    return [id(tensor) for tensor in tensors]
+
+
+def _copy_in(module: fx.GraphModule, call: fx.Node, host: helion.HostGraph, operands: list[Any]) -> list[Any]:
+    """Copies a host graph before a call; returns the nodes of its results."""
+    graph = module.graph
+    mode = call.all_input_nodes[0].meta["val"].fake_mode
+    copies: dict[fx.Node, Any] = {}
+    given = iter(operands)
+    for node in host.module.graph.nodes:
+        if node.op == "placeholder":
+            copies[node] = next(given)
+        elif node.op == "output":
+            outputs = torch.utils._pytree.tree_leaves(node.args[0])
+            return [copies[output] for output in outputs]
+        elif node.op == "get_attr":
+            copies[node] = _copy_constant(module, host, node, mode)
+        elif graphs.is_call(node, compat.auto_functionalized_v2):
+            copies[node] = _copy_launch(graph, host, node, copies)
+        elif node.target is operator.getitem and not isinstance(copies[node.args[0]], fx.Node):
+            copies[node] = copies[node.args[0]][node.args[1]]
+        else:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda used: copies[used])
+            copies[node] = graphs.call(graph, node.target, *args, **kwargs)  # type: ignore[arg-type]
+    raise AssertionError("expected a graph with an output")
+
+
+def _copy_constant(module: fx.GraphModule, host: helion.HostGraph, node: fx.Node, mode: Any) -> fx.Node:
+    """A constant tensor of the host code, under a name of its own in the graph's module."""
+    value = getattr(host.module, str(node.target))
+    name = next(f"constant_{i}" for i in range(1 << 20) if not hasattr(module, f"constant_{i}"))
+    module.register_buffer(name, value)
+    new = module.graph.get_attr(name)
+    with mode:
+        new.meta["val"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+    return new
+
+
+def _copy_launch(graph: fx.Graph, host: helion.HostGraph, node: fx.Node, copies: dict[fx.Node, Any]) -> list[Any]:
+    """A launch as a kernel call; returns what the functionalised launch returned: None, then the bases."""
+    given = dict(fx.node.map_arg(node.kwargs, lambda used: copies[used]))
+    launch = host.launches[given["index"]]
+    bases = list(given["_all_bases"])
+    views = [View(graph, given[f"_outs_{i}_base_index"], given, f"_outs_{i}") for i in range(given["_outs_length"])]
+    outs = [view.read(bases[view.base]) for view in views]
+    call = graphs.call(graph, kernel_call, launch, (*given["ins"], *outs))
+    for index, view in enumerate(views):
+        bases[view.base] = view.write(bases[view.base], graphs.call(graph, operator.getitem, call, index))
+    return [None, *bases]
+
+
+def _send(node: fx.Node, own: list[Any], new_values: dict[str, Any]) -> None:
+    """Sends the users of a Helion call to the results of its host code."""
+    for part in list(node.users):
+        for user in list(part.users):
+            key = user.args[1]
+            graphs.replace(user, own[key] if part.args[1] == 0 else new_values[key])  # type: ignore[index]
+        part.graph.erase_node(part)
+    node.graph.erase_node(node)

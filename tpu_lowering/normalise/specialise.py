@@ -1,0 +1,106 @@
+"""One graph for all sizes to one graph for given sizes: symbols become the numbers they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from tpu_lowering import compat, errors
+from tpu_lowering.ir import graphs
+
+SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+def specialise(module: fx.GraphModule, arguments: Sequence[Any]) -> fx.GraphModule:
+    """A copy of a captured graph in which every size is a number.
+
+    Placeholders of symbolic integers stay (they are arguments) but have no users left. Every node's
+    ``meta["val"]`` is a fake tensor of concrete shape, dtype and strides, and belongs to one new fake mode.
+
+    Args:
+        module: graph from AOTAutograd.
+        arguments: what it is called with: tensors, real or fake, and integers.
+
+    Raises:
+        TpuLoweringError: TL303 if a shape depends on data.
+    """
+    substitution = _Substitution(module.graph, arguments)
+    copied = fx.Graph()
+    nodes: dict[fx.Node, Any] = {}
+    for node in module.graph.nodes:
+        if node.op == "output":
+            copied.output(fx.node.map_arg(node.args[0], lambda used: nodes[used]))
+            continue
+        value = substitution.concrete(node, node.meta.get("val"))
+        if node.op != "placeholder" and isinstance(node.meta.get("val"), SYMBOLIC):
+            nodes[node] = value
+            continue
+        new = copied.node_copy(node, lambda used: nodes[used])
+        new.args, new.kwargs = substitution.concrete(node, (new.args, new.kwargs))
+        new.meta = {**node.meta, "val": value}
+        nodes[node] = new
+    return fx.GraphModule(module, copied)
+
+
+class _Substitution:
+    """What every size symbol of a graph stands for, read off the arguments of a call."""
+
+    def __init__(self, graph: fx.Graph, arguments: Sequence[Any]) -> None:
+        self.mode = compat.FakeTensorMode(allow_non_fake_inputs=True)
+        self.numbers: dict[sympy.Symbol, Any] = {}
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        for node, argument in zip(placeholders, arguments, strict=True):
+            recorded = node.meta.get("val")
+            if isinstance(recorded, torch.Tensor):
+                for symbolic, number in zip((*recorded.shape, *recorded.stride()), (*argument.shape, *argument.stride())):
+                    self._bind(symbolic, number)
+            else:
+                self._bind(recorded, argument)
+
+    def _bind(self, symbolic: Any, number: Any) -> None:
+        if isinstance(symbolic, SYMBOLIC) and isinstance(symbolic.node.expr, sympy.Symbol):
+            if isinstance(number, SYMBOLIC):
+                number = number.node.require_hint()
+            self.numbers[symbolic.node.expr] = number
+
+    def concrete(self, node: fx.Node, value: Any) -> Any:
+        """A value or an argument list with numbers in place of symbols, tensors as new fake tensors."""
+
+        def leaf(item: Any) -> Any:
+            if isinstance(item, SYMBOLIC):
+                return self._number(node, item)
+            if isinstance(item, torch.Tensor):
+                return self._tensor(node, item)
+            return item
+
+        return pytree.tree_map(leaf, value, is_leaf=lambda item: isinstance(item, fx.Node))
+
+    def _number(self, node: fx.Node, item: Any) -> Any:
+        number = sympy.sympify(item.node.expr).subs(self.numbers)
+        if number.free_symbols:
+            raise data_dependent(node)
+        kind = {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}[type(item)]
+        return kind(number)
+
+    def _tensor(self, node: fx.Node, item: torch.Tensor) -> torch.Tensor:
+        shape = [self._number(node, size) if isinstance(size, torch.SymInt) else size for size in item.shape]
+        stride = [self._number(node, step) if isinstance(step, torch.SymInt) else step for step in item.stride()]
+        with self.mode:
+            return torch.empty_strided(shape, stride, dtype=item.dtype, device=item.device)
+
+
+def data_dependent(node: fx.Node) -> errors.TpuLoweringError:
+    """The refusal of a shape that depends on values."""
+    return errors.refuse(
+        "TL303",
+        str(node.target),
+        "expected every shape to follow from the shapes of the inputs, got one that depends on values",
+        "use a form with a fixed shape (a mask, topk with a fixed k, torch.where with three arguments), "
+        "or compile without fullgraph=True so that the graph breaks here",
+        graphs.source_line(node),
+    )

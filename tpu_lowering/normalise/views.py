@@ -1,0 +1,276 @@
+"""Views, in-place copies and fills, as AOTAutograd writes them, to boxes and values.
+
+========================================  =====================================================
+``aten.slice(x, d, a, b, s)``             ``read_box(x, box)``
+``aten.select(x, d, i)``                  ``reshape(read_box(x, box))``
+``aten.slice_scatter(x, v, d, a, b, s)``  ``write_box(x, v, box)``
+``aten.select_scatter(x, v, d, i)``       ``write_box(x, reshape(v), box)``
+``aten.as_strided(x, ...)``               ``permute(reshape(read_box(x, box)))``, where it is one
+``aten.as_strided_scatter(x, v, ...)``    ``write_box(x, reshape(permute(v)), box)``, where it is one
+``aten.copy(x, v)``                       ``expand(convert(v))``: the old ``x`` gives only its type
+``aten.fill(x, c)``                       ``full(x.shape, c)``
+``aten.view(x, ...)``, ``squeeze``, ...   ``reshape(x, shape)``
+``aten.t(x)``, ``transpose``              ``permute(x, order)``
+========================================  =====================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpu_lowering import errors
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.boxes import Box, read_box, write_box
+
+aten = torch.ops.aten
+
+
+@dataclasses.dataclass(frozen=True)
+class StridedBox:
+    """A strided view of a dense row-major value, as a box, then a reshape, then a permutation.
+
+    Attributes:
+        box: the box of the base.
+        kept: shape after dropping the box's dimensions of size 1 that the view does not have.
+        permutation: order of ``kept``'s dimensions in the view.
+    """
+
+    box: Box
+    kept: tuple[int, ...]
+    permutation: tuple[int, ...]
+
+
+def strided_box(base: Sequence[int], size: Sequence[int], stride: Sequence[int], offset: int) -> StridedBox | None:
+    """Decodes ``as_strided`` of a dense row-major base; None where the view is no box of it.
+
+    Each dimension of the view must walk along one dimension of the base, each along another; what is left
+    of the offset places the box.
+    """
+    if 0 in base or 0 in size:
+        return None
+    dense = [math.prod(base[axis + 1 :]) for axis in range(len(base))]
+    starts: list[int] = []
+    for step, extent in zip(dense, base, strict=True):
+        starts.append(min(offset // step, extent - 1))
+        offset -= starts[-1] * step
+    if offset:
+        return None
+    ranges = [(start, start + 1, 1) for start in starts]
+    walked: dict[int, int] = {}
+    for dim, (count, step) in enumerate(zip(size, stride, strict=True)):
+        axis = _axis_of(dense, base, starts, walked, count, step)
+        if count == 1:
+            continue
+        if axis is None:
+            return None
+        walked[axis] = dim
+        ranges[axis] = (starts[axis], starts[axis] + (count - 1) * (step // dense[axis]) + 1, step // dense[axis])
+    order = [walked[axis] for axis in sorted(walked)] + [dim for dim, count in enumerate(size) if count == 1]
+    permutation = tuple(order.index(dim) for dim in range(len(size)))
+    return StridedBox(Box.of(ranges), tuple(size[dim] for dim in order), permutation)
+
+
+def _axis_of(
+    dense: Sequence[int], base: Sequence[int], starts: Sequence[int], taken: dict[int, int], count: int, step: int
+) -> int | None:
+    """The base dimension that a view dimension of ``count`` elements, ``step`` apart, walks along."""
+    for axis, unit in enumerate(dense):
+        if axis in taken or step < unit or step % unit:
+            continue
+        if starts[axis] + (count - 1) * (step // unit) < base[axis]:
+            return axis
+    return None
+
+
+def normalise_views(graph: fx.Graph) -> None:
+    """Rewrites every node that has a row in ``RULES``, in place."""
+    for node in list(graph.nodes):
+        rule = RULES.get(node.target) if node.op == "call_function" else None
+        if rule is None:
+            continue
+        with graphs.inserting_for(node):
+            new = rule(graph, node)
+        graphs.replace(node, new)
+
+
+def _axis_range(shape: Sequence[int], dim: int, start: Any, stop: Any, step: int) -> Box:
+    """The box of ``aten.slice``: negative bounds count from the end, both are clamped to the size."""
+    dim %= len(shape)
+    low, high, step = slice(start, stop, step).indices(shape[dim])
+    return Box.of([(low, high, step) if axis == dim else (0, size, 1) for axis, size in enumerate(shape)])
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """Arguments by name, defaults filled in."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    bound = {argument.name: argument.default_value for argument in schema.arguments}
+    bound.update(zip((argument.name for argument in schema.arguments), node.args, strict=False))
+    bound.update(node.kwargs)
+    return bound
+
+
+def _slice(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    given = _arguments(node)
+    shape = graphs.type_of(given["self"]).shape
+    return graphs.call(graph, read_box, given["self"], _axis_range(shape, given["dim"], given["start"], given["end"], given["step"]))
+
+
+def _select(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    given = _arguments(node)
+    box = _selected(given)
+    return graphs.call(graph, aten.reshape.default, graphs.call(graph, read_box, given["self"], box), list(graphs.type_of(node).shape))
+
+
+def _selected(given: dict[str, Any]) -> Box:
+    shape = graphs.type_of(given["self"]).shape
+    dim, index = given["dim"] % len(shape), given["index"]
+    index += shape[dim] if index < 0 else 0
+    return _axis_range(shape, dim, index, index + 1, 1)
+
+
+def _slice_scatter(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    given = _arguments(node)
+    shape = graphs.type_of(given["self"]).shape
+    box = _axis_range(shape, given["dim"], given["start"], given["end"], given["step"])
+    return graphs.call(graph, write_box, given["self"], _converted(graph, given["src"], node), box)
+
+
+def _select_scatter(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    given = _arguments(node)
+    box = _selected(given)
+    part = graphs.call(graph, aten.reshape.default, _converted(graph, given["src"], node), list(box.shape))
+    return graphs.call(graph, write_box, given["self"], part, box)
+
+
+def _dense_base(graph: fx.Graph, base: fx.Node, node: fx.Node) -> tuple[fx.Node, tuple[int, ...]]:
+    """The base with its dimensions in storage order, and that order.
+
+    Raises:
+        TpuLoweringError: TL304, if the base's memory is not dense.
+    """
+    value = base.meta["val"]
+    order = tuple(sorted(range(value.ndim), key=lambda dim: (-value.stride(dim), dim)))
+    sizes, strides = [value.shape[d] for d in order], [value.stride(d) for d in order]
+    for position, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
+        if size != 1 and stride != math.prod(sizes[position + 1 :]):
+            raise errors.refuse(
+                "TL304",
+                str(node.target),
+                f"expected a base that is dense in memory, got shape {tuple(value.shape)} with strides {value.stride()}",
+                "take the view of x.contiguous(), or build it from slices and transposes instead of strides",
+                graphs.source_line(node),
+            )
+    if order == tuple(range(value.ndim)):
+        return base, order
+    return graphs.call(graph, aten.permute.default, base, list(order)), order
+
+
+def _as_strided(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    given = _arguments(node)
+    base, _ = _dense_base(graph, given["self"], node)
+    view = strided_box(graphs.type_of(base).shape, given["size"], given["stride"], given["storage_offset"] or 0)
+    if view is None:
+        return graphs.call(graph, aten.as_strided.default, _storage(graph, base), *_strided_arguments(given))
+    part = graphs.call(graph, aten.reshape.default, graphs.call(graph, read_box, base, view.box), list(view.kept))
+    return graphs.call(graph, aten.permute.default, part, list(view.permutation))
+
+
+def _strided_arguments(given: dict[str, Any]) -> tuple[list[int], list[int], int]:
+    return list(given["size"]), list(given["stride"]), given["storage_offset"] or 0
+
+
+def _storage(graph: fx.Graph, base: fx.Node) -> fx.Node:
+    """The base as one dense row of its storage, so that strides and offsets apply to it directly."""
+    return graphs.call(graph, aten.reshape.default, base, [graphs.type_of(base).size])
+
+
+def _as_strided_scatter(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    given = _arguments(node)
+    base, order = _dense_base(graph, given["self"], node)
+    shape = graphs.type_of(base).shape
+    part = _converted(graph, given["src"], node)
+    view = strided_box(shape, given["size"], given["stride"], given["storage_offset"] or 0)
+    if view is None:
+        flat = graphs.call(graph, aten.as_strided_scatter.default, _storage(graph, base), part, *_strided_arguments(given))
+        new = graphs.call(graph, aten.reshape.default, flat, list(shape))
+    else:
+        inverse = [view.permutation.index(axis) for axis in range(len(view.permutation))]
+        part = graphs.call(graph, aten.permute.default, part, inverse)
+        part = graphs.call(graph, aten.reshape.default, part, list(view.box.shape))
+        new = graphs.call(graph, write_box, base, part, view.box)
+    if base is given["self"]:
+        return new
+    return graphs.call(graph, aten.permute.default, new, [order.index(axis) for axis in range(len(order))])
+
+
+def _converted(graph: fx.Graph, value: Any, like: fx.Node) -> Any:
+    """A value in the element type of ``like``, as in-place writes convert it."""
+    dtype = like.meta["val"].dtype
+    if value.meta["val"].dtype == dtype:
+        return value
+    return graphs.call(graph, aten._to_copy.default, value, dtype=dtype)
+
+
+def _copy(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    given = _arguments(node)
+    value, shape = _converted(graph, given["src"], node), graphs.type_of(node).shape
+    if graphs.type_of(value).shape == shape:
+        return value
+    return graphs.call(graph, aten.expand.default, value, list(shape))
+
+
+def _fill(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    given, type_ = _arguments(node), graphs.type_of(node)
+    if isinstance(given["value"], fx.Node):
+        return graphs.call(graph, aten.expand.default, _converted(graph, given["value"], node), list(type_.shape))
+    return _full(graph, node, given["value"])
+
+
+def _zero(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    return _full(graph, node, 0)
+
+
+def _full(graph: fx.Graph, node: fx.Node, value: Any) -> fx.Node:
+    tensor = node.meta["val"]
+    return graphs.call(graph, aten.full.default, list(tensor.shape), value, dtype=tensor.dtype, device=tensor.device)
+
+
+def _reshape(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    return graphs.call(graph, aten.reshape.default, _arguments(node)["self"], list(graphs.type_of(node).shape))
+
+
+def _transpose(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    given = _arguments(node)
+    order = list(range(graphs.type_of(node).ndim))
+    a, b = given.get("dim0", 0), given.get("dim1", -1)
+    if order:
+        order[a], order[b] = order[b], order[a]
+    return graphs.call(graph, aten.permute.default, given["self"], order)
+
+
+RESHAPES = (
+    aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default,
+    aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.flatten.using_ints,
+)  # fmt: skip
+
+RULES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node]] = {
+    aten.slice.Tensor: _slice,
+    aten.select.int: _select,
+    aten.slice_scatter.default: _slice_scatter,
+    aten.select_scatter.default: _select_scatter,
+    aten.as_strided.default: _as_strided,
+    aten.as_strided_scatter.default: _as_strided_scatter,
+    aten.copy.default: _copy,
+    aten.fill.Scalar: _fill,
+    aten.fill.Tensor: _fill,
+    aten.zero.default: _zero,
+    aten.t.default: _transpose,
+    aten.transpose.int: _transpose,
+    **dict.fromkeys(RESHAPES, _reshape),
+}

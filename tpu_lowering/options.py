@@ -1,0 +1,93 @@
+"""Options of the backend: one frozen value, and the only reader of the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from tpu_lowering import errors
+
+Runtime = Literal["auto", "jax"]
+Fallback = Literal["error", "eager"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a user can choose, through ``torch.compile(..., options={...})``.
+
+    Attributes:
+        verify: run the graph before and after every pass on the reference interpreter, undefined memory
+            poisoned, and name the pass that changed a result. Slow; for tests and bug reports.
+        poison: fill memory that eager leaves undefined with NaN (the largest integer for integer types)
+            in the compiled program too.
+        passes: run the optimising passes. False leaves allocations and aliases as the user wrote them.
+        fallback: what an operator without a JAX implementation does: "error" raises a coded error,
+            "eager" runs it in eager torch at a graph break. A break needs ``fullgraph=False``.
+        runtime: where programs run; "auto" follows the tensors' device.
+        dump: folder that receives every stage of every graph, or "" for none.
+            Read from ``TPU_LOWERING_DUMP`` where it is not given.
+    """
+
+    verify: bool = False
+    poison: bool = False
+    passes: bool = True
+    fallback: Fallback = "error"
+    runtime: Runtime = "auto"
+    dump: str = ""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            check_option(name, hint, getattr(self, name))
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+    @classmethod
+    def create(cls, options: Mapping[str, Any] | None = None, mode: str | None = None) -> Options:
+        """Options from what ``torch.compile`` was given.
+
+        Args:
+            options: the ``options`` dictionary of ``torch.compile``.
+            mode: Inductor's ``mode``; it has no meaning here and is ignored with one warning.
+
+        Raises:
+            TpuLoweringError: TL101 for an unknown name, TL102 for a value of the wrong kind.
+        """
+        given = dict(options or {})
+        for name in given:
+            if name not in cls.names():
+                raise unknown_option(name, cls.names())
+        if mode not in (None, "default"):
+            warnings.warn(
+                f"helion_tpu has no modes: mode={mode!r} is ignored. Options of helion_tpu go through options={{...}}.",
+                UserWarning,
+                stacklevel=2,
+            )
+        given.setdefault("dump", os.environ.get("TPU_LOWERING_DUMP", ""))
+        return cls(**given)
+
+
+def unknown_option(name: str, known: tuple[str, ...]) -> errors.TpuLoweringError:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return errors.refuse(
+        "TL101",
+        f"{name!r}",
+        f"expected one of {', '.join(known)}, got {name!r}",
+        f"did you mean {near!r}? Write options={{{near!r}: ...}}",
+    )
+
+
+def check_option(name: str, hint: Any, value: Any) -> None:
+    if get_origin(hint) is Literal:
+        valid, expected = value in get_args(hint), f"one of {', '.join(map(repr, get_args(hint)))}"
+    else:
+        valid, expected = type(value) is hint, f"a {hint.__name__}"
+    if not valid:
+        raise errors.refuse(
+            "TL102", f"{name!r}", f"expected {expected}, got {value!r}", f"pass {expected} as options[{name!r}]"
+        )

@@ -1,0 +1,79 @@
+"""Assemble writes: pieces that fill an allocation one after the other become one concatenation.
+
+Before::
+
+    e = empty([8, 4])
+    b1 = write_box(e, v, box('0:3, 0:4'))
+    b2 = write_box(b1, w, box('3:8, 0:4'))
+
+After::
+
+    b2 = cat([v, w], 0)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from tpu_lowering.analyse.undefined import undefined_values
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.boxes import Box, write_box
+from tpu_lowering.passes.base import Action
+
+aten = torch.ops.aten
+
+
+@dataclasses.dataclass(frozen=True)
+class AssembleWrites:
+    """See the module's docstring. The pieces lie side by side along one dimension and leave no gap."""
+
+    name: str = "assemble_writes"
+
+    def __call__(self, graph: fx.Graph) -> list[Action]:
+        undefined = undefined_values(graph)
+        actions: list[Action] = []
+        for node in reversed(list(graph.nodes)):
+            if not graphs.is_call(node, write_box):
+                continue
+            pieces = _pieces(node, undefined)
+            dim = None if pieces is None else tiled_dimension([box for box, _ in pieces], graphs.type_of(node).shape)
+            if pieces is None or dim is None:
+                continue
+            ordered = sorted(pieces, key=lambda piece: piece[0].ranges[dim])
+            with graphs.inserting_for(node):
+                new = graphs.call(graph, aten.cat.default, [part for _, part in ordered], dim)
+            actions.append(Action.on("moved", node, f"{len(ordered)} pieces fill it along dimension {dim}"))
+            graphs.replace(node, new)
+        graphs.eliminate_dead_code(graph)
+        return actions
+
+
+def _pieces(node: fx.Node, undefined: frozenset[fx.Node]) -> list[tuple[Box, fx.Node]] | None:
+    """The disjoint writes that end in ``node`` and start from an undefined value, or None."""
+    pieces: list[tuple[Box, fx.Node]] = []
+    while graphs.is_call(node, write_box):
+        base, part, box = node.args
+        assert isinstance(base, fx.Node) and isinstance(part, fx.Node) and isinstance(box, Box)
+        if not all(box.is_disjoint(other) for other, _ in pieces):
+            return None
+        pieces.append((box, part))
+        node = base
+    return pieces if node in undefined else None
+
+
+def tiled_dimension(boxes: Sequence[Box], shape: Sequence[int]) -> int | None:
+    """The dimension along which disjoint boxes tile a whole value, each whole in all others; or None."""
+    if not boxes or 0 in shape:
+        return None
+    for dim, size in enumerate(shape):
+        ranges = sorted(box.ranges[dim] for box in boxes)
+        whole = [(0, extent, 1) for extent in shape]
+        others = all(box.ranges[:dim] + box.ranges[dim + 1 :] == (*whole[:dim], *whole[dim + 1 :]) for box in boxes)
+        ends = [0, *(stop for _, stop, _ in ranges)]
+        if others and ends[-1] == size and all(r[0] == end and r[2] == 1 for r, end in zip(ranges, ends, strict=False)):
+            return dim
+    return None

@@ -1,0 +1,144 @@
+"""Read through writes, and drop views that change nothing.
+
+Before::
+
+    b1 = write_box(b0, v, box('0:4'))
+    p = read_box(b1, box('4:8'))        # nothing of v in it
+    q = read_box(b1, box('0:4'))        # v itself
+    r = permute(permute(x, [1, 0]), [1, 0])
+
+After::
+
+    b1 = write_box(b0, v, box('0:4'))
+    p = read_box(b0, box('4:8'))
+    q = v
+    r = x
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.boxes import Box, read_box, write_box
+from tpu_lowering.passes.base import Action
+
+aten = torch.ops.aten
+
+IDENTITIES = (aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
+
+
+@dataclasses.dataclass(frozen=True)
+class SimplifyViews:
+    """See the module's docstring. Values are immutable, so a copy of one is the value itself."""
+
+    name: str = "simplify_views"
+
+    def __call__(self, graph: fx.Graph) -> list[Action]:
+        for node in list(graph.nodes):
+            if node.op == "call_function":
+                _simplify(graph, node)
+        graphs.eliminate_dead_code(graph)
+        return []
+
+
+def _simplify(graph: fx.Graph, node: fx.Node) -> None:
+    """Applies rules until none fits; a rule gives an equal node, or None."""
+    while (rule := RULES.get(node.target)) is not None:
+        with graphs.inserting_for(node):
+            new = rule(graph, node)
+        if new is None or new is node:
+            return
+        graphs.replace(node, new)
+        node = new
+
+
+def _identity(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def _read(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    source, box = _source(node), node.args[1]
+    assert isinstance(box, Box)
+    if box.is_whole(graphs.type_of(source).shape):
+        return source
+    if source.target is read_box and source.op == "call_function":
+        outer = source.args[1]
+        assert isinstance(outer, Box)
+        return graphs.call(graph, read_box, source.args[0], outer.within(box))
+    if source.target is write_box and source.op == "call_function":
+        base, part, written = source.args
+        assert isinstance(written, Box)
+        if written.is_disjoint(box):
+            return graphs.call(graph, read_box, base, box)
+        if written.contains(box):
+            return graphs.call(graph, read_box, part, written.relative(box))
+    return None
+
+
+def _write(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    base, part, box = node.args
+    assert isinstance(base, fx.Node) and isinstance(part, fx.Node) and isinstance(box, Box)
+    if box.is_whole(graphs.type_of(base).shape):
+        return part
+    if 0 in box.shape:
+        return base
+    if graphs.is_call(base, write_box):
+        before, _, earlier = base.args
+        assert isinstance(earlier, Box)
+        if box.contains(earlier):
+            return graphs.call(graph, write_box, before, part, box)
+    return None
+
+
+def _reshape(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    source, shape = _source(node), list(graphs.type_of(node).shape)
+    if list(graphs.type_of(source).shape) == shape:
+        return source
+    if graphs.is_call(source, aten.reshape.default):
+        return graphs.call(graph, aten.reshape.default, source.args[0], shape)
+    return None
+
+
+def _permute(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    source = _source(node)
+    order = _order(node)
+    if order == list(range(len(order))):
+        return source
+    if graphs.is_call(source, aten.permute.default):
+        inner = _order(source)
+        return graphs.call(graph, aten.permute.default, source.args[0], [inner[axis] for axis in order])
+    return None
+
+
+def _order(node: fx.Node) -> list[int]:
+    dims: Any = node.args[1]
+    return [dim % len(dims) for dim in dims]
+
+
+def _expand(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    source = _source(node)
+    return source if graphs.type_of(source).shape == graphs.type_of(node).shape else None
+
+
+def _source(node: fx.Node) -> fx.Node:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source
+
+
+RULES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
+    read_box: _read,
+    write_box: _write,
+    aten.reshape.default: _reshape,
+    aten.permute.default: _permute,
+    aten.expand.default: _expand,
+    **dict.fromkeys(IDENTITIES, _identity),
+}

@@ -1,0 +1,158 @@
+"""The path from a captured graph to a program, as data. Read this file first.
+
+=============  ============================================================================================
+capture        Dynamo's graph, through AOTAutograd, to a forward and a backward graph of ATen operators
+NORMALISE      sizes become numbers; every call form of a kernel becomes ``kernel_call``; views become boxes
+PASSES         the rewrites, each a value with a name; the only writers of a normalised graph
+lower          every node gets its row in the lowering table
+codegen        the program as readable Python over JAX
+runtime        compiled once, called with the user's tensors
+=============  ============================================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch import fx
+
+from tpu_lowering import errors
+from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir import interpreter, invariants
+from tpu_lowering.ir.programs import Program, Signature
+from tpu_lowering.lower import layout
+from tpu_lowering.normalise import allocations, functionalized, helion, signature, specialise, views
+from tpu_lowering.options import Options
+from tpu_lowering.passes.assemble_writes import AssembleWrites
+from tpu_lowering.passes.base import Action, Pass
+from tpu_lowering.passes.drop_dead_allocations import DropDeadAllocations
+from tpu_lowering.passes.drop_overwritten_values import DropOverwrittenValues
+from tpu_lowering.passes.return_fresh_buffers import ReturnFreshBuffers
+from tpu_lowering.passes.simplify_views import SimplifyViews
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of normalising: a function that edits a module in place, and what holds after it."""
+
+    name: str
+    run: Callable[[fx.GraphModule], None]
+    then: tuple[invariants.Invariant, ...]
+
+
+def _define_allocations(module: fx.GraphModule) -> None:
+    if allocations.fills_allocations():
+        allocations.define_allocations(module.graph)
+
+
+NORMALISE: tuple[Step, ...] = (
+    Step("inline_helion_kernels", helion.normalise_helion, invariants.SPECIALISED),
+    Step("call_registered_kernels", lambda module: functionalized.normalise_operators(module.graph), invariants.SPECIALISED),
+    Step("make_views_explicit", lambda module: views.normalise_views(module.graph), invariants.NORMAL),
+    Step("define_allocations", _define_allocations, invariants.NORMAL),
+)
+
+PASSES: tuple[Pass, ...] = (
+    SimplifyViews(),
+    ReturnFreshBuffers(),
+    DropOverwrittenValues(),
+    AssembleWrites(),
+    SimplifyViews(),
+    DropDeadAllocations(),
+)
+
+
+class Observer(Protocol):
+    """What watches a compilation: ``explain``, dumps and logs. Passes know nothing of them."""
+
+    def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
+        """After a stage: "captured", "specialised", a step's or a pass's name, "lowered"."""
+
+    def acted(self, program: str, name: str, actions: Sequence[Action]) -> None:
+        """After a pass: what it did."""
+
+    def compiled(self, program: Program, source: Source) -> None:
+        """After code generation."""
+
+
+class Observers:
+    """Several observers as one."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self.observers = tuple(observers)
+
+    def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
+        for observer in self.observers:
+            observer.stage(program, stage, module, seconds)
+
+    def acted(self, program: str, name: str, actions: Sequence[Action]) -> None:
+        for observer in self.observers:
+            observer.acted(program, name, actions)
+
+    def compiled(self, program: Program, source: Source) -> None:
+        for observer in self.observers:
+            observer.compiled(program, source)
+
+
+def run(name: str, captured: fx.GraphModule, arguments: Sequence[Any], options: Options, observer: Observer) -> Program:
+    """Takes a captured graph to a program, for the sizes of given arguments.
+
+    Args:
+        name: the program's name.
+        captured: graph from AOTAutograd; stays as it is.
+        arguments: tensors (real or fake) and integers that the program will be called with.
+        options: what the user chose.
+        observer: told of every stage.
+
+    Raises:
+        TpuLoweringError: with any code of 2xx, 3xx and 4xx.
+    """
+    observer.stage(name, "captured", captured, 0.0)
+    began = time.perf_counter()
+    module = specialise.specialise(captured, arguments)
+    edge = signature.separate_signature(module.graph)
+    invariants.check(module.graph, invariants.SPECIALISED, "specialised")
+    observer.stage(name, "specialised", module, time.perf_counter() - began)
+    for step in NORMALISE:
+        began = time.perf_counter()
+        step.run(module)
+        invariants.check(module.graph, step.then, step.name)
+        observer.stage(name, step.name, module, time.perf_counter() - began)
+    for pass_ in PASSES if options.passes else ():
+        run_pass(name, pass_, module, options, observer)
+    return _lower(name, module, edge, observer)
+
+
+def run_pass(name: str, pass_: Pass, module: fx.GraphModule, options: Options, observer: Observer) -> None:
+    """Runs one pass, checks the graph, and with ``verify`` compares results before and after.
+
+    Raises:
+        TpuLoweringError: TL402 if the pass broke an invariant, TL401 if it changed a result.
+    """
+    sample = interpreter.random_arguments(module.graph, seed=0) if options.verify else []
+    before = interpreter.interpret(module, sample) if options.verify else []
+    began = time.perf_counter()
+    actions = pass_(module.graph)
+    seconds = time.perf_counter() - began
+    invariants.check(module.graph, invariants.NORMAL, pass_.name)
+    observer.acted(name, pass_.name, actions)
+    observer.stage(name, pass_.name, module, seconds)
+    if options.verify:
+        index = interpreter.differing(before, interpreter.interpret(module, sample))
+        if index is not None:
+            raise errors.refuse(
+                "TL401",
+                pass_.name,
+                f"expected equal results before and after the pass, got another value {index} of {name}",
+                "this is a bug of tpu_lowering; please report it with the output of options={'dump': 'folder'}",
+            )
+
+
+def _lower(name: str, module: fx.GraphModule, edge: Signature, observer: Observer) -> Program:
+    began = time.perf_counter()
+    program = layout.finish(name, module, edge)
+    observer.stage(name, "lowered", module, time.perf_counter() - began)
+    return program
