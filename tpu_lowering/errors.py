@@ -21,6 +21,7 @@ CODES: dict[str, str] = {
     "TL103": "tensors on more than one device",
     "TL104": "device has no runtime",
     "TL105": "package missing or outside the tested versions",
+    "TL106": "nothing to explain",
     # 2xx: kernels
     "TL201": "operator has no JAX implementation",
     "TL202": "kernel result has the wrong shape or dtype",

@@ -66,7 +66,7 @@ class Evaluator(torch.fx.Interpreter):
         if row is None:
             raise NoRow(str(n.target))
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        out = types_of(n.meta["val"])
+        out = types_of(n.meta.get("val"))
         result = row.rule(*args, **kwargs, out=out)
         check_types(n, result, out)
         return result

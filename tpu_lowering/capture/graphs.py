@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from tpu_lowering import pipeline
+from tpu_lowering import compat, pipeline
 from tpu_lowering.codegen import source
 from tpu_lowering.options import Options
 from tpu_lowering.runtime.cpu import CpuProgram, check_devices
@@ -52,10 +52,11 @@ class CapturedGraph:
 
     def _compile(self, arguments: Sequence[Any]) -> CpuProgram:
         suffix = f"_{len(self.programs)}" if self.symbolic else ""
-        program = pipeline.run(self.name + suffix, self.module, arguments, self.options, self.observer)
-        text = source.generate(program, self.options.poison)
-        self.observer.compiled(program, text)
-        return CpuProgram(program, text)
+        with compat.unset_fake_temporarily():  # verifying and constants compute with real tensors
+            program = pipeline.run(self.name + suffix, self.module, arguments, self.options, self.observer)
+            text = source.generate(program, self.options.poison)
+            self.observer.compiled(program, text)
+            return CpuProgram(program, text)
 
 
 def _is_symbolic(value: Any) -> bool:

@@ -108,6 +108,12 @@ class Launch(Kernel):
             facts={**facts, "_smem": [p for p in order if ranks[p] in (facts.get("_smem_arg_indices") or ())]},
         )
 
+    def allocates(self, result: int) -> bool:
+        """Whether the launch itself makes the buffer of a result: Helion passes none to be written in place."""
+        position = self.positions[len(self.positions) - len(self.results) + result]
+        inplace = self.facts.get("_inplace_indices")
+        return inplace is not None and position not in inplace
+
     def measure(self) -> tuple[Access, ...]:
         """Effects by the body of the form without aliases, checked against Helion's list of outputs."""
         if 0 in self.grid:

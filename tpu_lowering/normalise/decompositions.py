@@ -112,10 +112,6 @@ KEPT: dict[str, tuple[OpOverload, ...]] = {
 
 ADDED: dict[str, tuple[OpOverload, ...]] = {
     "writes the running statistics without saying so": (aten.native_batch_norm.default,),
-    "windows of uneven sizes, as gathers": (
-        aten.adaptive_max_pool2d.default,
-        aten.adaptive_max_pool3d.default,
-    ),
     "resizing: gathers and weighted sums": (
         aten.upsample_bicubic2d.default,
         aten.upsample_bilinear2d.default,

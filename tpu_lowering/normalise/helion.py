@@ -106,7 +106,7 @@ def _copy_launch(graph: fx.Graph, host: helion.HostGraph, node: fx.Node, copies:
     launch = host.launches[given["index"]]
     bases = list(given["_all_bases"])
     views = [View(graph, given[f"_outs_{i}_base_index"], given, f"_outs_{i}") for i in range(given["_outs_length"])]
-    outs = [view.read(bases[view.base]) for view in views]
+    outs = [None if launch.allocates(index) else view.read(bases[view.base]) for index, view in enumerate(views)]
     call = graphs.call(graph, kernel_call, launch, (*given["ins"], *outs))
     for index, view in enumerate(views):
         bases[view.base] = view.write(bases[view.base], graphs.call(graph, operator.getitem, call, index))

@@ -2,6 +2,7 @@
 
 from tpu_lowering.lower.aten import (
     activations,
+    adaptive_pool,
     arithmetic,
     arrange,
     attention,
@@ -31,6 +32,7 @@ from tpu_lowering.lower.aten import (
 
 __all__ = [
     "activations",
+    "adaptive_pool",
     "arithmetic",
     "arrange",
     "attention",

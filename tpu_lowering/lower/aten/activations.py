@@ -106,6 +106,13 @@ def leaky_relu_backward(
     return finish(jnp.where(x > 0, grad, grad * negative_slope), out)
 
 
+@lowers(aten.hardshrink_backward.default, aten.softshrink_backward.default)
+def shrink_backward(grad_output: Any, self: Any, lambd: Any, *, out: TensorType) -> jax.Array:
+    """The gradient outside [-lambd, lambd], 0 inside."""
+    grad, x = _wide(out, grad_output, self)
+    return finish(jnp.where((x >= -lambd) & (x <= lambd), 0, grad), out)
+
+
 @lowers(aten.elu.default)
 def elu(
     self: Any, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1, *, out: TensorType

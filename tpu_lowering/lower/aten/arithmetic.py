@@ -185,7 +185,7 @@ def clamp(self: Any, min: Any = None, max: Any = None, *, out: TensorType) -> ja
 def ldexp(self: Any, other: Any, *, out: TensorType) -> jax.Array:
     """self * 2 ** other."""
     dtype = compute_dtype(out.dtype)
-    return finish(cast(self, dtype) * jnp.exp2(cast(other, dtype)), out)
+    return finish(cast(self, dtype) * jnp.power(cast(2, dtype), cast(other, dtype)), out)
 
 
 @lowers(aten.nextafter.default)

@@ -50,7 +50,13 @@ def new_full(self: Any, size: Any, fill_value: Any, *, out: TensorType, **_: Any
     return _filled(fill_value, out)
 
 
-@lowers(aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default, aten.zero.default)
+@lowers(
+    aten._efficientzerotensor.default,
+    aten.new_zeros.default,
+    aten.zero.default,
+    aten.zeros.default,
+    aten.zeros_like.default,
+)
 def zeros(*_: Any, out: TensorType, **__: Any) -> jax.Array:
     """0 everywhere."""
     return _filled(0, out)

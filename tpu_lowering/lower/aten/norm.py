@@ -266,3 +266,59 @@ def batch_norm_backward(
         _maybe(jnp.sum(grad * x_hat, axis=axes), out[1]),
         _maybe(jnp.sum(grad, axis=axes), out[2]),
     )
+
+
+@lowers(aten._batch_norm_with_update_functional.default)
+def batch_norm_with_update(
+    input: Any,  # noqa: A002
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    momentum: float,
+    eps: float,
+    *,
+    out: tuple[TensorType, ...],
+) -> Results:
+    """As ``batch_norm`` in training, with an empty workspace as the fourth result."""
+    plain = (*out[:3], *out[4:])
+    result = batch_norm(input, weight, bias, running_mean, running_var, True, momentum, eps, out=plain)
+    return *result[:3], jnp.zeros(out[3].shape, out[3].dtype), *result[3:]
+
+
+@lowers(aten._batch_norm_no_update.default)
+def batch_norm_no_update(
+    input: Any,  # noqa: A002
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    momentum: float,
+    eps: float,
+    *,
+    out: tuple[TensorType, ...],
+) -> Results:
+    """As ``batch_norm_no_training``, with an empty workspace as the fourth result."""
+    result = batch_norm_no_training(input, weight, bias, running_mean, running_var, momentum, eps, out=out[:3])
+    return *result, jnp.zeros(out[3].shape, out[3].dtype)
+
+
+@lowers(aten.batch_norm_backward.default)
+def batch_norm_backward_with_reserve(
+    grad_out: Any,
+    input: Any,  # noqa: A002
+    weight: Any,
+    running_mean: Any,
+    running_var: Any,
+    save_mean: Any,
+    save_var: Any,
+    update: bool,
+    eps: float,
+    output_mask: list[bool],
+    reserve: Any,
+    *,
+    out: tuple[TensorType | None, ...],
+) -> Results:
+    """Gradients of input, weight and bias; ``save_var`` holds 1 / standard deviation, whatever its name."""
+    saved = (running_mean, running_var, save_mean, save_var)
+    return batch_norm_backward(grad_out, input, weight, *saved, update, eps, output_mask, out=out)

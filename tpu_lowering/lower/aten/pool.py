@@ -166,20 +166,6 @@ def _enter_max_pool(n: int) -> None:
     lowers(getattr(aten, f"max_pool{n}d_with_indices_backward").default)(backward)
 
 
-def _enter_adaptive_max_pool_backward(n: int) -> None:
-    """Enters the gradient of the adaptive max pooling of ``n`` spatial dimensions."""
-
-    def backward(grad_output: Any, self: Any, indices: Any, *, out: TensorType) -> jax.Array:
-        planes = math.prod(out.shape[:-n])
-        grad = widen(grad_output).reshape(planes, -1)
-        total = jnp.zeros((planes, math.prod(out.shape[-n:])), grad.dtype)
-        return finish(total.at[jnp.arange(planes)[:, None], indices.reshape(planes, -1)].add(grad), out)
-
-    backward.__name__ = backward.__qualname__ = f"adaptive_max_pool{n}d_backward"
-    backward.__doc__ = "Adds each gradient at the flat position its maximum came from."
-    lowers(getattr(aten, f"adaptive_max_pool{n}d_backward").default)(backward)
-
-
 def _divisors(w: Windows, ceil_mode: bool, count_include_pad: bool, override: int | None) -> Any:
     """What each window's sum is divided by: an int, or the count of elements in each window.
 
@@ -245,41 +231,6 @@ def _enter_avg_pool(n: int) -> None:
     lowers(getattr(aten, f"avg_pool{n}d_backward").default)(backward)
 
 
-def averaging_matrix(inputs: int, outputs: int) -> np.ndarray[Any, Any]:
-    """[outputs, inputs]: row i averages the inputs from floor(i * in / out) to ceil((i + 1) * in / out)."""
-    matrix = np.zeros((outputs, inputs))
-    for i in range(outputs):
-        start, end = i * inputs // outputs, -(-(i + 1) * inputs // outputs)
-        matrix[i, start:end] = 1 / (end - start)
-    return matrix
-
-
-def _enter_adaptive_avg_pool(n: int) -> None:
-    """Enters the adaptive average pooling of ``n`` spatial dimensions and its gradient."""
-
-    def pool(self: Any, output_size: Sizes, *, out: TensorType) -> jax.Array:
-        x = widen(self)
-        for axis in range(-n, 0):
-            matrix = jnp.asarray(averaging_matrix(x.shape[axis], out.shape[axis]), x.dtype)
-            x = jnp.moveaxis(jnp.tensordot(x, matrix, (axis, 1)), -1, axis)
-        return finish(x, out)
-
-    def backward(grad_output: Any, self: Any, *, out: TensorType) -> jax.Array:
-        grad = widen(grad_output)
-        for axis in range(-n, 0):
-            matrix = jnp.asarray(averaging_matrix(out.shape[axis], grad.shape[axis]), grad.dtype)
-            grad = jnp.moveaxis(jnp.tensordot(grad, matrix, (axis, 0)), -1, axis)
-        return finish(grad, out)
-
-    pool.__name__, backward.__name__ = f"adaptive_avg_pool{n}d", f"adaptive_avg_pool{n}d_backward"
-    pool.__doc__ = f"Mean over windows that divide {n} dimensions evenly."
-    backward.__doc__ = f"The gradient of adaptive_avg_pool{n}d's input."
-    lowers(getattr(aten, f"_adaptive_avg_pool{n}d").default)(pool)
-    lowers(getattr(aten, f"_adaptive_avg_pool{n}d_backward").default)(backward)
-
-
 for _n in (2, 3):
     _enter_max_pool(_n)
     _enter_avg_pool(_n)
-    _enter_adaptive_avg_pool(_n)
-    _enter_adaptive_max_pool_backward(_n)

@@ -177,3 +177,12 @@ def masked_scatter(self: Any, mask: Any, source: Any, *, out: TensorType) -> jax
     order = jnp.clip(jnp.cumsum(mask) - 1, 0, max(source.size - 1, 0))
     taken = source.reshape(-1)[order] if source.size else jnp.zeros(mask.shape, source.dtype)
     return finish(jnp.where(mask, cast(taken, out.dtype), jnp.broadcast_to(self, shape).reshape(-1)), out)
+
+
+@lowers(aten.masked_scatter_backward.default)
+def masked_scatter_backward(grad_output: Any, mask: Any, sizes: list[int], *, out: TensorType) -> jax.Array:
+    """The gradient of ``masked_scatter``'s source: the gradients where the mask holds, in order, then zeros."""
+    grad = grad_output.reshape(-1)
+    chosen = jnp.broadcast_to(mask, grad_output.shape).reshape(-1)
+    order = jnp.where(chosen, jnp.cumsum(chosen) - 1, out.size)
+    return jnp.zeros(out.size, out.dtype).at[order].set(grad, mode="drop").reshape(out.shape)

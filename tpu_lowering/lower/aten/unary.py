@@ -47,6 +47,11 @@ def _complex_sign(x: jax.Array) -> jax.Array:
     return jnp.where(size == 0, jnp.zeros_like(x), x / jnp.where(size == 0, 1, size))
 
 
+def _exp2(x: jax.Array) -> jax.Array:
+    """2 ** x; exact for integers, which XLA's exp(x * log(2)) is not."""
+    return jnp.power(jnp.full((), 2, x.dtype), x)
+
+
 def _relu(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, jnp.zeros((), x.dtype))
 
@@ -66,7 +71,7 @@ FLOATING: dict[str, Function] = {
     "erfc": special.erfc,
     "erfinv": special.erfinv,
     "exp": jnp.exp,
-    "exp2": jnp.exp2,
+    "exp2": _exp2,
     "expm1": jnp.expm1,
     "i0": special.i0,
     "lgamma": special.gammaln,
@@ -139,17 +144,32 @@ def round_decimals(self: Any, *, decimals: int = 0, out: TensorType) -> jax.Arra
     return finish(scaled / scale if decimals >= 0 else scaled * scale, out)
 
 
+def _zeta(order: int, x: jax.Array) -> jax.Array:
+    """Hurwitz's zeta, the sum of (x + k) ** -order, for any x; poles give inf."""
+
+    def advance(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        at, total = state
+        low = at < 1
+        term = jax.lax.integer_pow(1 / jnp.where(low, at, 1), order)
+        return jnp.where(low, at + 1, at), jnp.where(low, total + term, total)
+
+    pole = (x <= 0) & (x == jnp.floor(x))
+    start = jnp.where(pole | jnp.isinf(x), 1, x)
+    at, total = jax.lax.while_loop(lambda state: jnp.any(state[0] < 1), advance, (start, jnp.zeros_like(x)))
+    return jnp.where(pole, np.inf, total + special.zeta(float(order), jnp.where(jnp.isinf(x), x, at)))
+
+
 @lowers(aten.polygamma.default)
 def polygamma(n: int, self: Any, *, out: TensorType) -> jax.Array:
     """The ``n``-th derivative of digamma: (-1)^(n + 1) n! zeta(n + 1, x).
 
-    The first derivative is reflected to positive x, the others are NaN or inf there, as in eager.
+    Below 0 the first derivative is reflected; the others add up zeta's terms until x is positive.
     """
     x = cast(self, compute_dtype(out.dtype))
     if n == 0:
         return finish(special.digamma(x), out)
     if n > 1:
-        return finish((-1) ** (n + 1) * math.gamma(n + 1) * special.zeta(n + 1.0, x), out)
+        return finish((-1) ** (n + 1) * math.gamma(n + 1) * _zeta(n + 1, x), out)
     low = x < 0.5
     zeta = special.zeta(2.0, jnp.where(low, 1 - x, x))
     return finish(jnp.where(low, jnp.square(np.pi / jnp.sin(np.pi * x)) - zeta, zeta), out)

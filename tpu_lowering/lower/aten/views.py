@@ -21,6 +21,7 @@ aten = torch.ops.aten
 
 @lowers(
     aten.view.default,
+    aten.reshape.default,
     aten.view_copy.default,
     aten._unsafe_view.default,
     aten._reshape_alias.default,

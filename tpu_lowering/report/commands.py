@@ -1,0 +1,102 @@
+"""The commands of ``python -m tpu_lowering``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pathlib
+import time
+from types import ModuleType
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from tpu_lowering import errors
+from tpu_lowering.report import doctor as doctor_
+from tpu_lowering.report.explain import explain as explain_function
+
+
+def demo(length: int) -> int:
+    """The demo: one forward pass of the decoder with kernels, against eager without, and the report."""
+    for package, extra in (("helion", "helion"), ("transformers", "demo")):
+        if importlib.util.find_spec(package) is None:
+            raise errors.refuse(
+                "TL105", package, f"expected the package {package}, got none", f"pip install 'tpu_lowering[{extra}]'"
+            )
+    from tpu_lowering.demo import decoder, project_text, text_tokens
+
+    console = Console()
+    tokens = text_tokens(project_text(), length)
+    reference = decoder(kernels=False)(tokens, use_cache=False).logits
+    model = decoder(kernels=True)
+    compiled = torch.compile(model, backend="helion_tpu", fullgraph=True)
+    console.print(f"Llama-style decoder, {length} bytes of the project's README, Helion kernels in destination-passing style")
+    with torch.no_grad():
+        began = time.perf_counter()
+        logits = compiled(tokens, use_cache=False).logits
+        first = time.perf_counter() - began
+        began = time.perf_counter()
+        compiled(tokens, use_cache=False)
+        again = time.perf_counter() - began
+        report = explain_function(model, tokens, use_cache=False)
+    difference = (logits - reference).abs().max().item()
+    agree = torch.allclose(logits, reference, rtol=1e-4, atol=1e-5)
+    console.print(f"first call {first:.1f} s (compiles), next call {again * 1e3:.0f} ms, on {_cpu()}")
+    console.print(
+        f"logits against eager: largest difference {difference:.1e}, largest logit {reference.abs().max().item():.2f}: "
+        + ("[green]equal within float32 rounding[/]" if agree else "[red]NOT equal[/]")
+    )
+    report.print(console)
+    return 0 if agree else 1
+
+
+def _cpu() -> str:
+    return f"the CPU ({torch.get_num_threads()} threads); kernels run in Pallas's interpreter"
+
+
+def doctor() -> int:
+    return 0 if doctor_.print_findings(doctor_.examine()) else 1
+
+
+def explain(target: str, as_json: bool) -> int:
+    """Reports on ``FILE:FUNCTION``.
+
+    Raises:
+        TpuLoweringError: TL106 if there is no such file, function or inputs.
+    """
+    path, _, name = target.rpartition(":")
+    module = _load(pathlib.Path(path), target)
+    function = _attribute(module, name, target)
+    inputs = _attribute(module, "example_inputs", target)()
+    report = explain_function(function, *(inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        report.print()
+    return 0
+
+
+def _load(path: pathlib.Path, target: str) -> ModuleType:
+    if not path.is_file():
+        raise _no_target(target, f"no file {str(path)!r}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _attribute(module: ModuleType, name: str, target: str) -> Any:
+    if not callable(getattr(module, name, None)):
+        raise _no_target(target, f"no function {name!r} in {module.__name__}")
+    return getattr(module, name)
+
+
+def _no_target(target: str, got: str) -> errors.TpuLoweringError:
+    return errors.refuse(
+        "TL106",
+        repr(target),
+        f"expected FILE:FUNCTION, with a function example_inputs() in FILE that returns FUNCTION's arguments, got {got}",
+        "python -m tpu_lowering explain model.py:forward",
+    )

@@ -1,0 +1,99 @@
+"""``python -m tpu_lowering doctor``: what is installed, what works, and the command that fixes the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import platform
+import subprocess
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from tpu_lowering import compat
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's table.
+
+    Attributes:
+        what: the thing looked at.
+        state: "ok", "missing" (optional), or "wrong".
+        found: what was found.
+        remedy: the command that helps, or "".
+    """
+
+    what: str
+    state: str
+    found: str
+    remedy: str = ""
+
+
+OPTIONAL = {
+    "helion": ("Helion kernels", "pip install 'tpu_lowering[helion]'"),
+    "transformers": ("the demo model", "pip install 'tpu_lowering[demo]'"),
+    "libtpu": ("TPU compiler", "pip install libtpu"),
+    "torch_tpu": ("tensors on device tpu", "no runtime of this package for it yet"),
+    "torch_xla": ("tensors on device xla", "no runtime of this package for it yet"),
+}
+
+
+def examine() -> list[Finding]:
+    """Everything the doctor looks at."""
+    found = [Finding("Python", "ok" if sys.version_info >= (3, 11) else "wrong", platform.python_version())]
+    found += [_required(package) for package in ("torch", "jax", "jaxlib")]
+    found += [_optional(package) for package in OPTIONAL]
+    return [*found, _entry_point(), _cpu_runtime()]
+
+
+def _required(package: str) -> Finding:
+    version, tested = compat.version(package), compat.TESTED.get(package)
+    if version is None:
+        return Finding(package, "wrong", "not installed", f"pip install {package}=={tested}")
+    if tested and version.partition("+")[0] != tested:
+        return Finding(package, "wrong", f"{version}, tested with {tested}", f"pip install {package}=={tested}")
+    return Finding(package, "ok", version)
+
+
+def _optional(package: str) -> Finding:
+    purpose, remedy = OPTIONAL[package]
+    version, tested = compat.version(package), compat.TESTED.get(package)
+    if version is None:
+        return Finding(package, "missing", f"not installed; needed for: {purpose}", remedy)
+    if tested and version != tested:
+        return Finding(package, "wrong", f"{version}, tested with {tested}", f"pip install {package}=={tested}")
+    return Finding(package, "ok", version)
+
+
+def _entry_point() -> Finding:
+    names = {entry.name for entry in importlib.metadata.entry_points(group="torch_dynamo_backends")}
+    if "helion_tpu" in names:
+        return Finding('backend "helion_tpu"', "ok", "registered as an entry point")
+    return Finding('backend "helion_tpu"', "wrong", "no entry point", "install the package: pip install tpu_lowering")
+
+
+def _cpu_runtime() -> Finding:
+    """Compiles and runs a two-line function in a process of its own, so that nothing is initialised here."""
+    code = (
+        "import torch; f = torch.compile(lambda x: x * 2 + 1, backend='helion_tpu'); "
+        "assert torch.equal(f(torch.ones(4)), torch.full((4,), 3.0))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    if run.returncode == 0:
+        return Finding("runtime: JAX on CPU", "ok", "compiled and ran x * 2 + 1")
+    return Finding("runtime: JAX on CPU", "wrong", (run.stderr.strip().splitlines() or ["failed"])[-1], "see the message")
+
+
+def print_findings(findings: list[Finding], console: Console | None = None) -> bool:
+    """Prints the table; returns whether nothing is wrong."""
+    table = Table(title="tpu_lowering doctor", title_justify="left")
+    for column in ("", "what", "found", "what to do"):
+        table.add_column(column, overflow="fold")
+    marks = {"ok": "[green]ok[/]", "missing": "[yellow]missing[/]", "wrong": "[red]wrong[/]"}
+    for finding in findings:
+        table.add_row(marks[finding.state], finding.what, finding.found, finding.remedy.replace("[", "\\["))
+    (console or Console()).print(table)
+    return all(finding.state != "wrong" for finding in findings)

@@ -1,0 +1,138 @@
+"""``explain``: compiles a function, runs it once on copies of its arguments, and reports."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpu_lowering import pipeline
+from tpu_lowering.analyse import splits
+from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.operators import is_allocation, is_fill
+from tpu_lowering.ir.programs import Program
+from tpu_lowering.passes.base import Action
+from tpu_lowering.report.report import REMEDIES, Buffer, Report
+
+
+class Collector:
+    """An observer that gathers what a report needs."""
+
+    def __init__(self) -> None:
+        self.programs: list[str] = []
+        self.calls = 0
+        self.before = 0
+        self.made: dict[tuple[str, str], Buffer] = {}
+        self.fills: set[tuple[str, str]] = set()
+        self.left: set[tuple[str, str]] = set()
+        self.actions: list[tuple[str, Action]] = []
+        self.seconds: Counter[str] = Counter()
+
+    def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
+        self.seconds[stage] += seconds
+        if stage == pipeline.NORMALISE[-1].name:
+            self._as_written(program, module.graph)
+
+    def _as_written(self, program: str, graph: fx.Graph) -> None:
+        self.before += splits.program_count(graph, splits.RULES["torch_tpu"])
+        for node in graph.nodes:
+            if is_allocation(node) or is_fill(node):
+                key = (program, node.name)
+                self.made[key] = Buffer(node.name, program, graphs.source_line(node), graphs.type_of(node).nbytes)
+                if is_fill(node):
+                    self.fills.add(key)
+
+    def acted(self, program: str, name: str, actions: Sequence[Action]) -> None:
+        self.actions += [(program, action) for action in actions]
+
+    def compiled(self, program: Program, source: Source) -> None:
+        graph = program.module.graph
+        self.programs.append(program.name)
+        self.calls += len(graphs.kernel_calls(graph))
+        self.left |= {(program.name, node.name) for node in graph.nodes}
+
+    def report(self) -> Report:
+        """The report of everything compiled so far."""
+        removed = {key: buffer for key, buffer in self.made.items() if key not in self.left}
+        fresh = [action for _, action in self.actions if action.kind == "fresh" and action.code != "TL504"]
+        kept = [self._buffer(program, action) for program, action in self.actions if action.kind == "kept"]
+        by_kind = {True: [b for b in kept if self._is_made(b)], False: [b for b in kept if not self._is_made(b)]}
+        return Report(
+            programs_before=self.before,
+            programs_after=len(self.programs),
+            kernel_calls=self.calls,
+            allocations_removed=sum(key not in self.fills for key in removed),
+            fills_removed=sum(key in self.fills for key in removed),
+            bytes_saved=sum(b.nbytes for b in removed.values()) + sum(action.nbytes for action in fresh),
+            removed=tuple(removed.values()),
+            allocations_kept=tuple(by_kind[True]),
+            aliases_kept=tuple(by_kind[False]),
+            notes=tuple(self._buffer(p, a) for p, a in self.actions if a.kind == "fresh" and a.code),
+            programs=tuple(self.programs),
+            seconds=dict(self.seconds),
+        )
+
+    def _is_made(self, buffer: Buffer) -> bool:
+        return (buffer.program, buffer.node) in self.made
+
+    @staticmethod
+    def _buffer(program: str, action: Action) -> Buffer:
+        return Buffer(
+            action.node, program, action.where, action.nbytes, action.code, action.reason, REMEDIES.get(action.code, "")
+        )
+
+
+def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
+    """Reports what compiling a function with ``helion_tpu`` does to its buffers.
+
+    The function is compiled and called once. Arguments, and the function if it is a module, are copied
+    first, so that mutations and running statistics do not touch the caller's; state that a plain function
+    holds elsewhere changes as in any call. If a result requires a gradient, the backward is compiled too.
+
+    Args:
+        fn: a function or module, compiled or not.
+        args: its arguments.
+        kwargs: its keyword arguments.
+
+    Returns:
+        The report; ``print`` shows it, ``to_dict()`` is ready for JSON.
+
+    Raises:
+        TpuLoweringError: whatever compiling raises.
+    """
+    return explain_with_options(fn, args, kwargs, {})
+
+
+def explain_with_options(
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+) -> Report:
+    """``explain`` for given backend options."""
+    from tpu_lowering.backend import helion_tpu
+
+    collector = Collector()
+    fn = getattr(fn, "_orig_mod", None) or inspect.unwrap(fn, stop=lambda f: not hasattr(f, "_torchdynamo_orig_callable"))
+    fn = getattr(fn, "_torchdynamo_orig_callable", fn)
+    if isinstance(fn, torch.nn.Module):
+        fn = copy.deepcopy(fn)
+    given_args, given_kwargs = copy.deepcopy((tuple(args), dict(kwargs)))
+    backend = functools.partial(helion_tpu, options=dict(options), observers=(collector,))
+    results = torch.compile(fn, backend=backend)(*given_args, **given_kwargs)
+    _run_backward(results, fn, (given_args, given_kwargs))
+    return collector.report()
+
+
+def _run_backward(results: Any, fn: Any, given: Any) -> None:
+    """Runs the backward for every leaf that a result depends on, into no one's ``.grad``."""
+    outputs = [r for r in torch.utils._pytree.tree_leaves(results) if isinstance(r, torch.Tensor) and r.requires_grad]
+    leaves = [v for v in torch.utils._pytree.tree_leaves(given) if isinstance(v, torch.Tensor) and v.requires_grad]
+    leaves += list(fn.parameters()) if isinstance(fn, torch.nn.Module) else []
+    leaves = [leaf for leaf in leaves if leaf.requires_grad]
+    if outputs and leaves:
+        torch.autograd.grad(outputs, leaves, [torch.ones_like(o) for o in outputs], allow_unused=True)

@@ -1,0 +1,143 @@
+"""``Report``: what the passes did to a model's buffers, what they left, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+REMEDIES: dict[str, str] = {
+    "TL501": "nothing to do if the kernel should read it; else write every element before loading any",
+    "TL502": "nothing to do if the rest must survive; else let the grid and the blocks cover the whole array",
+    "TL503": "write the buffer before it is used, or return the kernel's result instead of the allocation",
+    "TL504": "initialise the buffer (torch.zeros_like) if the kernel should see defined values",
+    "TL505": "nothing to do if the fill must show; else let the kernel store every element of every block",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffer:
+    """One buffer that the report speaks of.
+
+    Attributes:
+        node: its name in the graph.
+        program: the program it belongs to.
+        where: the user's source line, ``file.py:line in function: code``.
+        nbytes: its size.
+        code: a code of ``errors.CODES``; "" where there is nothing to explain.
+        reason: why it is kept, or how it could go.
+        remedy: what the user can do.
+    """
+
+    node: str
+    program: str
+    where: str
+    nbytes: int
+    code: str = ""
+    reason: str = ""
+    remedy: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What ``explain`` found.
+
+    Attributes:
+        programs_before: programs (device launches) that torch_tpu's split rule makes of the model as it
+            is written: a kernel call that writes in place is cut off before and after.
+        programs_after: XLA programs that were compiled: one for each captured graph.
+        kernel_calls: kernel calls in all programs.
+        allocations_removed: ``torch.empty*`` calls that cost nothing any more.
+        fills_removed: ``torch.zeros`` and the like that are provably overwritten and gone.
+        bytes_saved: HBM bytes that are no longer moved, by the operands: each removed allocation or fill
+            was written once, and each operand that became a fresh buffer was fetched once. Counted, not
+            measured.
+        removed: the buffers behind ``allocations_removed`` and ``fills_removed``.
+        allocations_kept: allocations and fills that stay, each with its reason.
+        aliases_kept: other buffers that a kernel writes in place: mutated inputs, results of kernels.
+        notes: remarks, such as a kernel that loads undefined memory.
+        programs: names of the programs, in the order they were compiled.
+        seconds: time spent in our stages, by stage.
+    """
+
+    programs_before: int
+    programs_after: int
+    kernel_calls: int
+    allocations_removed: int
+    fills_removed: int
+    bytes_saved: int
+    removed: tuple[Buffer, ...]
+    allocations_kept: tuple[Buffer, ...]
+    aliases_kept: tuple[Buffer, ...]
+    notes: tuple[Buffer, ...]
+    programs: tuple[str, ...]
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain dictionaries, lists, strings and numbers, ready for JSON."""
+        return {
+            key: [dict(item) if isinstance(item, dict) else item for item in value] if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        self.print(Console(file=text, width=110, force_terminal=False))
+        return text.getvalue().rstrip()
+
+    def print(self, console: Console | None = None) -> None:
+        """Prints the report as tables."""
+        console = console or Console()
+        console.print(Panel(self._headline(), title="tpu_lowering", expand=False))
+        console.print(self._summary())
+        for title, buffers in (
+            ("Allocations kept", self.allocations_kept),
+            ("Written in place", self.aliases_kept),
+            ("Remarks", self.notes),
+        ):
+            if buffers:
+                console.print(_buffer_table(title, buffers))
+
+    def _headline(self) -> str:
+        if self.programs_after == 1 and not self.allocations_kept:
+            return "One XLA program. No allocation is left."
+        left = len(self.allocations_kept)
+        programs = "1 XLA program" if self.programs_after == 1 else f"{self.programs_after} XLA programs"
+        return f"{programs}. {left} allocation{'' if left == 1 else 's'} left." if left else f"{programs}. No allocation is left."
+
+    def _summary(self) -> Table:
+        table = Table(title=", ".join(self.programs), title_justify="left")
+        table.add_column("")
+        table.add_column("as written", justify="right")
+        table.add_column("compiled", justify="right")
+        kept = len(self.allocations_kept)
+        table.add_row("programs (torch_tpu's split rule)", str(self.programs_before), str(self.programs_after))
+        table.add_row("allocations and fills for kernels", str(self.allocations_removed + self.fills_removed + kept), str(kept))
+        table.add_row("kernel calls", str(self.kernel_calls), str(self.kernel_calls))
+        table.add_row("bytes written or fetched for nothing", size_text(self.bytes_saved), size_text(0))
+        return table
+
+
+def _buffer_table(title: str, buffers: tuple[Buffer, ...]) -> Table:
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for column in ("buffer", "where", "why", "what to do"):
+        table.add_column(column, overflow="fold")
+    for buffer in buffers:
+        table.add_row(
+            f"{buffer.node}\n{size_text(buffer.nbytes)}", buffer.where, f"[{buffer.code}] {buffer.reason}".replace("[", "\\["), buffer.remedy
+        )
+    return table
+
+
+def size_text(nbytes: int) -> str:
+    """A size for people: 400.0 MiB."""
+    size = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError("unreachable")
