@@ -60,8 +60,8 @@ detect_fake_mode = private("torch", "torch._guards", "detect_fake_mode", "fake m
 min_cut_partition = private(
     "torch", "torch._functorch.partitioners", "min_cut_rematerialization_partition", "splits forward from backward"
 )
-unset_fake_temporarily = private(
-    "torch", "torch._subclasses.fake_tensor", "unset_fake_temporarily", "AOTAutograd compiles under its fake mode"
+disable_current_modes = private(
+    "torch", "torch.utils._python_dispatch", "_disable_current_modes", "AOTAutograd compiles under modes of its own"
 )
 auto_functionalized = private(
     "torch", "torch._higher_order_ops.auto_functionalize", "auto_functionalized", "call form of mutable operators"

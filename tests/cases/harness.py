@@ -29,6 +29,7 @@ from tpu_lowering.ir import graphs
 from tpu_lowering.ir.operators import is_allocation, is_fill
 from tpu_lowering.ir.printer import print_graph
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.normalise import signature, specialise
 from tpu_lowering.passes.base import Action
 
 CHECKING = {"verify": True, "poison": True}

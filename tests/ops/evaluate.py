@@ -113,7 +113,8 @@ def evaluate(graphs: Sequence[torch.fx.GraphModule], inputs: Sequence[Sequence[t
     """Results of the graphs on their inputs, all in one XLA program (to compile once)."""
 
     def program(arrays: list[list[jax.Array]]) -> list[Any]:
-        return [Evaluator(graph).run(*values) for graph, values in zip(graphs, arrays, strict=True)]
+        results = [Evaluator(graph).run(*values) for graph, values in zip(graphs, arrays, strict=True)]
+        return [list(result) if isinstance(result, list) else result for result in results]
 
     with jax.enable_x64(True):
         arrays = [[to_jax(tensor) for tensor in tensors] for tensors in inputs]

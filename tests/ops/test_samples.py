@@ -47,11 +47,11 @@ REDUCTIONS = """
 MOVEMENT = """
     as_strided as_strided_scatter cat constant_pad_nd diagonal diagonal_scatter expand eye flip full_like gather
     index_add index_copy index_fill index_put index_reduce.prod index_select linspace masked_scatter movedim
-    narrow nn.functional.embedding_bag nn.functional.one_hot nn.functional.pad.constant
+    nn.functional.embedding_bag nn.functional.pad.constant
     nn.functional.pad.reflect nn.functional.pad.replicate nn.functional.unfold ones_like permute put
     repeat repeat_interleave roll scatter scatter_add scatter_reduce.amax scatter_reduce.mean scatter_reduce.prod
     scatter_reduce.sum select select_scatter slice slice_scatter split split_with_sizes squeeze stack
-    t take tile to_sparse transpose tril triu unbind unflatten unfold unsqueeze view_as_complex zeros_like
+    t take tile transpose tril triu unbind unflatten unfold unsqueeze view_as_complex zeros_like
 """
 
 LAYERS = """

@@ -22,11 +22,12 @@ class CapturedGraph:
     nor AOTAutograd runs again.
     """
 
-    _boxed_call = True  # AOTAutograd's protocol for callables that take one list
-
     def __init__(
         self, name: str, module: fx.GraphModule, examples: Sequence[Any], options: Options, observer: pipeline.Observer
     ) -> None:
+        # AOTAutograd's protocol for callables that take one list. On the object, not the class: Dynamo wraps
+        # the backward graph and takes over only the object's own attributes.
+        self._boxed_call = True
         self.name, self.module, self.options, self.observer = name, module, options, observer
         self.lock = threading.Lock()
         self.programs: dict[Hashable, CpuProgram] = {}
@@ -52,7 +53,7 @@ class CapturedGraph:
 
     def _compile(self, arguments: Sequence[Any]) -> CpuProgram:
         suffix = f"_{len(self.programs)}" if self.symbolic else ""
-        with compat.unset_fake_temporarily():  # verifying and constants compute with real tensors
+        with compat.disable_current_modes():  # real tensors are computed with here: verifying, constants
             program = pipeline.run(self.name + suffix, self.module, arguments, self.options, self.observer)
             text = source.generate(program, self.options.poison)
             self.observer.compiled(program, text)

@@ -64,19 +64,35 @@ def call(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any)
 
     Targets are pure: an ATen overload, ``read_box``, ``write_box``, ``kernel_call`` or ``getitem``.
     """
+    value = infer(fake_mode(graph), target, args, kwargs)
     node = graph.call_function(target, args, kwargs)
-    node.meta["val"] = infer(target, args, kwargs)
+    node.meta["val"] = value
     return node
 
 
-def infer(target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def fake_mode(graph: fx.Graph) -> Any:
+    """The one fake mode that all values of a graph belong to; a new one for a graph without tensors."""
+    for node in graph.nodes:
+        for leaf in torch.utils._pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(leaf, compat.FakeTensor):
+                return leaf.fake_mode
+    return compat.FakeTensorMode()
+
+
+def infer(mode: Any, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The fake value of a call on nodes."""
     values, keywords = fx.node.map_arg((tuple(args), kwargs), lambda node: node.meta["val"])
     if target is operator.getitem:
         return values[0][values[1]]
-    tensors = [v for v in torch.utils._pytree.tree_leaves((values, keywords)) if isinstance(v, compat.FakeTensor)]
-    with tensors[0].fake_mode if tensors else compat.FakeTensorMode(), torch.no_grad():
+    with mode, torch.no_grad():
         return target(*values, **keywords)
+
+
+def lay_out_like(node: fx.Node, base: fx.Node) -> None:
+    """Records that a node is a new value of the memory of ``base``, in whose strides later views are given."""
+    value = base.meta["val"]
+    with value.fake_mode:
+        node.meta["val"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
 
 
 def replace(old: fx.Node, new: fx.Node) -> None:
@@ -85,11 +101,15 @@ def replace(old: fx.Node, new: fx.Node) -> None:
     old.graph.erase_node(old)
 
 
-def eliminate_dead_code(graph: fx.Graph) -> list[fx.Node]:
-    """Erases calls whose results nobody uses; every call in a normalised graph is pure. Returns them."""
+def eliminate_dead_code(graph: fx.Graph, spare: Callable[[fx.Node], bool] = lambda node: False) -> list[fx.Node]:
+    """Erases calls whose results nobody uses, but those to spare; every call in a normalised graph is pure.
+
+    Returns:
+        The erased nodes.
+    """
     erased: list[fx.Node] = []
     for node in reversed(graph.nodes):
-        if node.op in ("call_function", "get_attr") and not node.users:
+        if node.op in ("call_function", "get_attr") and not node.users and not spare(node):
             erased.append(node)
             graph.erase_node(node)
     return erased

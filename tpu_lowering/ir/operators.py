@@ -33,6 +33,11 @@ def is_allocation(node: Any) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in ALLOCATIONS
 
 
+def makes_memory(node: Any) -> bool:
+    """Whether a node is an allocation or a fill; ``passes.drop_dead_allocations`` removes and reports them."""
+    return is_allocation(node) or is_fill(node)
+
+
 def is_fill(node: Any) -> bool:
     """Whether a node makes a value of equal elements, without reading any tensor's contents."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in FILLS

@@ -145,6 +145,8 @@ def _trace(kernel: Any, template: Any, tensors: Sequence[torch.Tensor], mutated:
     run = _compiled(kernel, [sample[name] for name in names if name in sample], where)
     with torch.no_grad():
         module = compat.aot_export_joint_simple(host, tuple(tensors), trace_joint=False)
+    for launch in launches:
+        launch.access  # noqa: B018  (refuses device code that cannot be traced before the kernel is used)
     return HostGraph(module, tuple(launches))
 
 

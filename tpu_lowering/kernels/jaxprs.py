@@ -108,9 +108,12 @@ def run(closed: Any, operands: Sequence[jax.Array | Fresh], interpret: Any) -> t
 
     A ``pallas_call`` whose aliased operand is fresh and not loaded by the body loses the operand and the
     alias, so its blocks are not fetched either. Any other use of a fresh operand gets ``jax.lax.empty``.
+    One with nothing to do, which Pallas refuses, is left out.
     """
 
     def override(equation: Any, values: Sequence[Any]) -> list[Any] | None:
+        if _stores_nothing(equation):
+            return _unwritten(equation, values)
         if equation.primitive.name in ("pallas_call", "mpmd_map"):
             equation = equation.replace(params={**equation.params, "interpret": interpret})
         elif not any(isinstance(value, Fresh) for value in values) and not _holds_kernel(equation):
@@ -154,6 +157,22 @@ def _retargeted(value: Any, interpret: Any) -> Any:
             params["interpret"] = interpret
         equations.append(equation.replace(params=params))
     return jax.extend.core.ClosedJaxpr(value.jaxpr.replace(eqns=equations), value.consts)
+
+
+def _stores_nothing(equation: Any) -> bool:
+    """Whether a kernel call has a grid without steps, or only outputs without elements."""
+    if equation.primitive.name != "pallas_call":
+        return False
+    return 0 in equation.params["grid_mapping"].grid or all(0 in out.aval.shape for out in equation.outvars)
+
+
+def _unwritten(equation: Any, values: Sequence[Any]) -> list[Any]:
+    """Results of such a call: aliased operands as they are, other outputs undefined."""
+    sources = {target: source for source, target in equation.params["input_output_aliases"]}
+    return [
+        values[sources[at]] if at in sources else jax.lax.empty(out.aval.shape, out.aval.dtype)
+        for at, out in enumerate(equation.outvars)
+    ]
 
 
 def _without_fresh_operands(equation: Any, values: Sequence[Any]) -> tuple[Any, list[Any]]:

@@ -24,6 +24,7 @@ from tpu_lowering.analyse import pallas
 from tpu_lowering.ir.kernels import Access, Kernel, Operand
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
+from tpu_lowering.kernels.jax_function import first_line
 
 # Facts that a plain pallas_call expresses, and those that only matter to Helion's own launchers.
 EXPRESSED = frozenset((
@@ -119,7 +120,7 @@ class Launch(Kernel):
         if 0 in self.grid:
             none = Access(True, True, False, "the grid is empty: nothing is stored")
             return tuple(none if operand.result is not None else READ_ONLY for operand in self.operands)
-        closed = jaxprs.trace(self._from_fresh, [o.type for o in self.operands if o.result is None], self.results)
+        closed = self._traced()
         equation = next(e for e in closed.jaxpr.eqns if e.primitive.name == "pallas_call")
         effects = pallas.call_effects(equation)
         self._check_writes(effects)
@@ -128,6 +129,34 @@ class Launch(Kernel):
             for effect in effects.outputs
         ]
         return tuple(READ_ONLY if o.result is None else by_result[o.result] for o in self.operands)
+
+    def _traced(self) -> Any:
+        """The jaxpr of the form without aliases.
+
+        Raises:
+            TpuLoweringError: TL206 if JAX cannot trace Helion's device code, or if an argument without
+                elements has no blocks to give to an output with elements.
+        """
+        inputs = [operand for operand in self.operands if operand.result is None]
+        for operand in inputs:
+            if 0 in operand.type.shape and not all(0 in result.shape for result in self.results):
+                raise errors.refuse(
+                    "TL206",
+                    f"argument '{operand.name}' of {self.name}",
+                    f"expected an argument with elements, because an output has some, got {operand.type}",
+                    "do not call the kernel where the argument has no elements",
+                    self.where,
+                )
+        try:
+            return jaxprs.trace(self._from_fresh, [operand.type for operand in inputs], self.results)
+        except Exception as error:
+            raise errors.refuse(
+                "TL206",
+                self.name,
+                f"expected device code that JAX can trace, got {type(error).__name__}: {first_line(error)}",
+                "see JAX's message above; change the kernel, or its config, for these argument shapes",
+                self.where,
+            ) from error
 
     def _check_writes(self, effects: pallas.CallEffects) -> None:
         inputs = [operand for operand in self.operands if operand.result is None]
@@ -150,7 +179,7 @@ class Launch(Kernel):
         for slot, value, access in zip(self.operands, operands, self.access, strict=True):
             fresh = jaxprs.Fresh(slot.type)
             values.append(value if value is not None else fresh.materialise() if access.reads else fresh)
-        if 0 in self.grid or any(0 in result.shape for result in self.results):
+        if 0 in self.grid or all(0 in result.shape for result in self.results):
             return tuple(v.materialise() if isinstance(v, jaxprs.Fresh) else v for v in values[-len(self.results) :])
         with jaxprs.kernel_scope([*(slot.type for slot in self.operands), *self.results]):
             return self._call(values, interpret=True)
@@ -184,10 +213,11 @@ class _PallasCall:
         ]
 
     def _padded_shape(self, at: int) -> tuple[int, ...]:
+        """Shape of the operand that the call gets; an output without elements gets one, as Pallas wants."""
         shape = list(self.launch.operands[at].type.shape)
         for dim, amount in self._padding(at):
             shape[dim] += amount
-        return tuple(shape)
+        return tuple(max(1, size) for size in shape) if at in self.results else tuple(shape)
 
     def _pad(self, at: int, value: jax.Array) -> jax.Array:
         widths = [(0, new - old) for new, old in zip(self.shapes[at], value.shape, strict=True)]

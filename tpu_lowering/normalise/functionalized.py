@@ -52,11 +52,9 @@ class View:
         if self.strided is not None:
             size, stride, offset = self.strided
             new = graphs.call(self.graph, aten.as_strided_scatter.default, base, value, list(size), list(stride), offset)
-            with base.meta["val"].fake_mode:  # the strides of the base's memory are the base's own
-                new.meta["val"] = torch.empty_strided(
-                    base.meta["val"].shape, base.meta["val"].stride(), dtype=base.meta["val"].dtype
-                )
+            graphs.lay_out_like(new, base)
             return new
+        graphs.lay_out_like(value, base)
         return value
 
 

@@ -37,13 +37,14 @@ def specialise(module: fx.GraphModule, arguments: Sequence[Any]) -> fx.GraphModu
             copied.output(fx.node.map_arg(node.args[0], lambda used: nodes[used]))
             continue
         value = substitution.concrete(node, node.meta.get("val"))
-        if node.op != "placeholder" and isinstance(node.meta.get("val"), SYMBOLIC):
+        is_number = isinstance(node.meta.get("val"), SYMBOLIC)
+        if is_number and node.op != "placeholder":
             nodes[node] = value
             continue
         new = copied.node_copy(node, lambda used: nodes[used])
         new.args, new.kwargs = substitution.concrete(node, (new.args, new.kwargs))
         new.meta = {**node.meta, "val": value}
-        nodes[node] = new
+        nodes[node] = value if is_number else new
     return fx.GraphModule(module, copied)
 
 

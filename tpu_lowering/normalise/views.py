@@ -8,7 +8,7 @@
 ``aten.as_strided(x, ...)``               ``permute(reshape(read_box(x, box)))``, where it is one
 ``aten.as_strided_scatter(x, v, ...)``    ``write_box(x, reshape(permute(v)), box)``, where it is one
 ``aten.copy(x, v)``                       ``expand(convert(v))``: the old ``x`` gives only its type
-``aten.fill(x, c)``                       ``full(x.shape, c)``
+``aten.fill(x, c)``, ``zeros_like(x)``    ``full(x.shape, c)``: the old ``x`` gives only its type
 ``aten.view(x, ...)``, ``squeeze``, ...   ``reshape(x, shape)``
 ``aten.t(x)``, ``transpose``              ``permute(x, order)``
 ========================================  =====================================================
@@ -95,8 +95,18 @@ def normalise_views(graph: fx.Graph) -> None:
         if rule is None:
             continue
         with graphs.inserting_for(node):
-            new = rule(graph, node)
+            new = _in_layout_of(graph, node, rule(graph, node))
         graphs.replace(node, new)
+
+
+def _in_layout_of(graph: fx.Graph, node: fx.Node, new: fx.Node) -> fx.Node:
+    """What replaces a node, in the node's strides if they matter: strided views of it are given in them."""
+    is_strided = any(graphs.is_call(user, target) for user in node.users for target in STRIDED)
+    if not is_strided or new.meta["val"].stride() == node.meta["val"].stride():
+        return new
+    same = graphs.call(graph, aten.alias.default, new)
+    graphs.lay_out_like(same, node)
+    return same
 
 
 def _axis_range(shape: Sequence[int], dim: int, start: Any, stop: Any, step: int) -> Box:
@@ -236,6 +246,11 @@ def _zero(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return _full(graph, node, 0)
 
 
+def _fill_like(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    given = _arguments(node)
+    return _full(graph, node, given["fill_value"] if "fill_value" in given else LIKE[node.target])
+
+
 def _full(graph: fx.Graph, node: fx.Node, value: Any) -> fx.Node:
     tensor = node.meta["val"]
     return graphs.call(graph, aten.full.default, list(tensor.shape), value, dtype=tensor.dtype, device=tensor.device)
@@ -253,6 +268,18 @@ def _transpose(graph: fx.Graph, node: fx.Node) -> fx.Node:
         order[a], order[b] = order[b], order[a]
     return graphs.call(graph, aten.permute.default, given["self"], order)
 
+
+STRIDED = (aten.as_strided.default, aten.as_strided_scatter.default)
+
+# Fills that take a tensor only for its type, and their value, None where it is an argument.
+LIKE: dict[Any, int | None] = {
+    aten.zeros_like.default: 0,
+    aten.ones_like.default: 1,
+    aten.full_like.default: None,
+    aten.new_zeros.default: 0,
+    aten.new_ones.default: 1,
+    aten.new_full.default: None,
+}
 
 RESHAPES = (
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default,
@@ -272,5 +299,6 @@ RULES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node]] = {
     aten.zero.default: _zero,
     aten.t.default: _transpose,
     aten.transpose.int: _transpose,
+    **dict.fromkeys(LIKE, _fill_like),
     **dict.fromkeys(RESHAPES, _reshape),
 }

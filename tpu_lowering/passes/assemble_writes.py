@@ -22,6 +22,7 @@ from torch import fx
 from tpu_lowering.analyse.undefined import undefined_values
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, write_box
+from tpu_lowering.ir.operators import makes_memory
 from tpu_lowering.passes.base import Action
 
 aten = torch.ops.aten
@@ -48,7 +49,7 @@ class AssembleWrites:
                 new = graphs.call(graph, aten.cat.default, [part for _, part in ordered], dim)
             actions.append(Action.on("moved", node, f"{len(ordered)} pieces fill it along dimension {dim}"))
             graphs.replace(node, new)
-        graphs.eliminate_dead_code(graph)
+        graphs.eliminate_dead_code(graph, spare=makes_memory)
         return actions
 
 

@@ -17,7 +17,7 @@ import dataclasses
 from torch import fx
 
 from tpu_lowering.ir import graphs
-from tpu_lowering.ir.operators import is_allocation, is_fill
+from tpu_lowering.ir.operators import is_allocation, makes_memory
 from tpu_lowering.passes.base import Action
 
 
@@ -28,7 +28,7 @@ class DropDeadAllocations:
     name: str = "drop_dead_allocations"
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
-        made = {node: graphs.source_line(node) for node in graph.nodes if is_allocation(node) or is_fill(node)}
+        made = {node: graphs.source_line(node) for node in graph.nodes if makes_memory(node)}
         nbytes = {node: graphs.type_of(node).nbytes for node in made}
         erased = set(graphs.eliminate_dead_code(graph))
         actions = [

@@ -26,6 +26,7 @@ from torch import fx
 
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, read_box, write_box
+from tpu_lowering.ir.operators import makes_memory
 from tpu_lowering.passes.base import Action
 
 aten = torch.ops.aten
@@ -43,7 +44,7 @@ class SimplifyViews:
         for node in list(graph.nodes):
             if node.op == "call_function":
                 _simplify(graph, node)
-        graphs.eliminate_dead_code(graph)
+        graphs.eliminate_dead_code(graph, spare=makes_memory)
         return []
 
 

@@ -61,7 +61,6 @@ BINARY: dict[str, tuple[Function, tuple[str, ...]]] = {
     "minimum": (jnp.minimum, ("default",)),
     "mul": (jnp.multiply, ("Tensor", "Scalar")),
     "remainder": (jnp.remainder, ("Tensor", "Scalar", "Scalar_Tensor")),
-    "special_zeta": (special.zeta, ("default", "self_scalar", "other_scalar")),
 }
 
 for _name, (_function, _overloads) in BINARY.items():

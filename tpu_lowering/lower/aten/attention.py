@@ -37,6 +37,14 @@ def _scores(query: Any, key: Any, attn_mask: Any, is_causal: bool, scale: float)
     return scores
 
 
+def _softmax(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Probabilities over the last dimension (0 in a fully masked row) and logsumexp without it."""
+    top = jnp.max(scores, axis=-1, keepdims=True, initial=-np.inf)
+    exp = jnp.exp(scores - jnp.where(jnp.isinf(top), 0, top))
+    total = jnp.sum(exp, axis=-1, keepdims=True)
+    return exp / jnp.where(total == 0, 1, total), (jnp.where(jnp.isinf(top), 0, top) + jnp.log(total))[..., 0]
+
+
 def _scale_of(query: Any, scale: float | None) -> float:
     return 1 / math.sqrt(query.shape[-1]) if scale is None else scale
 
@@ -55,8 +63,7 @@ def attention(
 ) -> tuple[jax.Array, jax.Array]:
     """softmax(scale * query @ key^T + mask) @ value, and the rows' logsumexp. A fully masked row gives 0."""
     scores = _scores(query, key, attn_mask, is_causal, _scale_of(query, scale))
-    lse = jax.nn.logsumexp(scores, axis=-1)
-    probabilities = jnp.exp(scores - jnp.where(lse == -np.inf, 0, lse)[..., None])
+    probabilities, lse = _softmax(scores)
     return finish(_einsum("bhqk,bhkd->bhqd", cast(probabilities, value.dtype), value), out[0]), finish(lse, out[1])
 
 
@@ -75,10 +82,12 @@ def attention_backward(
     scale: float | None = None,
     out: tuple[TensorType, ...],
 ) -> tuple[jax.Array, ...]:
-    """Gradients of query, key and value: dS = P * (grad @ value^T - rowsum(grad * result))."""
+    """Gradients of query, key and value: dS = P * (grad @ value^T - rowsum(grad * result)).
+
+    The probabilities P are computed anew: exp(score - logsumexp) would lose digits where scores are large.
+    """
     factor = _scale_of(query, scale)
-    lse = jnp.where(logsumexp == -np.inf, 0, logsumexp)
-    probabilities = jnp.exp(_scores(query, key, attn_mask, is_causal, factor) - lse[..., None])
+    probabilities, _ = _softmax(_scores(query, key, attn_mask, is_causal, factor))
     wide = probabilities.dtype
     delta = jnp.sum(cast(grad_out, wide) * cast(out_, wide), axis=-1, keepdims=True)
     d_scores = probabilities * (_einsum("bhqd,bhkd->bhqk", grad_out, value) - delta) * factor

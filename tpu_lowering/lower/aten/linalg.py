@@ -2,6 +2,9 @@
 
 Where eager would raise for a singular or indefinite matrix, results here are inf or NaN and ``info`` is 1:
 a compiled program cannot raise. Pivots count from 1, as LAPACK's do.
+
+The factors that ``solve``, ``det`` and ``slogdet`` return for their gradients are those of the transpose if
+the matrix is real: eager does so for a contiguous matrix, and autograd's formulas count on it.
 """
 
 from __future__ import annotations
@@ -34,6 +37,12 @@ def _finish_all(values: Any, out: Types) -> Arrays:
         jnp.zeros(type_.shape, type_.dtype) if value.size != type_.size else finish(value, type_)
         for value, type_ in zip(values, out, strict=True)
     )
+
+
+def _saved_lu(a: Any) -> tuple[jax.Array, jax.Array]:
+    """Packed factors and pivots (from 0) of the transpose of a real matrix, or of a complex matrix."""
+    lu, pivots, _ = jax.lax.linalg.lu(a if jnp.iscomplexobj(a) else jnp.swapaxes(a, -1, -2))
+    return lu, pivots
 
 
 def _info(result: jax.Array) -> jax.Array:
@@ -174,18 +183,20 @@ def linalg_lu_solve(
 @lowers(aten._linalg_solve_ex.default)
 def linalg_solve_ex(A: Any, B: Any, *, left: bool = True, check_errors: bool = False, out: Types) -> Arrays:
     """x with A @ x = B (x @ A = B unless ``left``), A's packed factors, pivots, and info."""
-    lu, pivots, _ = jax.lax.linalg.lu(A)
+    lu, pivots = _saved_lu(A)
     is_vector = B.ndim == 1 or (B.ndim == A.ndim - 1 and B.shape == A.shape[:-1])
     right = B[..., None] if is_vector else B
     shape = (*out[0].shape, 1) if is_vector else out[0].shape
-    x = linalg_lu_solve(lu, pivots + 1, right, left=left or is_vector, out=TensorType(out[0].element, shape))
+    type_ = TensorType(out[0].element, shape)
+    options = {"left": left or is_vector, "adjoint": not jnp.iscomplexobj(A), "out": type_}
+    x = linalg_lu_solve(lu, pivots + 1, right, **options)
     return _finish_all((x, lu, pivots + 1, _info(lu)), out)
 
 
 @lowers(aten._linalg_det.default)
 def linalg_det(A: Any, *, out: Types) -> Arrays:
     """The determinant, and the packed factors and pivots that gave it."""
-    lu, pivots, _ = jax.lax.linalg.lu(A)
+    lu, pivots = _saved_lu(A)
     return _finish_all((jnp.prod(jnp.diagonal(lu, 0, -2, -1), axis=-1) * _parity(pivots, A), lu, pivots + 1), out)
 
 
@@ -198,7 +209,7 @@ def _parity(pivots: jax.Array, A: Any) -> jax.Array:
 @lowers(aten._linalg_slogdet.default)
 def linalg_slogdet(A: Any, *, out: Types) -> Arrays:
     """The determinant's sign and the logarithm of its size, and the packed factors and pivots."""
-    lu, pivots, _ = jax.lax.linalg.lu(A)
+    lu, pivots = _saved_lu(A)
     diagonal = jnp.diagonal(lu, 0, -2, -1)
     sign = jnp.prod(jnp.sign(diagonal), axis=-1) * _parity(pivots, A)
     return _finish_all((sign, jnp.sum(jnp.log(jnp.abs(diagonal)), axis=-1), lu, pivots + 1), out)
@@ -247,7 +258,11 @@ def linalg_pinv(
     self: Any, *, atol: Any = None, rtol: Any = None, hermitian: bool = False, out: TensorType
 ) -> jax.Array:
     """The pseudo-inverse; singular values up to max(atol, rtol * the largest) count as 0."""
-    u, values, vh = jnp.linalg.svd(self, full_matrices=False)
+    if hermitian:
+        values, u = jnp.linalg.eigh(self, symmetrize_input=False)
+        vh, values = _adjoint(u) * jnp.sign(values)[..., None], jnp.abs(values)
+    else:
+        u, values, vh = jnp.linalg.svd(self, full_matrices=False)
     largest = jnp.max(values, axis=-1, initial=0)
     if rtol is None:
         default = float(jnp.finfo(values.dtype).eps) * max(self.shape[-2:])

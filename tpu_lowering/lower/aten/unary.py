@@ -6,7 +6,6 @@ Functions with values between the integers (``exp``) give a floating result for 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -66,7 +65,6 @@ FLOATING: dict[str, Function] = {
     "atanh": jnp.arctanh,
     "cos": jnp.cos,
     "cosh": jnp.cosh,
-    "digamma": special.digamma,
     "erf": special.erf,
     "erfc": special.erfc,
     "erfinv": special.erfinv,
@@ -142,55 +140,6 @@ def round_decimals(self: Any, *, decimals: int = 0, out: TensorType) -> jax.Arra
     scale = 10.0 ** abs(decimals)
     scaled = jnp.round(x * scale if decimals >= 0 else x / scale)
     return finish(scaled / scale if decimals >= 0 else scaled * scale, out)
-
-
-def _zeta(order: int, x: jax.Array) -> jax.Array:
-    """Hurwitz's zeta, the sum of (x + k) ** -order, for any x; poles give inf."""
-
-    def advance(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        at, total = state
-        low = at < 1
-        term = jax.lax.integer_pow(1 / jnp.where(low, at, 1), order)
-        return jnp.where(low, at + 1, at), jnp.where(low, total + term, total)
-
-    pole = (x <= 0) & (x == jnp.floor(x))
-    start = jnp.where(pole | jnp.isinf(x), 1, x)
-    at, total = jax.lax.while_loop(lambda state: jnp.any(state[0] < 1), advance, (start, jnp.zeros_like(x)))
-    return jnp.where(pole, np.inf, total + special.zeta(float(order), jnp.where(jnp.isinf(x), x, at)))
-
-
-@lowers(aten.polygamma.default)
-def polygamma(n: int, self: Any, *, out: TensorType) -> jax.Array:
-    """The ``n``-th derivative of digamma: (-1)^(n + 1) n! zeta(n + 1, x).
-
-    Below 0 the first derivative is reflected; the others add up zeta's terms until x is positive.
-    """
-    x = cast(self, compute_dtype(out.dtype))
-    if n == 0:
-        return finish(special.digamma(x), out)
-    if n > 1:
-        return finish((-1) ** (n + 1) * math.gamma(n + 1) * _zeta(n + 1, x), out)
-    low = x < 0.5
-    zeta = special.zeta(2.0, jnp.where(low, 1 - x, x))
-    return finish(jnp.where(low, jnp.square(np.pi / jnp.sin(np.pi * x)) - zeta, zeta), out)
-
-
-@lowers(aten.special_spherical_bessel_j0.default)
-def special_spherical_bessel_j0(x: Any, *, out: TensorType) -> jax.Array:
-    """sin(x) / x, by its Taylor series near 0; 0 at the infinities."""
-    x = cast(x, compute_dtype(out.dtype))
-    square = x * x
-    series = 1 - square / 6 * (1 - square / 20 * (1 - square / 42 * (1 - square / 72)))
-    quotient = jnp.where(jnp.isinf(x), 0, jnp.sin(x) / jnp.where(x == 0, 1, x))
-    return finish(jnp.where(jnp.abs(x) < 0.5, series, quotient), out)
-
-
-@lowers(aten.mvlgamma.default)
-def mvlgamma(self: Any, p: int, *, out: TensorType) -> jax.Array:
-    """The logarithm of the multivariate gamma function of dimension ``p``."""
-    x = cast(self, compute_dtype(out.dtype))
-    terms = sum(special.gammaln(x - j / 2) for j in range(p))
-    return finish(terms + p * (p - 1) / 4 * float(np.log(np.pi)), out)
 
 
 @lowers(aten.nan_to_num.default)

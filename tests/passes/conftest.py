@@ -1,5 +1,0 @@
-"""The allocation cases run on JAX's CPU backend, whatever else the machine has."""
-
-import os
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
