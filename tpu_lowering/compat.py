@@ -150,3 +150,9 @@ def has_autograd_kernel(name: str) -> bool:
     """Whether an operator (``ns::op``) has an autograd kernel of its own, so that gradients are not dropped."""
     check = private("torch", "torch._C", "_dispatch_has_kernel_for_dispatch_key", "finds operators without backward")
     return bool(check(name, "Autograd") or check(name, "AutogradCPU") or check(name, "CompositeImplicitAutograd"))
+
+
+def overload_called(packet: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The overload that a call of ``torch.ops.ns.op`` (an overload packet) goes to."""
+    resolve = private("torch", "torch._C", "_jit_resolve_packet", "overload behind a call without one")
+    return getattr(packet, resolve(packet._qualified_op_name, *args, **kwargs) or "default")

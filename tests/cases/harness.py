@@ -240,6 +240,31 @@ def _compare_compiled(
     return record
 
 
+def capture(function: Callable[..., Any], *arguments: Any) -> fx.GraphModule:
+    """The graph that AOTAutograd makes of a function: ATen operators, nothing of ours done to it."""
+    found: list[fx.GraphModule] = []
+
+    class Keep(Record):
+        def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
+            if stage == "captured":
+                found.append(module)
+
+    compiled(function, Keep(), verify=False, poison=False)(*arguments)
+    (module,) = found
+    return module
+
+
+def normalised(function: Callable[..., Any], *arguments: Any) -> fx.GraphModule:
+    """The graph of a function as the passes get it."""
+    captured = capture(function, *arguments)
+    given = [node.meta["val"] for node in captured.graph.nodes if node.op == "placeholder"]
+    module = specialise.specialise(captured, given)
+    signature.separate_signature(module.graph)
+    for step in pipeline.NORMALISE:
+        step.run(module)
+    return module
+
+
 def refusal(
     function: Callable[..., Any], make_arguments: Callable[[], Sequence[Any]], **options: Any
 ) -> errors.Refusal:

@@ -243,9 +243,7 @@ def test_a5_only_the_mutated_input_keeps_its_alias() -> None:
         step(state, x, out)
         return out
 
-    check(
-        function, two_matrices, fresh=("step.out",), aliased=("step.state",), allocations=0, kept=("TL501",)
-    )
+    check(function, two_matrices, fresh=("step.out",), aliased=("step.state",), allocations=0, kept=("TL501",))
 
 
 def test_a5_only_the_mutated_input_keeps_its_alias_for_helion() -> None:

@@ -24,6 +24,10 @@ from tpu_lowering.normalise.decompositions import decompositions
 DECOMPOSITIONS = decompositions()
 
 
+# These programs run once, so the time to compile them is the time the tests take.
+QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
 class NoRow(LookupError):
     """An operator of the graph has no row in the table."""
 
@@ -118,7 +122,7 @@ def evaluate(graphs: Sequence[torch.fx.GraphModule], inputs: Sequence[Sequence[t
 
     with jax.enable_x64(True):
         arrays = [[to_jax(tensor) for tensor in tensors] for tensors in inputs]
-        results = jax.jit(program)(arrays)
+        results = jax.jit(program, compiler_options=QUICK_TO_COMPILE)(arrays)
         return pytree.tree_map(lambda x: to_torch(x) if isinstance(x, jax.Array) else x, results)
 
 

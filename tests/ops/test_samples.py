@@ -17,10 +17,19 @@ import torch.utils._pytree as pytree
 from evaluate import capture, evaluate
 from torch.testing._internal.common_methods_invocations import op_db
 
-SAMPLES = 3
 FIRST = 60  # samples are picked evenly from the first so many
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "i64": torch.int64, "bool": torch.bool}
+SAMPLES = {torch.float32: 3, torch.bfloat16: 1, torch.int64: 1, torch.bool: 1}
+
+TIES = "positions of equal elements: eager's order is not defined (see test_semantics for the stable cases)"
+LEFT_OUT = {
+    ("kthvalue", torch.int64): TIES,
+    ("sort", torch.bfloat16): TIES,
+    ("sort", torch.bool): TIES,
+    ("topk", torch.bfloat16): TIES,
+    ("topk", torch.int64): TIES,
+}
 
 POINTWISE = """
     abs acos acosh add addcdiv addcmul angle asin asinh atan atan2 atanh bitwise_and bitwise_left_shift
@@ -71,7 +80,7 @@ FORWARD = sorted({*POINTWISE.split(), *REDUCTIONS.split(), *MOVEMENT.split(), *L
 
 BACKWARD = sorted({
     *LAYERS.split(), *REDUCTIONS.split(),
-    *"""clamp div.no_rounding_mode gather index_add index_put index_select masked_scatter maximum pow scatter_add
+    *"""clamp div.no_rounding_mode gather index_add index_select masked_scatter maximum pow scatter_add
     scatter_reduce.amax sigmoid tanh take unfold where nn.functional.elu nn.functional.gelu
     nn.functional.hardshrink nn.functional.leaky_relu nn.functional.pad.reflect nn.functional.pad.replicate
     nn.functional.relu nn.functional.silu nn.functional.softplus nn.functional.unfold""".split(),
@@ -104,11 +113,12 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def _calls(op: Any, dtype: torch.dtype) -> list[Call]:
+def _calls(op: Any, dtype: torch.dtype, requires_grad: bool = False) -> list[Call]:
     """``SAMPLES`` calls of the operator, spread over its sample inputs."""
     torch.manual_seed(0)
-    found = list(itertools.islice(op.sample_inputs("cpu", dtype), FIRST))
-    return [_call(op, sample) for sample in found[:: max(1, len(found) // SAMPLES)][:SAMPLES]]
+    count = SAMPLES[dtype]
+    found = list(itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=requires_grad), FIRST))
+    return [_call(op, sample) for sample in found[:: max(1, len(found) // count)][:count]]
 
 
 def _call(op: Any, sample: Any) -> Call:
@@ -127,17 +137,18 @@ def _call(op: Any, sample: Any) -> Call:
 
 
 def _gradient_of(call: Call) -> Call:
-    """The gradients of the sum of the call's results by its floating tensors."""
+    """The gradients of the sum of the call's results by those tensors that the sample wants them of."""
+    wanted = [x.requires_grad for x in call.tensors]
 
     def function(*tensors: torch.Tensor) -> Any:
-        leaves = [x.detach().requires_grad_() if x.is_floating_point() else x for x in tensors]
+        leaves = [x.detach().requires_grad_(grad) for x, grad in zip(tensors, wanted, strict=True)]
         results = [x for x in _tensors(call.function(*leaves)) if x.requires_grad]
         if not results:
             return []
         by = [x for x in leaves if x.requires_grad]
         return torch.autograd.grad(results, by, [torch.ones_like(x) for x in results], allow_unused=True)
 
-    return Call(function, call.tensors)
+    return Call(function, tuple(x.detach() for x in call.tensors))
 
 
 def _check(calls: list[Call]) -> None:
@@ -175,6 +186,8 @@ def _cases(names: list[str], backward: bool) -> list[Any]:
         for label, dtype in DTYPES.items():
             if backward and (label != "f32" or not op.supports_autograd):
                 continue
+            if (name, dtype) in LEFT_OUT:
+                continue
             if op.supports_dtype(dtype, "cpu"):
                 result.append(pytest.param(name, dtype, id=f"{name}-{label}"))
     return result
@@ -187,4 +200,4 @@ def test_forward_matches_eager(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("name", "dtype"), _cases(BACKWARD, backward=True))
 def test_backward_matches_eager(name: str, dtype: torch.dtype) -> None:
-    _check([_gradient_of(call) for call in _calls(_op_info(name), dtype)])
+    _check([_gradient_of(call) for call in _calls(_op_info(name), dtype, requires_grad=True)])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.passes.split_module import split_module
 
+from tpu_lowering.capture.gradients import called_overload
 from tpu_lowering.kernels import registry
 
 Compile = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
@@ -16,12 +18,10 @@ Compile = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
 
 def has_no_implementation(node: fx.Node) -> bool:
     """Whether a node of Dynamo's graph calls an operator that we can neither lower nor decompose."""
-    target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+    target = called_overload(node) if node.op == "call_function" else None
+    if target is None or target.namespace in ("aten", "prims"):
         return False
-    if target.namespace in ("aten", "prims") or registry.implementation(target) is not None:
-        return False
-    return not target._can_decompose()
+    return registry.implementation(target) is None and not target._can_decompose()
 
 
 def compile_around(module: fx.GraphModule, examples: Sequence[Any], compile_part: Compile) -> Callable[..., Any]:
@@ -30,32 +30,52 @@ def compile_around(module: fx.GraphModule, examples: Sequence[Any], compile_part
     Returns:
         A callable of the graph's arguments. A graph without such operators is compiled whole.
     """
-    eager = {node for node in module.graph.nodes if has_no_implementation(node)}
-    if not eager:
+    if not any(map(has_no_implementation, module.graph.nodes)):
         return compile_part(module, examples)
     parts: dict[fx.Node, int] = {}
-    current = 0
-    for node in module.graph.nodes:
-        starts_part = node in eager or (parts and previous in eager)  # noqa: F821  (set below, on the first turn)
-        current += bool(starts_part)
-        parts[node], previous = current, node  # noqa: F841
-    eager_parts = {f"submod_{parts[node]}" for node in eager}
-    split = split_module(module, module, lambda node: parts[node], keep_original_order=True)  # type: ignore[arg-type]
+    runs = itertools.groupby(module.graph.nodes, key=has_no_implementation)
+    eager: set[str] = set()
+    for number, (is_eager, nodes) in enumerate(runs):
+        parts.update(dict.fromkeys(nodes, number))
+        if is_eager:
+            eager.add(f"submod_{number}")
+    split = split_module(
+        module,
+        module,  # type: ignore[arg-type]
+        parts.__getitem__,
+        keep_original_order=True,
+        tuple_return=True,
+    )
     for name, part in list(split.named_children()):
-        if name not in eager_parts and isinstance(part, fx.GraphModule):
-            setattr(split, name, _Part(part, compile_part))
+        if name.startswith("submod_") and name not in eager:
+            setattr(split, name, _Part(part, compile_part))  # type: ignore[arg-type]
     return split
 
 
 class _Part(torch.nn.Module):
-    """A compiled part, compiled when its first arguments are known."""
+    """A compiled part: compiled when it is called, once for each kind of arguments that it meets."""
 
     def __init__(self, part: fx.GraphModule, compile_part: Compile) -> None:
         super().__init__()
         self.part, self.compile_part = part, compile_part
-        self.compiled: Callable[..., Any] | None = None
+        self.compiled: dict[Hashable, Callable[..., Any]] = {}
 
     def forward(self, *arguments: Any) -> Any:
-        if self.compiled is None:
-            self.compiled = self.compile_part(self.part, arguments)
-        return self.compiled(*arguments)
+        key = (torch.is_grad_enabled(), *_kinds(arguments))
+        if key not in self.compiled:
+            self.compiled[key] = self.compile_part(self.part, arguments)
+        return self.compiled[key](*arguments)
+
+
+def _kinds(arguments: Sequence[Any]) -> list[Hashable]:
+    """What AOTAutograd counts on about arguments, without Dynamo's guards: types, layouts, shared memory."""
+    kinds: list[Hashable] = []
+    memory: dict[int, int] = {}
+    for at, value in enumerate(arguments):
+        if isinstance(value, torch.Tensor):
+            first = memory.setdefault(value.untyped_storage().data_ptr(), at)
+            layout = (value.shape, value.stride(), value.storage_offset(), value.dtype, value.device)
+            kinds.append((layout, value.requires_grad, first))
+        else:
+            kinds.append((type(value), value))
+    return kinds

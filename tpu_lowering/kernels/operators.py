@@ -59,7 +59,7 @@ def kernel_op(
 
     def enter(function: registry.Function) -> torch._ops.OpOverload:
         overload = _define(name, tuple(mutates_args), function)
-        found = registry.register(overload, function)
+        found = registry.register(overload, function, backward is not None)
         library = _libraries[-1]
         short = overload._schema.name.split("::")[1]
         library.impl(short, _eager(found), "CompositeExplicitAutograd")
@@ -173,7 +173,10 @@ def _autograd(
         bound = bind(schema, args, kwargs)
         if torch.is_grad_enabled():
             for name, value in bound.items():
-                if any(tensor.requires_grad for tensor in arguments.split(value, _is_tensor)[1]):
+                # Dynamo's fake tensors pass: its graph goes to a backend, where ``gradients`` or AOTAutograd,
+                # which runs this again, refuses it.
+                tensors = [tensor for tensor in arguments.split(value, _is_tensor)[1] if not arrays.is_fake(tensor)]
+                if any(tensor.requires_grad for tensor in tensors):
                     raise no_backward(found.name, name, found.where)
         return below(*args, **kwargs)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tpu_lowering import errors
+from tpu_lowering import compat, errors
 
 Function = Callable[..., Any]
 
@@ -24,15 +24,21 @@ class Implementation:
         function: takes the operator's arguments in schema order, JAX arrays in place of tensors; returns
             the new values of the mutated arguments in schema order, then the operator's own results.
         where: the source line of the function.
+        backward: whether the operator records gradients; None where torch's own dispatch tables say it.
     """
 
     overload: torch._ops.OpOverload
     function: Function
     where: str
+    backward: bool | None = None
 
     @property
     def name(self) -> str:
         return self.overload._schema.name
+
+    @property
+    def has_backward(self) -> bool:
+        return compat.has_autograd_kernel(self.name) if self.backward is None else self.backward
 
     @property
     def mutated(self) -> tuple[str, ...]:
@@ -59,13 +65,13 @@ def source_line(function: Function) -> str:
     return f"{code.co_filename}:{code.co_firstlineno} in {code.co_name}" if code is not None else ""
 
 
-def register(overload: torch._ops.OpOverload, function: Function) -> Implementation:
-    """Enters an implementation.
+def register(overload: torch._ops.OpOverload, function: Function, backward: bool | None = None) -> Implementation:
+    """Enters an implementation; see ``Implementation`` for the arguments.
 
     Raises:
         TpuLoweringError: TL207 if the operator has one; TL208 if the function cannot take its arguments.
     """
-    found = Implementation(overload, function, source_line(function))
+    found = Implementation(overload, function, source_line(function), backward)
     _check_arity(found)
     with _lock:
         if overload in _implementations:

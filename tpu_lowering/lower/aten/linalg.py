@@ -3,8 +3,8 @@
 Where eager would raise for a singular or indefinite matrix, results here are inf or NaN and ``info`` is 1:
 a compiled program cannot raise. Pivots count from 1, as LAPACK's do.
 
-The factors that ``solve``, ``det`` and ``slogdet`` return for their gradients are those of the transpose if
-the matrix is real: eager does so for a contiguous matrix, and autograd's formulas count on it.
+The factors that ``det`` and ``slogdet`` return for their gradients are those of the transpose if the matrix
+is real: eager does so for a contiguous matrix, and autograd's formulas count on it.
 """
 
 from __future__ import annotations
@@ -183,13 +183,11 @@ def linalg_lu_solve(
 @lowers(aten._linalg_solve_ex.default)
 def linalg_solve_ex(A: Any, B: Any, *, left: bool = True, check_errors: bool = False, out: Types) -> Arrays:
     """x with A @ x = B (x @ A = B unless ``left``), A's packed factors, pivots, and info."""
-    lu, pivots = _saved_lu(A)
+    lu, pivots, _ = jax.lax.linalg.lu(A)
     is_vector = B.ndim == 1 or (B.ndim == A.ndim - 1 and B.shape == A.shape[:-1])
     right = B[..., None] if is_vector else B
     shape = (*out[0].shape, 1) if is_vector else out[0].shape
-    type_ = TensorType(out[0].element, shape)
-    options = {"left": left or is_vector, "adjoint": not jnp.iscomplexobj(A), "out": type_}
-    x = linalg_lu_solve(lu, pivots + 1, right, **options)
+    x = linalg_lu_solve(lu, pivots + 1, right, left=left or is_vector, out=TensorType(out[0].element, shape))
     return _finish_all((x, lu, pivots + 1, _info(lu)), out)
 
 

@@ -1,0 +1,237 @@
+"""Laws that every pass obeys, on graphs captured from real functions and on what earlier passes left of them."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from case_kernels import (
+    accumulate,
+    add_into,
+    column_max_into,
+    double_into,
+    exp_and_neg_into,
+    exp_first_half,
+    exp_into,
+    helion_accumulate,
+    helion_exp_into,
+    split_rows,
+    step,
+)
+from harness import normalised
+from torch import fx
+
+from tpu_lowering import errors, pipeline
+from tpu_lowering.ir import interpreter, invariants
+from tpu_lowering.ir.printer import print_graph
+from tpu_lowering.passes.base import Pass
+
+FUNCTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {}
+
+
+def case(function: Callable[..., Any]) -> Callable[..., Any]:
+    FUNCTIONS[function.__name__] = function
+    return function
+
+
+@case
+def no_kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    out = torch.empty_like(x)
+    out[:4] = x[:4]
+    out[4:].copy_(y[4:] * 2)
+    return out.t().contiguous()
+
+
+@case
+def chain(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    first, second = torch.empty_like(x), torch.empty_like(x)
+    exp_into(x, first)
+    add_into(first, y, second)
+    return second.sin()
+
+
+@case
+def helion_chain(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    out = torch.empty_like(x)
+    helion_exp_into(x, out)
+    helion_accumulate(y, out)
+    return out
+
+
+@case
+def fills(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    whole, half, summed, largest = torch.zeros_like(x), torch.ones_like(x), torch.full_like(x, 2), x.new_zeros(1, 16)
+    exp_into(x, whole)
+    exp_first_half(y, half)
+    accumulate(x, summed)
+    column_max_into(y, largest)
+    return whole, half, summed, largest
+
+
+@case
+def halves(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    out = torch.empty(16, 16)
+    exp_into(y, out[8:])
+    exp_into(x, out[:8])
+    return out
+
+
+@case
+def halves_overwritten_and_read(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    out = torch.zeros(16, 16)
+    exp_into(y, out[8:])
+    between = out[6:10] + 1
+    exp_into(x, out[4:12])
+    accumulate(x, out[:8])
+    return between, out
+
+
+@case
+def views_of_one_base(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    kv = torch.empty(2, 8, 16)
+    exp_and_neg_into(x, kv[0], kv[1])
+    double_into(y.t(), kv[1].t())
+    return kv.transpose(0, 1)
+
+
+@case
+def inputs_mutated(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    out = torch.empty_like(x)
+    step(x, y, out)
+    exp_into(out, y)
+    return out
+
+
+@case
+def list_of_outs(x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+    outs = [torch.empty(3, 16), torch.empty(5, 16)]
+    split_rows(x, outs)
+    return [outs[0], outs[1] + y[:5]]
+
+
+@case
+def undefined_contents_used(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    junk, total = torch.empty_like(x), torch.empty_like(x)
+    accumulate(x, total)
+    return junk + 1, total
+
+
+PASSES = tuple({pass_.name: pass_ for pass_ in pipeline.PASSES}.values())
+modules: dict[str, fx.GraphModule] = {}
+
+
+def graph_before(pass_: Pass, name: str, after_others: bool) -> fx.GraphModule:
+    """A captured graph, either as it was normalised or as the whole pipeline left it before this pass's last turn."""
+    if name not in modules:
+        torch.manual_seed(0)
+        modules[name] = normalised(FUNCTIONS[name], torch.randn(8, 16), torch.randn(8, 16))
+    module = copy.deepcopy(modules[name])
+    last = max(at for at, other in enumerate(pipeline.PASSES) if other == pass_)
+    for earlier in pipeline.PASSES[:last] if after_others else ():
+        earlier(module.graph)
+    return module
+
+
+on_graphs = pytest.mark.parametrize("after_others", [False, True], ids=["alone", "in_order"])
+of_functions = pytest.mark.parametrize("name", FUNCTIONS)
+of_passes = pytest.mark.parametrize("pass_", PASSES, ids=lambda pass_: pass_.name)
+
+
+@of_passes
+@of_functions
+@on_graphs
+def test_running_twice_is_running_once(pass_: Pass, name: str, after_others: bool) -> None:
+    module = graph_before(pass_, name, after_others)
+    pass_(module.graph)
+    once = print_graph(module.graph)
+    again = pass_(module.graph)
+    assert print_graph(module.graph) == once
+    assert [action for action in again if action.kind != "kept"] == []
+
+
+@of_passes
+@of_functions
+@on_graphs
+def test_graph_is_normal_afterwards(pass_: Pass, name: str, after_others: bool) -> None:
+    module = graph_before(pass_, name, after_others)
+    invariants.check(module.graph, invariants.NORMAL, "normalising")
+    pass_(module.graph)
+    module.graph.lint()
+    invariants.check(module.graph, invariants.NORMAL, pass_.name)
+
+
+@of_passes
+@of_functions
+@on_graphs
+def test_edge_of_the_graph_stays(pass_: Pass, name: str, after_others: bool) -> None:
+    """Placeholders keep their names, order and types; results keep their number, shapes and dtypes."""
+    module = graph_before(pass_, name, after_others)
+    before = edge(module.graph)
+    pass_(module.graph)
+    assert edge(module.graph) == before
+
+
+def edge(graph: fx.Graph) -> tuple[list[Any], list[Any]]:
+    placeholders = [(node.name, *described(node)) for node in graph.nodes if node.op == "placeholder"]
+    return placeholders, [described(node) for node in graph.output_node().args[0]]
+
+
+def described(node: fx.Node) -> tuple[Any, ...]:
+    return tuple(node.meta["val"].shape), node.meta["val"].dtype
+
+
+@of_passes
+@of_functions
+@on_graphs
+def test_values_stay(pass_: Pass, name: str, after_others: bool) -> None:
+    """On the reference interpreter, with undefined memory poisoned."""
+    module = graph_before(pass_, name, after_others)
+    samples = [interpreter.random_arguments(module.graph, seed) for seed in (1, 2)]
+    before = [interpreter.interpret(module, sample) for sample in samples]
+    pass_(module.graph)
+    after = [interpreter.interpret(module, sample) for sample in samples]
+    assert [interpreter.differing(*pair) for pair in zip(before, after, strict=True)] == [None, None]
+
+
+@of_passes
+@of_functions
+@on_graphs
+def test_actions_name_a_node_and_its_source_line(pass_: Pass, name: str, after_others: bool) -> None:
+    """Every action says which node and, unless that is an input, which line of the user's it stands for."""
+    module = graph_before(pass_, name, after_others)
+    nodes = {node.name: node.op for node in module.graph.nodes}
+    for action in pass_(module.graph):
+        assert action.node in nodes
+        assert action.kind in ("fresh", "removed", "kept", "moved") and action.reason
+        assert action.code in ("", *errors.CODES)
+        assert (action.code != "") or action.kind != "kept"
+        if nodes[action.node] != "placeholder":
+            assert re.match(r"(test_laws|case_kernels)\.py:\d+ in \w+: .+", action.where), action
+
+
+@of_passes
+@of_functions
+@on_graphs
+def test_new_nodes_have_types_and_source_lines(pass_: Pass, name: str, after_others: bool) -> None:
+    module = graph_before(pass_, name, after_others)
+    before = {node.name for node in module.graph.nodes}
+    pass_(module.graph)
+    for node in module.graph.nodes:
+        if node.name not in before:
+            assert node.meta["val"] is not None and node.meta["stack_trace"], node
+
+
+def test_every_pass_does_something_somewhere() -> None:
+    """The functions above are no vacuous sample: each pass changes a graph of at least one of them."""
+    idle = {pass_.name for pass_ in PASSES}
+    for name in FUNCTIONS:
+        for pass_ in PASSES:
+            module = graph_before(pass_, name, after_others=True)
+            before = print_graph(module.graph)
+            pass_(module.graph)
+            idle -= {pass_.name} if print_graph(module.graph) != before else set()
+    assert idle == set()

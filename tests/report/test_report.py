@@ -1,0 +1,186 @@
+"""``explain`` and its report, the commands, and the dump folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pathlib
+import subprocess
+import sys
+
+import helion
+import helion.language as hl
+import pytest
+import torch
+
+import tpu_lowering
+from tpu_lowering.__main__ import main
+
+EXPECTED = """\
+╭───────────── tpu_lowering ──────────────╮
+│ One XLA program. No allocation is left. │
+╰─────────────────────────────────────────╯"""
+
+
+@helion.kernel(config=helion.Config(block_sizes=[8, 128]), static_shapes=True, backend="pallas")
+def exp_into(x: torch.Tensor, out: torch.Tensor) -> None:
+    for tile in hl.tile(x.size()):
+        out[tile] = torch.exp(x[tile])
+
+
+@helion.kernel(config=helion.Config(block_sizes=[8, 128]), static_shapes=True, backend="pallas")
+def add_to(x: torch.Tensor, out: torch.Tensor) -> None:
+    for tile in hl.tile(x.size()):
+        out[tile] = out[tile] + x[tile]
+
+
+def model(x):
+    out = torch.empty_like(x)
+    exp_into(x * 2, out)
+    return out + 1
+
+
+def keeps_a_fill(x):
+    total = torch.zeros_like(x)
+    add_to(x, total)
+    return total
+
+
+def drops_a_fill(x):
+    out = torch.zeros_like(x)
+    exp_into(x, out)
+    return out
+
+
+def loads_undefined_memory(x):
+    out = torch.empty_like(x)
+    add_to(x, out)
+    return out
+
+
+X = torch.ones(16, 256)
+NBYTES = 16 * 256 * 4
+
+
+def test_counts_of_the_main_job() -> None:
+    report = tpu_lowering.explain(model, X)
+    assert (report.programs_before, report.programs_after) == (3, 1)
+    assert (report.allocations_removed, report.fills_removed, report.kernel_calls) == (1, 0, 1)
+    assert report.bytes_saved == 2 * NBYTES  # the allocation was written, the aliased operand fetched
+    assert report.allocations_kept == report.aliases_kept == report.notes == ()
+    assert [buffer.node for buffer in report.removed] == ["empty_like"]
+    assert report.removed[0].where == "test_report.py:38 in model: out = torch.empty_like(x)"
+
+
+def test_prints_as_tables() -> None:
+    text = str(tpu_lowering.explain(model, X))
+    assert text.startswith(EXPECTED)
+    assert "│ programs (torch_tpu's split rule)    │          3 │        1 │" in text
+
+
+def test_a_kept_fill_says_why() -> None:
+    report = tpu_lowering.explain(keeps_a_fill, X)
+    (kept,) = report.allocations_kept
+    assert (kept.code, kept.node, kept.nbytes) == ("TL501", "full_default", NBYTES)
+    assert kept.where == "test_report.py:44 in keeps_a_fill: total = torch.zeros_like(x)"
+    assert kept.reason == "add_to: the body loads it before it has stored every element"
+    assert kept.remedy == "nothing to do if the kernel should read it; else write every element before loading any"
+    assert "[TL501]" in str(report)
+    assert report.bytes_saved == 0
+
+
+def test_a_fill_that_is_overwritten_is_counted() -> None:
+    report = tpu_lowering.explain(drops_a_fill, X)
+    assert (report.fills_removed, report.allocations_removed) == (1, 0)
+    assert report.allocations_kept == ()
+    assert report.bytes_saved == 2 * NBYTES
+
+
+def test_a_kernel_that_loads_undefined_memory_is_remarked() -> None:
+    report = tpu_lowering.explain(loads_undefined_memory, X)
+    assert [note.code for note in report.notes] == ["TL504"]
+    assert report.allocations_removed == 1
+
+
+def test_mutated_inputs_are_not_allocations_and_stay_as_they_are() -> None:
+    total = torch.ones(16, 256)
+    report = tpu_lowering.explain(add_to_input, X, total)
+    assert torch.equal(total, torch.ones(16, 256))
+    assert report.allocations_kept == ()
+    assert [buffer.code for buffer in report.aliases_kept] == ["TL501"]
+
+
+def add_to_input(x, total):
+    add_to(x, total)
+
+
+def test_to_dict_is_ready_for_json() -> None:
+    report = tpu_lowering.explain(keeps_a_fill, X)
+    read = json.loads(json.dumps(report.to_dict()))
+    assert read["allocations_kept"][0]["code"] == "TL501"
+    assert read["programs_after"] == 1
+
+
+def test_a_module_and_its_backward_are_explained_without_touching_it() -> None:
+    layer = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    report = tpu_lowering.explain(layer, torch.randn(8, 4))
+    assert report.programs_after == 2
+    assert [name.rpartition("_")[0] for name in report.programs] == ["forward", "backward"]
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    assert all(parameter.grad is None for parameter in layer.parameters())
+
+
+def test_a_compiled_function_is_explained_too() -> None:
+    compiled = torch.compile(model, backend="eager")
+    assert tpu_lowering.explain(compiled, X).programs_before == 3
+
+
+def test_explain_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "user.py"
+    path.write_text("import torch\n\ndef double(x):\n    return x * 2\n\ndef example_inputs():\n    return torch.ones(3)\n")
+    assert main(["explain", f"{path}:double", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["programs_after"] == 1
+    assert main(["explain", f"{path}:missing"]) == 1
+    assert capsys.readouterr().err == (
+        f"[TL106] nothing to explain: '{path}:missing'\n"
+        "  why  expected FILE:FUNCTION, with a function example_inputs() in FILE that returns FUNCTION's arguments, "
+        "got no function 'missing' in user\n"
+        "  fix  python -m tpu_lowering explain model.py:forward\n"
+    )
+
+
+def test_doctor_finds_the_cpu_runtime(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    cells = "".join(c for c in capsys.readouterr().out if c.isalnum() or c in "+*")
+    assert "compiledandranx*2+1" in cells
+    assert "registeredasanentrypoint" in cells
+
+
+def test_demo_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo"]) == 0
+    text = capsys.readouterr().out
+    assert "equal within float32 rounding" in " ".join(text.split())
+    assert "One XLA program. No allocation is left." in text
+
+
+def test_dump_holds_every_stage_and_runs_on_its_own(tmp_path: pathlib.Path) -> None:
+    torch.compile(model, backend="helion_tpu", options={"dump": str(tmp_path)})(X)
+    (folder,) = tmp_path.iterdir()
+    stages = [path.name.partition("_")[2] for path in sorted(folder.glob("*.graph"))]
+    assert stages[0] == "captured.graph"
+    assert stages[-1] == "lowered.graph"
+    assert "return_fresh_buffers.graph" in stages
+    assert "return_fresh_buffers: fresh" in (folder / "actions.txt").read_text()
+    program = folder / f"{folder.name}.py"
+    run = subprocess.run([sys.executable, program], capture_output=True, text=True, cwd=tmp_path)
+    assert run.stdout == "['float32[16,256]']\n", run.stderr
+
+
+def test_generated_code_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="tpu_lowering"):
+        torch.compile(model, backend="helion_tpu")(X)
+    (code,) = [record.getMessage() for record in caplog.records if record.name == "tpu_lowering.output_code"]
+    assert '    with jax.named_scope("test_report.py:39"):\n' in code
+    assert "        mul = aten.mul(arg0_1, 2, out=f32[16, 256])\n" in code
+    assert "        (getitem,) = exp_into(mul, None)\n" in code
