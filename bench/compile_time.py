@@ -92,7 +92,9 @@ def main(rounds: int = 3) -> None:
         spread = max(sample.total for sample in group) - min(sample.total for sample in group)
         medians.append(total)
         programs = max(sample.programs for sample in group)
-        table.add_row(str(size), str(programs), f"{total:.2f}", f"{spread:.2f}", f"{stages:.2f}", f"{total / size * 1e3:.0f}")
+        table.add_row(
+            str(size), str(programs), f"{total:.2f}", f"{spread:.2f}", f"{stages:.2f}", f"{total / size * 1e3:.0f}"
+        )
     console = Console()
     console.print(table)
     offset, slope, determination = linear_fit(SIZES, medians)

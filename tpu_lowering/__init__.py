@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tpu_lowering.errors import TpuLoweringError
+    from tpu_lowering.kernels.operators import kernel_op
+    from tpu_lowering.kernels.registry import register_kernel
+    from tpu_lowering.options import Options
+    from tpu_lowering.report.explain import explain
+    from tpu_lowering.report.report import Report
 
 __version__ = "0.1.0"
 
@@ -18,7 +26,7 @@ _PUBLIC = {
     "register_kernel": "tpu_lowering.kernels.registry",
 }
 
-__all__ = [*_PUBLIC, "__version__"]
+__all__ = ["Options", "Report", "TpuLoweringError", "__version__", "explain", "kernel_op", "register_kernel"]
 
 
 def __getattr__(name: str) -> Any:

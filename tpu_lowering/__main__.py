@@ -11,13 +11,17 @@ from tpu_lowering.report import commands
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, or 1 where something is wrong, with a coded error if it has one."""
-    parser = argparse.ArgumentParser(prog="python -m tpu_lowering", description="PyTorch with Helion and Pallas kernels as one XLA program")
+    parser = argparse.ArgumentParser(
+        prog="python -m tpu_lowering", description="PyTorch with Helion and Pallas kernels as one XLA program"
+    )
     subcommands = parser.add_subparsers(dest="command", required=True)
     demo = subcommands.add_parser("demo", help="run a Llama-style decoder with Helion kernels and report")
     demo.add_argument("--length", type=int, default=64, help="tokens in the sequence, at most 128 (default 64)")
     subcommands.add_parser("doctor", help="say what is installed, what works and how to fix the rest")
     explain = subcommands.add_parser("explain", help="report on a function of a Python file")
-    explain.add_argument("target", metavar="FILE:FUNCTION", help="FILE's function example_inputs() gives FUNCTION's arguments")
+    explain.add_argument(
+        "target", metavar="FILE:FUNCTION", help="FILE's function example_inputs() gives FUNCTION's arguments"
+    )
     explain.add_argument("--json", action="store_true", help="print the report as JSON")
     given = parser.parse_args(argv)
     try:

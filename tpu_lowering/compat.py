@@ -9,8 +9,12 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
+from torch.fx import node as node_module
+from torch.utils import _pytree
 
 from tpu_lowering import errors
 
@@ -49,6 +53,15 @@ def private(package: str, module: str, name: str, why: str) -> Any:
         ) from error
 
 
+# torch: everyday names that live in private modules -----------------------------------------------------
+OpOverload = torch._ops.OpOverload  # the type of ``torch.ops.ns.op.overload``; there is no public name for it
+OpOverloadPacket = torch._ops.OpOverloadPacket  # the type of ``torch.ops.ns.op``
+tree_leaves = _pytree.tree_leaves  # nested values; ``torch.utils._pytree`` is what torch's own backends use
+tree_map = _pytree.tree_map
+map_arg = node_module.map_arg  # replaces nodes inside nested arguments
+set_grad_enabled = torch._C._set_grad_enabled  # what Dynamo writes for ``torch.no_grad`` inside a graph
+
+
 # torch: capture ---------------------------------------------------------------------------------------
 FakeTensor = private("torch", "torch._subclasses.fake_tensor", "FakeTensor", "values without storage in graphs")
 FakeTensorMode = private("torch", "torch._subclasses.fake_tensor", "FakeTensorMode", "types of nodes that passes add")
@@ -69,6 +82,20 @@ auto_functionalized = private(
 auto_functionalized_v2 = private(
     "torch", "torch._higher_order_ops.auto_functionalize", "auto_functionalized_v2", "call form of mutable operators"
 )
+
+
+def core_aten_decompositions() -> dict[OpOverload, Callable[..., Any]]:
+    """Torch's decompositions to the core ATen operator set, as a new dictionary.
+
+    ``torch.export.default_decompositions`` is public, but gives an opaque table that also holds entries
+    for composite operators, meant for ``run_decompositions`` alone.
+    """
+    return dict(private("torch", "torch._decomp", "core_aten_decompositions", "takes operators apart")())
+
+
+def registered_decompositions(overloads: list[OpOverload]) -> dict[OpOverload, Callable[..., Any]]:
+    """Torch's decompositions of given overloads, those outside the core set too."""
+    return dict(private("torch", "torch._decomp", "get_decompositions", "takes operators apart")(overloads))
 
 
 # JAX: kernels -----------------------------------------------------------------------------------------

@@ -50,7 +50,11 @@ def _define_allocations(module: fx.GraphModule) -> None:
 
 NORMALISE: tuple[Step, ...] = (
     Step("inline_helion_kernels", helion.normalise_helion, invariants.SPECIALISED),
-    Step("call_registered_kernels", lambda module: functionalized.normalise_operators(module.graph), invariants.SPECIALISED),
+    Step(
+        "call_registered_kernels",
+        lambda module: functionalized.normalise_operators(module.graph),
+        invariants.SPECIALISED,
+    ),
     Step("make_views_explicit", lambda module: views.normalise_views(module.graph), invariants.NORMAL),
     Step("define_allocations", _define_allocations, invariants.NORMAL),
 )

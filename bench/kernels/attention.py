@@ -14,9 +14,7 @@ import torch
     static_shapes=True,
     backend="pallas",
 )
-def attention_into(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, scale: float
-) -> None:
+def attention_into(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, scale: float) -> None:
     """Write `softmax(q @ k.T * scale) @ v` to `out`.
 
     `q` and `out` are [heads, queries, width], `k` and `v` [heads, keys, width], all of one float dtype, where

@@ -48,6 +48,5 @@ class KernelCase:
 def in_dtype(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     """The same inputs with every floating-point tensor converted to `dtype`."""
     return tuple(
-        value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-        for value in inputs
+        value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value for value in inputs
     )

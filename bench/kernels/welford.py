@@ -16,9 +16,7 @@ import torch
     static_shapes=True,
     backend="pallas",
 )
-def welford_into(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, out: torch.Tensor, eps: float
-) -> None:
+def welford_into(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, out: torch.Tensor, eps: float) -> None:
     """Write `(x - mean) / sqrt(variance + eps) * weight + bias` to `out`.
 
     `x` and `out` are [m, n], `weight` and `bias` [n]; mean and (biased) variance are per row, in float32.
@@ -38,9 +36,7 @@ def welford_into(
             centred = torch.where(inside[None, :], values - block_mean[:, None], 0.0)
             shift = block_mean - mean
             merged = count + block_count
-            squares = (
-                squares + (centred * centred).sum(dim=1) + shift * shift * (count * block_count / merged)
-            )
+            squares = squares + (centred * centred).sum(dim=1) + shift * shift * (count * block_count / merged)
             mean = mean + shift * (block_count / merged)
             count = merged
         scale = torch.rsqrt(squares / count + eps)

@@ -254,9 +254,8 @@ def capture(function: Callable[..., Any], *arguments: Any) -> fx.GraphModule:
     return module
 
 
-def normalised(function: Callable[..., Any], *arguments: Any) -> fx.GraphModule:
-    """The graph of a function as the passes get it."""
-    captured = capture(function, *arguments)
+def normalised(captured: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a captured graph as the passes get it."""
     given = [node.meta["val"] for node in captured.graph.nodes if node.op == "placeholder"]
     module = specialise.specialise(captured, given)
     signature.separate_signature(module.graph)

@@ -14,7 +14,7 @@ from typing import Any
 import expecttest
 import torch
 from case_kernels import accumulate, add_into, exp_and_neg_into, exp_first_half, exp_into, helion_exp_into
-from harness import normalised
+from harness import capture, normalised
 
 from tpu_lowering.ir import interpreter
 from tpu_lowering.ir.printer import print_graph
@@ -37,7 +37,7 @@ def before_and_after(
         shapes: of its arguments.
         first: passes that run before.
     """
-    module = normalised(function, *(torch.ones(shape) for shape in shapes))
+    module = normalised(capture(function, *(torch.ones(shape) for shape in shapes)))
     for earlier in first:
         earlier(module.graph)
     sample = interpreter.random_arguments(module.graph, seed=1)

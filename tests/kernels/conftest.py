@@ -44,8 +44,7 @@ def program(kernel: Any, scalars: tuple[Any, ...]) -> Callable[..., list[jax.Arr
     def after(*arrays: jax.Array) -> list[jax.Array]:
         remaining = iter(arrays)
         call = [
-            _JaxExportTensor.from_jax(next(remaining), device=CPU) if scalar is None else scalar
-            for scalar in scalars
+            _JaxExportTensor.from_jax(next(remaining), device=CPU) if scalar is None else scalar for scalar in scalars
         ]
         bound = kernel.bind(tuple(call))
         bound.ensure_config_exists(call)

@@ -12,7 +12,9 @@ CASES = [(case, dtype) for case in KERNELS for dtype in case.tolerance]
 
 
 def name(value: object) -> str | None:
-    return getattr(value, "name", None) or (str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None)
+    return getattr(value, "name", None) or (
+        str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
+    )
 
 
 @pytest.mark.parametrize(("case", "dtype"), CASES, ids=name)

@@ -43,7 +43,9 @@ def bert(dtype: torch.dtype) -> Case:
 class ResNetBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)
+        )
         self.block = nn.Sequential(
             nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
             nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16),
@@ -63,7 +65,9 @@ def resnet(dtype: torch.dtype) -> Case:
 
 
 def mlp(dtype: torch.dtype) -> Case:
-    layers = nn.Sequential(nn.Linear(20, 32), nn.GELU(), nn.LayerNorm(32), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 5))
+    layers = nn.Sequential(
+        nn.Linear(20, 32), nn.GELU(), nn.LayerNorm(32), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 5)
+    )
     x, labels = torch.randn(8, 20, dtype=dtype), torch.randint(0, 5, (8,))
     return layers.to(dtype), lambda model: nn.functional.cross_entropy(model(x).float(), labels)
 
@@ -87,7 +91,9 @@ def test_training_step_equals_eager(name: str, dtype: torch.dtype) -> None:
     for (path, parameter), other in zip(eager.named_parameters(), compiled.parameters(), strict=True):
         assert (parameter.grad is None) == (other.grad is None), path
         if parameter.grad is not None:
-            torch.testing.assert_close(other.grad, parameter.grad, **TOLERANCE[dtype], msg=lambda text, path=path: f"{path}: {text}")
+            torch.testing.assert_close(
+                other.grad, parameter.grad, **TOLERANCE[dtype], msg=lambda text, path=path: f"{path}: {text}"
+            )
     for (path, buffer), other in zip(eager.named_buffers(), compiled.buffers(), strict=True):
         torch.testing.assert_close(other, buffer, **TOLERANCE[dtype], msg=lambda text, path=path: f"{path}: {text}")
 

@@ -102,7 +102,7 @@ def llama() -> nn.Module:
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=32, use_cache=False, attn_implementation="eager",
     )  # fmt: skip
-    
+
     def loss(model: nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return model(input_ids=tokens, attention_mask=mask, labels=tokens).loss
 

@@ -80,10 +80,7 @@ FORWARD = sorted({*POINTWISE.split(), *REDUCTIONS.split(), *MOVEMENT.split(), *L
 
 BACKWARD = sorted({
     *LAYERS.split(), *REDUCTIONS.split(),
-    *"""clamp div.no_rounding_mode gather index_add index_select masked_scatter maximum pow scatter_add
-    scatter_reduce.amax sigmoid tanh take unfold where nn.functional.elu nn.functional.gelu
-    nn.functional.hardshrink nn.functional.leaky_relu nn.functional.pad.reflect nn.functional.pad.replicate
-    nn.functional.relu nn.functional.silu nn.functional.softplus nn.functional.unfold""".split(),
+    *["clamp", "div.no_rounding_mode", "gather", "index_add", "index_select", "masked_scatter", "maximum", "pow", "scatter_add", "scatter_reduce.amax", "sigmoid", "tanh", "take", "unfold", "where", "nn.functional.elu", "nn.functional.gelu", "nn.functional.hardshrink", "nn.functional.leaky_relu", "nn.functional.pad.reflect", "nn.functional.pad.replicate", "nn.functional.relu", "nn.functional.silu", "nn.functional.softplus", "nn.functional.unfold"],
 })  # fmt: skip
 
 
@@ -165,9 +162,7 @@ def _check(calls: list[Call]) -> None:
             _check_against_float64(got, expected, call.exactly())
 
 
-def _check_against_float64(
-    got: list[torch.Tensor], eager: list[torch.Tensor], exact: list[torch.Tensor]
-) -> None:
+def _check_against_float64(got: list[torch.Tensor], eager: list[torch.Tensor], exact: list[torch.Tensor]) -> None:
     """Asserts an error of at most twice eager's, and NaN and infinities in the same places."""
     for x, y, truth in zip(got, eager, exact, strict=True):
         assert x.dtype == y.dtype

@@ -64,7 +64,6 @@ def in_eager(program: list[Instruction]) -> list[torch.Tensor]:
     return [tensor.clone() for tensor in run(program, tensors, poisoned)] + tensors
 
 
-
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_passes_keep_results(shard: int) -> None:
     """``TPU_LOWERING_GRAPHS`` random graphs through the passes, on the reference interpreter."""

@@ -138,13 +138,15 @@ def test_a_compiled_function_is_explained_too() -> None:
 
 def test_explain_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "user.py"
-    path.write_text("import torch\n\ndef double(x):\n    return x * 2\n\ndef example_inputs():\n    return torch.ones(3)\n")
+    path.write_text(
+        "import torch\n\ndef double(x):\n    return x * 2\n\ndef example_inputs():\n    return torch.ones(3)\n"
+    )
     assert main(["explain", f"{path}:double", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["programs_after"] == 1
     assert main(["explain", f"{path}:missing"]) == 1
     assert capsys.readouterr().err == (
         f"[TL106] nothing to explain: '{path}:missing'\n"
-        "  why  expected FILE:FUNCTION, with a function example_inputs() in FILE that returns FUNCTION's arguments, "
+        "  why  expected FILE:FUNCTION, with example_inputs() in FILE to give FUNCTION's arguments, "
         "got no function 'missing' in user\n"
         "  fix  python -m tpu_lowering explain model.py:forward\n"
     )

@@ -178,7 +178,9 @@ class _Walker:
         """The body's outer references are constants of its jaxpr; its inputs are the scoped ones."""
         jaxpr = equation.params["jaxpr"]
         watched = {var: state for var, state in zip(jaxpr.constvars, touched, strict=True) if state is not None}
-        inner = {var: scalars.read(environment, atom) for var, atom in zip(jaxpr.constvars, equation.invars, strict=True)}
+        inner = {
+            var: scalars.read(environment, atom) for var, atom in zip(jaxpr.constvars, equation.invars, strict=True)
+        }
         self.body(jaxpr, watched, inner)
 
     def enter(

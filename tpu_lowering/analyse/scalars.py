@@ -31,7 +31,9 @@ def _truncating_rem(x: Any, y: Any) -> Any:
 
 def _boolean(value: Any) -> Any:
     """An integer or boolean expression as a boolean."""
-    return value if value in (sympy.true, sympy.false) or value.is_Boolean or value.is_Relational else sympy.Ne(value, 0)
+    return (
+        value if value in (sympy.true, sympy.false) or value.is_Boolean or value.is_Relational else sympy.Ne(value, 0)
+    )
 
 
 def _integer(value: Any) -> Any:
@@ -84,8 +86,10 @@ def constant(value: Any) -> Scalar:
     array = np.asarray(value)
     if array.ndim or array.dtype.kind not in "biu":
         return None
-    return sympy.true if array.dtype.kind == "b" and array else (
-        sympy.false if array.dtype.kind == "b" else sympy.Integer(int(array))
+    return (
+        sympy.true
+        if array.dtype.kind == "b" and array
+        else (sympy.false if array.dtype.kind == "b" else sympy.Integer(int(array)))
     )
 
 

@@ -12,15 +12,18 @@ from torch import fx
 from tpu_lowering.ir.boxes import write_box
 from tpu_lowering.ir.operators import ALLOCATIONS, MOVES
 
+
 def undefined_values(graph: fx.Graph) -> frozenset[fx.Node]:
     """The nodes whose every element is undefined."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target in ALLOCATIONS or (node.target in MOVES and node.args[0] in found):
-            found.add(node)
-        elif node.target is write_box and node.args[0] in found and node.args[1] in found:
+        if (
+            node.target in ALLOCATIONS
+            or (node.target in MOVES and node.args[0] in found)
+            or (node.target is write_box and node.args[0] in found and node.args[1] in found)
+        ):
             found.add(node)
     return frozenset(found)
 

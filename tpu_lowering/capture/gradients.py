@@ -26,39 +26,39 @@ def refuse_missing_backward(module: fx.GraphModule) -> None:
     for node in module.graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target is torch._C._set_grad_enabled:
+        if node.target is compat.set_grad_enabled:
             enabled = bool(node.args[0])
         elif enabled and (name := _kernel_without_backward(node)) is not None:
             _refuse_gradient(node, name)
 
 
-def called_overload(node: fx.Node) -> torch._ops.OpOverload | None:
+def called_overload(node: fx.Node) -> compat.OpOverload | None:
     """The operator overload that a node of Dynamo's graph calls, if it calls one.
 
     User code names an overload (``torch.ops.ns.op.default``) or leaves it to torch (``torch.ops.ns.op``).
     """
-    if isinstance(node.target, torch._ops.OpOverloadPacket):
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda used: used.meta.get("example_value"))
+    if isinstance(node.target, compat.OpOverloadPacket):
+        args, kwargs = compat.map_arg((node.args, node.kwargs), lambda used: used.meta.get("example_value"))
         return compat.overload_called(node.target, args, kwargs)
-    return node.target if isinstance(node.target, torch._ops.OpOverload) else None
+    return node.target if isinstance(node.target, compat.OpOverload) else None
 
 
 def _kernel_without_backward(node: fx.Node) -> str | None:
     """The name of the kernel a node calls, if it has no backward."""
     if "helion_kernel_wrapper" in str(node.target):
-        return compat.helion_kernel(node.kwargs["kernel_idx"]).name
+        return compat.helion_kernel(int(node.kwargs["kernel_idx"])).name  # type: ignore[arg-type]
     target = called_overload(node)
     found = registry.implementation(target)
     return None if found is None or found.has_backward else found.name
 
 
 def _refuse_gradient(node: fx.Node, name: str) -> None:
-    tensors = dict(node.kwargs.get("tensor_args", {}))  # type: ignore[call-overload]
+    tensors: dict[str, Any] = dict(node.kwargs.get("tensor_args", {}))  # type: ignore[call-overload]
     overload = called_overload(node)
     if overload is not None:
         names = (argument.name for argument in overload._schema.arguments)
         tensors = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     for argument, used in tensors.items():
-        for leaf in torch.utils._pytree.tree_leaves(used, is_leaf=lambda value: isinstance(value, fx.Node)):
+        for leaf in compat.tree_leaves(used, is_leaf=lambda value: isinstance(value, fx.Node)):
             if isinstance(leaf, fx.Node) and getattr(leaf.meta.get("example_value"), "requires_grad", False):
                 raise no_backward(name, argument, graphs.source_line(node))

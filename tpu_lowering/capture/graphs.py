@@ -64,7 +64,7 @@ def _is_symbolic(value: Any) -> bool:
     return any(
         isinstance(leaf, (torch.SymInt, torch.SymFloat, torch.SymBool))
         or (isinstance(leaf, torch.Tensor) and not all(type(size) is int for size in (*leaf.shape, *leaf.stride())))
-        for leaf in torch.utils._pytree.tree_leaves(value)
+        for leaf in compat.tree_leaves(value)
     )
 
 

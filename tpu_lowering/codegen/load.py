@@ -27,7 +27,7 @@ def load(program: Program, source: Source) -> Callable[..., tuple[jax.Array, ...
     return namespace[program.name]
 
 
-RUNNER = '''
+RUNNER = """
 
 if __name__ == "__main__":
     import pathlib
@@ -35,7 +35,7 @@ if __name__ == "__main__":
     from tpu_lowering.codegen.load import run_saved
 
     print(run_saved(pathlib.Path(__file__), {name}))
-'''
+"""
 
 LOADER = """
 import pathlib

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from tpu_lowering.ir import arrays
 from tpu_lowering.ir.boxes import box
 from tpu_lowering.ir.types import TensorType
-from tpu_lowering.lower import aten as _aten_families  # noqa: F401  (fills the table)
 from tpu_lowering.lower.boxes import read_box, write_box
-from tpu_lowering.lower.table import RULES
+from tpu_lowering.lower.families import RULES
 
 aten = types.SimpleNamespace(**RULES)
 

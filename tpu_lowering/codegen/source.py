@@ -31,7 +31,7 @@ from tpu_lowering.ir.kernels import Kernel, kernel_call
 from tpu_lowering.ir.operators import ALLOCATIONS
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.ir.types import ELEMENT_TYPES, TensorType
-from tpu_lowering.lower.table import TABLE
+from tpu_lowering.lower.families import TABLE
 
 IGNORED = ("device", "layout", "pin_memory", "memory_format", "non_blocking")
 
@@ -118,7 +118,11 @@ class _Writer:
 
     def _unique(self, wanted: str) -> str:
         wanted = "".join(c if c.isalnum() or c == "_" else "_" for c in wanted)
-        name = next(n for n in itertools.chain([wanted], (f"{wanted}_{i}" for i in itertools.count(1))) if n not in self.used_names)
+        name = next(
+            n
+            for n in itertools.chain([wanted], (f"{wanted}_{i}" for i in itertools.count(1)))
+            if n not in self.used_names
+        )
         self.used_names.add(name)
         return name
 

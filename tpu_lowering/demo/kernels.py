@@ -32,9 +32,7 @@ def swiglu_into(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor) -> None
 
 
 @helion.kernel(config=helion.Config(block_sizes=[1, 256]), static_shapes=True, backend="pallas")
-def causal_attention_into(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, scale: float
-) -> None:
+def causal_attention_into(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, scale: float) -> None:
     """Write causal `softmax(q @ k.T * scale) @ v` to `out`, for queries that share their keys in groups.
 
     `k` and `v` are [key heads, length, width]. `q` and `out` are [key heads, group * length, width]: the

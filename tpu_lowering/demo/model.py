@@ -190,11 +190,9 @@ def project_text() -> str:
     if readme.is_file():
         return readme.read_text(encoding="utf-8")
     try:
-        description = importlib.metadata.metadata("tpu-lowering").get_payload()
+        description = importlib.metadata.metadata("tpu-lowering").get("Description")
     except importlib.metadata.PackageNotFoundError:
         description = None
     if not isinstance(description, str) or not description:
-        raise LookupError(
-            f"expected the project's README at {readme} or in the metadata of tpu-lowering, got none"
-        )
+        raise LookupError(f"expected the project's README at {readme} or in the metadata of tpu-lowering, got none")
     return description

@@ -55,7 +55,10 @@ class Box:
 
     def is_disjoint(self, other: Box) -> bool:
         """Whether the two boxes share no element."""
-        return any(_disjoint(a, b) for a, b in zip(self.ranges, other.ranges, strict=True)) or 0 in self.shape + other.shape
+        return (
+            any(_disjoint(a, b) for a, b in zip(self.ranges, other.ranges, strict=True))
+            or 0 in self.shape + other.shape
+        )
 
     def contains(self, other: Box) -> bool:
         """Whether every element of ``other`` is one of this box's."""

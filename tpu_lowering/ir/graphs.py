@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -40,13 +40,19 @@ def operands_of(node: fx.Node) -> tuple[fx.Node | None, ...]:
     return tuple(operands)  # type: ignore[arg-type]
 
 
+def set_operands(node: fx.Node, operands: Sequence[fx.Node | None]) -> None:
+    """Gives a kernel call other operands; None makes one fresh."""
+    call_args: Any = (node.args[0], tuple(operands))
+    node.args = call_args
+
+
 def type_of(node: fx.Node) -> TensorType:
     """Element type and shape of a node's tensor."""
     return TensorType.of(node.meta["val"])
 
 
 @contextlib.contextmanager
-def inserting_for(node: fx.Node, after: bool = False) -> Iterator[fx.Graph]:
+def inserting_for(node: fx.Node, after: bool = False) -> Generator[fx.Graph]:
     """Inserts before (or after) a node; new nodes carry its source line."""
     graph = node.graph
     shared = {key: node.meta[key] for key in SHARED_META if key in node.meta}
@@ -73,7 +79,7 @@ def call(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any)
 def fake_mode(graph: fx.Graph) -> Any:
     """The one fake mode that all values of a graph belong to; a new one for a graph without tensors."""
     for node in graph.nodes:
-        for leaf in torch.utils._pytree.tree_leaves(node.meta.get("val")):
+        for leaf in compat.tree_leaves(node.meta.get("val")):
             if isinstance(leaf, compat.FakeTensor):
                 return leaf.fake_mode
     return compat.FakeTensorMode()
@@ -81,7 +87,7 @@ def fake_mode(graph: fx.Graph) -> Any:
 
 def infer(mode: Any, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The fake value of a call on nodes."""
-    values, keywords = fx.node.map_arg((tuple(args), kwargs), lambda node: node.meta["val"])
+    values, keywords = compat.map_arg((tuple(args), kwargs), lambda node: node.meta["val"])
     if target is operator.getitem:
         return values[0][values[1]]
     with mode, torch.no_grad():

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from tpu_lowering import errors
+from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.types import element_type
@@ -39,7 +39,7 @@ def graph_is_functional(graph: fx.Graph) -> str | None:
 def values_have_types(graph: fx.Graph) -> str | None:
     """Every tensor has a concrete shape and a dtype that JAX has."""
     for node in graph.nodes:
-        for leaf in torch.utils._pytree.tree_leaves(node.meta.get("val") if node.op != "output" else None):
+        for leaf in compat.tree_leaves(node.meta.get("val") if node.op != "output" else None):
             if isinstance(leaf, torch.Tensor):
                 if not all(type(size) is int for size in leaf.shape):
                     return f"{node.name} has the symbolic shape {tuple(leaf.shape)}"
@@ -66,7 +66,11 @@ def calls_are_normal(graph: fx.Graph) -> str | None:
     """No call form of kernels is left but ``kernel_call``."""
     for node in graph.nodes:
         name = str(node.target)
-        if node.op == "call_function" and ("auto_functionalized" in name or "helion" in name) and node.target is not kernel_call:
+        if (
+            node.op == "call_function"
+            and ("auto_functionalized" in name or "helion" in name)
+            and node.target is not kernel_call
+        ):
             return f"{node.name} is a call of {name}"
     return None
 
@@ -91,5 +95,3 @@ def check(graph: fx.Graph, invariants: tuple[Invariant, ...], stage: str) -> Non
                 f"expected: {(invariant.__doc__ or '').strip().splitlines()[0]} Got: {broken}",
                 "this is a bug of tpu_lowering; please report it with the output of options={'dump': 'folder'}",
             )
-
-

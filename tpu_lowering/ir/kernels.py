@@ -140,7 +140,7 @@ def kernel_call(kernel: Kernel, operands: tuple[torch.Tensor | None, ...]) -> tu
         arrays.poisoned(slot.type) if value is None else value
         for slot, value in zip(kernel.operands, operands, strict=True)
     ]
-    if any(isinstance(value, torch.Tensor) and arrays.is_fake(value) for value in given):
+    if any(arrays.is_fake(value) for value in given):
         device = next((v.device for v in operands if isinstance(v, torch.Tensor)), torch.device("cpu"))
         return tuple(torch.empty(t.shape, dtype=t.element.torch, device=device) for t in kernel.results)
     with jax.enable_x64(True):

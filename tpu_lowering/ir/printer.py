@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.ir.boxes import Box
 from tpu_lowering.ir.kernels import Kernel, kernel_call
 from tpu_lowering.ir.types import TensorType, element_type
@@ -39,7 +40,7 @@ def _line(node: fx.Node) -> str:
 
 def target_name(target: Any) -> str:
     """The name of a call's target: ``aten.mul.Tensor`` for an overload, else the function's own."""
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, compat.OpOverload):
         return str(target)
     return getattr(target, "__name__", str(target))
 

@@ -106,7 +106,9 @@ def interpreted(kernel: Any, where: str) -> Any:
                 )
             settings = copy.copy(kernel.settings)
             settings.pallas_interpret = True
-            derived = compat.helion_kernel_class()(kernel.fn, configs=kernel.configs, settings=settings, key=kernel._key_fn)
+            derived = compat.helion_kernel_class()(
+                kernel.fn, configs=kernel.configs, settings=settings, key=kernel._key_fn
+            )
             _derived[id(kernel)] = (kernel, derived)
         return _derived[id(kernel)][1]
 
@@ -120,7 +122,9 @@ def _compiled(kernel: Any, values: Sequence[Any], where: str) -> Callable[..., A
     return bound.compile_config(config, allow_print=False)
 
 
-def _trace(kernel: Any, template: Any, tensors: Sequence[torch.Tensor], mutated: Sequence[str], where: str) -> HostGraph:
+def _trace(
+    kernel: Any, template: Any, tensors: Sequence[torch.Tensor], mutated: Sequence[str], where: str
+) -> HostGraph:
     names = list(kernel.signature.parameters)
     written = [arguments.slots(template[name]) for name in mutated]
     launches: list[Launch] = []
@@ -138,7 +142,7 @@ def _trace(kernel: Any, template: Any, tensors: Sequence[torch.Tensor], mutated:
             owned[index] = owned[index].clone()
         filled = arguments.fill(template, owned)
         result = run(*(filled[name] for name in names if name in filled), _launcher=launcher)
-        own = [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        own = [leaf for leaf in compat.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         return [*(owned[index] for index in itertools.chain.from_iterable(written)), *own]
 
     sample = arguments.fill(template, tensors)
@@ -151,7 +155,12 @@ def _trace(kernel: Any, template: Any, tensors: Sequence[torch.Tensor], mutated:
 
 
 def describe_launch(
-    name: str, device_function: types.FunctionType, grid: Sequence[Any], given: Sequence[Any], facts: Mapping[str, Any], where: str
+    name: str,
+    device_function: types.FunctionType,
+    grid: Sequence[Any],
+    given: Sequence[Any],
+    facts: Mapping[str, Any],
+    where: str,
 ) -> tuple[Launch, list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
     """A launch as Helion's generated host code makes it, as a value.
 
@@ -167,9 +176,9 @@ def describe_launch(
         The launch; its outputs; its read-only tensors; the outputs that the host code expects back,
         because the launch allocates them.
     """
-    outputs = list(facts.get("_output_indices") or ())
-    inplace = facts.get("_inplace_indices")
-    inplace = outputs if inplace is None else list(inplace)
+    outputs: list[int] = list(facts.get("_output_indices") or ())
+    recorded = facts.get("_inplace_indices")
+    inplace: list[int] = outputs if recorded is None else list(recorded)
     tensors = {
         position: _allocated(value) if position in outputs and position not in inplace else value
         for position, value in enumerate(given)

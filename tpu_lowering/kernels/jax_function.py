@@ -29,12 +29,16 @@ class JaxKernel(Kernel):
     def measure(self) -> tuple[Access, ...]:
         effects = jaxprs.measured(self.closed, [operand.result for operand in self.operands])
         for write in effects.undeclared:
-            argument = "an intermediate value" if write.argument is None else f"argument '{self.operands[write.argument].name}'"
+            argument = (
+                "an intermediate value"
+                if write.argument is None
+                else f"argument '{self.operands[write.argument].name}'"
+            )
             raise errors.refuse(
                 "TL204",
                 f"{argument} of {self.name}",
                 "expected a kernel body that stores only into outputs, got a store into a read-only reference",
-                f"name the argument in mutates_args and alias it with input_output_aliases, or do not store to it",
+                "name the argument in mutates_args and alias it with input_output_aliases, or do not store to it",
                 self.where,
             )
         for operand, access in zip(self.operands, effects.access, strict=True):
@@ -161,5 +165,3 @@ def _operand_names(template: Mapping[str, Any]) -> list[str]:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, for use inside a coded error."""
     return (str(error).strip().splitlines() or [""])[0]
-
-

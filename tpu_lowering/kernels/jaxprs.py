@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_v
 
 
 @contextlib.contextmanager
-def kernel_scope(types: Sequence[TensorType], device_kind: str = "TPU7x") -> Iterator[None]:
+def kernel_scope(types: Sequence[TensorType], device_kind: str = "TPU7x") -> Generator[None]:
     """The modes under which a kernel is traced.
 
     Pallas's index arithmetic is int32, so x64 is off unless an operand needs it. Kernels that ask for

@@ -125,7 +125,12 @@ class Launch(Kernel):
         effects = pallas.call_effects(equation)
         self._check_writes(effects)
         by_result = [
-            Access(effect.reads, effect.writes, effect.covers and not effect.reads, effect.why or "every block is visited and stored whole")
+            Access(
+                effect.reads,
+                effect.writes,
+                effect.covers and not effect.reads,
+                effect.why or "every block is visited and stored whole",
+            )
             for effect in effects.outputs
         ]
         return tuple(READ_ONLY if o.result is None else by_result[o.result] for o in self.operands)
@@ -230,9 +235,7 @@ class _PallasCall:
         return block_spec(self.shapes[at], self.launch.blocks[at], space)
 
     def run(self, interpret: bool) -> tuple[jax.Array, ...]:
-        outputs = [
-            jax.ShapeDtypeStruct(self.shapes[at], self.launch.operands[at].type.dtype) for at in self.results
-        ]
+        outputs = [jax.ShapeDtypeStruct(self.shapes[at], self.launch.operands[at].type.dtype) for at in self.results]
         aliases = {self.inputs.index(at): index for index, at in enumerate(self.results) if at in self.inputs}
         results = pl.pallas_call(
             self._body,
@@ -320,5 +323,3 @@ def _scratch(entries: Sequence[Any]) -> list[Any]:
         else:
             shapes.append(pltpu.VMEM(shape, SCRATCH_TYPES[dtype]))
     return shapes
-
-

@@ -24,7 +24,7 @@ def kernel_op(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     fake: Callable[..., Any] | None = None,
-) -> Callable[[registry.Function], torch._ops.OpOverload]:
+) -> Callable[[registry.Function], compat.OpOverload]:
     """Registers a JAX or Pallas function as a torch operator.
 
     The function's annotations are torch's (``torch.Tensor``, ``int``, ``list[torch.Tensor]``, ...) and
@@ -57,7 +57,7 @@ def kernel_op(
             first use for given types: TL202, TL203, TL204 or TL206.
     """
 
-    def enter(function: registry.Function) -> torch._ops.OpOverload:
+    def enter(function: registry.Function) -> compat.OpOverload:
         overload = _define(name, tuple(mutates_args), function)
         found = registry.register(overload, function, backward is not None)
         library = _libraries[-1]
@@ -70,11 +70,15 @@ def kernel_op(
     return enter
 
 
-def _define(name: str, mutates_args: Sequence[str], function: registry.Function) -> torch._ops.OpOverload:
+def _define(name: str, mutates_args: Sequence[str], function: registry.Function) -> compat.OpOverload:
     where = registry.source_line(function)
     if name.count("::") != 1:
         raise errors.refuse(
-            "TL208", repr(name), f"expected 'namespace::name', got {name!r}", "write kernel_op('my_ops::name', ...)", where
+            "TL208",
+            repr(name),
+            f"expected 'namespace::name', got {name!r}",
+            "write kernel_op('my_ops::name', ...)",
+            where,
         )
     namespace, short = name.split("::")
     if hasattr(getattr(torch.ops, namespace), short):
@@ -86,9 +90,12 @@ def _define(name: str, mutates_args: Sequence[str], function: registry.Function)
         schema = torch.library.infer_schema(function, mutates_args=mutates_args)
     except ValueError as error:
         raise errors.refuse(
-            "TL208", name, f"expected annotations that torch can turn into a schema, got: {jax_function.first_line(error)}",
-            "annotate every parameter and the return value as for torch.library.custom_op", where,
-        ) from error  # fmt: skip
+            "TL208",
+            name,
+            f"expected annotations that torch can turn into a schema, got {jax_function.first_line(error)}",
+            "annotate every parameter and the return value as for torch.library.custom_op",
+            where,
+        ) from error
     library = torch.library.Library(namespace, "FRAGMENT")
     library.define(f"{short}{schema}")
     _libraries.append(library)
@@ -220,5 +227,3 @@ def no_backward(kernel: str, argument: str, where: str) -> errors.TpuLoweringErr
         "register one with kernel_op(..., backward=...), call the kernel on x.detach(), or use torch.no_grad()",
         where,
     )
-
-

@@ -8,8 +8,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from tpu_lowering import compat, errors
 
 Function = Callable[..., Any]
@@ -27,7 +25,7 @@ class Implementation:
         backward: whether the operator records gradients; None where torch's own dispatch tables say it.
     """
 
-    overload: torch._ops.OpOverload
+    overload: compat.OpOverload
     function: Function
     where: str
     backward: bool | None = None
@@ -51,7 +49,7 @@ class Implementation:
 
 
 _lock = threading.Lock()
-_implementations: dict[torch._ops.OpOverload, Implementation] = {}
+_implementations: dict[compat.OpOverload, Implementation] = {}
 
 
 def implementation(overload: Any) -> Implementation | None:
@@ -65,7 +63,7 @@ def source_line(function: Function) -> str:
     return f"{code.co_filename}:{code.co_firstlineno} in {code.co_name}" if code is not None else ""
 
 
-def register(overload: torch._ops.OpOverload, function: Function, backward: bool | None = None) -> Implementation:
+def register(overload: compat.OpOverload, function: Function, backward: bool | None = None) -> Implementation:
     """Enters an implementation; see ``Implementation`` for the arguments.
 
     Raises:
@@ -118,7 +116,7 @@ def register_kernel(overload: Any) -> Callable[[Function], Function]:
     Raises:
         TpuLoweringError: TL207 or TL208; see ``register``.
     """
-    if isinstance(overload, torch._ops.OpOverloadPacket):
+    if isinstance(overload, compat.OpOverloadPacket):
         overload = getattr(overload, overload.overloads()[0])
 
     def enter(function: Function) -> Function:

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from tpu_lowering import errors
+from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import read_box, write_box
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.programs import Program, Signature
-from tpu_lowering.lower import aten as _aten_families  # noqa: F401  (fills the table)
-from tpu_lowering.lower.table import TABLE
+from tpu_lowering.lower.families import TABLE
 
 aten = torch.ops.aten
 OWN = (kernel_call, read_box, write_box, operator.getitem)
@@ -62,7 +61,7 @@ def finish(name: str, module: fx.GraphModule, edge: Signature) -> Program:
 
 def no_lowering(node: fx.Node) -> errors.TpuLoweringError:
     """The refusal of an operator that has no row in the lowering table."""
-    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prims"):
+    if isinstance(node.target, compat.OpOverload) and node.target.namespace not in ("aten", "prims"):
         from tpu_lowering.normalise.functionalized import no_implementation
 
         return no_implementation(str(node.target), graphs.source_line(node))

@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from tpu_lowering import compat
 
 Rule = Callable[..., Any]
 
@@ -31,16 +31,16 @@ class Row:
         name: the name generated code calls it by, unique for each rule function.
     """
 
-    overload: torch._ops.OpOverload
+    overload: compat.OpOverload
     rule: Rule
     name: str
 
 
-TABLE: dict[torch._ops.OpOverload, Row] = {}
+TABLE: dict[compat.OpOverload, Row] = {}
 RULES: dict[str, Rule] = {}
 
 
-def lowers(*overloads: torch._ops.OpOverload) -> Callable[[Rule], Rule]:
+def lowers(*overloads: compat.OpOverload) -> Callable[[Rule], Rule]:
     """Enters a JAX function into the table for one or more overloads.
 
     The function's own name, less a trailing underscore, is what generated code calls it.

@@ -17,7 +17,8 @@ aten = torch.ops.aten
 
 def fills_allocations() -> bool:
     """Whether eager defines the contents of new memory now."""
-    return torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
+    fills = getattr(torch.utils.deterministic, "fill_uninitialized_memory")  # noqa: B009 (a property of the module)
+    return torch.are_deterministic_algorithms_enabled() and bool(fills)
 
 
 def define_allocations(graph: fx.Graph) -> None:

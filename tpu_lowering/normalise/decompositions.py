@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from tpu_lowering.compat_decomp_PROPOSED import core_aten_decompositions, registered_decompositions
+from tpu_lowering import compat
+from tpu_lowering.compat import core_aten_decompositions, registered_decompositions
 
 aten = torch.ops.aten
 
-OpOverload = torch._ops.OpOverload
+OpOverload = compat.OpOverload
 
 KEPT: dict[str, tuple[OpOverload, ...]] = {
     "computed in float32 inside, where the parts would round narrow floats one by one": (

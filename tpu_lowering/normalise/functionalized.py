@@ -32,7 +32,11 @@ class View:
 
     def __init__(self, graph: fx.Graph, base: int, given: dict[str, Any], prefix: str) -> None:
         self.graph, self.base = graph, base
-        self.slice = tuple(given[f"{prefix}_slice_{part}"] for part in ("dim", "start", "end")) if f"{prefix}_slice_dim" in given else None
+        self.slice = (
+            tuple(given[f"{prefix}_slice_{part}"] for part in ("dim", "start", "end"))
+            if f"{prefix}_slice_dim" in given
+            else None
+        )
         keys = ("size", "stride", "storage_offset")
         self.strided = tuple(given[f"{prefix}_{key}"] for key in keys) if f"{prefix}_storage_offset" in given else None
 
@@ -51,7 +55,9 @@ class View:
             return graphs.call(self.graph, aten.slice_scatter.default, base, value, *self.slice)
         if self.strided is not None:
             size, stride, offset = self.strided
-            new = graphs.call(self.graph, aten.as_strided_scatter.default, base, value, list(size), list(stride), offset)
+            new = graphs.call(
+                self.graph, aten.as_strided_scatter.default, base, value, list(size), list(stride), offset
+            )
             graphs.lay_out_like(new, base)
             return new
         graphs.lay_out_like(value, base)
@@ -115,7 +121,7 @@ def bind(schema: Any, node: fx.Node) -> dict[str, Any]:
 
 
 def _result_types(value: Any) -> list[TensorType]:
-    leaves = torch.utils._pytree.tree_leaves(value)
+    leaves = compat.tree_leaves(value)
     return [TensorType.of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
@@ -152,12 +158,12 @@ def _out_operator(graph: fx.Graph, node: fx.Node, found: registry.Implementation
     for name in found.mutated:
         size, dtype, device = (given[f"_{name}_{part}"] for part in ("size", "dtype", "device"))
         given[name] = graphs.call(graph, aten.empty.memory_format, list(size), dtype=dtype, device=device)
-    bound = {argument.name: given.get(argument.name, argument.default_value) for argument in found.overload._schema.arguments}
+    bound = {
+        argument.name: given.get(argument.name, argument.default_value) for argument in found.overload._schema.arguments
+    }
     call, _ = insert_call(graph, found, bound, ())
     outs = [graphs.call(graph, operator.getitem, call, index) for index in range(len(found.mutated))]
     _send_results(node, outs[0] if not isinstance(node.meta["val"], (tuple, list)) else outs)
-
-
 
 
 def _regenerate(
@@ -185,7 +191,9 @@ def _regenerate(
             bound[argument.name] = given.get(argument.name, argument.default_value)
         elif f"_{argument.name}_length" in given:
             length = given[f"_{argument.name}_length"]
-            bound[argument.name] = None if length is None else [regenerate(f"_{argument.name}_{i}") for i in range(length)]
+            bound[argument.name] = (
+                None if length is None else [regenerate(f"_{argument.name}_{i}") for i in range(length)]
+            )
         else:
             bound[argument.name] = regenerate(f"_{argument.name}")
     return bound, views, bases
@@ -205,9 +213,7 @@ def _write_back(
     that share elements are written in schema order, as the eager operator writes them.
     """
     kernel: Kernel = graphs.kernel_of(call)
-    new_values = [
-        graphs.call(graph, operator.getitem, call, kernel.operands[index].result) for index in kernel.tied()
-    ]
+    new_values = [graphs.call(graph, operator.getitem, call, kernel.operands[index].result) for index in kernel.tied()]
     if not views:
         return _restore_structure(bases, iter(new_values))
     current = list(bases)
@@ -219,7 +225,11 @@ def _write_back(
 def _restore_structure(arguments_: Sequence[Any], values: Any) -> list[Any]:
     """New values in the shape of the mutated arguments: a tensor, a list of tensors, or None."""
     return [
-        None if argument is None else [next(values) for _ in argument] if isinstance(argument, (list, tuple)) else next(values)
+        None
+        if argument is None
+        else [next(values) for _ in argument]
+        if isinstance(argument, (list, tuple))
+        else next(values)
         for argument in arguments_
     ]
 
@@ -238,5 +248,3 @@ def _send_results(node: fx.Node, results: Any) -> None:
             graphs.replace(user, result)
     if not node.users:
         node.graph.erase_node(node)
-
-

@@ -35,7 +35,7 @@ def normalise_helion(module: fx.GraphModule) -> None:
 
 
 def _inline(module: fx.GraphModule, node: fx.Node) -> None:
-    kernel = compat.helion_kernel(node.kwargs["kernel_idx"])
+    kernel = compat.helion_kernel(node.kwargs["kernel_idx"])  # type: ignore[arg-type]
     mutated = list(node.kwargs["tensors_to_clone"])  # type: ignore[arg-type]
     given = {**node.kwargs["constant_args"], **node.kwargs["tensor_args"]}  # type: ignore[dict-item]
     tensor_names = [name for name, value in given.items() if isinstance(value, fx.Node)]
@@ -75,7 +75,7 @@ def _copy_in(module: fx.GraphModule, call: fx.Node, host: helion.HostGraph, oper
         if node.op == "placeholder":
             copies[node] = next(given)
         elif node.op == "output":
-            outputs = torch.utils._pytree.tree_leaves(node.args[0])
+            outputs = compat.tree_leaves(node.args[0])
             return [copies[output] for output in outputs]
         elif node.op == "get_attr":
             copies[node] = _copy_constant(module, host, node, mode)
@@ -84,7 +84,7 @@ def _copy_in(module: fx.GraphModule, call: fx.Node, host: helion.HostGraph, oper
         elif node.target is operator.getitem and not isinstance(copies[node.args[0]], fx.Node):
             copies[node] = copies[node.args[0]][node.args[1]]
         else:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda used: copies[used])
+            args, kwargs = compat.map_arg((node.args, node.kwargs), lambda used: copies[used])
             copies[node] = graphs.call(graph, node.target, *args, **kwargs)  # type: ignore[arg-type]
     raise AssertionError("expected a graph with an output")
 
@@ -102,7 +102,7 @@ def _copy_constant(module: fx.GraphModule, host: helion.HostGraph, node: fx.Node
 
 def _copy_launch(graph: fx.Graph, host: helion.HostGraph, node: fx.Node, copies: dict[fx.Node, Any]) -> list[Any]:
     """A launch as a kernel call; returns what the functionalised launch returned: None, then the bases."""
-    given = dict(fx.node.map_arg(node.kwargs, lambda used: copies[used]))
+    given = dict(compat.map_arg(node.kwargs, lambda used: copies[used]))
     launch = host.launches[given["index"]]
     bases = list(given["_all_bases"])
     views = [View(graph, given[f"_outs_{i}_base_index"], given, f"_outs_{i}") for i in range(given["_outs_length"])]

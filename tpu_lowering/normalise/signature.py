@@ -34,7 +34,7 @@ def separate_signature(graph: fx.Graph) -> Signature:
     results: Any = output.args[0]
     outputs = tuple(_describe(result) for result in results)
     tensors = [result for result, spec in zip(results, outputs, strict=True) if spec.stride is not None]
-    output.args = (tuple([*tensors, *final.values()]),)
+    output.args = ((*tensors, *final.values()),)
     return Signature(outputs, tuple(placeholders.index(target) for target in final))
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
@@ -34,7 +33,7 @@ def specialise(module: fx.GraphModule, arguments: Sequence[Any]) -> fx.GraphModu
     nodes: dict[fx.Node, Any] = {}
     for node in module.graph.nodes:
         if node.op == "output":
-            copied.output(fx.node.map_arg(node.args[0], lambda used: nodes[used]))
+            copied.output(compat.map_arg(node.args[0], lambda used: nodes[used]))
             continue
         value = substitution.concrete(node, node.meta.get("val"))
         is_number = isinstance(node.meta.get("val"), SYMBOLIC)
@@ -58,7 +57,9 @@ class _Substitution:
         for node, argument in zip(placeholders, arguments, strict=True):
             recorded = node.meta.get("val")
             if isinstance(recorded, torch.Tensor):
-                for symbolic, number in zip((*recorded.shape, *recorded.stride()), (*argument.shape, *argument.stride())):
+                for symbolic, number in zip(
+                    (*recorded.shape, *recorded.stride()), (*argument.shape, *argument.stride()), strict=True
+                ):
                     self._bind(symbolic, number)
             else:
                 self._bind(recorded, argument)
@@ -79,7 +80,7 @@ class _Substitution:
                 return self._tensor(node, item)
             return item
 
-        return pytree.tree_map(leaf, value, is_leaf=lambda item: isinstance(item, fx.Node))
+        return compat.tree_map(leaf, value, is_leaf=lambda item: isinstance(item, fx.Node))
 
     def _number(self, node: fx.Node, item: Any) -> Any:
         number = sympy.sympify(item.node.expr).subs(self.numbers)

@@ -128,13 +128,17 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
 def _slice(graph: fx.Graph, node: fx.Node) -> fx.Node:
     given = _arguments(node)
     shape = graphs.type_of(given["self"]).shape
-    return graphs.call(graph, read_box, given["self"], _axis_range(shape, given["dim"], given["start"], given["end"], given["step"]))
+    return graphs.call(
+        graph, read_box, given["self"], _axis_range(shape, given["dim"], given["start"], given["end"], given["step"])
+    )
 
 
 def _select(graph: fx.Graph, node: fx.Node) -> fx.Node:
     given = _arguments(node)
     box = _selected(given)
-    return graphs.call(graph, aten.reshape.default, graphs.call(graph, read_box, given["self"], box), list(graphs.type_of(node).shape))
+    return graphs.call(
+        graph, aten.reshape.default, graphs.call(graph, read_box, given["self"], box), list(graphs.type_of(node).shape)
+    )
 
 
 def _selected(given: dict[str, Any]) -> Box:
@@ -172,7 +176,7 @@ def _dense_base(graph: fx.Graph, base: fx.Node, node: fx.Node) -> tuple[fx.Node,
             raise errors.refuse(
                 "TL304",
                 str(node.target),
-                f"expected a base that is dense in memory, got shape {tuple(value.shape)} with strides {value.stride()}",
+                f"expected a base that is dense in memory, got shape {tuple(value.shape)}, strides {value.stride()}",
                 "take the view of x.contiguous(), or build it from slices and transposes instead of strides",
                 graphs.source_line(node),
             )
@@ -207,7 +211,9 @@ def _as_strided_scatter(graph: fx.Graph, node: fx.Node) -> fx.Node:
     part = _converted(graph, given["src"], node)
     view = strided_box(shape, given["size"], given["stride"], given["storage_offset"] or 0)
     if view is None:
-        flat = graphs.call(graph, aten.as_strided_scatter.default, _storage(graph, base), part, *_strided_arguments(given))
+        flat = graphs.call(
+            graph, aten.as_strided_scatter.default, _storage(graph, base), part, *_strided_arguments(given)
+        )
         new = graphs.call(graph, aten.reshape.default, flat, list(shape))
     else:
         inverse = [view.permutation.index(axis) for axis in range(len(view.permutation))]

@@ -41,10 +41,12 @@ class AssembleWrites:
             if not graphs.is_call(node, write_box):
                 continue
             pieces = _pieces(node, undefined)
-            dim = None if pieces is None else tiled_dimension([box for box, _ in pieces], graphs.type_of(node).shape)
-            if pieces is None or dim is None:
+            if pieces is None:
                 continue
-            ordered = sorted(pieces, key=lambda piece: piece[0].ranges[dim])
+            dim = tiled_dimension([box for box, _ in pieces], graphs.type_of(node).shape)
+            if dim is None:
+                continue
+            ordered = sorted(pieces, key=lambda piece, dim=dim: piece[0].ranges[dim])
             with graphs.inserting_for(node):
                 new = graphs.call(graph, aten.cat.default, [part for _, part in ordered], dim)
             actions.append(Action.on("moved", node, f"{len(ordered)} pieces fill it along dimension {dim}"))

@@ -41,11 +41,13 @@ class DropOverwrittenValues:
                 if operand is None:
                     continue
                 if access.covers:
-                    actions.append(Action.on("fresh", operand, f"{kernel.name} overwrites all of it: {access.evidence}"))
+                    actions.append(
+                        Action.on("fresh", operand, f"{kernel.name} overwrites all of it: {access.evidence}")
+                    )
                     operands[index] = None
                 else:
                     actions.append(_kept(operand, kernel.name, access))
-            node.args = (kernel, tuple(operands))
+            graphs.set_operands(node, operands)
         return actions
 
 

@@ -43,10 +43,12 @@ class ReturnFreshBuffers:
                 assert operand is not None
                 access = kernel.access[index]
                 if access.reads:
-                    reason = f"{kernel.name} may load '{kernel.operands[index].name}' before storing it: {access.evidence}"
+                    reason = (
+                        f"{kernel.name} may load '{kernel.operands[index].name}' before storing it: {access.evidence}"
+                    )
                     actions.append(Action.on("fresh", operand, reason, "TL504"))
                 else:
                     reason = f"{kernel.name} only writes '{kernel.operands[index].name}': {access.evidence}"
                     actions.append(Action.on("fresh", operand, reason))
-            node.args = (kernel, tuple(None if index in fresh else operand for index, operand in enumerate(operands)))
+            graphs.set_operands(node, [None if index in fresh else operand for index, operand in enumerate(operands)])
         return actions

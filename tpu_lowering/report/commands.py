@@ -31,7 +31,9 @@ def demo(length: int) -> int:
     reference = decoder(kernels=False)(tokens, use_cache=False).logits
     model = decoder(kernels=True)
     compiled = torch.compile(model, backend="helion_tpu", fullgraph=True)
-    console.print(f"Llama-style decoder, {length} bytes of the project's README, Helion kernels in destination-passing style")
+    console.print(
+        f"Llama-style decoder, {length} bytes of the project's README, Helion kernels in destination-passing style"
+    )
     with torch.no_grad():
         began = time.perf_counter()
         logits = compiled(tokens, use_cache=False).logits
@@ -97,6 +99,6 @@ def _no_target(target: str, got: str) -> errors.TpuLoweringError:
     return errors.refuse(
         "TL106",
         repr(target),
-        f"expected FILE:FUNCTION, with a function example_inputs() in FILE that returns FUNCTION's arguments, got {got}",
+        f"expected FILE:FUNCTION, with example_inputs() in FILE to give FUNCTION's arguments, got {got}",
         "python -m tpu_lowering explain model.py:forward",
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import platform
 import subprocess
 import sys
@@ -84,7 +83,9 @@ def _cpu_runtime() -> Finding:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     if run.returncode == 0:
         return Finding("runtime: JAX on CPU", "ok", "compiled and ran x * 2 + 1")
-    return Finding("runtime: JAX on CPU", "wrong", (run.stderr.strip().splitlines() or ["failed"])[-1], "see the message")
+    return Finding(
+        "runtime: JAX on CPU", "wrong", (run.stderr.strip().splitlines() or ["failed"])[-1], "see the message"
+    )
 
 
 def print_findings(findings: list[Finding], console: Console | None = None) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from tpu_lowering import pipeline
+from tpu_lowering import compat, pipeline
 from tpu_lowering.analyse import splits
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import graphs
@@ -33,7 +33,7 @@ class Collector:
         self.fills: set[tuple[str, str]] = set()
         self.left: set[tuple[str, str]] = set()
         self.actions: list[tuple[str, Action]] = []
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
         self.seconds[stage] += seconds
@@ -117,7 +117,9 @@ def explain_with_options(
     from tpu_lowering.backend import helion_tpu
 
     collector = Collector()
-    fn = getattr(fn, "_orig_mod", None) or inspect.unwrap(fn, stop=lambda f: not hasattr(f, "_torchdynamo_orig_callable"))
+    fn = getattr(fn, "_orig_mod", None) or inspect.unwrap(
+        fn, stop=lambda f: not hasattr(f, "_torchdynamo_orig_callable")
+    )
     fn = getattr(fn, "_torchdynamo_orig_callable", fn)
     if isinstance(fn, torch.nn.Module):
         fn = copy.deepcopy(fn)
@@ -130,8 +132,8 @@ def explain_with_options(
 
 def _run_backward(results: Any, fn: Any, given: Any) -> None:
     """Runs the backward for every leaf that a result depends on, into no one's ``.grad``."""
-    outputs = [r for r in torch.utils._pytree.tree_leaves(results) if isinstance(r, torch.Tensor) and r.requires_grad]
-    leaves = [v for v in torch.utils._pytree.tree_leaves(given) if isinstance(v, torch.Tensor) and v.requires_grad]
+    outputs = [r for r in compat.tree_leaves(results) if isinstance(r, torch.Tensor) and r.requires_grad]
+    leaves = [v for v in compat.tree_leaves(given) if isinstance(v, torch.Tensor) and v.requires_grad]
     leaves += list(fn.parameters()) if isinstance(fn, torch.nn.Module) else []
     leaves = [leaf for leaf in leaves if leaf.requires_grad]
     if outputs and leaves:

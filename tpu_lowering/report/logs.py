@@ -27,7 +27,16 @@ class LogObserver:
 
     def acted(self, program: str, name: str, actions: Sequence[Action]) -> None:
         for action in actions:
-            pass_log.info("%s %s: %s %s at %s: %s %s", program, name, action.kind, action.node, action.where, action.code, action.reason)
+            pass_log.info(
+                "%s %s: %s %s at %s: %s %s",
+                program,
+                name,
+                action.kind,
+                action.node,
+                action.where,
+                action.code,
+                action.reason,
+            )
 
     def compiled(self, program: Program, source: Source) -> None:
         code_log.info("%s\n%s", program.name, source.text)

@@ -80,7 +80,9 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dictionaries, lists, strings and numbers, ready for JSON."""
         return {
-            key: [dict(item) if isinstance(item, dict) else item for item in value] if isinstance(value, tuple) else value
+            key: [dict(item) if isinstance(item, dict) else item for item in value]
+            if isinstance(value, tuple)
+            else value
             for key, value in dataclasses.asdict(self).items()
         }
 
@@ -107,7 +109,11 @@ class Report:
             return "One XLA program. No allocation is left."
         left = len(self.allocations_kept)
         programs = "1 XLA program" if self.programs_after == 1 else f"{self.programs_after} XLA programs"
-        return f"{programs}. {left} allocation{'' if left == 1 else 's'} left." if left else f"{programs}. No allocation is left."
+        return (
+            f"{programs}. {left} allocation{'' if left == 1 else 's'} left."
+            if left
+            else f"{programs}. No allocation is left."
+        )
 
     def _summary(self) -> Table:
         table = Table(title=", ".join(self.programs), title_justify="left")
@@ -116,7 +122,9 @@ class Report:
         table.add_column("compiled", justify="right")
         kept = len(self.allocations_kept)
         table.add_row("programs (torch_tpu's split rule)", str(self.programs_before), str(self.programs_after))
-        table.add_row("allocations and fills for kernels", str(self.allocations_removed + self.fills_removed + kept), str(kept))
+        table.add_row(
+            "allocations and fills for kernels", str(self.allocations_removed + self.fills_removed + kept), str(kept)
+        )
         table.add_row("kernel calls", str(self.kernel_calls), str(self.kernel_calls))
         table.add_row("bytes written or fetched for nothing", size_text(self.bytes_saved), size_text(0))
         return table
@@ -128,7 +136,10 @@ def _buffer_table(title: str, buffers: tuple[Buffer, ...]) -> Table:
         table.add_column(column, overflow="fold")
     for buffer in buffers:
         table.add_row(
-            f"{buffer.node}\n{size_text(buffer.nbytes)}", buffer.where, f"[{buffer.code}] {buffer.reason}".replace("[", "\\["), buffer.remedy
+            f"{buffer.node}\n{size_text(buffer.nbytes)}",
+            buffer.where,
+            f"[{buffer.code}] {buffer.reason}".replace("[", "\\["),
+            buffer.remedy,
         )
     return table
 

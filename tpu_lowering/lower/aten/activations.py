@@ -114,9 +114,7 @@ def shrink_backward(grad_output: Any, self: Any, lambd: Any, *, out: TensorType)
 
 
 @lowers(aten.elu.default)
-def elu(
-    self: Any, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1, *, out: TensorType
-) -> jax.Array:
+def elu(self: Any, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1, *, out: TensorType) -> jax.Array:
     """scale * x where positive, else scale * alpha * expm1(input_scale * x)."""
     (x,) = _wide(out, self)
     low = jnp.expm1(jnp.where(x > 0, 0, x) * input_scale) * (alpha * scale)

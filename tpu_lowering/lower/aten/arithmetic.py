@@ -169,7 +169,7 @@ def addcdiv(self: Any, tensor1: Any, tensor2: Any, *, value: Any = 1, out: Tenso
 
 
 @lowers(aten.clamp.default, aten.clamp.Tensor)
-def clamp(self: Any, min: Any = None, max: Any = None, *, out: TensorType) -> jax.Array:  # noqa: A002
+def clamp(self: Any, min: Any = None, max: Any = None, *, out: TensorType) -> jax.Array:
     """Limits to [min, max]; ``max`` wins where they cross, and NaN in any of the three gives NaN."""
     dtype = compute_dtype(out.dtype)
     x = cast(self, dtype)
@@ -200,6 +200,6 @@ def complex_(real: Any, imag: Any, *, out: TensorType) -> jax.Array:
 
 
 @lowers(aten.polar.default)
-def polar(abs: Any, angle: Any, *, out: TensorType) -> jax.Array:  # noqa: A002
+def polar(abs: Any, angle: Any, *, out: TensorType) -> jax.Array:
     """A complex number from its size and angle."""
     return finish(jax.lax.complex(*jnp.broadcast_arrays(abs * jnp.cos(angle), abs * jnp.sin(angle))), out)

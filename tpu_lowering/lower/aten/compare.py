@@ -47,5 +47,3 @@ def where(condition: Any, self: Any, other: Any, *, out: TensorType) -> jax.Arra
 def masked_fill(self: Any, mask: Any, value: Any, *, out: TensorType) -> jax.Array:
     """``value`` where the mask holds, else ``self``; the mask is broadcast."""
     return finish(jnp.where(mask, cast(value, out.dtype), self), out)
-
-

@@ -58,7 +58,7 @@ def _transposed(
 
 @lowers(aten.convolution.default)
 def convolution(
-    input: Any,  # noqa: A002
+    input: Any,
     weight: Any,
     bias: Any,
     stride: list[int],
@@ -86,7 +86,7 @@ def convolution(
 @lowers(aten.convolution_backward.default)
 def convolution_backward(
     grad_output: Any,
-    input: Any,  # noqa: A002
+    input: Any,
     weight: Any,
     bias_sizes: list[int] | None,
     stride: list[int],
@@ -112,6 +112,4 @@ def convolution_backward(
     (d_weight,) = jax.linear_transpose(lambda w: apply(input, w), weight)(grad_output)
     d_bias = jnp.sum(cast(grad_output, compute_dtype(grad_output.dtype)), axis=(0, *range(2, input.ndim)))
     grads = (d_input, d_weight, d_bias)
-    return tuple(
-        None if type_ is None else finish(grad, type_) for grad, type_ in zip(grads, out, strict=True)
-    )
+    return tuple(None if type_ is None else finish(grad, type_) for grad, type_ in zip(grads, out, strict=True))

@@ -79,9 +79,7 @@ def _taps(x: jax.Array, size: int, interpolation: int, padding: int, align_corne
 def _sample(image: jax.Array, grid: jax.Array, interpolation: int, padding: int, align_corners: bool) -> jax.Array:
     """[n, c, *points]: for each combination of taps, the pixels there times the product of the weights."""
     sizes = image.shape[2:]
-    taps = [
-        _taps(grid[..., -1 - d], size, interpolation, padding, align_corners) for d, size in enumerate(sizes)
-    ]
+    taps = [_taps(grid[..., -1 - d], size, interpolation, padding, align_corners) for d, size in enumerate(sizes)]
     batch = jnp.arange(image.shape[0]).reshape(-1, *(1,) * (grid.ndim - 2))
     pixels = jnp.moveaxis(image, 1, -1)
     total = jnp.zeros((*grid.shape[:-1], image.shape[1]), image.dtype)
@@ -97,7 +95,7 @@ def _sample(image: jax.Array, grid: jax.Array, interpolation: int, padding: int,
 
 @lowers(aten.grid_sampler_2d.default, aten.grid_sampler_3d.default)
 def grid_sampler(
-    input: Any,  # noqa: A002
+    input: Any,
     grid: Any,
     interpolation_mode: int,
     padding_mode: int,
@@ -112,7 +110,7 @@ def grid_sampler(
 @lowers(aten.grid_sampler_2d_backward.default, aten.grid_sampler_3d_backward.default)
 def grid_sampler_backward(
     grad_output: Any,
-    input: Any,  # noqa: A002
+    input: Any,
     grid: Any,
     interpolation_mode: int,
     padding_mode: int,

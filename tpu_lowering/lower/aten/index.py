@@ -77,9 +77,7 @@ def gather(self: Any, dim: int, index: Any, *, sparse_grad: bool = False, out: T
     if position.size == 0:
         return jnp.zeros(out.shape, out.dtype)
     axis = dim % x.ndim
-    region = tuple(
-        slice(None) if d == axis else slice(0, size) for d, size in enumerate(position.shape)
-    )
+    region = tuple(slice(None) if d == axis else slice(0, size) for d, size in enumerate(position.shape))
     return finish(jnp.take_along_axis(x[region], position, axis=axis, mode=IN_BOUNDS), out)
 
 

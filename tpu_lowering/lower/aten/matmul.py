@@ -64,9 +64,7 @@ def vdot(self: Any, other: Any, *, out: TensorType) -> jax.Array:
 
 
 @lowers(aten.addmm.default)
-def addmm(
-    self: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1, out: TensorType
-) -> jax.Array:
+def addmm(self: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1, out: TensorType) -> jax.Array:
     """beta * self + alpha * ([m, k] @ [k, n])."""
     return _plus_product(self, mat1, mat2, beta, alpha, out)
 
@@ -78,17 +76,13 @@ def addmv(self: Any, mat: Any, vec: Any, *, beta: Any = 1, alpha: Any = 1, out: 
 
 
 @lowers(aten.baddbmm.default)
-def baddbmm(
-    self: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1, out: TensorType
-) -> jax.Array:
+def baddbmm(self: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1, out: TensorType) -> jax.Array:
     """beta * self + alpha * ([b, m, k] @ [b, k, n])."""
     return _plus_product(self, batch1, batch2, beta, alpha, out)
 
 
 @lowers(aten.addbmm.default)
-def addbmm(
-    self: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1, out: TensorType
-) -> jax.Array:
+def addbmm(self: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1, out: TensorType) -> jax.Array:
     """beta * self + alpha * (the sum over b of [b, m, k] @ [b, k, n])."""
     rows = jnp.transpose(batch1, (1, 0, 2)).reshape(batch1.shape[1], -1)
     return _plus_product(self, rows, batch2.reshape(-1, batch2.shape[2]), beta, alpha, out)
@@ -109,10 +103,7 @@ def trilinear(
 ) -> jax.Array:
     """The product of three tensors, each with new dimensions where told, summed over ``sumdim``."""
     dtype = compute_dtype(out.dtype)
-    parts = [
-        jnp.expand_dims(cast(x, dtype), sorted(dims))
-        for x, dims in ((i1, expand1), (i2, expand2), (i3, expand3))
-    ]
+    parts = [jnp.expand_dims(cast(x, dtype), sorted(dims)) for x, dims in ((i1, expand1), (i2, expand2), (i3, expand3))]
     return finish(jnp.sum(parts[0] * parts[1] * parts[2], axis=tuple(sumdim)), out)
 
 

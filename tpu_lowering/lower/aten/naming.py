@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower.aten.promotion import cast, compute_dtype, finish, result_type
 from tpu_lowering.lower.table import lowers
@@ -19,7 +20,7 @@ from tpu_lowering.lower.table import lowers
 Function = Callable[..., jax.Array]
 
 
-def overloads_of(name: str, *overloads: str) -> list[torch._ops.OpOverload]:
+def overloads_of(name: str, *overloads: str) -> list[compat.OpOverload]:
     """The ATen overloads ``name.overload`` for each of ``overloads``."""
     packet = getattr(torch.ops.aten, name)
     return [getattr(packet, overload) for overload in overloads]

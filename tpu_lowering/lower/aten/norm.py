@@ -54,7 +54,7 @@ def _maybe(value: jax.Array, out: TensorType | None) -> jax.Array | None:
 
 @lowers(aten.native_layer_norm.default)
 def native_layer_norm(
-    input: Any,  # noqa: A002
+    input: Any,
     normalized_shape: list[int],
     weight: Any,
     bias: Any,
@@ -74,7 +74,7 @@ def native_layer_norm(
 @lowers(aten.native_layer_norm_backward.default)
 def native_layer_norm_backward(
     grad_out: Any,
-    input: Any,  # noqa: A002
+    input: Any,
     normalized_shape: list[int],
     mean: Any,
     rstd: Any,
@@ -100,7 +100,7 @@ def native_layer_norm_backward(
 
 @lowers(aten.native_group_norm.default)
 def native_group_norm(
-    input: Any,  # noqa: A002
+    input: Any,
     weight: Any,
     bias: Any,
     N: int,
@@ -122,7 +122,7 @@ def native_group_norm(
 @lowers(aten.native_group_norm_backward.default)
 def native_group_norm_backward(
     grad_out: Any,
-    input: Any,  # noqa: A002
+    input: Any,
     mean: Any,
     rstd: Any,
     weight: Any,
@@ -167,7 +167,7 @@ def _batch_norm(
 
 @lowers(aten._native_batch_norm_legit_functional.default)
 def batch_norm(
-    input: Any,  # noqa: A002
+    input: Any,
     weight: Any,
     bias: Any,
     running_mean: Any,
@@ -180,9 +180,7 @@ def batch_norm(
 ) -> Results:
     """Result, saved mean, saved 1 / standard deviation, new running mean, new running variance (unbiased)."""
     if not training:
-        saved = batch_norm_no_training(
-            input, weight, bias, running_mean, running_var, momentum, eps, out=out[:3]
-        )
+        saved = batch_norm_no_training(input, weight, bias, running_mean, running_var, momentum, eps, out=out[:3])
         return *saved, running_mean, running_var
     x = widen(input)
     mean, variance = _moments(x, _batch_axes(x))
@@ -198,7 +196,7 @@ def batch_norm(
 
 @lowers(aten._native_batch_norm_legit.no_stats)
 def batch_norm_no_stats(
-    input: Any,  # noqa: A002
+    input: Any,
     weight: Any,
     bias: Any,
     training: bool,
@@ -216,7 +214,7 @@ def batch_norm_no_stats(
 
 @lowers(aten._native_batch_norm_legit_no_training.default)
 def batch_norm_no_training(
-    input: Any,  # noqa: A002
+    input: Any,
     weight: Any,
     bias: Any,
     running_mean: Any,
@@ -237,7 +235,7 @@ def batch_norm_no_training(
 @lowers(aten.native_batch_norm_backward.default)
 def batch_norm_backward(
     grad_out: Any,
-    input: Any,  # noqa: A002
+    input: Any,
     weight: Any,
     running_mean: Any,
     running_var: Any,
@@ -270,7 +268,7 @@ def batch_norm_backward(
 
 @lowers(aten._batch_norm_with_update_functional.default)
 def batch_norm_with_update(
-    input: Any,  # noqa: A002
+    input: Any,
     weight: Any,
     bias: Any,
     running_mean: Any,
@@ -288,7 +286,7 @@ def batch_norm_with_update(
 
 @lowers(aten._batch_norm_no_update.default)
 def batch_norm_no_update(
-    input: Any,  # noqa: A002
+    input: Any,
     weight: Any,
     bias: Any,
     running_mean: Any,
@@ -306,7 +304,7 @@ def batch_norm_no_update(
 @lowers(aten.batch_norm_backward.default)
 def batch_norm_backward_with_reserve(
     grad_out: Any,
-    input: Any,  # noqa: A002
+    input: Any,
     weight: Any,
     running_mean: Any,
     running_var: Any,

@@ -44,9 +44,7 @@ FAMILIES: dict[str, Family] = {
     "laguerre_polynomial_l": Family(
         lambda x: 1 - x, lambda k, x, p, before: ((2 * k + 1 - x) * p - k * before) / (k + 1)
     ),
-    "legendre_polynomial_p": Family(
-        lambda x: x, lambda k, x, p, before: ((2 * k + 1) * x * p - k * before) / (k + 1)
-    ),
+    "legendre_polynomial_p": Family(lambda x: x, lambda k, x, p, before: ((2 * k + 1) * x * p - k * before) / (k + 1)),
 }
 
 

@@ -58,9 +58,7 @@ class Windows:
 
     def offsets(self) -> list[tuple[int, ...]]:
         """The kernel's elements in row-major order, as offsets in the padded input."""
-        return list(
-            itertools.product(*(range(0, k * d, d) for k, d in zip(self.kernel, self.dilation, strict=True)))
-        )
+        return list(itertools.product(*(range(0, k * d, d) for k, d in zip(self.kernel, self.dilation, strict=True))))
 
     def pads(self) -> list[tuple[int, int]]:
         """Padding before and after, far enough for the last window (``ceil_mode`` may pass the input's end)."""
@@ -77,9 +75,7 @@ class Windows:
 
     def take(self, padded: jax.Array, offset: tuple[int, ...]) -> jax.Array:
         """The element at ``offset`` of each window."""
-        steps = [
-            slice(o, o + (n - 1) * s + 1, s) for o, n, s in zip(offset, self.outputs, self.stride, strict=True)
-        ]
+        steps = [slice(o, o + (n - 1) * s + 1, s) for o, n, s in zip(offset, self.outputs, self.stride, strict=True)]
         return padded[(..., *steps)]
 
     def put(self, x: jax.Array, offset: tuple[int, ...]) -> jax.Array:
@@ -122,9 +118,7 @@ def _max_pool(x: Any, w: Windows, out: tuple[TensorType, TensorType]) -> tuple[j
 def _max_pool_backward(grad_output: Any, indices: Any, w: Windows, out: TensorType) -> jax.Array:
     """Puts each window's gradient back at the position its maximum came from."""
     grad = widen(grad_output)
-    parts = [
-        w.put(jnp.where(indices == jnp.asarray(w.positions(offset)), grad, 0), offset) for offset in w.offsets()
-    ]
+    parts = [w.put(jnp.where(indices == jnp.asarray(w.positions(offset)), grad, 0), offset) for offset in w.offsets()]
     return finish(sum(parts[1:], parts[0]), out)
 
 

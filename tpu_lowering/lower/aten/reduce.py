@@ -35,9 +35,7 @@ def axes_of(dim: Dims, ndim: int) -> tuple[int, ...]:
 
 
 @lowers(aten.sum.dim_IntList, aten.sum.default)
-def sum(  # noqa: A001
-    self: Any, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None, out: TensorType
-) -> jax.Array:
+def sum(self: Any, dim: Dims = None, keepdim: bool = False, *, dtype: Any = None, out: TensorType) -> jax.Array:
     """Sum over ``dim``; of integers and bools in int64."""
     x = cast(self, compute_dtype(out.dtype))
     return finish(jnp.sum(x, axis=axes_of(dim, x.ndim)), out)
@@ -53,9 +51,7 @@ def mean(self: Any, dim: Dims = None, keepdim: bool = False, *, dtype: Any = Non
 
 
 @lowers(aten.prod.dim_int, aten.prod.default)
-def prod(
-    self: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None, out: TensorType
-) -> jax.Array:
+def prod(self: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None, out: TensorType) -> jax.Array:
     """Product over ``dim``; of integers and bools in int64."""
     x = cast(self, compute_dtype(out.dtype))
     return finish(jnp.prod(x, axis=axes_of(dim, x.ndim)), out)
@@ -175,7 +171,7 @@ def logsumexp(self: Any, dim: Dims, keepdim: bool = False, *, out: TensorType) -
 @lowers(aten.linalg_vector_norm.default)
 def linalg_vector_norm(
     self: Any,
-    ord: Any = 2,  # noqa: A002
+    ord: Any = 2,
     dim: Dims = None,
     keepdim: bool = False,
     *,

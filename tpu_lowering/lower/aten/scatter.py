@@ -29,9 +29,7 @@ def _put(self: Any, index: Any, values: Any, accumulate: bool, out: TensorType) 
 
 
 @lowers(aten.index_put.default, aten._unsafe_index_put.default)
-def index_put(
-    self: Any, indices: list[Any], values: Any, accumulate: bool = False, *, out: TensorType
-) -> jax.Array:
+def index_put(self: Any, indices: list[Any], values: Any, accumulate: bool = False, *, out: TensorType) -> jax.Array:
     """``self`` with self[indices] = values, or += if ``accumulate``. A mask with one value is a select."""
     masks = [index for index in indices if is_mask(index)]
     if not masks:
@@ -92,9 +90,7 @@ def index_fill(self: Any, dim: int, index: Any, value: Any, *, out: TensorType) 
 def _positions(dim: int, index: Any, ndim: int) -> tuple[Any, ...]:
     """The full index of each element of ``index``: its own position, but ``index`` itself along ``dim``."""
     axis = dim % ndim
-    return tuple(
-        index if d == axis else jax.lax.broadcasted_iota(index.dtype, index.shape, d) for d in range(ndim)
-    )
+    return tuple(index if d == axis else jax.lax.broadcasted_iota(index.dtype, index.shape, d) for d in range(ndim))
 
 
 def _corner(src: Any, index: Any) -> Any:

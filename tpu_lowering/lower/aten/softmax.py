@@ -61,9 +61,7 @@ def softmax_backward(grad_output: Any, output: Any, dim: int, input_dtype: Any, 
 
 
 @lowers(aten._log_softmax_backward_data.default)
-def log_softmax_backward(
-    grad_output: Any, output: Any, dim: int, input_dtype: Any, *, out: TensorType
-) -> jax.Array:
+def log_softmax_backward(grad_output: Any, output: Any, dim: int, input_dtype: Any, *, out: TensorType) -> jax.Array:
     """grad - exp(y) * sum(grad) along ``dim``, where y is the log-softmax."""
     grad, axis = _rows(grad_output, dim)
     y, _ = _rows(output, dim)

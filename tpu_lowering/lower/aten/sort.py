@@ -30,9 +30,7 @@ def _back(x: jax.Array, dim: int, out: TensorType) -> jax.Array:
 
 
 @lowers(aten.sort.default, aten.sort.stable)
-def sort(
-    self: Any, dim: int = -1, descending: bool = False, *, stable: bool | None = None, out: PairType
-) -> Pair:
+def sort(self: Any, dim: int = -1, descending: bool = False, *, stable: bool | None = None, out: PairType) -> Pair:
     """Sorted along ``dim``, and where each element came from; equal elements keep their order."""
     x = _last(self, dim)
     order = jnp.argsort(x, axis=-1, stable=True, descending=descending)
@@ -40,9 +38,7 @@ def sort(
 
 
 @lowers(aten.topk.default)
-def topk(
-    self: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True, *, out: PairType  # noqa: A002
-) -> Pair:
+def topk(self: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True, *, out: PairType) -> Pair:
     """The ``k`` largest (or smallest) elements along ``dim``, in order, and their positions."""
     x = _last(self, dim)
     if largest:
@@ -160,7 +156,7 @@ def bucketize(
 
 
 @lowers(aten.histc.default)
-def histc(self: Any, bins: int = 100, min: Any = 0, max: Any = 0, *, out: TensorType) -> jax.Array:  # noqa: A002
+def histc(self: Any, bins: int = 100, min: Any = 0, max: Any = 0, *, out: TensorType) -> jax.Array:
     """Counts in ``bins`` equal parts of [min, max], or of the values' own range if the two are equal."""
     x = self.reshape(-1)
     low, high = cast(min, x.dtype), cast(max, x.dtype)

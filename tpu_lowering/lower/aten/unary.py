@@ -55,7 +55,6 @@ def _relu(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, jnp.zeros((), x.dtype))
 
 
-
 FLOATING: dict[str, Function] = {
     "acos": jnp.arccos,
     "acosh": jnp.arccosh,

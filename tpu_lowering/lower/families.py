@@ -1,0 +1,10 @@
+"""The lowering table, filled: importing this module imports every family of operators."""
+
+from __future__ import annotations
+
+from tpu_lowering.lower import aten
+from tpu_lowering.lower.table import RULES, TABLE
+
+FAMILIES: tuple[str, ...] = tuple(aten.__all__)
+
+__all__ = ["FAMILIES", "RULES", "TABLE"]
