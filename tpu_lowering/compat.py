@@ -58,7 +58,7 @@ OpOverload = torch._ops.OpOverload  # the type of ``torch.ops.ns.op.overload``; 
 OpOverloadPacket = torch._ops.OpOverloadPacket  # the type of ``torch.ops.ns.op``
 tree_leaves = _pytree.tree_leaves  # nested values; ``torch.utils._pytree`` is what torch's own backends use
 tree_map = _pytree.tree_map
-map_arg = node_module.map_arg  # replaces nodes inside nested arguments
+map_arg: Any = node_module.map_arg  # replaces nodes inside nested arguments
 set_grad_enabled = torch._C._set_grad_enabled  # what Dynamo writes for ``torch.no_grad`` inside a graph
 
 

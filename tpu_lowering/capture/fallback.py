@@ -33,7 +33,7 @@ def compile_around(module: fx.GraphModule, examples: Sequence[Any], compile_part
     if not any(map(has_no_implementation, module.graph.nodes)):
         return compile_part(module, examples)
     parts: dict[fx.Node, int] = {}
-    runs = itertools.groupby(module.graph.nodes, key=has_no_implementation)
+    runs = itertools.groupby(list(module.graph.nodes), key=has_no_implementation)
     eager: set[str] = set()
     for number, (is_eager, nodes) in enumerate(runs):
         parts.update(dict.fromkeys(nodes, number))

@@ -23,7 +23,7 @@ ATTENTION = "helion_causal"
 
 def config() -> LlamaConfig:
     """Four layers of width 256; four query heads of width 64 share two key heads; a token is a byte."""
-    return LlamaConfig(
+    chosen = LlamaConfig(
         vocab_size=256,
         hidden_size=256,
         intermediate_size=512,
@@ -34,8 +34,9 @@ def config() -> LlamaConfig:
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=None,
-        attn_implementation="eager",
     )
+    chosen._attn_implementation = "eager"
+    return chosen
 
 
 def decoder(kernels: bool, *, seed: int = 0) -> nn.Module:
@@ -190,7 +191,7 @@ def project_text() -> str:
     if readme.is_file():
         return readme.read_text(encoding="utf-8")
     try:
-        description = importlib.metadata.metadata("tpu-lowering").get("Description")
+        description = importlib.metadata.metadata("tpu-lowering")["Description"]
     except importlib.metadata.PackageNotFoundError:
         description = None
     if not isinstance(description, str) or not description:

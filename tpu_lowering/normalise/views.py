@@ -88,6 +88,20 @@ def _axis_of(
     return None
 
 
+def memory_shape(count: int, size: Sequence[int], stride: Sequence[int]) -> tuple[int, ...] | None:
+    """``count`` elements in row-major order as an array that has one dimension for each stride of a view.
+
+    A view's own dimensions, where it is a ``view`` or a slice of one; None where the strides do not nest.
+    """
+    shape: list[int] = []
+    for step in sorted({step for extent, step in zip(size, stride, strict=True) if extent > 1}, reverse=True):
+        if step == 0 or count % step:
+            return None
+        shape.append(count // step)
+        count = step
+    return (*shape, count) if count > 1 else tuple(shape)
+
+
 def normalise_views(graph: fx.Graph) -> None:
     """Rewrites every node that has a row in ``RULES``, in place."""
     for node in list(graph.nodes):
@@ -188,11 +202,28 @@ def _dense_base(graph: fx.Graph, base: fx.Node, node: fx.Node) -> tuple[fx.Node,
 def _as_strided(graph: fx.Graph, node: fx.Node) -> fx.Node:
     given = _arguments(node)
     base, _ = _dense_base(graph, given["self"], node)
-    view = strided_box(graphs.type_of(base).shape, given["size"], given["stride"], given["storage_offset"] or 0)
+    shape, view = _memory_box(graphs.type_of(base).shape, *_strided_arguments(given))
     if view is None:
         return graphs.call(graph, aten.as_strided.default, _storage(graph, base), *_strided_arguments(given))
+    base = _reshaped(graph, base, shape)
     part = graphs.call(graph, aten.reshape.default, graphs.call(graph, read_box, base, view.box), list(view.kept))
     return graphs.call(graph, aten.permute.default, part, list(view.permutation))
+
+
+def _memory_box(
+    base: Sequence[int], size: Sequence[int], stride: Sequence[int], offset: int
+) -> tuple[tuple[int, ...], StridedBox | None]:
+    """A shape of a dense base's memory, and the view as a box of it: the base's own shape, or the view's."""
+    own, views = tuple(base), memory_shape(math.prod(base), size, stride)
+    box = strided_box(own, size, stride, offset)
+    if box is not None or views is None:
+        return own, box
+    return views, strided_box(views, size, stride, offset)
+
+
+def _reshaped(graph: fx.Graph, node: fx.Node, shape: Sequence[int]) -> fx.Node:
+    same = graphs.type_of(node).shape == tuple(shape)
+    return node if same else graphs.call(graph, aten.reshape.default, node, list(shape))
 
 
 def _strided_arguments(given: dict[str, Any]) -> tuple[list[int], list[int], int]:
@@ -209,7 +240,7 @@ def _as_strided_scatter(graph: fx.Graph, node: fx.Node) -> fx.Node:
     base, order = _dense_base(graph, given["self"], node)
     shape = graphs.type_of(base).shape
     part = _converted(graph, given["src"], node)
-    view = strided_box(shape, given["size"], given["stride"], given["storage_offset"] or 0)
+    memory, view = _memory_box(shape, *_strided_arguments(given))
     if view is None:
         flat = graphs.call(
             graph, aten.as_strided_scatter.default, _storage(graph, base), part, *_strided_arguments(given)
@@ -219,7 +250,8 @@ def _as_strided_scatter(graph: fx.Graph, node: fx.Node) -> fx.Node:
         inverse = [view.permutation.index(axis) for axis in range(len(view.permutation))]
         part = graphs.call(graph, aten.permute.default, part, inverse)
         part = graphs.call(graph, aten.reshape.default, part, list(view.box.shape))
-        new = graphs.call(graph, write_box, base, part, view.box)
+        new = graphs.call(graph, write_box, _reshaped(graph, base, memory), part, view.box)
+        new = _reshaped(graph, new, shape)
     if base is given["self"]:
         return new
     return graphs.call(graph, aten.permute.default, new, [order.index(axis) for axis in range(len(order))])
