@@ -6,12 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tpu_lowering.aot import aot_compile
     from tpu_lowering.errors import TpuLoweringError
     from tpu_lowering.kernels.operators import kernel_op
     from tpu_lowering.kernels.registry import register_kernel
     from tpu_lowering.options import Options
     from tpu_lowering.report.explain import explain
     from tpu_lowering.report.report import Report
+    from tpu_lowering.runtime.aot.program import TpuProgram, load
 
 __version__ = "0.1.0"
 
@@ -19,6 +21,9 @@ __version__ = "0.1.0"
 # and changes nothing.
 _PUBLIC = {
     "Options": "tpu_lowering.options",
+    "TpuProgram": "tpu_lowering.runtime.aot.program",
+    "aot_compile": "tpu_lowering.aot",
+    "load": "tpu_lowering.runtime.aot.program",
     "Report": "tpu_lowering.report.report",
     "TpuLoweringError": "tpu_lowering.errors",
     "explain": "tpu_lowering.report.explain",
@@ -26,7 +31,10 @@ _PUBLIC = {
     "register_kernel": "tpu_lowering.kernels.registry",
 }
 
-__all__ = ["Options", "Report", "TpuLoweringError", "__version__", "explain", "kernel_op", "register_kernel"]
+__all__ = [
+    "Options", "Report", "TpuLoweringError", "TpuProgram", "__version__", "aot_compile", "explain", "kernel_op", "load",
+    "register_kernel",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

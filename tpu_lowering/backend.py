@@ -15,6 +15,8 @@ from tpu_lowering.normalise.decompositions import decompositions
 from tpu_lowering.options import Options
 from tpu_lowering.report.dump import dump_observer
 from tpu_lowering.report.logs import LogObserver
+from tpu_lowering.runtime.base import Runtime
+from tpu_lowering.runtime.cpu import CpuRuntime
 
 _numbers = itertools.count()
 
@@ -26,6 +28,7 @@ def helion_tpu(
     options: Mapping[str, Any] | None = None,
     mode: str | None = None,
     observers: Sequence[pipeline.Observer] = (),
+    runtime: Runtime | None = None,
 ) -> Callable[..., Any]:
     """Compiles one graph from Dynamo; registered under the name ``helion_tpu``.
 
@@ -35,6 +38,7 @@ def helion_tpu(
         options: fields of ``Options``.
         mode: accepted because Inductor has one; ignored with a warning.
         observers: told of every stage, besides the log and the dump folder.
+        runtime: where programs run; by default the CPU.
 
     Returns:
         A callable of the graph's arguments.
@@ -50,7 +54,7 @@ def helion_tpu(
 
     def compiler(kind: str) -> Callable[..., Any]:
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
-            return CapturedGraph(f"{kind}_{number}", graph, arguments, chosen, observer)
+            return CapturedGraph(f"{kind}_{number}", graph, arguments, chosen, observer, runtime or CpuRuntime())
 
         return compile_graph
 

@@ -6,10 +6,11 @@ says which package and version was found and which were tested.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -98,6 +99,16 @@ def registered_decompositions(overloads: list[OpOverload]) -> dict[OpOverload, C
     return dict(private("torch", "torch._decomp", "get_decompositions", "takes operators apart")(overloads))
 
 
+@contextlib.contextmanager
+def cold_dynamo() -> Generator[None]:
+    """A scope in which nothing compiled before is reused, and after which what was compiled is forgotten."""
+    torch._dynamo.reset()
+    try:
+        yield
+    finally:
+        torch._dynamo.reset()
+
+
 # JAX: kernels -----------------------------------------------------------------------------------------
 def bind(equation: Any, values: Sequence[Any]) -> list[Any]:
     """Runs one jaxpr equation on values, as JAX's own evaluator does; always a list of results.
@@ -132,6 +143,13 @@ def blocked_sizes(block_shape: tuple[Any, ...]) -> tuple[int | None, ...]:
         else:
             raise NotImplementedError(kind)
     return tuple(sizes)
+
+
+def tpu_info(device_kind: str) -> Any:
+    """JAX's table of what a TPU has: bandwidth, VMEM, lanes; for one device of a kind."""
+    module, why = "jax._src.pallas.mosaic.tpu_info", "bandwidth and VMEM of a chip that is not there"
+    version_ = private("jax", module, "chip_version_from_device_kind", why)(device_kind)
+    return private("jax", module, "get_tpu_info_for_chip", why)(version_, 1)
 
 
 # Helion: kernels --------------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ CODES: dict[str, str] = {
     "TL104": "device has no runtime",
     "TL105": "package missing or outside the tested versions",
     "TL106": "nothing to explain",
+    "TL107": "unknown target",
+    "TL108": "TPU compiler not installed",
+    "TL109": "saved program is damaged or foreign",
     # 2xx: kernels
     "TL201": "operator has no JAX implementation",
     "TL202": "kernel result has the wrong shape or dtype",
@@ -42,6 +45,12 @@ CODES: dict[str, str] = {
     "TL401": "a pass changed the result",
     "TL402": "an invariant of the graph is broken",
     "TL403": "a call form of kernels that normalising does not know",
+    # 6xx: the TPU compiler
+    "TL601": "kernel needs more VMEM than the chip has",
+    "TL602": "block shape does not fit the chip's tiles",
+    "TL603": "dtype is not supported on the chip",
+    "TL604": "the TPU compiler refused the program",
+    "TL605": "the TPU compiler did not finish",
     # 5xx: reasons in reports (never raised)
     "TL501": "buffer kept: the old contents are defined and the kernel reads them",
     "TL502": "buffer kept: the old contents are defined and the kernel does not provably overwrite them all",

@@ -101,7 +101,14 @@ class Observers:
             observer.compiled(program, source)
 
 
-def run(name: str, captured: fx.GraphModule, arguments: Sequence[Any], options: Options, observer: Observer) -> Program:
+def run(
+    name: str,
+    captured: fx.GraphModule,
+    arguments: Sequence[Any],
+    options: Options,
+    observer: Observer,
+    device_kind: str = "",
+) -> Program:
     """Takes a captured graph to a program, for the sizes of given arguments.
 
     Args:
@@ -110,14 +117,15 @@ def run(name: str, captured: fx.GraphModule, arguments: Sequence[Any], options: 
         arguments: tensors (real or fake) and integers that the program will be called with.
         options: what the user chose.
         observer: told of every stage.
+        device_kind: JAX's name of the TPU it is for, or "" for the CPU.
 
     Raises:
         TpuLoweringError: with any code of 2xx, 3xx and 4xx.
     """
     observer.stage(name, "captured", captured, 0.0)
     began = time.perf_counter()
-    module = specialise.specialise(captured, arguments)
-    edge = signature.separate_signature(module.graph)
+    module = specialise.specialise(captured, arguments, device_kind)
+    edge = signature.separate_signature(module.graph, shares_memory=name.startswith("inference"))
     invariants.check(module.graph, invariants.SPECIALISED, "specialised")
     observer.stage(name, "specialised", module, time.perf_counter() - began)
     for step in NORMALISE:

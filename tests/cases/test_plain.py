@@ -88,6 +88,18 @@ def test_a1_a_chain_of_kernels_is_one_program() -> None:
     assert record.before.programs == 5
 
 
+def test_a1_without_passes_the_graph_is_as_written() -> None:
+    """``passes=False`` leaves the allocation and the alias, and computes the same."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(x)
+        exp_into(x, out)
+        return out
+
+    record = check(function, matrix, options={"passes": False}, fresh=(), aliased=("exp_into.out",), allocations=1)
+    assert record.programs == record.before.programs == 2 and record.actions == []
+
+
 # A2 ---------------------------------------------------------------------------------------------------
 FACTORIES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "empty": lambda x: torch.empty(8, 16),

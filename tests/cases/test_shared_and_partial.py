@@ -128,6 +128,32 @@ def test_b2_halves_of_columns_filled_in_reverse_order() -> None:
     assert "aten.cat.default([%" in record.after.text
 
 
+def test_b2_views_of_flat_memory() -> None:
+    """The memory is one row of elements; the kernels write views that reshape its parts."""
+
+    def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(256)
+        exp_into(x, out.view(2, 8, 16)[0])
+        exp_into(y, out[128:].view(8, 16))
+        return out
+
+    record = check(function, two_matrices, fresh=("exp_into.out",) * 2, aliased=(), allocations=0, kept=())
+    assert "aten.cat.default([%" in record.after.text and "as_strided" not in record.after.text
+
+
+def test_b2_heads_of_one_projection() -> None:
+    """Keys and values interleaved in memory, [rows, 2, width] seen as [rows, 2 * width]."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(8, 32)
+        heads = out.view(8, 2, 16)
+        exp_and_neg_into(x, heads[:, 0], heads[:, 1])
+        return out
+
+    fresh = ("exp_and_neg_into.k", "exp_and_neg_into.v")
+    check(function, matrix, fresh=fresh, aliased=(), allocations=0, kept=(), programs=1)
+
+
 def test_b2_halves_filled_by_helion_kernels() -> None:
     """The same with Helion kernels."""
 
@@ -367,6 +393,33 @@ def test_b6_overwritten_input_is_not_read() -> None:
         exp_into(x, out)
 
     check(function, two_matrices, fresh=("exp_into.out",), aliased=(), kept=(), programs=1)
+
+
+@pytest.mark.parametrize("name", FILLS)
+def test_b6_fill_overwritten_in_pieces_is_dropped(name: str) -> None:
+    """Two kernels overwrite one half each: the fill is gone too."""
+    fill = FILLS[name]
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        out = fill(x)
+        exp_into(x[:4], out[:4])
+        exp_into(x[4:], out[4:])
+        return out
+
+    record = check(function, matrix, fresh=("exp_into.out",) * 2, aliased=(), fills=0, kept=(), programs=1)
+    assert "aten.cat.default([%" in record.after.text
+
+
+def test_b6_input_overwritten_in_pieces_is_not_read() -> None:
+    """The same for an input of which a first write is overwritten as well."""
+
+    def function(x: torch.Tensor, out: torch.Tensor) -> None:
+        exp_into(x[4:], out[2:6])
+        exp_into(x[:4], out[:4])
+        exp_into(x[4:], out[4:])
+
+    record = check(function, two_matrices, fresh=("exp_into.out",) * 2, aliased=(), kept=(), programs=1)
+    assert record.only.program.inputs == (0,)
 
 
 def test_b6_fill_of_a_shared_tile_is_dropped() -> None:

@@ -32,7 +32,10 @@ CORE_WITHOUT_ROW = {
 }
 
 BACKWARD_OF_COMPOSITE = "composite by name, but autograd calls it below the level where composites are taken apart"
-COMPOSITE_WITH_ROW = {aten.silu_backward.default: BACKWARD_OF_COMPOSITE}
+COMPOSITE_WITH_ROW = {
+    aten.reshape.default: "normalising writes it for views of kernels' operands",
+    aten.silu_backward.default: BACKWARD_OF_COMPOSITE,
+}
 
 
 def _core_overloads() -> set[torch._ops.OpOverload]:

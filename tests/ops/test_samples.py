@@ -83,10 +83,16 @@ FORWARD: dict[str, tuple[torch.dtype, ...]] = {
     **dict.fromkeys(LAYERS.split(), (torch.float32, torch.bfloat16)),
 }
 
-BACKWARD = sorted({
-    *LAYERS.split(),
-    *["clamp", "div.no_rounding_mode", "gather", "index_add", "index_select", "masked_scatter", "maximum", "pow", "scatter_add", "scatter_reduce.amax", "sigmoid", "tanh", "take", "unfold", "where", "nn.functional.elu", "nn.functional.gelu", "nn.functional.hardshrink", "nn.functional.leaky_relu", "nn.functional.pad.reflect", "nn.functional.pad.replicate", "nn.functional.relu", "nn.functional.silu", "nn.functional.softplus", "nn.functional.unfold"],
-})  # fmt: skip
+GRADIENTS = """
+    amax clamp cumprod cumsum div.no_rounding_mode gather index_add index_select linalg.vector_norm log_softmax
+    logcumsumexp logsumexp masked_scatter max.reduction_with_dim maximum mean median nn.functional.elu
+    nn.functional.gelu nn.functional.hardshrink nn.functional.leaky_relu nn.functional.normalize
+    nn.functional.pad.reflect nn.functional.pad.replicate nn.functional.relu nn.functional.silu
+    nn.functional.softplus nn.functional.unfold pow prod scatter_add scatter_reduce.amax sigmoid softmax sort std
+    sum take tanh topk unfold var where
+"""
+
+BACKWARD = sorted({*LAYERS.split(), *GRADIENTS.split()})
 
 
 @dataclasses.dataclass(frozen=True)

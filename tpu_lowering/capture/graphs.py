@@ -12,7 +12,7 @@ from torch import fx
 from tpu_lowering import compat, pipeline
 from tpu_lowering.codegen import source
 from tpu_lowering.options import Options
-from tpu_lowering.runtime.cpu import CpuProgram, check_devices
+from tpu_lowering.runtime.base import RunnableProgram, Runtime
 
 
 class CapturedGraph:
@@ -23,16 +23,23 @@ class CapturedGraph:
     """
 
     def __init__(
-        self, name: str, module: fx.GraphModule, examples: Sequence[Any], options: Options, observer: pipeline.Observer
+        self,
+        name: str,
+        module: fx.GraphModule,
+        examples: Sequence[Any],
+        options: Options,
+        observer: pipeline.Observer,
+        runtime: Runtime,
     ) -> None:
         # AOTAutograd's protocol for callables that take one list. On the object, not the class: Dynamo wraps
         # the backward graph and takes over only the object's own attributes.
         self._boxed_call = True
         self.name, self.module, self.options, self.observer = name, module, options, observer
+        self.runtime = runtime
         self.lock = threading.Lock()
-        self.programs: dict[Hashable, CpuProgram] = {}
+        self.programs: dict[Hashable, RunnableProgram] = {}
         self.symbolic = any(_is_symbolic(node.meta.get("val")) for node in module.graph.nodes)
-        check_devices(examples)
+        runtime.check(examples)
         if not self.symbolic:
             self.only = self._compile(examples)
 
@@ -42,7 +49,7 @@ class CapturedGraph:
         arguments.clear()
         return program(given)
 
-    def _for_sizes(self, arguments: Sequence[Any]) -> CpuProgram:
+    def _for_sizes(self, arguments: Sequence[Any]) -> RunnableProgram:
         key = tuple(_size_key(argument) for argument in arguments)
         program = self.programs.get(key)
         if program is None:
@@ -51,13 +58,15 @@ class CapturedGraph:
                 self.programs[key] = program
         return program
 
-    def _compile(self, arguments: Sequence[Any]) -> CpuProgram:
+    def _compile(self, arguments: Sequence[Any]) -> RunnableProgram:
         suffix = f"_{len(self.programs)}" if self.symbolic else ""
         with compat.disable_current_modes():  # real tensors are computed with here: verifying, constants
-            program = pipeline.run(self.name + suffix, self.module, arguments, self.options, self.observer)
+            program = pipeline.run(
+                self.name + suffix, self.module, arguments, self.options, self.observer, self.runtime.device_kind
+            )
             text = source.generate(program, self.options.poison)
             self.observer.compiled(program, text)
-            return CpuProgram(program, text)
+            return self.runtime.compile(program, text)
 
 
 def _is_symbolic(value: Any) -> bool:
@@ -70,5 +79,5 @@ def _is_symbolic(value: Any) -> bool:
 
 def _size_key(argument: Any) -> Hashable:
     if isinstance(argument, torch.Tensor):
-        return (argument.shape, argument.stride(), argument.dtype)
+        return (argument.shape, argument.stride(), argument.storage_offset(), argument.dtype)
     return (type(argument), argument)

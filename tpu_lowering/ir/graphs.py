@@ -46,6 +46,11 @@ def set_operands(node: fx.Node, operands: Sequence[fx.Node | None]) -> None:
     node.args = call_args
 
 
+def device_kind(graph: fx.Graph) -> str:
+    """JAX's name of the TPU that a graph is for, or "" for the CPU; ``normalise.specialise`` sets it."""
+    return graph.owning_module.meta.get("device_kind", "") if graph.owning_module is not None else ""
+
+
 def type_of(node: fx.Node) -> TensorType:
     """Element type and shape of a node's tensor."""
     return TensorType.of(node.meta["val"])
@@ -97,8 +102,16 @@ def infer(mode: Any, target: Callable[..., Any], args: Sequence[Any], kwargs: di
 def lay_out_like(node: fx.Node, base: fx.Node) -> None:
     """Records that a node is a new value of the memory of ``base``, in whose strides later views are given."""
     value = base.meta["val"]
-    with value.fake_mode:
-        node.meta["val"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+    node.meta["val"] = laid_out(value, value.fake_mode, value.shape, value.stride(), value.storage_offset())
+
+
+def laid_out(like: torch.Tensor, mode: Any, shape: Sequence[int], stride: Sequence[int], offset: int) -> torch.Tensor:
+    """A fake tensor in memory of its own, with the dtype and device of ``like``; views count from ``offset``."""
+    span = offset + 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    with mode:
+        if offset == 0 or 0 in shape:
+            return torch.empty_strided(shape, stride, dtype=like.dtype, device=like.device)
+        return torch.empty(span, dtype=like.dtype, device=like.device).as_strided(shape, stride, offset)
 
 
 def replace(old: fx.Node, new: fx.Node) -> None:

@@ -67,12 +67,14 @@ class Kernel(abc.ABC):
         operands: the tensor operands, in the order of the kernel-call node's operands.
         results: types of the results. A result tied to an operand is that operand's new value.
         where: the source line the kernel was defined on, or "".
+        device_kind: JAX's name of the TPU whose facts it was traced with, or "" for the CPU.
     """
 
     name: str
     operands: tuple[Operand, ...]
     results: tuple[TensorType, ...]
     where: str
+    device_kind: str
 
     def __post_init__(self) -> None:
         tied = [operand for operand in self.operands if operand.result is not None]
@@ -99,25 +101,31 @@ class Kernel(abc.ABC):
         """Measures ``access``; called once."""
 
     @abc.abstractmethod
-    def trace(self, operands: Sequence[jax.Array | None]) -> tuple[jax.Array, ...]:
+    def trace(self, operands: Sequence[jax.Array | None], interpret: bool) -> tuple[jax.Array, ...]:
         """The kernel as JAX operations on its operands; ``None`` asks for a fresh buffer in that slot.
 
-        Only operands with a result may be ``None``. Traceable under ``jax.jit``.
+        Only operands with a result may be ``None``. With ``interpret``, Pallas kernels run in Pallas's
+        interpreter; without, they are Mosaic kernels for a TPU. Traceable under ``jax.jit``.
         """
 
     @functools.cached_property
-    def compiled(self) -> Any:
+    def interpreted(self) -> Any:
+        """What generated code calls on the CPU; see ``_jitted``."""
+        return self._jitted(interpret=True)
+
+    @functools.cached_property
+    def for_tpu(self) -> Any:
+        """What generated code calls when it is lowered for a TPU; see ``_jitted``."""
+        return self._jitted(interpret=False)
+
+    def _jitted(self, interpret: bool) -> Any:
         """``trace`` under one ``jax.jit``, so that calls of equal types are traced and lowered once."""
 
         def run(*operands: jax.Array | None) -> tuple[jax.Array, ...]:
-            return self.trace(operands)
+            return self.trace(operands, interpret)
 
         run.__name__ = self.name
         return jax.jit(run)
-
-    def __call__(self, *operands: jax.Array | None) -> tuple[jax.Array, ...]:
-        """What generated code calls: the results of the kernel, as JAX values."""
-        return self.compiled(*operands)
 
     def __repr__(self) -> str:
         return self.name
@@ -144,5 +152,5 @@ def kernel_call(kernel: Kernel, operands: tuple[torch.Tensor | None, ...]) -> tu
         device = next((v.device for v in operands if isinstance(v, torch.Tensor)), torch.device("cpu"))
         return tuple(torch.empty(t.shape, dtype=t.element.torch, device=device) for t in kernel.results)
     with jax.enable_x64(True):
-        results = kernel(*(arrays.to_jax(value) for value in given))
+        results = kernel.interpreted(*(arrays.to_jax(value) for value in given))
         return tuple(arrays.to_torch(result).clone() for result in results)

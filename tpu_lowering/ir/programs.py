@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from tpu_lowering.ir.types import TensorType
+
+
+def dense_order(shape: Sequence[int], stride: Sequence[int]) -> tuple[int, ...] | None:
+    """The storage order of a dense tensor's dimensions, outermost first; None if it is not dense."""
+    order = tuple(sorted(range(len(shape)), key=lambda dim: (-stride[dim], dim)))
+    expected = 1
+    for dim in reversed(order):
+        if shape[dim] != 1 and stride[dim] != expected:
+            return None
+        expected *= shape[dim]
+    return order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +30,35 @@ class Output:
     Attributes:
         stride: strides that eager gives the tensor, in elements; None for a result that is no tensor.
         constant: the result itself, if it is no tensor (a size, or None for a missing gradient).
+        view: the result's place in the memory of another one, if the two share memory in eager; the program
+            does not compute such a result.
     """
 
     stride: tuple[int, ...] | None
     constant: Any = None
+    view: MemoryView | None = None
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether the result is one of the program's."""
+        return self.stride is not None and self.view is None
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryView:
+    """A place in the memory of a result.
+
+    Attributes:
+        base: position of that result among a signature's outputs; it is dense and starts its memory.
+        shape: the view's shape.
+        offset: of its first element, in elements of ``dtype``.
+        dtype: the view's own.
+    """
+
+    base: int
+    shape: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +66,14 @@ class Signature:
     """What a captured graph takes and gives, beside its computation.
 
     Attributes:
-        outputs: the results, in the caller's order.
+        outputs: the results, in the caller's order, then bases of views that are no results themselves.
+        returned: how many of the outputs are results.
         mutated: for each value that follows the results in the graph's output, the position of the
             argument it is written back to.
     """
 
     outputs: tuple[Output, ...]
+    returned: int
     mutated: tuple[int, ...]
 
 
@@ -66,6 +105,13 @@ class Program:
 
     def output_nodes(self) -> list[fx.Node]:
         return list(self.module.graph.output_node().args[0])  # type: ignore[arg-type]
+
+    @staticmethod
+    def caller_shape(stored: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+        """The caller's shape of a result that leaves the program in storage order; see ``lower.layout``."""
+        order = sorted(range(len(stride)), key=lambda dim: (-stride[dim], dim))
+        shape = tuple(stored[order.index(dim)] for dim in range(len(stride)))
+        return shape if dense_order(shape, stride) is not None else tuple(stored)
 
     def types(self) -> list[TensorType]:
         """Types of the program's results."""

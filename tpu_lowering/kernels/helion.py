@@ -46,11 +46,13 @@ class HostGraph:
 
 
 _lock = threading.RLock()
-_derived: dict[int, tuple[Any, Any]] = {}
+_derived: dict[tuple[int, bool], tuple[Any, Any]] = {}
 _hosts: dict[Hashable, tuple[Any, HostGraph]] = {}
 
 
-def host_graph(kernel: Any, given: Mapping[str, Any], mutated: Sequence[str], where: str) -> HostGraph:
+def host_graph(
+    kernel: Any, given: Mapping[str, Any], mutated: Sequence[str], where: str, device_kind: str = ""
+) -> HostGraph:
     """Traces the host code of a kernel.
 
     Args:
@@ -58,6 +60,7 @@ def host_graph(kernel: Any, given: Mapping[str, Any], mutated: Sequence[str], wh
         given: every argument by name, with fake tensors in place of tensors.
         mutated: names of the tensor arguments that the kernel writes.
         where: the user's source line of the call.
+        device_kind: JAX's name of the TPU to compile for, or "" for the CPU.
 
     Raises:
         TpuLoweringError: TL206 if Helion cannot compile the kernel for these arguments, TL210 if it lacks
@@ -65,11 +68,11 @@ def host_graph(kernel: Any, given: Mapping[str, Any], mutated: Sequence[str], wh
     """
     template, tensors = arguments.split(dict(given), lambda value: isinstance(value, torch.Tensor))
     layouts = tuple((TensorType.of(tensor), tensor.stride()) for tensor in tensors)
-    key = (id(kernel), arguments.key(template), layouts, tuple(mutated))
+    key = (id(kernel), arguments.key(template), layouts, tuple(mutated), device_kind)
     with _lock:
         if key not in _hosts:
             try:
-                _hosts[key] = (kernel, _trace(kernel, template, tensors, mutated, where))
+                _hosts[key] = (kernel, _trace(kernel, template, tensors, mutated, where, device_kind))
             except errors.TpuLoweringError:
                 raise
             except Exception as error:
@@ -88,14 +91,14 @@ def cannot_compile(name: str, error: Exception, where: str) -> errors.TpuLowerin
     )
 
 
-def interpreted(kernel: Any, where: str) -> Any:
-    """The kernel with settings for a machine without TPU; made once for each kernel of the user's.
+def with_our_settings(kernel: Any, interpret: bool, where: str) -> Any:
+    """The kernel with Helion's code generated for Pallas's interpreter, or for a TPU; made once for each.
 
     Raises:
         TpuLoweringError: TL210, for a kernel of another backend than Pallas.
     """
     with _lock:
-        if id(kernel) not in _derived:
+        if (id(kernel), interpret) not in _derived:
             if kernel.settings.backend != "pallas":
                 raise errors.refuse(
                     "TL210",
@@ -105,17 +108,17 @@ def interpreted(kernel: Any, where: str) -> Any:
                     where,
                 )
             settings = copy.copy(kernel.settings)
-            settings.pallas_interpret = True
+            settings.pallas_interpret = interpret
             derived = compat.helion_kernel_class()(
                 kernel.fn, configs=kernel.configs, settings=settings, key=kernel._key_fn
             )
-            _derived[id(kernel)] = (kernel, derived)
-        return _derived[id(kernel)][1]
+            _derived[id(kernel), interpret] = (kernel, derived)
+        return _derived[id(kernel), interpret][1]
 
 
-def _compiled(kernel: Any, values: Sequence[Any], where: str) -> Callable[..., Any]:
+def _compiled(kernel: Any, values: Sequence[Any], where: str, device_kind: str) -> Callable[..., Any]:
     """The generated host function for given arguments, under the config that Helion would launch with."""
-    bound = interpreted(kernel, where)._bind_isolated(tuple(values))
+    bound = with_our_settings(kernel, not device_kind, where)._bind_isolated(tuple(values))
     config = bound._user_provided_config() if kernel.settings.autotune_effort != "none" else None
     if config is None:
         config = kernel.configs[0] if kernel.configs else bound.config_spec.default_config()
@@ -123,14 +126,14 @@ def _compiled(kernel: Any, values: Sequence[Any], where: str) -> Callable[..., A
 
 
 def _trace(
-    kernel: Any, template: Any, tensors: Sequence[torch.Tensor], mutated: Sequence[str], where: str
+    kernel: Any, template: Any, tensors: Sequence[torch.Tensor], mutated: Sequence[str], where: str, device_kind: str
 ) -> HostGraph:
     names = list(kernel.signature.parameters)
     written = [arguments.slots(template[name]) for name in mutated]
     launches: list[Launch] = []
 
     def launcher(device_function: Any, grid: Sequence[Any], *given: Any, **facts: Any) -> Any:
-        launch, outs, ins, fresh = describe_launch(kernel.name, device_function, grid, given, facts, where)
+        launch, outs, ins, fresh = describe_launch(kernel.name, device_function, grid, given, facts, where, device_kind)
         launches.append(launch)
         LAUNCH(outs, ins, len(launches) - 1)
         return fresh[0] if len(fresh) == 1 else tuple(fresh)
@@ -146,7 +149,7 @@ def _trace(
         return [*(owned[index] for index in itertools.chain.from_iterable(written)), *own]
 
     sample = arguments.fill(template, tensors)
-    run = _compiled(kernel, [sample[name] for name in names if name in sample], where)
+    run = _compiled(kernel, [sample[name] for name in names if name in sample], where, device_kind)
     with torch.no_grad():
         module = compat.aot_export_joint_simple(host, tuple(tensors), trace_joint=False)
     for launch in launches:
@@ -161,6 +164,7 @@ def describe_launch(
     given: Sequence[Any],
     facts: Mapping[str, Any],
     where: str,
+    device_kind: str,
 ) -> tuple[Launch, list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
     """A launch as Helion's generated host code makes it, as a value.
 
@@ -171,6 +175,7 @@ def describe_launch(
         given: arguments of the device function: tensors and numbers.
         facts: Helion's own facts on the launch (``_output_indices``, ``_block_spec_info``, ...).
         where: the user's source line of the call.
+        device_kind: JAX's name of the TPU it is for, or "" for the CPU.
 
     Returns:
         The launch; its outputs; its read-only tensors; the outputs that the host code expects back,
@@ -185,7 +190,7 @@ def describe_launch(
         if isinstance(value, torch.Tensor)
     }
     read_only = [position for position in tensors if position not in outputs]
-    launch = Launch.create(name, device_function, grid, given, facts, tensors, read_only, outputs, where)
+    launch = Launch.create(name, device_function, grid, given, facts, tensors, read_only, outputs, where, device_kind)
     fresh = [tensors[position] for position in outputs if position not in inplace]
     return launch, [tensors[p] for p in outputs], [tensors[p] for p in read_only], fresh
 

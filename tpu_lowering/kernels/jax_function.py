@@ -52,41 +52,46 @@ class JaxKernel(Kernel):
                 )
         return effects.access
 
-    def trace(self, operands: Sequence[jax.Array | None]) -> tuple[jax.Array, ...]:
+    def trace(self, operands: Sequence[jax.Array | None], interpret: bool) -> tuple[jax.Array, ...]:
         given = [
             jaxprs.Fresh(slot.type) if value is None else value
             for slot, value in zip(self.operands, operands, strict=True)
         ]
-        with jaxprs.kernel_scope([*(operand.type for operand in self.operands), *self.results]):
-            return jaxprs.run(self.closed, given, interpret=True)
+        with jaxprs.kernel_scope([*(operand.type for operand in self.operands), *self.results], self.device_kind):
+            return jaxprs.run(self.closed, given, interpret)
 
 
 _lock = threading.Lock()
 _kernels: dict[Hashable, JaxKernel] = {}
 
 
-def specialise(found: Implementation, bound: Mapping[str, Any], own_results: Sequence[TensorType]) -> JaxKernel:
+def specialise(
+    found: Implementation, bound: Mapping[str, Any], own_results: Sequence[TensorType], device_kind: str = ""
+) -> JaxKernel:
     """The kernel of an implementation for given arguments; the same object for equal ones.
 
     Args:
         found: the implementation.
         bound: every argument of the schema by name, ``TensorType`` in place of tensors.
         own_results: types of the operator's own results, as torch's fake implementation gives them.
+        device_kind: JAX's name of the TPU to trace for, or "" for the CPU.
 
     Raises:
         TpuLoweringError: TL202 if the function returns other types, TL206 if it cannot be traced,
             TL203 or TL204 if its writes are not the declared ones.
     """
-    cache_key = (found, arguments.key(tuple(bound.items())), tuple(own_results))
+    cache_key = (found, arguments.key(tuple(bound.items())), tuple(own_results), device_kind)
     with _lock:
         if cache_key not in _kernels:
-            kernel = _trace(found, bound, own_results)
+            kernel = _trace(found, bound, own_results, device_kind)
             kernel.access  # noqa: B018  (refuses wrong declarations before the kernel is used)
             _kernels[cache_key] = kernel
         return _kernels[cache_key]
 
 
-def _trace(found: Implementation, bound: Mapping[str, Any], own_results: Sequence[TensorType]) -> JaxKernel:
+def _trace(
+    found: Implementation, bound: Mapping[str, Any], own_results: Sequence[TensorType], device_kind: str
+) -> JaxKernel:
     template, types = arguments.split(dict(bound), lambda value: isinstance(value, TensorType))
     schema = {argument.name: argument for argument in found.overload._schema.arguments}
     mutated = [index for name in found.mutated for index in arguments.slots(template[name])]
@@ -98,7 +103,7 @@ def _trace(found: Implementation, bound: Mapping[str, Any], own_results: Sequenc
         return jax.tree.leaves(found.function(*positional, **keywords))
 
     try:
-        closed = jaxprs.trace(flat, types, own_results)
+        closed = jaxprs.trace(flat, types, own_results, device_kind)
     except errors.TpuLoweringError:
         raise
     except Exception as error:
@@ -117,7 +122,7 @@ def _trace(found: Implementation, bound: Mapping[str, Any], own_results: Sequenc
         Operand(names[index], type_, mutated.index(index) if index in mutated else None)
         for index, type_ in enumerate(types)
     )
-    return JaxKernel(found.name, operands, tuple(expected), found.where, closed)
+    return JaxKernel(found.name, operands, tuple(expected), found.where, device_kind, closed)
 
 
 def _result_types(closed: Any) -> list[TensorType]:

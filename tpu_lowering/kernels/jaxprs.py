@@ -18,25 +18,30 @@ CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_v
 
 
 @contextlib.contextmanager
-def kernel_scope(types: Sequence[TensorType], device_kind: str = "TPU7x") -> Generator[None]:
+def kernel_scope(types: Sequence[TensorType], device_kind: str = "") -> Generator[None]:
     """The modes under which a kernel is traced.
 
     Pallas's index arithmetic is int32, so x64 is off unless an operand needs it. Kernels that ask for
-    facts of the chip get those of ``device_kind``; on the CPU there is none to ask.
+    facts of the chip get those of ``device_kind``; on the CPU ("") there is none to ask, and tpu7x answers.
     """
-    device = jax.sharding.AbstractDevice(device_kind=device_kind, num_cores=1, platform="tpu")
+    device = jax.sharding.AbstractDevice(device_kind=device_kind or "TPU7x", num_cores=1, platform="tpu")
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
     with jax.enable_x64(any(type_.element.is_64bit for type_ in types)), jax.sharding.use_abstract_mesh(mesh):
         yield
 
 
-def trace(function: Callable[..., Any], types: Sequence[TensorType], results: Sequence[TensorType] = ()) -> Any:
+def trace(
+    function: Callable[..., Any],
+    types: Sequence[TensorType],
+    results: Sequence[TensorType] = (),
+    device_kind: str = "",
+) -> Any:
     """The closed jaxpr of a function of positional arrays, calls inlined, dead code removed.
 
     Results are flattened; every argument keeps its input variable, used or not. ``results`` are result
     types known beforehand: one of 64 bits turns x64 on, as an operand of 64 bits does.
     """
-    with kernel_scope([*types, *results]):
+    with kernel_scope([*types, *results], device_kind):
         specs = [jax.ShapeDtypeStruct(type_.shape, type_.dtype) for type_ in types]
         return without_dead_code(inlined(jax.make_jaxpr(function)(*specs)))
 

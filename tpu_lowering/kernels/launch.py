@@ -74,6 +74,7 @@ class Launch(Kernel):
         read_only: Sequence[int],
         outputs: Sequence[int],
         where: str,
+        device_kind: str,
     ) -> Launch:
         """Builds a launch from what Helion's generated host code passes to its launcher.
 
@@ -101,6 +102,7 @@ class Launch(Kernel):
             operands=operands,
             results=tuple(TensorType.of(tensors[p]) for p in outputs),
             where=where,
+            device_kind=device_kind,
             device_function=device_function,
             grid=tuple(int(extent) for extent in grid),
             positions=tuple(order),
@@ -153,7 +155,7 @@ class Launch(Kernel):
                     self.where,
                 )
         try:
-            return jaxprs.trace(self._from_fresh, [operand.type for operand in inputs], self.results)
+            return jaxprs.trace(self._from_fresh, [operand.type for operand in inputs], self.results, self.device_kind)
         except Exception as error:
             raise errors.refuse(
                 "TL206",
@@ -179,15 +181,15 @@ class Launch(Kernel):
         fresh = [jaxprs.Fresh(operand.type) for operand in self.operands if operand.result is not None]
         return self._call([*inputs, *fresh], interpret=True)
 
-    def trace(self, operands: Sequence[jax.Array | None]) -> tuple[jax.Array, ...]:
+    def trace(self, operands: Sequence[jax.Array | None], interpret: bool) -> tuple[jax.Array, ...]:
         values: list[Any] = []
         for slot, value, access in zip(self.operands, operands, self.access, strict=True):
             fresh = jaxprs.Fresh(slot.type)
             values.append(value if value is not None else fresh.materialise() if access.reads else fresh)
         if 0 in self.grid or all(0 in result.shape for result in self.results):
             return tuple(v.materialise() if isinstance(v, jaxprs.Fresh) else v for v in values[-len(self.results) :])
-        with jaxprs.kernel_scope([*(slot.type for slot in self.operands), *self.results]):
-            return self._call(values, interpret=True)
+        with jaxprs.kernel_scope([*(slot.type for slot in self.operands), *self.results], self.device_kind):
+            return self._call(values, interpret)
 
     def _call(self, values: Sequence[Any], interpret: bool) -> tuple[jax.Array, ...]:
         """The ``pallas_call``: outputs given as ``Fresh`` have no operand, others are aliased to theirs."""
@@ -246,6 +248,7 @@ class _PallasCall:
             scratch_shapes=_scratch(self.launch.facts.get("_scratch_shapes") or ()),
             input_output_aliases=aliases,
             interpret=interpret,
+            compiler_params=None if interpret else vmem_limit(),
             name=self.launch.name,
         )(*self.values)
         return tuple(
@@ -277,6 +280,11 @@ class _PallasCall:
         @pl.when(first)
         def _() -> None:
             ref[...] = old[...]
+
+
+def vmem_limit() -> Any:
+    """Compiler parameters that let a kernel use all of the chip's VMEM, as Helion's configs count on."""
+    return pltpu.CompilerParams(vmem_limit_bytes=pltpu.get_tpu_info().vmem_capacity_bytes)
 
 
 def _moving_dimensions(info: Any) -> set[int]:

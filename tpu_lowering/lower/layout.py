@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 
 import torch
 from torch import fx
@@ -12,22 +11,11 @@ from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import read_box, write_box
 from tpu_lowering.ir.kernels import kernel_call
-from tpu_lowering.ir.programs import Program, Signature
+from tpu_lowering.ir.programs import Program, Signature, dense_order
 from tpu_lowering.lower.families import TABLE
 
 aten = torch.ops.aten
 OWN = (kernel_call, read_box, write_box, operator.getitem)
-
-
-def dense_order(shape: Sequence[int], stride: Sequence[int]) -> tuple[int, ...] | None:
-    """The storage order of a dense tensor's dimensions, outermost first; None if it is not dense."""
-    order = tuple(sorted(range(len(shape)), key=lambda dim: (-stride[dim], dim)))
-    expected = 1
-    for dim in reversed(order):
-        if shape[dim] != 1 and stride[dim] != expected:
-            return None
-        expected *= shape[dim]
-    return order
 
 
 def finish(name: str, module: fx.GraphModule, edge: Signature) -> Program:
@@ -42,8 +30,9 @@ def finish(name: str, module: fx.GraphModule, edge: Signature) -> Program:
     graph = module.graph
     output = graph.output_node()
     results = list(output.args[0])  # type: ignore[arg-type]
-    strides = [spec.stride for spec in edge.outputs if spec.stride is not None]
+    strides = [spec.stride for spec in edge.outputs if spec.is_computed]
     for index, stride in enumerate(strides):
+        assert stride is not None
         result = results[index]
         order = dense_order(graphs.type_of(result).shape, stride)
         if order is not None and order != tuple(range(len(order))):

@@ -54,10 +54,9 @@ class View:
         if self.slice is not None:
             return graphs.call(self.graph, aten.slice_scatter.default, base, value, *self.slice)
         if self.strided is not None:
-            size, stride, offset = self.strided
-            new = graphs.call(
-                self.graph, aten.as_strided_scatter.default, base, value, list(size), list(stride), offset
-            )
+            # Not by graphs.call: torch's own rule for the type refuses a base with gaps or an offset in memory.
+            arguments_ = (base, value, list(self.strided[0]), list(self.strided[1]), self.strided[2])
+            new = self.graph.call_function(aten.as_strided_scatter.default, arguments_)
             graphs.lay_out_like(new, base)
             return new
         graphs.lay_out_like(value, base)
@@ -131,7 +130,7 @@ def insert_call(
     """Inserts the kernel-call node of an operator; returns it and its operands."""
     template, operands = arguments.split(bound, lambda value: isinstance(value, fx.Node))
     types = arguments.fill(template, [graphs.type_of(operand) for operand in operands])
-    kernel = jax_function.specialise(found, types, own)
+    kernel = jax_function.specialise(found, types, own, graphs.device_kind(graph))
     return graphs.call(graph, kernel_call, kernel, tuple(operands)), operands
 
 

@@ -41,7 +41,9 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
     tensor_names = [name for name, value in given.items() if isinstance(value, fx.Node)]
     values = {name: value.meta["val"] if isinstance(value, fx.Node) else value for name, value in given.items()}
     flat_order = _flat_order(kernel, values)
-    host = helion.host_graph(kernel, _complete(kernel, dict(values)), mutated, graphs.source_line(node))
+    host = helion.host_graph(
+        kernel, _complete(kernel, dict(values)), mutated, graphs.source_line(node), graphs.device_kind(module.graph)
+    )
     nodes = {id(values[name]): given[name] for name in tensor_names}
     results = _copy_in(module, node, host, [nodes[key] for key in flat_order])
     new_values = dict(zip(mutated, results, strict=False))

@@ -15,7 +15,7 @@ from tpu_lowering.ir import graphs
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
-def specialise(module: fx.GraphModule, arguments: Sequence[Any]) -> fx.GraphModule:
+def specialise(module: fx.GraphModule, arguments: Sequence[Any], device_kind: str = "") -> fx.GraphModule:
     """A copy of a captured graph in which every size is a number.
 
     Placeholders of symbolic integers stay (they are arguments) but have no users left. Every node's
@@ -24,6 +24,7 @@ def specialise(module: fx.GraphModule, arguments: Sequence[Any]) -> fx.GraphModu
     Args:
         module: graph from AOTAutograd.
         arguments: what it is called with: tensors, real or fake, and integers.
+        device_kind: JAX's name of the TPU it is for, or "" for the CPU.
 
     Raises:
         TpuLoweringError: TL303 if a shape depends on data.
@@ -42,9 +43,16 @@ def specialise(module: fx.GraphModule, arguments: Sequence[Any]) -> fx.GraphModu
             continue
         new = copied.node_copy(node, lambda used: nodes[used])
         new.args, new.kwargs = substitution.concrete(node, (new.args, new.kwargs))
-        new.meta = {**node.meta, "val": value}
+        new.meta = {**node.meta, "val": value, "memory": _memory(node.meta.get("val"))}
         nodes[node] = value if is_number else new
-    return fx.GraphModule(module, copied)
+    specialised = fx.GraphModule(module, copied)
+    specialised.meta["device_kind"] = device_kind
+    return specialised
+
+
+def _memory(value: Any) -> Any:
+    """What tells whether two captured tensors share memory in eager; see ``signature.separate_signature``."""
+    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
 
 
 class _Substitution:
@@ -57,9 +65,7 @@ class _Substitution:
         for node, argument in zip(placeholders, arguments, strict=True):
             recorded = node.meta.get("val")
             if isinstance(recorded, torch.Tensor):
-                for symbolic, number in zip(
-                    (*recorded.shape, *recorded.stride()), (*argument.shape, *argument.stride()), strict=True
-                ):
+                for symbolic, number in zip(_layout(recorded), _layout(argument), strict=True):
                     self._bind(symbolic, number)
             else:
                 self._bind(recorded, argument)
@@ -90,10 +96,13 @@ class _Substitution:
         return kind(number)
 
     def _tensor(self, node: fx.Node, item: torch.Tensor) -> torch.Tensor:
-        shape = [self._number(node, size) if isinstance(size, torch.SymInt) else size for size in item.shape]
-        stride = [self._number(node, step) if isinstance(step, torch.SymInt) else step for step in item.stride()]
-        with self.mode:
-            return torch.empty_strided(shape, stride, dtype=item.dtype, device=item.device)
+        numbers = [self._number(node, one) if isinstance(one, torch.SymInt) else one for one in _layout(item)]
+        return graphs.laid_out(item, self.mode, numbers[: item.ndim], numbers[item.ndim : -1], numbers[-1])
+
+
+def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Sizes, strides and the offset of the first element in memory."""
+    return (*tensor.shape, *tensor.stride(), tensor.storage_offset())
 
 
 def data_dependent(node: fx.Node) -> errors.TpuLoweringError:

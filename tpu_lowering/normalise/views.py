@@ -116,7 +116,8 @@ def normalise_views(graph: fx.Graph) -> None:
 def _in_layout_of(graph: fx.Graph, node: fx.Node, new: fx.Node) -> fx.Node:
     """What replaces a node, in the node's strides if they matter: strided views of it are given in them."""
     is_strided = any(graphs.is_call(user, target) for user in node.users for target in STRIDED)
-    if not is_strided or new.meta["val"].stride() == node.meta["val"].stride():
+    have, want = new.meta["val"], node.meta["val"]
+    if not is_strided or (have.stride() == want.stride() and have.storage_offset() == want.storage_offset()):
         return new
     same = graphs.call(graph, aten.alias.default, new)
     graphs.lay_out_like(same, node)
@@ -176,35 +177,80 @@ def _select_scatter(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return graphs.call(graph, write_box, given["self"], part, box)
 
 
-def _dense_base(graph: fx.Graph, base: fx.Node, node: fx.Node) -> tuple[fx.Node, tuple[int, ...]]:
-    """The base with its dimensions in storage order, and that order.
+Strided = tuple[list[int], list[int], int]
+
+
+def _dense_base(graph: fx.Graph, node: fx.Node) -> tuple[fx.Node, tuple[int, ...], Strided]:
+    """The base of a strided view with its dimensions in storage order, that order, and the view's arguments.
+
+    The view's sizes, strides and offset are those of a base without gaps that starts its memory.
 
     Raises:
-        TpuLoweringError: TL304, if the base's memory is not dense.
+        TpuLoweringError: TL304, if the view has elements that the base does not have, or other ones than
+            a step along a dimension of a base with gaps leads to.
     """
-    value = base.meta["val"]
+    given = _arguments(node)
+    base, value = given["self"], given["self"].meta["val"]
     order = tuple(sorted(range(value.ndim), key=lambda dim: (-value.stride(dim), dim)))
-    sizes, strides = [value.shape[d] for d in order], [value.stride(d) for d in order]
-    for position, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
-        if size != 1 and stride != math.prod(sizes[position + 1 :]):
-            raise errors.refuse(
-                "TL304",
-                str(node.target),
-                f"expected a base that is dense in memory, got shape {tuple(value.shape)}, strides {value.stride()}",
-                "take the view of x.contiguous(), or build it from slices and transposes instead of strides",
-                graphs.source_line(node),
-            )
+    sizes, steps = [value.shape[d] for d in order], [value.stride(d) for d in order]
+    start = value.storage_offset()
+    offset = start if given["storage_offset"] is None else given["storage_offset"]
+    view = _without_gaps(sizes, steps, list(given["size"]), list(given["stride"]), offset - start)
+    if view is None:
+        raise errors.refuse(
+            "TL304",
+            str(node.target),
+            f"expected a view of the elements of its base, which has shape {tuple(value.shape)}, strides "
+            f"{value.stride()} and offset {start}, got one of size {given['size']}, strides {given['stride']} and "
+            f"offset {offset}",
+            "take the view of x.contiguous(), or build it from slices and transposes instead of strides",
+            graphs.source_line(node),
+        )
     if order == tuple(range(value.ndim)):
-        return base, order
-    return graphs.call(graph, aten.permute.default, base, list(order)), order
+        return base, order, view
+    return graphs.call(graph, aten.permute.default, base, list(order)), order, view
+
+
+def _without_gaps(
+    base: Sequence[int], steps: Sequence[int], size: list[int], stride: list[int], offset: int
+) -> Strided | None:
+    """Arguments of the same view where the base's strides ``steps`` are those of a dense base; None if there are none.
+
+    Args:
+        base: sizes of the base in storage order.
+        steps: its strides, largest first.
+        size, stride, offset: the view's, the offset relative to the base's first element.
+    """
+    if 0 in size:
+        return size, stride, 0
+    dense = [math.prod(base[axis + 1 :]) for axis in range(len(base))]
+    if all(extent == 1 or step == unit for extent, step, unit in zip(base, steps, dense, strict=True)):
+        last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
+        return (size, stride, offset) if offset >= 0 and last < math.prod(base) else None
+    starts: list[int] = []
+    for extent, step in zip(base, steps, strict=True):
+        starts.append(0 if extent == 1 or step == 0 else min(offset // step, extent - 1))
+        offset -= starts[-1] * step
+    if offset or min(starts) < 0:
+        return None
+    walks = [extent if step else 1 for extent, step in zip(base, steps, strict=True)]
+    new: list[int] = []
+    taken: dict[int, int] = {}
+    for dim, (count, step) in enumerate(zip(size, stride, strict=True)):
+        axis = _axis_of([max(1, unit) for unit in steps], walks, starts, taken, count, step) if count > 1 else None
+        if count > 1 and axis is None:
+            return None
+        if axis is not None:
+            taken[axis] = dim
+        new.append(step // steps[axis] * dense[axis] if axis is not None else 1)
+    return size, new, sum(start * unit for start, unit in zip(starts, dense, strict=True))
 
 
 def _as_strided(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    given = _arguments(node)
-    base, _ = _dense_base(graph, given["self"], node)
-    shape, view = _memory_box(graphs.type_of(base).shape, *_strided_arguments(given))
+    base, _, strided = _dense_base(graph, node)
+    shape, view = _memory_box(graphs.type_of(base).shape, *strided)
     if view is None:
-        return graphs.call(graph, aten.as_strided.default, _storage(graph, base), *_strided_arguments(given))
+        return graphs.call(graph, aten.as_strided.default, _storage(graph, base), *strided)
     base = _reshaped(graph, base, shape)
     part = graphs.call(graph, aten.reshape.default, graphs.call(graph, read_box, base, view.box), list(view.kept))
     return graphs.call(graph, aten.permute.default, part, list(view.permutation))
@@ -226,10 +272,6 @@ def _reshaped(graph: fx.Graph, node: fx.Node, shape: Sequence[int]) -> fx.Node:
     return node if same else graphs.call(graph, aten.reshape.default, node, list(shape))
 
 
-def _strided_arguments(given: dict[str, Any]) -> tuple[list[int], list[int], int]:
-    return list(given["size"]), list(given["stride"]), given["storage_offset"] or 0
-
-
 def _storage(graph: fx.Graph, base: fx.Node) -> fx.Node:
     """The base as one dense row of its storage, so that strides and offsets apply to it directly."""
     return graphs.call(graph, aten.reshape.default, base, [graphs.type_of(base).size])
@@ -237,14 +279,12 @@ def _storage(graph: fx.Graph, base: fx.Node) -> fx.Node:
 
 def _as_strided_scatter(graph: fx.Graph, node: fx.Node) -> fx.Node:
     given = _arguments(node)
-    base, order = _dense_base(graph, given["self"], node)
+    base, order, strided = _dense_base(graph, node)
     shape = graphs.type_of(base).shape
     part = _converted(graph, given["src"], node)
-    memory, view = _memory_box(shape, *_strided_arguments(given))
+    memory, view = _memory_box(shape, *strided)
     if view is None:
-        flat = graphs.call(
-            graph, aten.as_strided_scatter.default, _storage(graph, base), part, *_strided_arguments(given)
-        )
+        flat = graphs.call(graph, aten.as_strided_scatter.default, _storage(graph, base), part, *strided)
         new = graphs.call(graph, aten.reshape.default, flat, list(shape))
     else:
         inverse = [view.permutation.index(axis) for axis in range(len(view.permutation))]

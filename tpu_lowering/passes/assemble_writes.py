@@ -1,8 +1,8 @@
-"""Assemble writes: pieces that fill an allocation one after the other become one concatenation.
+"""Assemble writes: pieces that fill a buffer one after the other become one concatenation.
 
 Before::
 
-    e = empty([8, 4])
+    e = empty([8, 4])                       # or a fill, or any value: nothing is left of it
     b1 = write_box(e, v, box('0:3, 0:4'))
     b2 = write_box(b1, w, box('3:8, 0:4'))
 
@@ -14,12 +14,12 @@ After::
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import fx
 
-from tpu_lowering.analyse.undefined import undefined_values
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, write_box
 from tpu_lowering.ir.operators import makes_memory
@@ -35,14 +35,11 @@ class AssembleWrites:
     name: str = "assemble_writes"
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
-        undefined = undefined_values(graph)
         actions: list[Action] = []
         for node in reversed(list(graph.nodes)):
             if not graphs.is_call(node, write_box):
                 continue
-            pieces = _pieces(node, undefined)
-            if pieces is None:
-                continue
+            pieces = _last_pieces(node)
             dim = tiled_dimension([box for box, _ in pieces], graphs.type_of(node).shape)
             if dim is None:
                 continue
@@ -55,17 +52,19 @@ class AssembleWrites:
         return actions
 
 
-def _pieces(node: fx.Node, undefined: frozenset[fx.Node]) -> list[tuple[Box, fx.Node]] | None:
-    """The disjoint writes that end in ``node`` and start from an undefined value, or None."""
+def _last_pieces(node: fx.Node) -> list[tuple[Box, fx.Node]]:
+    """The disjoint writes that end in ``node``, the last one first, as many as it takes to fill it."""
     pieces: list[tuple[Box, fx.Node]] = []
-    while graphs.is_call(node, write_box):
+    missing = graphs.type_of(node).size
+    while missing and graphs.is_call(node, write_box):
         base, part, box = node.args
         assert isinstance(base, fx.Node) and isinstance(part, fx.Node) and isinstance(box, Box)
         if not all(box.is_disjoint(other) for other, _ in pieces):
-            return None
+            break
         pieces.append((box, part))
+        missing -= math.prod(box.shape)
         node = base
-    return pieces if node in undefined else None
+    return pieces
 
 
 def tiled_dimension(boxes: Sequence[Box], shape: Sequence[int]) -> int | None:

@@ -12,8 +12,19 @@ from tpu_lowering import errors
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import arrays
-from tpu_lowering.ir.programs import Output, Program
-from tpu_lowering.lower.layout import dense_order
+from tpu_lowering.ir.programs import Output, Program, dense_order
+
+
+class CpuRuntime:
+    """JAX's CPU backend, in this process."""
+
+    device_kind = ""
+
+    def check(self, arguments: Sequence[Any]) -> None:
+        check_devices(arguments)
+
+    def compile(self, program: Program, source: Source) -> CpuProgram:
+        return CpuProgram(program, source)
 
 
 class CpuProgram:
@@ -47,11 +58,12 @@ class CpuProgram:
             tensors = [_owned(arrays.to_torch(result), taken) for result in results]
         signature = self.program.signature
         given = iter(tensors)
-        outputs = [_restored(spec, given) for spec in signature.outputs]
+        own = [_restored(spec, given) for spec in signature.outputs]
+        outputs = [_viewed(spec, tensor, own) for spec, tensor in zip(signature.outputs, own, strict=True)]
         for position, value in zip(signature.mutated, given, strict=True):
             with torch.no_grad():
                 arguments[position].copy_(value)
-        return outputs
+        return outputs[: signature.returned]
 
 
 def _pointer(tensor: torch.Tensor) -> int:
@@ -70,24 +82,25 @@ def _owned(tensor: torch.Tensor, taken: set[int]) -> torch.Tensor:
 
 def _restored(spec: Output, tensors: Any) -> Any:
     """A result with eager's strides; see ``layout.finish`` for the order it comes in."""
-    if spec.stride is None:
+    if spec.stride is None or not spec.is_computed:
         return spec.constant
     tensor = next(tensors)
     stride = spec.stride
     if tensor.stride() == stride:
         return tensor
-    shape = _logical_shape(tensor.shape, stride)
+    shape = Program.caller_shape(tensor.shape, stride)
     order = dense_order(shape, stride)
     if order is not None:
         return tensor.as_strided(shape, stride)
     return _strided_copy(tensor, stride)
 
 
-def _logical_shape(stored: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
-    """The caller's shape of a result that left the program in storage order."""
-    order = sorted(range(len(stride)), key=lambda dim: (-stride[dim], dim))
-    shape = [stored[order.index(dim)] for dim in range(len(stride))]
-    return tuple(shape) if dense_order(shape, stride) is not None else tuple(stored)
+def _viewed(spec: Output, tensor: Any, outputs: Sequence[Any]) -> Any:
+    """A result; one that shares another's memory is made here, as a view of it."""
+    if spec.view is None:
+        return tensor
+    memory, place = outputs[spec.view.base].untyped_storage(), spec.view
+    return torch.empty(0, dtype=place.dtype).set_(memory, place.offset, place.shape, spec.stride)
 
 
 def _strided_copy(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:

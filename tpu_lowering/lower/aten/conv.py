@@ -72,12 +72,12 @@ def convolution(
 ) -> jax.Array:
     """The convolution or, if ``transposed``, its transpose, plus the bias of each channel."""
     count = input.ndim - 2
-    args = [_per_dim(values, count) for values in (stride, padding, dilation)]
+    steps, pads, spread = (_per_dim(values, count) for values in (stride, padding, dilation))
     wide = compute_dtype(input.dtype)
     if transposed:
-        y = _transposed(input, weight, *args, _per_dim(output_padding, count), groups, wide)
+        y = _transposed(input, weight, steps, pads, spread, _per_dim(output_padding, count), groups, wide)
     else:
-        y = _forward(input, weight, *args, groups, wide)
+        y = _forward(input, weight, steps, pads, spread, groups, wide)
     if bias is not None:
         y = y + cast(bias, y.dtype).reshape(1, -1, *(1,) * count)
     return finish(y, out)
@@ -101,12 +101,12 @@ def convolution_backward(
 ) -> tuple[jax.Array | None, ...]:
     """Gradients of input, weight and bias: the convolution is linear in each of the first two."""
     count = input.ndim - 2
-    args = [_per_dim(values, count) for values in (stride, padding, dilation)]
+    steps, pads, spread = (_per_dim(values, count) for values in (stride, padding, dilation))
 
     def apply(x: Any, w: Any) -> jax.Array:
         if transposed:
-            return _transposed(x, w, *args, _per_dim(output_padding, count), groups)
-        return _forward(x, w, *args, groups)
+            return _transposed(x, w, steps, pads, spread, _per_dim(output_padding, count), groups)
+        return _forward(x, w, steps, pads, spread, groups)
 
     (d_input,) = jax.linear_transpose(lambda x: apply(x, weight), input)(grad_output)
     (d_weight,) = jax.linear_transpose(lambda w: apply(input, w), weight)(grad_output)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tpu_lowering.ir.types import TensorType
-from tpu_lowering.lower.aten.promotion import cast, finish
+from tpu_lowering.lower.aten.promotion import cast, finish, widen
 from tpu_lowering.lower.table import lowers
 
 aten = torch.ops.aten
@@ -171,12 +171,12 @@ def linalg_lu_solve(
         return _adjoint(linalg_lu_solve(LU, pivots, _adjoint(B), adjoint=not adjoint, out=flipped))
     batch = out.shape[:-2]
     permutation, lower, upper = _unpack(LU, _order(pivots, LU.shape[-2]))
-    permutation, B = jnp.broadcast_to(permutation, batch + LU.shape[-2:]), jnp.broadcast_to(B, out.shape)
+    permutation, right = jnp.broadcast_to(permutation, batch + LU.shape[-2:]), jnp.broadcast_to(B, out.shape)
     if adjoint:
-        half = _solve_triangular(upper, B, upper=True, adjoint=True)
+        half = _solve_triangular(upper, right, upper=True, adjoint=True)
         half = _solve_triangular(lower, half, upper=False, unit=True, adjoint=True)
         return finish(permutation @ half, out)
-    half = _solve_triangular(lower, jnp.swapaxes(permutation, -1, -2) @ B, upper=False, unit=True)
+    half = _solve_triangular(lower, jnp.swapaxes(permutation, -1, -2) @ right, upper=False, unit=True)
     return finish(_solve_triangular(upper, half, upper=True), out)
 
 
@@ -248,7 +248,7 @@ def linalg_householder_product(self: Any, tau: Any, *, out: TensorType) -> jax.A
 @lowers(aten.linalg_matrix_exp.default)
 def linalg_matrix_exp(self: Any, *, out: TensorType) -> jax.Array:
     """The matrix exponential."""
-    return finish(jax.scipy.linalg.expm(self), out)
+    return finish(jax.scipy.linalg.expm(widen(self)), out)
 
 
 @lowers(aten.linalg_pinv.atol_rtol_tensor)

@@ -102,16 +102,13 @@ def _max_pool(x: Any, w: Windows, out: tuple[TensorType, TensorType]) -> tuple[j
     lowest = -np.inf if jnp.issubdtype(x.dtype, np.floating) else np.iinfo(x.dtype).min
     padded = w.padded(x, lowest)
     inside = w.padded(jnp.ones(w.inputs, bool), False)
-    best, position = None, None
+    best = jnp.full((*x.shape[: -len(w.inputs)], *w.outputs), cast(lowest, x.dtype))
+    position = jnp.full(best.shape, -1, np.int64)
     for offset in w.offsets():
         value, here = w.take(padded, offset), jnp.asarray(w.positions(offset))
         valid = w.take(inside, offset)
-        if best is None:
-            best, position = value, jnp.broadcast_to(jnp.where(valid, here, -1), value.shape)
-            continue
         better = valid & ((value > best) | (value != value) | (position < 0))
         best, position = jnp.where(better, value, best), jnp.where(better, here, position)
-    assert best is not None and position is not None
     return finish(best, out[0]), finish(position, out[1])
 
 

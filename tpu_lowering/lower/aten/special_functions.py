@@ -81,5 +81,5 @@ def special_spherical_bessel_j0(x: Any, *, out: TensorType) -> jax.Array:
 def mvlgamma(self: Any, p: int, *, out: TensorType) -> jax.Array:
     """The logarithm of the multivariate gamma function of dimension ``p``."""
     x = cast(self, compute_dtype(out.dtype))
-    terms = sum(special.gammaln(x - j / 2) for j in range(p))
+    terms = sum((special.gammaln(x - j / 2) for j in range(p)), jnp.zeros_like(x))
     return finish(terms + p * (p - 1) / 4 * float(np.log(np.pi)), out)

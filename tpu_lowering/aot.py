@@ -1,0 +1,75 @@
+"""``aot_compile``: a function compiled for a TPU on a machine that has none."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tpu_lowering import compat
+from tpu_lowering.backend import helion_tpu
+from tpu_lowering.pipeline import Observer
+from tpu_lowering.runtime.aot import compiler
+from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
+from tpu_lowering.runtime.aot.program import TpuProgram
+from tpu_lowering.runtime.aot.targets import Target
+
+
+def aot_compile(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: str = "tpu7x",
+    options: Mapping[str, Any] | None = None,
+    donate: bool = True,
+) -> TpuProgram:
+    """Compiles the forward of a function or module for a TPU, with libtpu's compiler.
+
+    The function is called once to capture it; its tensors' values are never used, and what it returns is
+    undefined. It must be one graph (``fullgraph=True``).
+
+    Args:
+        fn: a function or module.
+        args: its arguments: CPU tensors of the shapes and dtypes to compile for, and other values.
+        kwargs: its keyword arguments.
+        target: a chip (v4, v5e, v5p, v6e, tpu7x) or a topology ("v5e:2x4"); the program is for one device.
+        options: backend options, as ``torch.compile`` takes them.
+        donate: whether the buffers of mutated inputs are donated, so that they are updated in place.
+
+    Returns:
+        The compiled program.
+
+    Raises:
+        TpuLoweringError: TL107 for an unknown target, TL108 without libtpu, TL601 to TL605 for what the
+            compiler refuses, and any code of compiling.
+    """
+    chosen = Target.of(target)
+    compiler.require_libtpu()
+    captured = capture(fn, args, kwargs or {}, chosen, options or {}, ())
+    return compile_captured(captured, chosen, donate)
+
+
+def capture(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    target: Target,
+    options: Mapping[str, Any],
+    observers: Sequence[Observer],
+) -> Captured:
+    """Captures a function as one program for a target."""
+    runtime = TpuRuntime(target)
+    backend = functools.partial(helion_tpu, options=dict(options), runtime=runtime, observers=tuple(observers))
+    with compat.cold_dynamo(), torch.no_grad():
+        torch.compile(fn, backend=backend, fullgraph=True, dynamic=False)(*args, **kwargs)
+    return runtime.captured[-1]
+
+
+def compile_captured(captured: Captured, target: Target, donate: bool) -> TpuProgram:
+    """Compiles a captured program."""
+    positions = captured.mutated_inputs if donate else ()
+    compiled = compiler.compile_artifact(captured.artifact, target, positions, captured.source)
+    return TpuProgram.of(captured.program.name, target, compiled, captured.artifact)

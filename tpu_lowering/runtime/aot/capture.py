@@ -1,0 +1,88 @@
+"""Capturing a function for a TPU: the whole of ``torch.compile`` runs, but nothing is executed on a device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.export
+import torch
+
+from tpu_lowering import errors
+from tpu_lowering.codegen import load
+from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir.programs import Program
+from tpu_lowering.kernels import jaxprs
+from tpu_lowering.runtime.aot import refusals
+from tpu_lowering.runtime.aot.targets import Target
+from tpu_lowering.runtime.cpu import check_devices
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Captured:
+    """A program lowered for a TPU.
+
+    Attributes:
+        program: the program.
+        source: its generated source.
+        artifact: its StableHLO with Mosaic kernels inside, as ``jax.export`` serialises it.
+        mutated_inputs: for each mutated argument, its position among the program's inputs.
+    """
+
+    program: Program
+    source: Source
+    artifact: bytes
+    mutated_inputs: tuple[int, ...]
+
+
+class TpuRuntime:
+    """A runtime that keeps programs instead of running them; calling one gives tensors with undefined contents."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.captured: list[Captured] = []
+
+    @property
+    def device_kind(self) -> str:
+        return self.target.device_kind
+
+    def check(self, arguments: Sequence[Any]) -> None:
+        check_devices(arguments)
+
+    def compile(self, program: Program, source: Source) -> Any:
+        self.captured.append(lower_for(program, source, self.target))
+
+        def undefined_results(arguments: Sequence[Any]) -> list[Any]:
+            types = iter(program.output_nodes())
+            results: list[Any] = []
+            for spec in program.signature.outputs:
+                if spec.stride is None:
+                    results.append(spec.constant)
+                else:
+                    value = next(types).meta["val"]
+                    shape = program.caller_shape(value.shape, spec.stride)
+                    results.append(torch.empty_strided(shape, spec.stride, dtype=value.dtype))
+            return results
+
+        return undefined_results
+
+
+def lower_for(program: Program, source: Source, target: Target) -> Captured:
+    """Lowers a program for a TPU.
+
+    Raises:
+        TpuLoweringError: TL602, TL603 or TL604 for what Pallas refuses to lower for the chip.
+    """
+    function = load.load(program, source, interpret=False)
+    specs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in load.input_types(program)]
+    try:
+        with jaxprs.kernel_scope([], target.device_kind), jax.enable_x64(True):
+            exported = jax.export.export(jax.jit(function), platforms=["tpu"])(*specs)
+    except errors.TpuLoweringError:
+        raise
+    except Exception as error:
+        raise refusals.from_message(str(error), type(error).__name__, source, target) from error
+    mutated = tuple(program.inputs.index(p) for p in program.signature.mutated if p in program.inputs)
+    return Captured(program, source, bytes(exported.serialize()), mutated)

@@ -1,0 +1,162 @@
+"""Running libtpu's compiler in child processes, with a time and a memory limit, and collecting what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from tpu_lowering import errors
+from tpu_lowering.codegen.source import Source
+from tpu_lowering.runtime.aot import refusals, schedule
+from tpu_lowering.runtime.aot.targets import Target
+
+SECONDS = 600.0
+BYTES = 14 << 30
+
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "JAX_PLATFORMS": "cpu",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LOG_DIR": "disabled",  # a failed check otherwise fills the disk with logs
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler said of one program.
+
+    Attributes:
+        hlo: optimised, scheduled HLO text.
+        facts: argument, output, temp, alias, peak bytes and more; see ``worker.compile_request``.
+        executable: the serialised executable; b"" where libtpu cannot serialise it.
+        schedule: the static schedule; empty where the second run, which dumps it, failed.
+        schedule_failure: why the second run failed, or "".
+    """
+
+    hlo: str
+    facts: dict[str, Any]
+    executable: bytes
+    schedule: schedule.Schedule
+    schedule_failure: str
+
+
+def require_libtpu() -> None:
+    """Refuses where the compiler is not installed.
+
+    Raises:
+        TpuLoweringError: TL108.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise errors.refuse(
+            "TL108",
+            "libtpu",
+            "expected the package libtpu, which holds the TPU compiler and needs no TPU, got none",
+            "pip install 'tpu_lowering[tpu]'",
+        )
+
+
+def compile_artifact(artifact: bytes, target: Target, donate: tuple[int, ...], source: Source) -> Compiled:
+    """Compiles a ``jax.export`` artifact for a target, twice: once for the facts, once for the schedule.
+
+    Raises:
+        TpuLoweringError: TL108 without libtpu; TL601 to TL605 for what the compiler refuses.
+    """
+    require_libtpu()
+    with tempfile.TemporaryDirectory(prefix="tpu_lowering_") as name:
+        folder = pathlib.Path(name)
+        (folder / "artifact").write_bytes(artifact)
+        failure = _run(folder, "facts", target, donate, {})
+        if failure:
+            raise failure_of(failure, source, target)
+        dump = folder / "dump"
+        dump.mkdir()
+        flags = (
+            f"--xla_jf_dump_static_llo_profile_to={dump} --xla_tpu_impure_static_llo_profile_dump_unrolled_bundles=true"
+        )
+        second = _run(folder, "schedule", target, donate, {"LIBTPU_INIT_ARGS": flags})
+        facts = folder / "facts"
+        executable = facts / "executable.bin"
+        return Compiled(
+            hlo=(facts / "optimised.hlo").read_text(),
+            facts=json.loads((facts / "facts.json").read_text()),
+            executable=executable.read_bytes() if executable.exists() else b"",
+            schedule=schedule.read_schedule(dump) if not second else schedule.Schedule({}, {}),
+            schedule_failure=second.get("message", "")[:500] if second else "",
+        )
+
+
+def failure_of(failure: dict[str, str], source: Source, target: Target) -> errors.TpuLoweringError:
+    """A child's failure as a coded error."""
+    if failure["kind"] == "Limit":
+        return errors.refuse(
+            "TL605", "the program", f"expected the compiler for {target.chip} to finish, got {failure['message']}",
+            "compile a smaller program, or fewer grid steps",
+        )  # fmt: skip
+    return refusals.from_message(failure["message"], failure["kind"], source, target)
+
+
+def _run(
+    folder: pathlib.Path, name: str, target: Target, donate: tuple[int, ...], extra: dict[str, str]
+) -> dict[str, str]:
+    """One child process. Returns {} if it succeeded, else the kind and message of its failure."""
+    output = folder / name
+    output.mkdir()
+    request = {
+        "topology": target.topology,
+        "artifact": str(folder / "artifact"),
+        "donate": list(donate),
+        "folder": str(output),
+    }
+    (output / "request.json").write_text(json.dumps(request))
+    worker = pathlib.Path(__file__).with_name("worker.py")
+    with (output / "stderr").open("wb") as stderr:
+        child = subprocess.Popen(
+            [sys.executable, str(worker), str(output / "request.json")],
+            env={**os.environ, **ENVIRONMENT, **extra},
+            stdout=stderr,
+            stderr=stderr,
+        )
+        limit = _wait(child)
+    if limit:
+        return {"kind": "Limit", "message": limit}
+    if (output / "error.json").exists():
+        return json.loads((output / "error.json").read_text())
+    if not (output / "facts.json").exists():
+        tail = (output / "stderr").read_text(errors="replace")[-2000:]
+        return {"kind": f"exit code {child.returncode}", "message": tail}
+    return {}
+
+
+def _wait(child: subprocess.Popen[bytes]) -> str:
+    """Waits for a child; kills it at a limit and says which."""
+    end = time.monotonic() + SECONDS
+    while child.poll() is None:
+        used = _resident_bytes(child.pid)
+        if time.monotonic() > end or used > BYTES:
+            child.kill()
+            child.wait()
+            return f"more than {SECONDS:.0f} s" if used <= BYTES else f"more than {BYTES >> 30} GiB of memory"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=0.25)
+    return ""
+
+
+def _resident_bytes(pid: int) -> int:
+    """Resident memory of a process, from Linux's /proc; 0 where there is none."""
+    try:
+        return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0

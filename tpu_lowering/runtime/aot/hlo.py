@@ -1,0 +1,176 @@
+"""Optimised HLO text, read as far as a report needs it: the entry computation's operations and their buffers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+BITS = {
+    "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32,
+    "s64": 64, "u64": 64, "f16": 16, "bf16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128, "token": 0,
+    "f8e4m3fn": 8, "f8e5m2": 8, "f8e4m3": 8, "f4e2m1fn": 4, "f8e8m0fnu": 8,
+}  # fmt: skip
+
+# Entry operations that move no bytes: they name, group or forward buffers.
+FREE = frozenset((
+    "parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "partition-id", "opt-barrier",
+    "copy-done", "async-done", "slice-done", "dynamic-slice-done", "add-dependency",
+))  # fmt: skip
+
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
+_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of an HLO type.
+
+    Attributes:
+        element: HLO's name of the element type.
+        shape: dimensions, unpadded.
+        memory_space: 0 for HBM; 1 is VMEM, others are other memories of the chip.
+    """
+
+    element: str
+    shape: tuple[int, ...]
+    memory_space: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements, without padding to tiles."""
+        return math.prod(self.shape) * BITS.get(self.element, 0) // 8
+
+    @property
+    def hbm_bytes(self) -> int:
+        return self.nbytes if self.memory_space == 0 else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One operation of the entry computation.
+
+    Attributes:
+        name: its name in the optimised program.
+        opcode: HLO opcode; for a custom call, ``custom-call:`` and its target.
+        results: the arrays it makes.
+        operands: names of the operations it takes.
+        op_name: where it comes from, as JAX's name scopes say it.
+        aliased: for each aliased result, the operand position whose buffer it is written into.
+        vmem_bytes: scoped VMEM that it uses, as the compiler states it.
+        estimated_cycles: cycles of its static schedule, if the compiler states them in the text.
+    """
+
+    name: str
+    opcode: str
+    results: tuple[Array, ...]
+    operands: tuple[str, ...]
+    op_name: str
+    aliased: tuple[int, ...]
+    vmem_bytes: int
+    estimated_cycles: int | None
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is a Mosaic (Pallas) kernel."""
+        return self.opcode == "custom-call:tpu_custom_call"
+
+    @property
+    def moves_bytes(self) -> bool:
+        return self.opcode not in FREE and self.opcode != "custom-call:AllocateBuffer"
+
+
+def entry_operations(text: str) -> tuple[Operation, ...]:
+    """The operations of the entry computation, in the order of the schedule.
+
+    Raises:
+        ValueError: the text has no entry computation.
+    """
+    _, entry, rest = text.partition("\nENTRY ")
+    if not entry:
+        raise ValueError("expected an HLO module with an ENTRY computation, got none")
+    body = rest.partition("\n}")[0]
+    matches = (_LINE.match(line) for line in body.splitlines()[1:])
+    return tuple(_operation(match[1], match[2]) for match in matches if match)
+
+
+def _operation(name: str, rest: str) -> Operation:
+    type_text, rest = _split_type(rest)
+    opcode, _, tail = rest.partition("(")
+    arguments, attributes = _split_parenthesis(tail)
+    target = re.search(r'custom_call_target="([^"]+)"', attributes)
+    opcode = opcode.strip()
+    aliasing = re.search(r"output_to_operand_aliasing=\{(.*?)\}(?:,|$| )", attributes)
+    cycles = re.search(r'"bundle_analysis_data":\{"estimated_cycles":"(\d+)"', attributes)
+    op_name = re.search(r'op_name="([^"]*)"', attributes)
+    vmem = re.findall(r'"memory_space":"1","offset":"\d+","size":"(\d+)"', attributes)
+    return Operation(
+        name=name,
+        opcode=f"custom-call:{target[1]}" if target and opcode == "custom-call" else opcode,
+        results=arrays(type_text),
+        operands=tuple(re.findall(r"%([\w.\-]+)", arguments)),
+        op_name=op_name[1] if op_name else "",
+        aliased=tuple(int(position) for position in re.findall(r"\((\d+), \{", aliasing[1] if aliasing else "")),
+        vmem_bytes=max(map(int, vmem), default=0),
+        estimated_cycles=int(cycles[1]) if cycles else None,
+    )
+
+
+def arrays(text: str) -> tuple[Array, ...]:
+    """The arrays of an HLO type: one, or those of a tuple, nested ones flattened."""
+    found: list[Array] = []
+    for element, dims, layout in _ARRAY.findall(text):
+        space = re.search(r"S\((\d+)\)", layout or "")
+        shape = tuple(int(dim) for dim in dims.split(",") if dim)
+        found.append(Array(element, shape, int(space[1]) if space else 0))
+    return tuple(found)
+
+
+def _split_type(text: str) -> tuple[str, str]:
+    """The type at the start of an instruction, and the rest."""
+    if text.startswith("("):
+        inside, rest = _split_parenthesis(text[1:])
+        return inside, rest.lstrip()
+    type_text, _, rest = text.partition(" ")
+    return type_text, rest
+
+
+def _split_parenthesis(text: str) -> tuple[str, str]:
+    """What stands before the parenthesis that closes an open one, and what stands after it."""
+    depth = 1
+    for at, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return text[:at], text[at + 1 :]
+    return text, ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """HBM bytes of one operation by its buffers: operands in HBM read once, results in HBM written once."""
+
+    read: int
+    written: int
+
+    @property
+    def total(self) -> int:
+        return self.read + self.written
+
+
+def traffic_by_operands(operations: tuple[Operation, ...]) -> dict[str, Traffic]:
+    """HBM traffic of every entry operation that moves bytes.
+
+    An operand and a result that share a buffer count once, as written. Exact for XLA's own operations that
+    use all of their operands; a lower bound for kernels that fetch a block more than once.
+    """
+    by_name = {operation.name: operation for operation in operations}
+    traffic: dict[str, Traffic] = {}
+    for operation in operations:
+        if not operation.moves_bytes:
+            continue
+        read = 0
+        for position, name in enumerate(operation.operands):
+            if position not in operation.aliased and name in by_name:
+                read += sum(array.hbm_bytes for array in by_name[name].results)
+        traffic[operation.name] = Traffic(read, sum(array.hbm_bytes for array in operation.results))
+    return traffic

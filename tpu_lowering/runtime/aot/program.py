@@ -1,0 +1,223 @@
+"""``TpuProgram``: a program compiled for a TPU, what the compiler says of it, and its file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import zipfile
+from typing import Any
+
+from tpu_lowering import compat, errors
+from tpu_lowering.runtime.aot import hlo
+from tpu_lowering.runtime.aot.compiler import Compiled
+from tpu_lowering.runtime.aot.targets import Target
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EntryOperation:
+    """One operation that the device executes.
+
+    Attributes:
+        name: its name in the optimised HLO.
+        opcode: HLO opcode; custom calls with their target.
+        op_name: where it comes from, in JAX's name scopes: the user's source line is part of it.
+        hbm_bytes_read: HBM bytes it reads.
+        hbm_bytes_written: HBM bytes it writes.
+        bytes_source: "dma schedule" or "operands", where the bytes come from.
+        vmem_bytes: scoped VMEM, as the compiler states it.
+        schedule_cycles: cycles of the compiler's simulated static schedule; None where it states none.
+    """
+
+    name: str
+    opcode: str
+    op_name: str
+    hbm_bytes_read: int
+    hbm_bytes_written: int
+    bytes_source: str
+    vmem_bytes: int
+    schedule_cycles: int | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TpuProgram:
+    """A program compiled by libtpu for a chip that is not there. Nothing in it was measured on a TPU.
+
+    Attributes:
+        name: the program's name.
+        target: what it was compiled for.
+        hlo: optimised, scheduled HLO text.
+        entry_operations: the operations that move bytes, in the order of the schedule.
+        argument_bytes, output_bytes, temporary_bytes, aliased_bytes, peak_bytes: the compiler's memory plan.
+            Peak counts buffers that are prefetched into VMEM too on v5e and v6e.
+        artifact: portable StableHLO, as ``jax.export`` serialises it.
+        executable: libtpu's executable; b"" where it cannot be serialised. Loading it needs a TPU.
+        schedule_failure: why there is no static schedule, or "".
+    """
+
+    name: str
+    target: Target
+    hlo: str
+    entry_operations: tuple[EntryOperation, ...]
+    argument_bytes: int
+    output_bytes: int
+    temporary_bytes: int
+    aliased_bytes: int
+    peak_bytes: int
+    artifact: bytes
+    executable: bytes
+    schedule_failure: str
+
+    @property
+    def hbm_bytes_read(self) -> int:
+        """HBM bytes read by all operations: kernels by the compiler's DMA schedule, others by their operands."""
+        return sum(operation.hbm_bytes_read for operation in self.entry_operations)
+
+    @property
+    def hbm_bytes_written(self) -> int:
+        """HBM bytes written by all operations; see ``hbm_bytes_read``."""
+        return sum(operation.hbm_bytes_written for operation in self.entry_operations)
+
+    @property
+    def hbm_bytes(self) -> int:
+        return self.hbm_bytes_read + self.hbm_bytes_written
+
+    @property
+    def vmem_bytes(self) -> dict[str, int]:
+        """Scoped VMEM of each Mosaic kernel, by operation name."""
+        return {o.name: o.vmem_bytes for o in self.entry_operations if o.opcode == "custom-call:tpu_custom_call"}
+
+    @property
+    def schedule_cycles(self) -> int | None:
+        """Cycles of the compiler's simulated static schedule, all operations one after the other; None if a
+        schedule is missing. The simulation knows no contention for HBM."""
+        cycles = [operation.schedule_cycles for operation in self.entry_operations]
+        return None if None in cycles else sum(c for c in cycles if c is not None)
+
+    @property
+    def bandwidth_bound_seconds(self) -> float:
+        """``hbm_bytes`` over the chip's HBM bandwidth: no run of this program can take less."""
+        return self.hbm_bytes / self.target.hbm_bytes_per_second
+
+    @staticmethod
+    def of(name: str, target: Target, compiled: Compiled, artifact: bytes) -> TpuProgram:
+        """Reads a program off what the compiler said."""
+        facts = compiled.facts
+        planned = facts["argument_bytes"] + facts["output_bytes"] + facts["temp_bytes"] - facts["alias_bytes"]
+        return TpuProgram(
+            name=name,
+            target=target,
+            hlo=compiled.hlo,
+            entry_operations=_entry_operations(compiled),
+            argument_bytes=facts["argument_bytes"],
+            output_bytes=facts["output_bytes"],
+            temporary_bytes=facts["temp_bytes"],
+            aliased_bytes=facts["alias_bytes"],
+            peak_bytes=facts["peak_bytes"] or planned,
+            artifact=artifact,
+            executable=compiled.executable,
+            schedule_failure=compiled.schedule_failure,
+        )
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Writes one file: StableHLO, executable, HLO text and facts, each under a digest."""
+        members = {
+            "program.jax_export": self.artifact,
+            "executable.bin": self.executable,
+            "optimised.hlo": self.hlo.encode(),
+            "facts.json": json.dumps(self._facts()).encode(),
+        }
+        manifest = {
+            "format": FORMAT,
+            "versions": versions(),
+            "digests": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
+        }
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("manifest.json", json.dumps(manifest))
+            for name, data in members.items():
+                file.writestr(name, data)
+
+    def _facts(self) -> dict[str, Any]:
+        left_out = ("hlo", "artifact", "executable")
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
+        values["target"] = dataclasses.asdict(self.target)
+        values["entry_operations"] = [dataclasses.asdict(operation) for operation in self.entry_operations]
+        return values
+
+
+def _entry_operations(compiled: Compiled) -> tuple[EntryOperation, ...]:
+    operations = hlo.entry_operations(compiled.hlo)
+    by_operands = hlo.traffic_by_operands(operations)
+    found: list[EntryOperation] = []
+    for operation in operations:
+        if operation.name not in by_operands:
+            continue
+        traffic, source = by_operands[operation.name], "operands"
+        dma = compiled.schedule.dma.get(operation.name)
+        # A schedule that copies less than the operands hold was not dumped whole.
+        if operation.is_kernel and dma is not None and dma.read + dma.written >= traffic.total:
+            traffic, source = hlo.Traffic(dma.read, dma.written), "dma schedule"
+        cycles = compiled.schedule.cycles.get(operation.name, operation.estimated_cycles)
+        found.append(
+            EntryOperation(
+                operation.name,
+                operation.opcode,
+                operation.op_name,
+                traffic.read,
+                traffic.written,
+                source,
+                operation.vmem_bytes,
+                cycles,
+            )  # fmt: skip
+        )
+    return tuple(found)
+
+
+def versions() -> dict[str, str]:
+    """Versions that a saved program depends on."""
+    return {package: compat.version(package) or "" for package in ("jax", "jaxlib", "libtpu")}
+
+
+def load(path: str | pathlib.Path) -> TpuProgram:
+    """Reads a saved program. Nothing in the file is unpickled or executed.
+
+    Raises:
+        TpuLoweringError: TL109 for a file that is damaged, not ours, or of other versions.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            manifest = json.loads(file.read("manifest.json"))
+            members = {name: file.read(name) for name in manifest["digests"]}
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise damaged(path, f"a file saved by TpuProgram.save, got {type(error).__name__}: {error}") from error
+    if manifest.get("format") != FORMAT:
+        raise damaged(path, f"format {FORMAT}, got {manifest.get('format')!r}")
+    for name, data in members.items():
+        if hashlib.sha256(data).hexdigest() != manifest["digests"][name]:
+            raise damaged(path, f"{name} with digest {manifest['digests'][name][:12]}, got other contents")
+    if manifest.get("versions") != versions():
+        raise damaged(path, f"versions {versions()}, got {manifest.get('versions')}")
+    return _from_members(path, members)
+
+
+def _from_members(path: str | pathlib.Path, members: dict[str, bytes]) -> TpuProgram:
+    try:
+        facts = json.loads(members["facts.json"])
+        facts["target"] = Target(**facts["target"])
+        facts["entry_operations"] = tuple(EntryOperation(**operation) for operation in facts["entry_operations"])
+        return TpuProgram(
+            **facts,
+            hlo=members["optimised.hlo"].decode(),
+            artifact=members["program.jax_export"],
+            executable=members["executable.bin"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, f"the facts of a program, got {type(error).__name__}: {error}") from error
+
+
+def damaged(path: str | pathlib.Path, reason: str) -> errors.TpuLoweringError:
+    """The refusal of a file."""
+    return errors.refuse("TL109", str(path), f"expected {reason}", "save the program again with TpuProgram.save(path)")

@@ -1,0 +1,85 @@
+"""What the TPU compiler refuses, as coded errors: which kernel, which limit, which number broke it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from tpu_lowering import errors
+from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir.kernels import Kernel
+from tpu_lowering.runtime.aot.targets import Target
+
+SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def kernel_in(message: str, source: Source) -> Kernel | None:
+    """The kernel that a message names, or the only one there is."""
+    named = [kernel for name, kernel in source.kernels.items() if name in message or kernel.name in message]
+    if named:
+        return max(named, key=lambda kernel: len(kernel.name))
+    return next(iter(source.kernels.values())) if len(source.kernels) == 1 else None
+
+
+def from_message(message: str, kind: str, source: Source, target: Target) -> errors.TpuLoweringError:
+    """The refusal for an error of Pallas, Mosaic or libtpu."""
+    kernel = kernel_in(message, source)
+    subject = kernel.name if kernel is not None else "the program"
+    where = kernel.where if kernel is not None else ""
+    for pattern, build in PATTERNS:
+        found = re.search(pattern, message, re.IGNORECASE | re.DOTALL)
+        if found:
+            code, reason, remedy = build(found, target)
+            return errors.refuse(code, subject, reason, remedy, where)
+    first = next((line.strip() for line in message.splitlines() if line.strip()), kind)
+    return errors.refuse(
+        "TL604", subject, f"expected a program that the compiler for {target.chip} takes, got {kind}: {first[:400]}",
+        "change the kernel, or its config, as the message says", where,
+    )  # fmt: skip
+
+
+Parts = tuple[str, str, str]
+
+
+def _vmem(found: re.Match[str], target: Target) -> Parts:
+    used, limit = found["used"], found["limit"]
+    return (
+        "TL601",
+        f"expected at most {limit} of VMEM on {target.chip}, got {used}",
+        "choose smaller block sizes, or fewer or narrower operands in one block",
+    )
+
+
+def _block(found: re.Match[str], target: Target) -> Parts:
+    return (
+        "TL602",
+        f"expected blocks whose last two dimensions are multiples of 8 and 128 or whole, got {found['got'].strip()[:200]}",
+        "choose block sizes that are multiples of 8 (rows) and 128 (columns), or take whole dimensions",
+    )
+
+
+def _dtype(found: re.Match[str], target: Target) -> Parts:
+    return (
+        "TL603",
+        f"expected element types of at most 32 bits on {target.chip}, got {found['dtype']}",
+        "convert the operand before the kernel: x.float() for float64, x.int() for int64",
+    )
+
+
+PATTERNS: tuple[tuple[str, Callable[[re.Match[str], Target], Parts]], ...] = (
+    (r"memory space vmem.*?(?:Used|Estimated) (?P<used>[\d.]+ ?\w*) (?:of|exceeds) (?P<limit>[\d.]+ ?\w*)", _vmem),
+    (r"Scoped allocation with size (?P<used>[\d.]+\w*) and limit (?P<limit>[\d.]+\w*) exceeded", _vmem),
+    (
+        r"last two dimensions of your block shape.*?(?P<got>Block spec for.*?has block shape.*?)(?:,? index_map|$)",
+        _block,
+    ),
+    (r"(?P<got>block shape[^\n]*)\n?.*?divisible by", _block),
+    (
+        r"(?:unsupported|not supported|not implemented)[^\n]*?(?P<dtype>\b(?:float64|int64|uint64|f64|i64|u64)\b)",
+        _dtype,
+    ),
+    (
+        r"(?P<dtype>\b(?:float64|int64|uint64|f64|i64|ui64|u64)\b)[^\n]*?(?:unsupported|not supported|not implemented)",
+        _dtype,
+    ),
+)

@@ -1,0 +1,70 @@
+"""TPUs that programs can be compiled for, and the figures used to turn bytes into time."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from tpu_lowering import compat, errors
+
+# The smallest slice of each chip that libtpu describes; a program for one device is the same on all of them.
+TOPOLOGIES: dict[str, str] = {
+    "v4": "v4:2x2x1",
+    "v5e": "v5e:2x2",
+    "v5p": "v5p:2x2x1",
+    "v6e": "v6e:2x2",
+    "tpu7x": "tpu7x:2x2x1",
+}
+
+# What JAX calls one device of each chip.
+DEVICE_KINDS: dict[str, str] = {
+    "v4": "TPU v4",
+    "v5e": "TPU v5 lite",
+    "v5p": "TPU v5",
+    "v6e": "TPU v6 lite",
+    "tpu7x": "TPU7x",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A TPU to compile for.
+
+    Attributes:
+        chip: a key of ``TOPOLOGIES``.
+        topology: libtpu's name of a slice, such as ``v5e:2x4``.
+        device_kind: JAX's name of one device.
+        hbm_bytes_per_second: HBM bandwidth of one device, from JAX's table of TPUs
+            (``jax._src.pallas.mosaic.tpu_info``); on tpu7x a device is one of a chip's two cores.
+        vmem_bytes: VMEM of one core, from the same table.
+    """
+
+    chip: str
+    topology: str
+    device_kind: str
+    hbm_bytes_per_second: float
+    vmem_bytes: int
+
+    @staticmethod
+    def of(name: str) -> Target:
+        """A target by its name: a chip, ``"tpu7x"``, or a topology, ``"v5e:2x4"``.
+
+        Raises:
+            TpuLoweringError: TL107 for a name that is neither.
+        """
+        chip, _, shape = name.partition(":")
+        if chip not in TOPOLOGIES or (shape and not re.fullmatch(r"\d+(x\d+){1,2}", shape)):
+            raise errors.refuse(
+                "TL107",
+                repr(name),
+                f"expected one of {', '.join(TOPOLOGIES)}, or a topology such as 'v5e:2x4', got {name!r}",
+                'write target="tpu7x"',
+            )
+        info = compat.tpu_info(DEVICE_KINDS[chip])
+        return Target(
+            chip,
+            name if shape else TOPOLOGIES[chip],
+            DEVICE_KINDS[chip],
+            float(info.mem_bw_bytes_per_second),
+            int(info.vmem_capacity_bytes),
+        )

@@ -1,0 +1,68 @@
+"""The child process that holds libtpu: ``python -m tpu_lowering.runtime.aot.worker REQUEST.json``.
+
+One compilation a process, because libtpu may abort, and because its dump flags are read once. It imports
+nothing of this package, and writes what it found beside the request.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+import traceback
+from typing import Any
+
+
+def main(path: pathlib.Path) -> None:
+    """Compiles a request.
+
+    The request has ``topology``, ``artifact`` (a serialised ``jax.export`` program), ``donate`` (positions) and
+    ``folder``. Into the folder go ``facts.json``, ``optimised.hlo`` and, where libtpu can write it,
+    ``executable.bin``; or ``error.json``.
+    """
+    request = json.loads(path.read_text())
+    folder = pathlib.Path(request["folder"])
+    try:
+        facts = compile_request(request, folder)
+        (folder / "facts.json").write_text(json.dumps(facts))
+    except Exception as error:
+        text = {"kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
+        (folder / "error.json").write_text(json.dumps(text))
+
+
+def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    """Compiles for the topology's first device; returns the facts."""
+    import jax
+    import jax.export
+    from jax.experimental import topologies
+
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=request["topology"])
+    device = topology.devices[0]
+    with jax.enable_x64(True):
+        exported = jax.export.deserialize(bytearray(pathlib.Path(request["artifact"]).read_bytes()))
+        sharding = jax.sharding.SingleDeviceSharding(device)
+        specs = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in exported.in_avals]
+        jitted = jax.jit(exported.call, donate_argnums=tuple(request["donate"]))
+        compiled = jitted.trace(*specs).lower(lowering_platforms=("tpu",)).compile()
+    (folder / "optimised.hlo").write_text(compiled.as_text())
+    memory = compiled.memory_analysis()
+    fields = ("argument", "output", "temp", "alias", "generated_code")
+    facts: dict[str, Any] = {f"{name}_bytes": int(getattr(memory, f"{name}_size_in_bytes")) for name in fields}
+    facts["peak_bytes"] = int(getattr(memory, "peak_memory_in_bytes", 0))
+    facts["device_kind"] = device.device_kind
+    facts["devices"] = len(topology.devices)
+    facts["serialised"] = write_executable(compiled, folder)
+    return facts
+
+
+def write_executable(compiled: Any, folder: pathlib.Path) -> str:
+    """Writes the executable, if libtpu can serialise it; returns "" or why it could not."""
+    try:
+        (folder / "executable.bin").write_bytes(compiled.runtime_executable().serialize())
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
