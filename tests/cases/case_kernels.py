@@ -342,3 +342,27 @@ def helion_exp(x: torch.Tensor) -> torch.Tensor:
 def helion_exp_first_half(x: torch.Tensor, out: torch.Tensor) -> None:
     for row, column in hl.tile([out.size(0) // 2, out.size(1)]):
         out[row, column] = torch.exp(x[row, column])
+
+
+@pallas_kernel(config=helion.Config(block_sizes=[8, 128]))
+def helion_write_then_read_into(x: torch.Tensor, out: torch.Tensor) -> None:
+    for tile in hl.tile(out.size()):
+        out[tile] = torch.exp(x[tile])
+        out[tile] = out[tile] * 2 + 1
+
+
+@pallas_kernel(config=helion.Config(block_sizes=[8]))
+def helion_add_columns(x: torch.Tensor, out: torch.Tensor) -> None:
+    """``out += columns of x``, [columns]: every step adds to the same tile."""
+    for row in hl.tile(x.size(0)):
+        hl.atomic_add(out, [slice(None)], x[row, :].sum(0))
+
+
+@pallas_kernel(config=helion.Config(block_sizes=[16, 8]))
+def helion_column_max_into(x: torch.Tensor, out: torch.Tensor) -> None:
+    """The maximum of each column, [columns], by an inner loop over rows."""
+    for column in hl.tile(x.size(1)):
+        largest = hl.full([column], float("-inf"))
+        for row in hl.tile(x.size(0)):
+            largest = torch.maximum(largest, x[row, column].amax(0))
+        out[column] = largest

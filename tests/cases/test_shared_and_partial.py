@@ -18,8 +18,12 @@ from case_kernels import (
     exp_first_half,
     exp_into,
     helion_accumulate,
+    helion_add_columns,
+    helion_add_into,
+    helion_column_max_into,
     helion_exp_first_half,
     helion_exp_into,
+    helion_write_then_read_into,
     running_column_max,
     write_pages,
     write_then_read_into,
@@ -234,6 +238,22 @@ def test_b3_interleaved_rows() -> None:
     assert record.allocations <= 1
 
 
+def test_b3_views_of_one_allocation_for_helion() -> None:
+    """``kv[0]`` and ``kv[1]`` written by two launches of a Helion kernel."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        kv = torch.empty(2, *x.shape)
+        helion_exp_into(x, kv[0])
+        helion_exp_into(-x, kv[1])
+        return kv
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x.exp(), (-x).exp()])
+
+    fresh = ("helion_exp_into.out",) * 2
+    check(function, matrix, model=model, fresh=fresh, aliased=(), allocations=0, kept=(), programs=1)
+
+
 # B4 ---------------------------------------------------------------------------------------------------
 def first_half(out: torch.Tensor) -> torch.Tensor:
     return out[:4]
@@ -287,6 +307,9 @@ FILLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+SOME_FILLS = ("full", "zeros_like", "new_ones")
+
+
 @pytest.mark.parametrize("name", FILLS)
 def test_b5_partial_write_of_a_fill_is_kept(name: str) -> None:
     """The rows that the kernel does not write keep the fill."""
@@ -320,7 +343,7 @@ def test_b5_partial_write_of_a_fill_is_kept_for_helion() -> None:
     check(function, arguments, model=model, fresh=(), aliased=aliased, fills=1, kept=("TL505",))
 
 
-@pytest.mark.parametrize("name", FILLS)
+@pytest.mark.parametrize("name", SOME_FILLS)
 def test_b5_accumulating_into_a_fill_is_kept(name: str) -> None:
     """The initial value is part of the sum."""
     fill = FILLS[name]
@@ -395,7 +418,7 @@ def test_b6_overwritten_input_is_not_read() -> None:
     check(function, two_matrices, fresh=("exp_into.out",), aliased=(), kept=(), programs=1)
 
 
-@pytest.mark.parametrize("name", FILLS)
+@pytest.mark.parametrize("name", SOME_FILLS)
 def test_b6_fill_overwritten_in_pieces_is_dropped(name: str) -> None:
     """Two kernels overwrite one half each: the fill is gone too."""
     fill = FILLS[name]
@@ -530,6 +553,19 @@ def test_b8_reading_its_own_output(allocate: Callable[[torch.Tensor], torch.Tens
         return out
 
     check(function, matrix, fresh=("write_then_read_into.out",), aliased=(), allocations=0, fills=0, kept=())
+
+
+@pytest.mark.parametrize("allocate", [torch.empty_like, torch.zeros_like])
+def test_b8_reading_its_own_output_for_helion(allocate: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """The same with a Helion kernel."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        out = allocate(x)
+        helion_write_then_read_into(x, out)
+        return out
+
+    fresh = ("helion_write_then_read_into.out",)
+    check(function, matrix, model=lambda x: x.exp() * 2 + 1, fresh=fresh, aliased=(), allocations=0, fills=0, kept=())
 
 
 # B9 ---------------------------------------------------------------------------------------------------
@@ -703,6 +739,31 @@ def test_b11_two_arguments_that_overlap() -> None:
     check(function, arguments)
 
 
+def test_b11_same_tensor_as_input_and_out_for_helion() -> None:
+    """``add(x, y, x)`` with a Helion kernel."""
+
+    def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        helion_add_into(x, y, x)
+        return x * 2
+
+    def model(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x.add_(y) * 2
+
+    check(function, two_matrices, model=model)
+
+
+def test_b11_overlapping_views_as_input_and_out_for_helion() -> None:
+    """Rows 0 to 8 are read, rows 4 to 12 written, by a Helion kernel."""
+
+    def function(buffer: torch.Tensor) -> None:
+        helion_exp_into(buffer[:8], buffer[4:])
+
+    def model(buffer: torch.Tensor) -> None:
+        buffer[4:] = buffer[:8].exp()
+
+    check(function, lambda: (torch.randn(12, 16),), model=model)
+
+
 # B12 --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("operator", [running_column_max, add_columns])
 def test_b12_shared_tile_begins_with_the_initial_value(operator: Any) -> None:
@@ -725,6 +786,36 @@ def test_b12_shared_tile_of_an_input() -> None:
         add_columns(x, total)
 
     check(function, lambda: (torch.randn(12, 16), torch.randn(1, 16)), aliased=("add_columns.out",) * 2)
+
+
+def test_b12_atomic_adds_of_a_helion_kernel() -> None:
+    """Every step adds to one tile, atomically: the initial value counts once."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        out = torch.full((16,), 0.5)
+        helion_add_columns(x, out)
+        return out
+
+    def arguments() -> tuple[torch.Tensor]:
+        return (torch.randn(32, 16),)
+
+    aliased = ("helion_add_columns.out",)
+    check(function, arguments, model=lambda x: x.sum(0) + 0.5, fresh=(), aliased=aliased, fills=1, kept=("TL501",))
+
+
+def test_b12_running_maximum_of_a_helion_kernel() -> None:
+    """The maximum is kept in registers and stored once: the fill is never seen."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros(16)
+        helion_column_max_into(x, out)
+        return out
+
+    def arguments() -> tuple[torch.Tensor]:
+        return (torch.randn(32, 16),)
+
+    fresh = ("helion_column_max_into.out",)
+    check(function, arguments, model=lambda x: x.amax(0), fresh=fresh, aliased=(), fills=0, kept=())
 
 
 # B13 --------------------------------------------------------------------------------------------------

@@ -120,6 +120,18 @@ def replace(old: fx.Node, new: fx.Node) -> None:
     old.graph.erase_node(old)
 
 
+def copy_module(module: fx.GraphModule) -> fx.GraphModule:
+    """A module with a copy of the graph; kernels and recorded values are shared, not copied."""
+    copied = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        nodes[node] = copied.node_copy(node, lambda used: nodes[used])
+        nodes[node].meta = dict(node.meta)
+    result = fx.GraphModule(module, copied)
+    result.meta.update(module.meta)
+    return result
+
+
 def eliminate_dead_code(graph: fx.Graph, spare: Callable[[fx.Node], bool] = lambda node: False) -> list[fx.Node]:
     """Erases calls whose results nobody uses, but those to spare; every call in a normalised graph is pure.
 

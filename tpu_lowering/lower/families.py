@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tpu_lowering.lower import aten
+from tpu_lowering.lower import aten as aten_families
 from tpu_lowering.lower.table import RULES, TABLE
 
-FAMILIES: tuple[str, ...] = tuple(aten.__all__)
+FAMILIES: tuple[str, ...] = tuple(aten_families.__all__)
 
 __all__ = ["FAMILIES", "RULES", "TABLE"]

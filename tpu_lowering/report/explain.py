@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +19,7 @@ from tpu_lowering.ir import graphs
 from tpu_lowering.ir.operators import is_allocation, is_fill
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.passes.base import Action
+from tpu_lowering.report import chip
 from tpu_lowering.report.report import REMEDIES, Buffer, Report
 
 
@@ -89,7 +90,7 @@ class Collector:
         )
 
 
-def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
+def explain(fn: Callable[..., Any], *args: Any, target: str | None = None, **kwargs: Any) -> Report:
     """Reports what compiling a function with ``helion_tpu`` does to its buffers.
 
     The function is compiled and called once. Arguments, and the function if it is a module, are copied
@@ -99,6 +100,7 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
     Args:
         fn: a function or module, compiled or not.
         args: its arguments.
+        target: a TPU, such as "tpu7x", to add the TPU compiler's view of the forward; see ``Report.chip``.
         kwargs: its keyword arguments.
 
     Returns:
@@ -107,7 +109,10 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
     Raises:
         TpuLoweringError: whatever compiling raises.
     """
-    return explain_with_options(fn, args, kwargs, {})
+    report = explain_with_options(fn, args, kwargs, {})
+    if target is None:
+        return report
+    return dataclasses.replace(report, chip=chip.view(original(fn), args, kwargs, target))
 
 
 def explain_with_options(
@@ -117,10 +122,7 @@ def explain_with_options(
     from tpu_lowering.backend import helion_tpu
 
     collector = Collector()
-    fn = getattr(fn, "_orig_mod", None) or inspect.unwrap(
-        fn, stop=lambda f: not hasattr(f, "_torchdynamo_orig_callable")
-    )
-    fn = getattr(fn, "_torchdynamo_orig_callable", fn)
+    fn = original(fn)
     if isinstance(fn, torch.nn.Module):
         fn = copy.deepcopy(fn)
     given_args, given_kwargs = copy.deepcopy((tuple(args), dict(kwargs)))
@@ -128,6 +130,12 @@ def explain_with_options(
     results = torch.compile(fn, backend=backend)(*given_args, **given_kwargs)
     _run_backward(results, fn, (given_args, given_kwargs))
     return collector.report()
+
+
+def original(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function or module behind what ``torch.compile`` returned; any other as it is."""
+    fn = getattr(fn, "_orig_mod", fn)
+    return getattr(fn, "_torchdynamo_orig_callable", fn)
 
 
 def _run_backward(results: Any, fn: Any, given: Any) -> None:

@@ -43,6 +43,26 @@ class Buffer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Chip:
+    """What the TPU compiler says of the model, as written and compiled. Not measured on a TPU.
+
+    Attributes:
+        target: the chip.
+        programs: (as written, compiled): as torch_tpu's split rule cuts the graph, each part compiled alone;
+            and the one program. The same for the other pairs.
+        hbm_bytes: HBM bytes moved, added up over the programs.
+        peak_bytes: the largest peak of a program.
+        device_operations: operations that move bytes.
+    """
+
+    target: str
+    programs: tuple[int, int]
+    hbm_bytes: tuple[int, int]
+    peak_bytes: tuple[int, int]
+    device_operations: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """What ``explain`` found.
 
@@ -62,6 +82,7 @@ class Report:
         notes: remarks, such as a kernel that loads undefined memory.
         programs: names of the programs, in the order they were compiled.
         seconds: time spent in our stages, by stage.
+        chip: the TPU compiler's view, if a target was asked for.
     """
 
     programs_before: int
@@ -76,6 +97,7 @@ class Report:
     notes: tuple[Buffer, ...]
     programs: tuple[str, ...]
     seconds: dict[str, float]
+    chip: Chip | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dictionaries, lists, strings and numbers, ready for JSON."""
@@ -127,7 +149,18 @@ class Report:
         )
         table.add_row("kernel calls", str(self.kernel_calls), str(self.kernel_calls))
         table.add_row("bytes written or fetched for nothing", size_text(self.bytes_saved), size_text(0))
+        if self.chip is not None:
+            _add_chip(table, self.chip)
         return table
+
+
+def _add_chip(table: Table, chip: Chip) -> None:
+    table.add_section()
+    table.add_row(f"{chip.target}, as libtpu compiles it", "", "")
+    table.add_row("  programs", *map(str, chip.programs))
+    table.add_row("  HBM bytes moved", *map(size_text, chip.hbm_bytes))
+    table.add_row("  peak memory", *map(size_text, chip.peak_bytes))
+    table.add_row("  device operations", *map(str, chip.device_operations))
 
 
 def _buffer_table(title: str, buffers: tuple[Buffer, ...]) -> Table:

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import torch
 
-from tpu_lowering import errors
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import arrays
-from tpu_lowering.ir.programs import Output, Program, dense_order
+from tpu_lowering.ir.programs import Program
+from tpu_lowering.runtime import edge
 
 
 class CpuRuntime:
@@ -21,7 +21,7 @@ class CpuRuntime:
     device_kind = ""
 
     def check(self, arguments: Sequence[Any]) -> None:
-        check_devices(arguments)
+        edge.check_devices(arguments)
 
     def compile(self, program: Program, source: Source) -> CpuProgram:
         return CpuProgram(program, source)
@@ -57,13 +57,12 @@ class CpuProgram:
             taken.update(constant.unsafe_buffer_pointer() for constant in self.constants if constant.size)
             tensors = [_owned(arrays.to_torch(result), taken) for result in results]
         signature = self.program.signature
-        given = iter(tensors)
-        own = [_restored(spec, given) for spec in signature.outputs]
-        outputs = [_viewed(spec, tensor, own) for spec, tensor in zip(signature.outputs, own, strict=True)]
-        for position, value in zip(signature.mutated, given, strict=True):
+        computed = len(tensors) - len(signature.mutated)
+        results = edge.results(signature, tensors[:computed])
+        for position, value in zip(signature.mutated, tensors[computed:], strict=True):
             with torch.no_grad():
                 arguments[position].copy_(value)
-        return outputs[: signature.returned]
+        return results
 
 
 def _pointer(tensor: torch.Tensor) -> int:
@@ -78,54 +77,3 @@ def _owned(tensor: torch.Tensor, taken: set[int]) -> torch.Tensor:
         return tensor.clone()
     taken.add(pointer)
     return tensor
-
-
-def _restored(spec: Output, tensors: Any) -> Any:
-    """A result with eager's strides; see ``layout.finish`` for the order it comes in."""
-    if spec.stride is None or not spec.is_computed:
-        return spec.constant
-    tensor = next(tensors)
-    stride = spec.stride
-    if tensor.stride() == stride:
-        return tensor
-    shape = Program.caller_shape(tensor.shape, stride)
-    order = dense_order(shape, stride)
-    if order is not None:
-        return tensor.as_strided(shape, stride)
-    return _strided_copy(tensor, stride)
-
-
-def _viewed(spec: Output, tensor: Any, outputs: Sequence[Any]) -> Any:
-    """A result; one that shares another's memory is made here, as a view of it."""
-    if spec.view is None:
-        return tensor
-    memory, place = outputs[spec.view.base].untyped_storage(), spec.view
-    return torch.empty(0, dtype=place.dtype).set_(memory, place.offset, place.shape, spec.stride)
-
-
-def _strided_copy(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
-    """A copy with strides that are not dense: gaps stay undefined, expanded dimensions share one element."""
-    result = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype)
-    once = tuple(slice(0, 1) if step == 0 else slice(None) for step in stride)
-    result[once].copy_(tensor[once])
-    return result
-
-
-def check_devices(arguments: Sequence[Any]) -> None:
-    """Refuses tensors that are not all on the CPU.
-
-    Raises:
-        TpuLoweringError: TL103 for several devices, TL104 for one without runtime, TL302 for a dtype
-            that JAX does not have.
-    """
-    devices = sorted({str(value.device) for value in arguments if isinstance(value, torch.Tensor)})
-    if len(devices) > 1:
-        raise errors.refuse(
-            "TL103", ", ".join(devices), f"expected all tensors on one device, got {' and '.join(devices)}",
-            "move the model and its inputs to one device with .to(device)",
-        )  # fmt: skip
-    if devices and not devices[0].startswith("cpu"):
-        raise errors.refuse(
-            "TL104", devices[0], f"expected tensors on a device with a runtime (cpu), got {devices[0]}",
-            "move the model and its inputs to the CPU with .to('cpu')",
-        )  # fmt: skip

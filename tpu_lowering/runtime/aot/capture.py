@@ -15,9 +15,9 @@ from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import jaxprs
+from tpu_lowering.runtime import edge
 from tpu_lowering.runtime.aot import refusals
 from tpu_lowering.runtime.aot.targets import Target
-from tpu_lowering.runtime.cpu import check_devices
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,12 +28,14 @@ class Captured:
         program: the program.
         source: its generated source.
         artifact: its StableHLO with Mosaic kernels inside, as ``jax.export`` serialises it.
+        stablehlo: the same as text without source locations; equal for equal programs.
         mutated_inputs: for each mutated argument, its position among the program's inputs.
     """
 
     program: Program
     source: Source
     artifact: bytes
+    stablehlo: bytes
     mutated_inputs: tuple[int, ...]
 
 
@@ -49,22 +51,15 @@ class TpuRuntime:
         return self.target.device_kind
 
     def check(self, arguments: Sequence[Any]) -> None:
-        check_devices(arguments)
+        edge.check_devices(arguments)
 
     def compile(self, program: Program, source: Source) -> Any:
         self.captured.append(lower_for(program, source, self.target))
 
         def undefined_results(arguments: Sequence[Any]) -> list[Any]:
-            types = iter(program.output_nodes())
-            results: list[Any] = []
-            for spec in program.signature.outputs:
-                if spec.stride is None:
-                    results.append(spec.constant)
-                else:
-                    value = next(types).meta["val"]
-                    shape = program.caller_shape(value.shape, spec.stride)
-                    results.append(torch.empty_strided(shape, spec.stride, dtype=value.dtype))
-            return results
+            count = len(program.output_nodes()) - len(program.signature.mutated)
+            values = [node.meta["val"] for node in program.output_nodes()[:count]]
+            return edge.results(program.signature, [torch.empty(v.shape, dtype=v.dtype) for v in values])
 
         return undefined_results
 
@@ -85,4 +80,5 @@ def lower_for(program: Program, source: Source, target: Target) -> Captured:
     except Exception as error:
         raise refusals.from_message(str(error), type(error).__name__, source, target) from error
     mutated = tuple(program.inputs.index(p) for p in program.signature.mutated if p in program.inputs)
-    return Captured(program, source, bytes(exported.serialize()), mutated)
+    text = str(exported.mlir_module()).replace(program.name, "program")
+    return Captured(program, source, bytes(exported.serialize()), text.encode(), mutated)

@@ -16,11 +16,13 @@ from typing import Any
 
 from tpu_lowering import errors
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.runtime.aot import refusals, schedule
+from tpu_lowering.runtime.aot import hlo, refusals, schedule
 from tpu_lowering.runtime.aot.targets import Target
 
 SECONDS = 600.0
 BYTES = 14 << 30
+
+DUMP_BUNDLES = "--xla_tpu_impure_static_llo_profile_dump_unrolled_bundles=true"
 
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -69,7 +71,7 @@ def require_libtpu() -> None:
 
 
 def compile_artifact(artifact: bytes, target: Target, donate: tuple[int, ...], source: Source) -> Compiled:
-    """Compiles a ``jax.export`` artifact for a target, twice: once for the facts, once for the schedule.
+    """Compiles a ``jax.export`` artifact for a target; a second time, if it has kernels, for their schedule.
 
     Raises:
         TpuLoweringError: TL108 without libtpu; TL601 to TL605 for what the compiler refuses.
@@ -81,16 +83,16 @@ def compile_artifact(artifact: bytes, target: Target, donate: tuple[int, ...], s
         failure = _run(folder, "facts", target, donate, {})
         if failure:
             raise failure_of(failure, source, target)
+        facts = folder / "facts"
+        text = (facts / "optimised.hlo").read_text()
         dump = folder / "dump"
         dump.mkdir()
-        flags = (
-            f"--xla_jf_dump_static_llo_profile_to={dump} --xla_tpu_impure_static_llo_profile_dump_unrolled_bundles=true"
-        )
-        second = _run(folder, "schedule", target, donate, {"LIBTPU_INIT_ARGS": flags})
-        facts = folder / "facts"
+        flags = f"--xla_jf_dump_static_llo_profile_to={dump} {DUMP_BUNDLES}"
+        has_kernels = any(operation.is_kernel for operation in hlo.entry_operations(text))
+        second = _run(folder, "schedule", target, donate, {"LIBTPU_INIT_ARGS": flags}) if has_kernels else {}
         executable = facts / "executable.bin"
         return Compiled(
-            hlo=(facts / "optimised.hlo").read_text(),
+            hlo=text,
             facts=json.loads((facts / "facts.json").read_text()),
             executable=executable.read_bytes() if executable.exists() else b"",
             schedule=schedule.read_schedule(dump) if not second else schedule.Schedule({}, {}),

@@ -161,17 +161,9 @@ def _entry_operations(compiled: Compiled) -> tuple[EntryOperation, ...]:
         if operation.is_kernel and dma is not None and dma.read + dma.written >= traffic.total:
             traffic, source = hlo.Traffic(dma.read, dma.written), "dma schedule"
         cycles = compiled.schedule.cycles.get(operation.name, operation.estimated_cycles)
+        moved = (traffic.read, traffic.written, source)
         found.append(
-            EntryOperation(
-                operation.name,
-                operation.opcode,
-                operation.op_name,
-                traffic.read,
-                traffic.written,
-                source,
-                operation.vmem_bytes,
-                cycles,
-            )  # fmt: skip
+            EntryOperation(operation.name, operation.opcode, operation.op_name, *moved, operation.vmem_bytes, cycles)
         )
     return tuple(found)
 

@@ -51,9 +51,10 @@ def _vmem(found: re.Match[str], target: Target) -> Parts:
 
 
 def _block(found: re.Match[str], target: Target) -> Parts:
+    got = found["got"].strip()[:200]
     return (
         "TL602",
-        f"expected blocks whose last two dimensions are multiples of 8 and 128 or whole, got {found['got'].strip()[:200]}",
+        f"expected blocks whose last two dimensions are multiples of 8 and 128, or whole, got {got}",
         "choose block sizes that are multiples of 8 (rows) and 128 (columns), or take whole dimensions",
     )
 
@@ -66,20 +67,14 @@ def _dtype(found: re.Match[str], target: Target) -> Parts:
     )
 
 
+REFUSED = r"(?:unsupported|not supported|not implemented)"
+WIDE = r"(?P<dtype>\b(?:float64|int64|uint64|f64|i64|ui64|u64)\b)"
+
 PATTERNS: tuple[tuple[str, Callable[[re.Match[str], Target], Parts]], ...] = (
     (r"memory space vmem.*?(?:Used|Estimated) (?P<used>[\d.]+ ?\w*) (?:of|exceeds) (?P<limit>[\d.]+ ?\w*)", _vmem),
     (r"Scoped allocation with size (?P<used>[\d.]+\w*) and limit (?P<limit>[\d.]+\w*) exceeded", _vmem),
-    (
-        r"last two dimensions of your block shape.*?(?P<got>Block spec for.*?has block shape.*?)(?:,? index_map|$)",
-        _block,
-    ),
+    (r"last two dimensions of your block shape.*?(?P<got>Block spec for.*?block shape.*?)(?:,? index_map|$)", _block),
     (r"(?P<got>block shape[^\n]*)\n?.*?divisible by", _block),
-    (
-        r"(?:unsupported|not supported|not implemented)[^\n]*?(?P<dtype>\b(?:float64|int64|uint64|f64|i64|u64)\b)",
-        _dtype,
-    ),
-    (
-        r"(?P<dtype>\b(?:float64|int64|uint64|f64|i64|ui64|u64)\b)[^\n]*?(?:unsupported|not supported|not implemented)",
-        _dtype,
-    ),
+    (rf"{REFUSED}[^\n]*?{WIDE}", _dtype),
+    (rf"{WIDE}[^\n]*?{REFUSED}", _dtype),
 )

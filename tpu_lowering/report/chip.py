@@ -1,0 +1,82 @@
+"""The TPU compiler's view of a function: as its author wrote it, cut by a runtime's rule, and as one program."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from tpu_lowering import aot, pipeline
+from tpu_lowering.analyse import splits
+from tpu_lowering.codegen import source
+from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.programs import Program
+from tpu_lowering.passes.base import Action
+from tpu_lowering.report.report import Chip
+from tpu_lowering.runtime.aot import capture, compiler
+from tpu_lowering.runtime.aot.as_written import split_programs
+from tpu_lowering.runtime.aot.program import TpuProgram
+from tpu_lowering.runtime.aot.targets import Target
+
+
+class Normalised:
+    """An observer that keeps the graph as it was written: after normalising, before any pass."""
+
+    def __init__(self) -> None:
+        self.modules: list[fx.GraphModule] = []
+
+    def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
+        if stage == pipeline.NORMALISE[-1].name:
+            self.modules.append(graphs.copy_module(module))
+
+    def acted(self, program: str, name: str, actions: Sequence[Action]) -> None:
+        """Passes come later."""
+
+    def compiled(self, program: Program, source: Source) -> None:
+        """So does code."""
+
+
+def view(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], target: str) -> Chip:
+    """Compiles a function for a target both ways.
+
+    Raises:
+        TpuLoweringError: see ``aot.aot_compile``.
+    """
+    before, after = compile_both(fn, args, kwargs, target)
+    return Chip(
+        target=target,
+        programs=(len(before), 1),
+        hbm_bytes=(sum(part.hbm_bytes for part in before), after.hbm_bytes),
+        peak_bytes=(max((part.peak_bytes for part in before), default=0), after.peak_bytes),
+        device_operations=(sum(len(part.entry_operations) for part in before), len(after.entry_operations)),
+    )
+
+
+def compile_both(
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], target: str, donate: bool = True
+) -> tuple[list[TpuProgram], TpuProgram]:
+    """The programs of torch_tpu's split rule for the graph as written, and the one program after our passes."""
+    chosen = Target.of(target)
+    compiler.require_libtpu()
+    normalised = Normalised()
+    given = copy.deepcopy((tuple(args), dict(kwargs)))
+    captured = aot.capture(fn, *given, chosen, {}, (normalised,))
+    after = aot.compile_captured(captured, chosen, donate)
+    return compile_as_written(normalised.modules[-1], chosen), after
+
+
+def compile_as_written(module: fx.GraphModule, target: Target) -> list[TpuProgram]:
+    """Compiles each part of a normalised graph; equal parts once."""
+    known: dict[bytes, TpuProgram] = {}
+    programs: list[TpuProgram] = []
+    for part, donated in split_programs(module, splits.RULES["torch_tpu"]):
+        lowered = capture.lower_for(part, source.generate(part), target)
+        key = lowered.stablehlo + repr(donated).encode()
+        if key not in known:
+            compiled = compiler.compile_artifact(lowered.artifact, target, donated, lowered.source)
+            known[key] = TpuProgram.of(part.name, target, compiled, lowered.artifact)
+        programs.append(known[key])
+    return programs

@@ -1,0 +1,91 @@
+"""The programs that a runtime's split rule would make of a graph as it was written: the "before" of reports.
+
+Each part between two cuts becomes a program of its own. An allocation that is not in the same program as its
+kernel is a device operation that writes the whole buffer: torch_tpu executes ``empty`` as a broadcast, so it
+is lowered as a fill here.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpu_lowering import compat
+from tpu_lowering.analyse import splits
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.kernels import kernel_call
+from tpu_lowering.ir.operators import is_allocation
+from tpu_lowering.ir.programs import Output, Program, Signature
+
+aten = torch.ops.aten
+
+
+def split_programs(module: fx.GraphModule, rule: splits.SplitRule) -> list[tuple[Program, tuple[int, ...]]]:
+    """A normalised graph, cut by a runtime's rule.
+
+    Returns:
+        Each program, in order, with the positions of its inputs that the rule donates: the buffers that its
+        kernel writes in place.
+    """
+    parts = splits.partition(module.graph, rule)
+    owner = {node: index for index, part in enumerate(parts) for node in part}
+    for node in module.graph.nodes:
+        if node.target is operator.getitem and node.args[0] in owner:
+            owner[node] = owner[node.args[0]]
+    return [_program(module, f"part_{index}", index, owner) for index in range(len(parts))]
+
+
+def _program(
+    module: fx.GraphModule, name: str, index: int, owner: dict[fx.Node, int]
+) -> tuple[Program, tuple[int, ...]]:
+    inside = [node for node in module.graph.nodes if owner.get(node) == index]
+    graph = fx.Graph()
+    copies: dict[fx.Node, Any] = {}
+    for node in module.graph.nodes:
+        used = any(owner.get(user) == index for user in node.users)
+        if used and node.op != "get_attr" and owner.get(node) != index:
+            copies[node] = graph.placeholder(node.name)
+            copies[node].meta = dict(node.meta)
+    inputs = list(copies)
+    for node in module.graph.nodes:
+        if owner.get(node) == index:
+            copies[node] = _copy(graph, node, copies)
+        elif node.op == "get_attr" and any(owner.get(user) == index for user in node.users):
+            copies[node] = graph.node_copy(node)
+    outputs = [node for node in inside if _leaves(node, index, owner)]
+    graph.output(tuple(copies[node] for node in outputs))
+    specs = tuple(Output(tuple(node.meta["val"].contiguous().stride())) for node in outputs)
+    part = fx.GraphModule(module, graph)
+    part.meta.update(module.meta)
+    donated = tuple(sorted({inputs.index(node) for node in _written(inside) if node in copies and node in inputs}))
+    return Program(name, part, tuple(range(len(inputs))), Signature(specs, len(specs), ())), donated
+
+
+def _copy(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, Any]) -> fx.Node:
+    """A node of a part; an allocation as the fill that the runtime executes."""
+    if is_allocation(node):
+        value = node.meta["val"]
+        new = graph.call_function(aten.full.default, (list(value.shape), 0), {"dtype": value.dtype})
+    else:
+        new = graph.node_copy(node, lambda used: copies[used])
+    new.meta = dict(node.meta)
+    return new
+
+
+def _leaves(node: fx.Node, index: int, owner: dict[fx.Node, int]) -> bool:
+    """Whether a value of a part is used after it."""
+    tensor = isinstance(node.meta.get("val"), compat.FakeTensor)
+    return tensor and any(owner.get(user) != index for user in node.users)
+
+
+def _written(inside: list[fx.Node]) -> list[fx.Node]:
+    """The operands that kernels of a part write in place."""
+    found: list[fx.Node] = []
+    for node in inside:
+        if graphs.is_call(node, kernel_call):
+            operands = graphs.operands_of(node)
+            found += [operand for i in splits.aliased_operands(node) if (operand := operands[i]) is not None]
+    return found

@@ -1,0 +1,78 @@
+"""The edge that all runtimes share: which arguments they take, and results as eager would give them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from tpu_lowering import errors
+from tpu_lowering.ir.programs import Output, Program, Signature, dense_order
+
+
+def results(signature: Signature, computed: Sequence[torch.Tensor]) -> list[Any]:
+    """What the caller expects, from what a program computed.
+
+    Args:
+        signature: the program's.
+        computed: the program's results without the mutated values; row-major, in memory of their own.
+
+    Returns:
+        The results with eager's strides, views of each other where eager's share memory.
+    """
+    given = iter(computed)
+    own = [_restored(spec, given) for spec in signature.outputs]
+    outputs = [_viewed(spec, tensor, own) for spec, tensor in zip(signature.outputs, own, strict=True)]
+    return outputs[: signature.returned]
+
+
+def _restored(spec: Output, tensors: Iterator[torch.Tensor]) -> Any:
+    """A result with eager's strides; see ``layout.finish`` for the order it comes in."""
+    if spec.stride is None or not spec.is_computed:
+        return spec.constant
+    tensor = next(tensors)
+    stride = spec.stride
+    if tensor.stride() == stride:
+        return tensor
+    shape = Program.caller_shape(tensor.shape, stride)
+    order = dense_order(shape, stride)
+    if order is not None:
+        return tensor.as_strided(shape, stride)
+    return _strided_copy(tensor, stride)
+
+
+def _viewed(spec: Output, tensor: Any, outputs: Sequence[Any]) -> Any:
+    """A result; one that shares another's memory is made here, as a view of it."""
+    if spec.view is None:
+        return tensor
+    memory, place = outputs[spec.view.base].untyped_storage(), spec.view
+    return torch.empty(0, dtype=place.dtype).set_(memory, place.offset, place.shape, spec.stride)
+
+
+def _strided_copy(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
+    """A copy with strides that are not dense: gaps stay undefined, expanded dimensions share one element."""
+    result = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype)
+    once = tuple(slice(0, 1) if step == 0 else slice(None) for step in stride)
+    result[once].copy_(tensor[once])
+    return result
+
+
+def check_devices(arguments: Sequence[Any]) -> None:
+    """Refuses tensors that are not all on the CPU.
+
+    Raises:
+        TpuLoweringError: TL103 for several devices, TL104 for one without runtime, TL302 for a dtype
+            that JAX does not have.
+    """
+    devices = sorted({str(value.device) for value in arguments if isinstance(value, torch.Tensor)})
+    if len(devices) > 1:
+        raise errors.refuse(
+            "TL103", ", ".join(devices), f"expected all tensors on one device, got {' and '.join(devices)}",
+            "move the model and its inputs to one device with .to(device)",
+        )  # fmt: skip
+    if devices and not devices[0].startswith("cpu"):
+        raise errors.refuse(
+            "TL104", devices[0], f"expected tensors on a device with a runtime (cpu), got {devices[0]}",
+            "move the model and its inputs to the CPU with .to('cpu')",
+        )  # fmt: skip
