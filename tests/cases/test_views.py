@@ -48,19 +48,20 @@ OUTS: dict[str, Callable[[int, int], torch.Tensor]] = {
 
 
 @with_exps
-@pytest.mark.parametrize("make", OUTS.values(), ids=OUTS)
-def test_v1_any_layout_of_out_is_fresh(kernel: Kernel, eager: Kernel, make: Callable[..., torch.Tensor]) -> None:
-    """The result has eager's strides, and no allocation is left: its layout is the caller's affair."""
+def test_v1_any_layout_of_out_is_fresh(kernel: Kernel, eager: Kernel) -> None:
+    """The results have eager's strides, and no allocation is left: their layout is the caller's affair."""
 
-    def using(op: Kernel) -> Callable[[torch.Tensor], torch.Tensor]:
-        def function(x: torch.Tensor) -> torch.Tensor:
-            out = make(*x.shape)
-            op(x, out)
-            return out
+    def using(op: Kernel) -> Callable[[torch.Tensor], list[torch.Tensor]]:
+        def function(x: torch.Tensor) -> list[torch.Tensor]:
+            outs = [make(*x.shape) for make in OUTS.values()]
+            for out in outs:
+                op(x, out)
+            return outs
 
         return function
 
-    record = check(using(kernel), made(5, 7), model=using(eager), fresh=(written(kernel),), aliased=(), kept=())
+    fresh = (written(kernel),) * len(OUTS)
+    record = check(using(kernel), made(5, 7), model=using(eager), fresh=fresh, aliased=(), kept=())
     assert record.allocations == 0 and record.programs == 1
 
 
@@ -122,24 +123,22 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @with_exps
 @pytest.mark.parametrize("inside", [True, False], ids=["made inside", "made by the caller"])
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_v3_any_layout_of_input(
-    kernel: Kernel, eager: Kernel, layout: Callable[[torch.Tensor], torch.Tensor], inside: bool
-) -> None:
-    def using(op: Kernel) -> Callable[[torch.Tensor], torch.Tensor]:
-        def function(x: torch.Tensor) -> torch.Tensor:
-            x = layout(x) if inside else x
-            out = torch.empty(x.shape)
-            op(x, out)
-            return out
+def test_v3_any_layout_of_input(kernel: Kernel, eager: Kernel, inside: bool) -> None:
+    def using(op: Kernel) -> Callable[..., list[torch.Tensor]]:
+        def function(*given: torch.Tensor) -> list[torch.Tensor]:
+            inputs = [layout(given[0]) for layout in LAYOUTS.values()] if inside else given
+            outs = [torch.empty(x.shape) for x in inputs]
+            for x, out in zip(inputs, outs, strict=True):
+                op(x, out)
+            return outs
 
         return function
 
-    def arguments() -> tuple[torch.Tensor]:
-        x = torch.randn(4, 6)
-        return (x if inside else layout(x),)
+    def arguments() -> list[torch.Tensor]:
+        return [torch.randn(4, 6)] if inside else [layout(torch.randn(4, 6)) for layout in LAYOUTS.values()]
 
-    check(using(kernel), arguments, model=using(eager), fresh=(written(kernel),), aliased=(), allocations=0)
+    fresh = (written(kernel),) * len(LAYOUTS)
+    check(using(kernel), arguments, model=using(eager), fresh=fresh, aliased=(), allocations=0)
 
 
 @with_adds
@@ -251,7 +250,7 @@ def test_v4_view_of_an_input_is_no_alias(kernel: Kernel, eager: Kernel) -> None:
 
 
 # V5: sizes that no block divides ----------------------------------------------------------------------
-RAGGED = [(5, 8, 128), (4, 13, 128), (4, 8, 200), (5, 13, 128), (4, 13, 200), (5, 13, 200), (1, 1, 1)]
+RAGGED = [(4, 8, 200), (4, 13, 200), (5, 13, 200), (1, 1, 1)]
 
 
 @pytest.mark.parametrize("shape", RAGGED, ids=str)
@@ -277,7 +276,7 @@ REDUCTIONS = {
 }
 
 
-@pytest.mark.parametrize("shape", [(13, 200), (16, 200), (13, 256), (3, 7), (1, 129)], ids=str)
+@pytest.mark.parametrize("shape", [(13, 200), (3, 7)], ids=str)
 @pytest.mark.parametrize("kernel, eager, axis", REDUCTIONS.values(), ids=REDUCTIONS)
 def test_v5_padding_is_never_reduced(kernel: Kernel, eager: Kernel, axis: int, shape: tuple[int, int]) -> None:
     """exp(0) = 1 of a padded element would show in a sum, and in a minimum of larger numbers."""
