@@ -64,7 +64,6 @@ PASSES: tuple[Pass, ...] = (
     ReturnFreshBuffers(),
     DropOverwrittenValues(),
     AssembleWrites(),
-    SimplifyViews(),
     DropDeadAllocations(),
 )
 

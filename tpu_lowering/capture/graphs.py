@@ -11,6 +11,7 @@ from torch import fx
 
 from tpu_lowering import compat, pipeline
 from tpu_lowering.codegen import source
+from tpu_lowering.normalise import specialise
 from tpu_lowering.options import Options
 from tpu_lowering.runtime.base import RunnableProgram, Runtime
 
@@ -40,7 +41,9 @@ class CapturedGraph:
         self.programs: dict[Hashable, RunnableProgram] = {}
         self.symbolic = any(_is_symbolic(node.meta.get("val")) for node in module.graph.nodes)
         runtime.check(examples)
-        if not self.symbolic:
+        if self.symbolic:
+            specialise.refuse_data_dependence(module.graph)
+        else:
             self.only = self._compile(examples)
 
     def __call__(self, arguments: list[Any]) -> list[Any]:

@@ -128,7 +128,8 @@ class Kernel(abc.ABC):
         return jax.jit(run)
 
     def __repr__(self) -> str:
-        return self.name
+        """The name as Python would write it: torch.fx compiles the text of a graph."""
+        return self.name.replace("::", ".")
 
     def tied(self) -> tuple[int, ...]:
         """Indices of the operands that the kernel gives a new value."""

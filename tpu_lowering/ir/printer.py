@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
+from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box
 from tpu_lowering.ir.kernels import Kernel, kernel_call
 from tpu_lowering.ir.types import TensorType, element_type
@@ -30,9 +31,9 @@ def _line(node: fx.Node) -> str:
     if node.op == "output":
         return f"return {_value(node.args[0])}"
     if node.target is kernel_call:
-        kernel, operands = node.args
+        kernel, operands = graphs.kernel_of(node), node.args[1]
         given = ", ".join("fresh" if operand is None else _value(operand) for operand in operands)  # type: ignore[union-attr]
-        return f"%{node.name}: {_type(node.meta['val'])} = kernel {kernel!r}({given})"
+        return f"%{node.name}: {_type(node.meta['val'])} = kernel {kernel.name}({given})"
     arguments = [_value(argument) for argument in node.args]
     arguments += [f"{key}={_value(value)}" for key, value in node.kwargs.items() if value is not None]
     return f"%{node.name}: {_type(node.meta.get('val'))} = {target_name(node.target)}({', '.join(arguments)})"
@@ -63,7 +64,9 @@ def _value(value: Any) -> str:
         return f"[{inside}]" if isinstance(value, list) else f"({inside})"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (Box, Kernel)):
+    if isinstance(value, Kernel):
+        return value.name
+    if isinstance(value, Box):
         return repr(value)
     if isinstance(value, (torch.dtype, torch.device, torch.memory_format)):
         return str(value).removeprefix("torch.")

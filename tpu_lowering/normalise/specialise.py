@@ -11,6 +11,7 @@ from torch import fx
 
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.types import ELEMENT_TYPES, element_type
 
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -37,6 +38,7 @@ def specialise(module: fx.GraphModule, arguments: Sequence[Any], device_kind: st
             copied.output(compat.map_arg(node.args[0], lambda used: nodes[used]))
             continue
         value = substitution.concrete(node, node.meta.get("val"))
+        refuse_dtypes(node, value)
         is_number = isinstance(node.meta.get("val"), SYMBOLIC)
         if is_number and node.op != "placeholder":
             nodes[node] = value
@@ -103,6 +105,42 @@ class _Substitution:
 def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Sizes, strides and the offset of the first element in memory."""
     return (*tensor.shape, *tensor.stride(), tensor.storage_offset())
+
+
+def refuse_data_dependence(graph: fx.Graph) -> None:
+    """Checks that every size follows from the sizes of the inputs.
+
+    Raises:
+        TpuLoweringError: TL303.
+    """
+    known: set[Any] = set()
+    for node in graph.nodes:
+        symbols: set[Any] = set()
+        for leaf in compat.tree_leaves(node.meta.get("val")):
+            sizes = _layout(leaf) if isinstance(leaf, torch.Tensor) else (leaf,)
+            symbols.update(*(sympy.sympify(one.node.expr).free_symbols for one in sizes if isinstance(one, SYMBOLIC)))
+        if node.op == "placeholder":
+            known |= symbols
+        elif not symbols <= known:
+            raise data_dependent(node)
+
+
+def refuse_dtypes(node: fx.Node, value: Any) -> None:
+    """Checks the dtypes of a node's tensors.
+
+    Raises:
+        TpuLoweringError: TL302 for one that JAX does not have.
+    """
+    for leaf in compat.tree_leaves(value):
+        if isinstance(leaf, torch.Tensor) and element_type(leaf.dtype) is None:
+            what = "an input" if node.op == "placeholder" else str(node.target)
+            raise errors.refuse(
+                "TL302",
+                f"{leaf.dtype} of {what}",
+                f"expected one of {', '.join(str(element.torch) for element in ELEMENT_TYPES)}, got {leaf.dtype}",
+                "convert it in eager, before the compiled function, to a dtype that JAX has too",
+                graphs.source_line(node),
+            )
 
 
 def data_dependent(node: fx.Node) -> errors.TpuLoweringError:

@@ -59,6 +59,7 @@ class Operation:
         aliased: for each aliased result, the operand position whose buffer it is written into.
         vmem_bytes: scoped VMEM that it uses, as the compiler states it.
         estimated_cycles: cycles of its static schedule, if the compiler states them in the text.
+        calls: name of the computation that a fusion runs, or "".
     """
 
     name: str
@@ -69,6 +70,7 @@ class Operation:
     aliased: tuple[int, ...]
     vmem_bytes: int
     estimated_cycles: int | None
+    calls: str = ""
 
     @property
     def is_kernel(self) -> bool:
@@ -113,6 +115,7 @@ def _operation(name: str, rest: str) -> Operation:
         aliased=tuple(int(position) for position in re.findall(r"\((\d+), \{", aliasing[1] if aliasing else "")),
         vmem_bytes=max(map(int, vmem), default=0),
         estimated_cycles=int(cycles[1]) if cycles else None,
+        calls=calls[1] if (calls := re.search(r"calls=%?([\w.\-]+)", attributes)) else "",
     )
 
 
@@ -157,20 +160,75 @@ class Traffic:
         return self.read + self.written
 
 
-def traffic_by_operands(operations: tuple[Operation, ...]) -> dict[str, Traffic]:
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """An update in place: of a large buffer, only a slice is written.
+
+    Attributes:
+        position: operand position of the buffer; neither it nor the rest of the result is touched.
+        nbytes: bytes of the slice.
+    """
+
+    position: int
+    nbytes: int
+
+
+def update_in_place(operation: Operation, operations: dict[str, Operation], text: str) -> Update | None:
+    """The update that an operation makes: a ``dynamic-update-slice``, or a fusion whose result is one."""
+    if operation.opcode == "dynamic-update-slice":
+        update = operations.get(operation.operands[1])
+        return Update(0, sum(array.nbytes for array in update.results)) if update else None
+    if operation.opcode != "fusion":
+        return None
+    body = computation(text, operation.calls)
+    by_name = {inner.name: inner for inner in body}
+    root = body[-1] if body else None
+    if root is None or root.opcode != "dynamic-update-slice":
+        return None
+    buffer, update = by_name.get(root.operands[0]), by_name.get(root.operands[1])
+    if buffer is None or update is None or buffer.opcode != "parameter":
+        return None
+    number = re.search(rf"%{re.escape(buffer.name)} = [^\n]*parameter\((\d+)\)", text)
+    return None if number is None else Update(int(number[1]), sum(array.nbytes for array in update.results))
+
+
+def computation(text: str, name: str) -> tuple[Operation, ...]:
+    """The operations of a named computation, the root last; empty if there is none of that name."""
+    found = re.search(rf"^%?{re.escape(name)} \([^\n]*\{{$", text, re.MULTILINE)
+    if not name or found is None:
+        return ()
+    lines = text[found.end() :].partition("\n}")[0].splitlines()
+    matches = [match for line in lines if (match := _LINE.match(line))]
+    matches.sort(key=lambda match: match[0].lstrip().startswith("ROOT "))
+    return tuple(_operation(match[1], match[2]) for match in matches)
+
+
+def traffic_by_operands(operations: tuple[Operation, ...], text: str) -> dict[str, Traffic]:
     """HBM traffic of every entry operation that moves bytes.
 
-    An operand and a result that share a buffer count once, as written. Exact for XLA's own operations that
-    use all of their operands; a lower bound for kernels that fetch a block more than once.
+    An operand and a result that share a buffer count once, as written; of an update in place only the slice
+    counts. Exact for XLA's own operations that use all of their other operands; a lower bound for kernels that
+    fetch a block more than once.
+
+    Args:
+        operations: from ``entry_operations``.
+        text: the module they come from.
     """
     by_name = {operation.name: operation for operation in operations}
     traffic: dict[str, Traffic] = {}
     for operation in operations:
         if not operation.moves_bytes:
             continue
-        read = 0
-        for position, name in enumerate(operation.operands):
-            if position not in operation.aliased and name in by_name:
-                read += sum(array.hbm_bytes for array in by_name[name].results)
-        traffic[operation.name] = Traffic(read, sum(array.hbm_bytes for array in operation.results))
+        update = update_in_place(operation, by_name, text)
+        untouched = (*operation.aliased, *([] if update is None else [update.position]))
+        read = sum(
+            array.hbm_bytes
+            for position, name in enumerate(operation.operands)
+            if position not in untouched and name in by_name
+            for array in by_name[name].results
+        )
+        written = sum(array.hbm_bytes for array in operation.results)
+        if update is not None and written:
+            written = update.nbytes
+        traffic[operation.name] = Traffic(read, written)
     return traffic

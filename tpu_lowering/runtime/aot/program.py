@@ -150,7 +150,7 @@ class TpuProgram:
 
 def _entry_operations(compiled: Compiled) -> tuple[EntryOperation, ...]:
     operations = hlo.entry_operations(compiled.hlo)
-    by_operands = hlo.traffic_by_operands(operations)
+    by_operands = hlo.traffic_by_operands(operations, compiled.hlo)
     found: list[EntryOperation] = []
     for operation in operations:
         if operation.name not in by_operands:

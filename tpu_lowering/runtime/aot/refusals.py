@@ -10,8 +10,6 @@ from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir.kernels import Kernel
 from tpu_lowering.runtime.aot.targets import Target
 
-SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
 
 def kernel_in(message: str, source: Source) -> Kernel | None:
     """The kernel that a message names, or the only one there is."""
@@ -42,12 +40,17 @@ Parts = tuple[str, str, str]
 
 
 def _vmem(found: re.Match[str], target: Target) -> Parts:
-    used, limit = found["used"], found["limit"]
+    used, limit = _size(found["used"]), _size(found["limit"])
     return (
         "TL601",
         f"expected at most {limit} of VMEM on {target.chip}, got {used}",
         "choose smaller block sizes, or fewer or narrower operands in one block",
     )
+
+
+def _size(text: str) -> str:
+    """A size as the compiler writes it, bare bytes in MiB."""
+    return f"{int(text) / (1 << 20):.1f} MiB" if text.isdigit() else text
 
 
 def _block(found: re.Match[str], target: Target) -> Parts:
@@ -72,6 +75,7 @@ WIDE = r"(?P<dtype>\b(?:float64|int64|uint64|f64|i64|ui64|u64)\b)"
 
 PATTERNS: tuple[tuple[str, Callable[[re.Match[str], Target], Parts]], ...] = (
     (r"memory space vmem.*?(?:Used|Estimated) (?P<used>[\d.]+ ?\w*) (?:of|exceeds) (?P<limit>[\d.]+ ?\w*)", _vmem),
+    (r"Allocation \(size=(?P<used>\d+)\) would exceed memory \(size=(?P<limit>\d+)\).*?space=vmem", _vmem),
     (r"Scoped allocation with size (?P<used>[\d.]+\w*) and limit (?P<limit>[\d.]+\w*) exceeded", _vmem),
     (r"last two dimensions of your block shape.*?(?P<got>Block spec for.*?block shape.*?)(?:,? index_map|$)", _block),
     (r"(?P<got>block shape[^\n]*)\n?.*?divisible by", _block),
