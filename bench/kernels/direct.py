@@ -195,9 +195,7 @@ def welford(
     return call(body, x, grid, specs, spec, vmem_bytes=vmem_bytes, interpret=interpret)(x, weight, bias)
 
 
-def attention_body(
-    q: Any, k: Any, v: Any, out: Any, largest: Any, total: Any, weighted: Any, *, scale: float
-) -> None:
+def attention_body(q: Any, k: Any, v: Any, out: Any, largest: Any, total: Any, weighted: Any, *, scale: float) -> None:
     @pl.when(pl.program_id(2) == 0)
     def _() -> None:
         largest[...] = jnp.full_like(largest, -jnp.inf)

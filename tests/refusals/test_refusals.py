@@ -3,6 +3,8 @@
 A refusal loses nothing: arguments are as they were, and the next compilation works.
 """
 
+# ruff: noqa: E501  (messages are compared word for word)
+
 from __future__ import annotations
 
 import re
@@ -54,21 +56,30 @@ def raised(function: Callable[..., Any], *arguments: Any) -> str:
 
 # Options ----------------------------------------------------------------------------------------------
 def test_unknown_option() -> None:
-    inline(refused(lambda x: x + 1, torch.ones(2), verfy=True), """\
+    inline(
+        refused(lambda x: x + 1, torch.ones(2), verfy=True),
+        """\
 [TL101] unknown option: 'verfy'
   why  expected one of verify, poison, passes, fallback, runtime, dump, got 'verfy'
-  fix  did you mean 'verify'? Write options={'verify': ...}""")
+  fix  did you mean 'verify'? Write options={'verify': ...}""",
+    )
 
 
 def test_wrong_option_value() -> None:
-    inline(refused(lambda x: x + 1, torch.ones(2), verify=1), """\
+    inline(
+        refused(lambda x: x + 1, torch.ones(2), verify=1),
+        """\
 [TL102] option has the wrong type or value: 'verify'
   why  expected a bool, got 1
-  fix  pass a bool as options['verify']""")
-    inline(refused(lambda x: x + 1, torch.ones(2), fallback="cuda"), """\
+  fix  pass a bool as options['verify']""",
+    )
+    inline(
+        refused(lambda x: x + 1, torch.ones(2), fallback="cuda"),
+        """\
 [TL102] option has the wrong type or value: 'fallback'
   why  expected one of 'error', 'eager', got 'cuda'
-  fix  pass one of 'error', 'eager' as options['fallback']""")
+  fix  pass one of 'error', 'eager' as options['fallback']""",
+    )
 
 
 def test_mode_is_ignored_with_one_warning() -> None:
@@ -107,11 +118,14 @@ def test_operator_without_implementation() -> None:
     def function(x: torch.Tensor) -> torch.Tensor:
         return foreign(x * 2)
 
-    inline(refused(function, torch.ones(2)), """\
+    inline(
+        refused(function, torch.ones(2)),
+        """\
 [TL201] operator has no JAX implementation: refusals.foreign.default
   at   FILE:LINE in function
   why  expected a JAX function registered for torch.ops.refusals.foreign.default, got none
-  fix  decorate one with @tpu_lowering.register_kernel(torch.ops.refusals.foreign.default), or compile with options={"fallback": "eager"} and without fullgraph=True""")
+  fix  decorate one with @tpu_lowering.register_kernel(torch.ops.refusals.foreign.default), or compile with options={"fallback": "eager"} and without fullgraph=True""",
+    )
 
 
 def test_mutating_operator_without_implementation() -> None:
@@ -119,11 +133,14 @@ def test_mutating_operator_without_implementation() -> None:
         foreign_into(x * 2, x)
         return x
 
-    inline(refused(function, torch.ones(2)), """\
+    inline(
+        refused(function, torch.ones(2)),
+        """\
 [TL201] operator has no JAX implementation: refusals.foreign_into.default
   at   FILE:LINE in function: def test_operator_without_implementation() -> None:
   why  expected a JAX function registered for torch.ops.refusals.foreign_into.default, got none
-  fix  decorate one with @tpu_lowering.register_kernel(torch.ops.refusals.foreign_into.default), or compile with options={"fallback": "eager"} and without fullgraph=True""")
+  fix  decorate one with @tpu_lowering.register_kernel(torch.ops.refusals.foreign_into.default), or compile with options={"fallback": "eager"} and without fullgraph=True""",
+    )
 
 
 @kernel_op("refusals::wrong_shape", mutates_args=("out",))
@@ -203,75 +220,102 @@ def refused_in_eager_too(kernel: Any) -> str:
 
 
 def test_wrong_shape() -> None:
-    inline(refused_in_eager_too(wrong_shape), """\
+    inline(
+        refused_in_eager_too(wrong_shape),
+        """\
 [TL202] kernel result has the wrong shape or dtype: new value of 'out' of refusals::wrong_shape
   at   FILE:LINE in wrong_shape
   why  expected f32[2], got f32[()]
-  fix  return a value of type f32[2]""")
+  fix  return a value of type f32[2]""",
+    )
 
 
 def test_wrong_dtype() -> None:
-    inline(refused_in_eager_too(wrong_dtype), """\
+    inline(
+        refused_in_eager_too(wrong_dtype),
+        """\
 [TL202] kernel result has the wrong shape or dtype: new value of 'out' of refusals::wrong_dtype
   at   FILE:LINE in wrong_dtype
   why  expected f32[2], got bf16[2]
-  fix  return a value of type f32[2]""")
+  fix  return a value of type f32[2]""",
+    )
 
 
 def test_wrong_count() -> None:
-    inline(refused_in_eager_too(wrong_count), """\
+    inline(
+        refused_in_eager_too(wrong_count),
+        """\
 [TL202] kernel result has the wrong shape or dtype: refusals::wrong_count
   at   FILE:LINE in wrong_count
   why  expected 1 results (new values of out, then 0 of its own), got 2
-  fix  return the new values of the mutated arguments in schema order, then the operator's own results""")
+  fix  return the new values of the mutated arguments in schema order, then the operator's own results""",
+    )
 
 
 def test_unchanged() -> None:
-    inline(refused_in_eager_too(unchanged), """\
+    inline(
+        refused_in_eager_too(unchanged),
+        """\
 [TL203] declared write that the kernel never makes: argument 'out' of refusals::unchanged
   at   FILE:LINE in unchanged
   why  expected a new value for an argument declared as mutated, got none: the function returns the argument unchanged
-  fix  write to 'out', or leave it out of mutates_args""")
+  fix  write to 'out', or leave it out of mutates_args""",
+    )
 
 
 def test_never_stores() -> None:
-    inline(refused_in_eager_too(never_stores), """\
+    inline(
+        refused_in_eager_too(never_stores),
+        """\
 [TL203] declared write that the kernel never makes: argument 'out' of refusals::never_stores
   at   FILE:LINE in never_stores
   why  expected a new value for an argument declared as mutated, got none: the kernel's body never stores to it
-  fix  write to 'out', or leave it out of mutates_args""")
+  fix  write to 'out', or leave it out of mutates_args""",
+    )
 
 
 def test_stores_into_input() -> None:
-    inline(refused_in_eager_too(stores_into_input), """\
+    inline(
+        refused_in_eager_too(stores_into_input),
+        """\
 [TL204] write that was never declared: argument 'x' of refusals::stores_into_input
   at   FILE:LINE in stores_into_input
   why  expected a kernel body that stores only into outputs, got a store into a read-only reference
-  fix  name the argument in mutates_args and alias it with input_output_aliases, or do not store to it""")
+  fix  name the argument in mutates_args and alias it with input_output_aliases, or do not store to it""",
+    )
 
 
 def test_untraceable() -> None:
-    inline(refused_in_eager_too(untraceable), """\
+    inline(
+        refused_in_eager_too(untraceable),
+        """\
 [TL206] kernel cannot be traced to JAX: refusals::untraceable
   at   FILE:LINE in untraceable
   why  expected a function that JAX can trace, got TracerBoolConversionError: Attempted boolean conversion of traced array with shape bool[].
-  fix  make the function traceable by jax.jit for these argument shapes""")
+  fix  make the function traceable by jax.jit for these argument shapes""",
+    )
 
 
 def test_wrong_own_result() -> None:
-    inline(refused(lambda x: own_result(x), torch.ones(2)), """\
+    inline(
+        refused(lambda x: own_result(x), torch.ones(2)),
+        """\
 [TL202] kernel result has the wrong shape or dtype: result 0 of refusals::own_result
   at   FILE:LINE in own_result
   why  expected f32[3], got f32[2]
-  fix  return a value of type f32[3]""")
+  fix  return a value of type f32[3]""",
+    )
 
 
 def test_kernel_without_backward() -> None:
-    inline(refused(into(without_backward), torch.ones(2, requires_grad=True)), """\
+    inline(
+        refused(into(without_backward), torch.ones(2, requires_grad=True)),
+        """\
 [TL205] kernel has no backward and a gradient is needed: refusals::without_backward
   at   FILE:LINE in function
   why  expected a backward, because argument 'x' requires a gradient, got none
-  fix  register one with kernel_op(..., backward=...), call the kernel on x.detach(), or use torch.no_grad()""")
+  fix  register one with kernel_op(..., backward=...), call the kernel on x.detach(), or use torch.no_grad()""",
+    )
 
 
 @helion.kernel(static_shapes=True, backend="pallas", autotune_effort="none")
@@ -281,7 +325,14 @@ def helion_double_into(x: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def test_helion_kernel_without_backward() -> None:
-    inline(refused(into(helion_double_into), torch.ones(2, requires_grad=True)), """""")
+    inline(
+        refused(into(helion_double_into), torch.ones(2, requires_grad=True)),
+        """\
+[TL205] kernel has no backward and a gradient is needed: helion_double_into
+  at   FILE:LINE in function: kernel(x, out)
+  why  expected a backward, because argument 'x' requires a gradient, got none
+  fix  register one with kernel_op(..., backward=...), call the kernel on x.detach(), or use torch.no_grad()""",
+    )
 
 
 @helion.kernel(static_shapes=True, backend="triton", autotune_effort="none")
@@ -291,47 +342,69 @@ def helion_triton_into(x: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def test_helion_kernel_of_another_backend() -> None:
-    inline(refused(into(helion_triton_into), torch.ones(2)), """""")
+    inline(
+        refused(into(helion_triton_into), torch.ones(2)),
+        """\
+[TL210] Helion kernel lacks something that tpu_lowering needs: helion_triton_into
+  at   FILE:LINE in function: kernel(x, out)
+  why  expected a kernel of Helion's Pallas backend, got backend='triton'
+  fix  write @helion.kernel(..., backend="pallas")""",
+    )
 
 
 def test_name_taken() -> None:
     def double(x: torch.Tensor) -> torch.Tensor:
         return x * 2
 
-    inline(raised(kernel_op("refusals::own_result"), double), """\
+    inline(
+        raised(kernel_op("refusals::own_result"), double),
+        """\
 [TL207] kernel registered twice: refusals::own_result
   at   FILE:LINE in double
   why  expected a new operator name, got one that torch knows already
-  fix  choose another name, or give the existing operator a kernel with @register_kernel""")
+  fix  choose another name, or give the existing operator a kernel with @register_kernel""",
+    )
 
 
 def test_second_implementation() -> None:
-    inline(raised(register_kernel(torch.ops.refusals.own_result.default), lambda x: x), """\
+    inline(
+        raised(register_kernel(torch.ops.refusals.own_result.default), lambda x: x),
+        """\
 [TL207] kernel registered twice: refusals.own_result.default
   at   FILE:LINE in <lambda>
   why  expected one implementation, got a second; the first is at FILE:LINE in own_result
-  fix  remove one of the two, or register it for another overload""")
+  fix  remove one of the two, or register it for another overload""",
+    )
 
 
 def test_signatures() -> None:
     def untyped(x, out) -> None:  # type: ignore[no-untyped-def]
         return x
 
-    inline(raised(kernel_op("refusals::untyped", mutates_args=("out",)), untyped), """\
+    inline(
+        raised(kernel_op("refusals::untyped", mutates_args=("out",)), untyped),
+        """\
 [TL208] kernel signature cannot be registered: refusals::untyped
   at   FILE:LINE in untyped
   why  expected annotations that torch can turn into a schema, got infer_schema(func): Parameter x must have a type annotation. Got func with signature (x, out) -> 'None')
-  fix  annotate every parameter and the return value as for torch.library.custom_op""")
-    inline(raised(kernel_op("no_namespace"), lambda x: x), """\
+  fix  annotate every parameter and the return value as for torch.library.custom_op""",
+    )
+    inline(
+        raised(kernel_op("no_namespace"), lambda x: x),
+        """\
 [TL208] kernel signature cannot be registered: 'no_namespace'
   at   FILE:LINE in <lambda>
   why  expected 'namespace::name', got 'no_namespace'
-  fix  write kernel_op('my_ops::name', ...)""")
-    inline(raised(register_kernel(torch.ops.refusals.foreign_into.default), lambda x: x), """\
+  fix  write kernel_op('my_ops::name', ...)""",
+    )
+    inline(
+        raised(register_kernel(torch.ops.refusals.foreign_into.default), lambda x: x),
+        """\
 [TL208] kernel signature cannot be registered: refusals.foreign_into.default
   at   FILE:LINE in <lambda>
   why  expected a function that takes the arguments of refusals::foreign_into(Tensor x, Tensor(a1!) out) -> (), got too many positional arguments
-  fix  give the function the operator's arguments in schema order""")
+  fix  give the function the operator's arguments in schema order""",
+    )
 
 
 # Operators and values ---------------------------------------------------------------------------------
@@ -341,18 +414,24 @@ def test_operator_without_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
     def function(x: torch.Tensor) -> torch.Tensor:
         return torch.special.erfc(x) + 1
 
-    inline(refused(function, torch.ones(2)), """\
+    inline(
+        refused(function, torch.ones(2)),
+        """\
 [TL301] operator has no lowering: aten.erfc.default
-  at   FILE:LINE in function: def test_kernel_without_backward() -> None:
+  at   FILE:LINE in function: return torch.special.erfc(x) + 1
   why  expected an operator in the lowering table, got aten.erfc.default
-  fix  write it with operators that are in the table, or add a row: see 'Add an operator' in CONTRIBUTING.md""")
+  fix  write it with operators that are in the table, or add a row: see 'Add an operator' in CONTRIBUTING.md""",
+    )
 
 
 def test_dtype_of_input() -> None:
-    inline(refused(lambda x: x.clone(), torch.zeros(2).to(torch.float8_e4m3fnuz)), """\
+    inline(
+        refused(lambda x: x.clone(), torch.zeros(2).to(torch.float8_e4m3fnuz)),
+        """\
 [TL302] dtype is not supported: torch.float8_e4m3fnuz of an input
   why  expected one of torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.bool, torch.complex64, torch.complex128, got torch.float8_e4m3fnuz
-  fix  convert it in eager, before the compiled function, to a dtype that JAX has too""")
+  fix  convert it in eager, before the compiled function, to a dtype that JAX has too""",
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.complex32, torch.float8_e5m2fnuz, torch.float8_e8m0fnu], ids=str)
@@ -366,11 +445,14 @@ def test_dtype_inside() -> None:
     def function(x: torch.Tensor) -> torch.Tensor:
         return x.to(torch.float8_e4m3fnuz).to(torch.float32)
 
-    inline(refused(function, torch.zeros(2)), """\
+    inline(
+        refused(function, torch.zeros(2)),
+        """\
 [TL302] dtype is not supported: torch.float8_e4m3fnuz of aten._to_copy.default
-  at   FILE:LINE in function: @helion.kernel(static_shapes=True, backend="triton", autotune_effort="none")
+  at   FILE:LINE in function: return x.to(torch.float8_e4m3fnuz).to(torch.float32)
   why  expected one of torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.bool, torch.complex64, torch.complex128, got torch.float8_e4m3fnuz
-  fix  convert it in eager, before the compiled function, to a dtype that JAX has too""")
+  fix  convert it in eager, before the compiled function, to a dtype that JAX has too""",
+    )
 
 
 def sized_by_nonzero(x: torch.Tensor) -> torch.Tensor:
@@ -393,19 +475,25 @@ def sizes_from_data() -> Iterator[None]:
 
 
 def test_sized_by_nonzero(sizes_from_data: None) -> None:
-    inline(refused(sized_by_nonzero, torch.tensor([1, 0, 2])), """\
+    inline(
+        refused(sized_by_nonzero, torch.tensor([1, 0, 2])),
+        """\
 [TL303] shape depends on data: aten.nonzero.default
-  at   FILE:LINE in sized_by_nonzero: def test_helion_kernel_of_another_backend() -> None:
+  at   FILE:LINE in sized_by_nonzero: return torch.nonzero(x) + 1
   why  expected every shape to follow from the shapes of the inputs, got one that depends on values
-  fix  use a form with a fixed shape (a mask, topk with a fixed k, torch.where with three arguments), or compile without fullgraph=True so that the graph breaks here""")
+  fix  use a form with a fixed shape (a mask, topk with a fixed k, torch.where with three arguments), or compile without fullgraph=True so that the graph breaks here""",
+    )
 
 
 def test_sized_by_mask(sizes_from_data: None) -> None:
-    inline(refused(sized_by_mask, torch.tensor([1, 0, 2])), """\
+    inline(
+        refused(sized_by_mask, torch.tensor([1, 0, 2])),
+        """\
 [TL303] shape depends on data: aten.index.Tensor
-  at   FILE:LINE in sized_by_mask: def test_name_taken() -> None:
+  at   FILE:LINE in sized_by_mask: return x[x > 0] + 1
   why  expected every shape to follow from the shapes of the inputs, got one that depends on values
-  fix  use a form with a fixed shape (a mask, topk with a fixed k, torch.where with three arguments), or compile without fullgraph=True so that the graph breaks here""")
+  fix  use a form with a fixed shape (a mask, topk with a fixed k, torch.where with three arguments), or compile without fullgraph=True so that the graph breaks here""",
+    )
 
 
 def test_sized_by_item(sizes_from_data: None) -> None:
@@ -419,5 +507,11 @@ def test_shape_that_depends_on_data_breaks_the_graph_without_fullgraph() -> None
 
 
 def test_mixed_devices() -> None:
-    inline(refused(lambda x, y: (x + 1, y + 1), torch.ones(2), torch.ones(2, device="meta")), """""")
-    inline(refused(lambda x: x + 1, torch.ones(2, device="meta")), """""")
+    inline(refused(lambda x, y: (x + 1, y + 1), torch.ones(2), torch.ones(2, device="meta")), """\
+[TL103] tensors on more than one device: cpu, meta
+  why  expected all tensors on one device, got cpu and meta
+  fix  move the model and its inputs to one device with .to(device)""")
+    inline(refused(lambda x: x + 1, torch.ones(2, device="meta")), """\
+[TL104] device has no runtime: meta
+  why  expected tensors on a device with a runtime (cpu), got meta
+  fix  move the model and its inputs to the CPU with .to('cpu')""")

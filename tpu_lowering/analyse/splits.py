@@ -71,5 +71,11 @@ def program_count(graph: fx.Graph, rule: SplitRule) -> int:
     return len(partition(graph, rule))
 
 
+def is_view(node: Any) -> bool:
+    """Whether a node is metadata to a runtime: a reshape, which in a normalised graph moves nothing."""
+    return graphs.is_call(node, aten.reshape.default)
+
+
 def _computes(node: Any) -> bool:
-    return node.op == "call_function" and "getitem" not in str(getattr(node.target, "__name__", ""))
+    named = "getitem" in str(getattr(node.target, "__name__", ""))
+    return node.op == "call_function" and not named and not is_view(node)

@@ -2,7 +2,7 @@
 
 Each part between two cuts becomes a program of its own. An allocation that is not in the same program as its
 kernel is a device operation that writes the whole buffer: torch_tpu executes ``empty`` as a broadcast, so it
-is lowered as a fill here.
+is lowered as a fill here. A view is metadata there, so every part that uses one makes it again.
 """
 
 from __future__ import annotations
@@ -44,23 +44,25 @@ def _program(
     inside = [node for node in module.graph.nodes if owner.get(node) == index]
     graph = fx.Graph()
     copies: dict[fx.Node, Any] = {}
+    made = set(inside) | _views_of(inside)
     for node in module.graph.nodes:
-        used = any(owner.get(user) == index for user in node.users)
-        if used and node.op != "get_attr" and owner.get(node) != index:
+        used = any(user in made for user in node.users)
+        if used and node.op != "get_attr" and node not in made:
             copies[node] = graph.placeholder(node.name)
             copies[node].meta = dict(node.meta)
     inputs = list(copies)
     for node in module.graph.nodes:
-        if owner.get(node) == index:
+        if node in made:
             copies[node] = _copy(graph, node, copies)
-        elif node.op == "get_attr" and any(owner.get(user) == index for user in node.users):
+        elif node.op == "get_attr" and any(user in made for user in node.users):
             copies[node] = graph.node_copy(node)
     outputs = [node for node in inside if _leaves(node, index, owner)]
     graph.output(tuple(copies[node] for node in outputs))
     specs = tuple(Output(tuple(node.meta["val"].contiguous().stride())) for node in outputs)
     part = fx.GraphModule(module, graph)
     part.meta.update(module.meta)
-    donated = tuple(sorted({inputs.index(node) for node in _written(inside) if node in copies and node in inputs}))
+    written = {_base(node) for node in _written(inside)}
+    donated = tuple(sorted(inputs.index(node) for node in written if node in inputs))
     return Program(name, part, tuple(range(len(inputs))), Signature(specs, len(specs), ())), donated
 
 
@@ -77,8 +79,28 @@ def _copy(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, Any]) -> fx.Node
 
 def _leaves(node: fx.Node, index: int, owner: dict[fx.Node, int]) -> bool:
     """Whether a value of a part is used after it."""
-    tensor = isinstance(node.meta.get("val"), compat.FakeTensor)
-    return tensor and any(owner.get(user) != index for user in node.users)
+    if not isinstance(node.meta.get("val"), compat.FakeTensor):
+        return False
+    return any(_leaves(user, index, owner) if splits.is_view(user) else owner.get(user) != index for user in node.users)
+
+
+def _views_of(inside: list[fx.Node]) -> set[fx.Node]:
+    """The views that a part uses, and those that they are views of."""
+    found: set[fx.Node] = set()
+    pending = [operand for node in inside for operand in node.all_input_nodes]
+    while pending:
+        node = pending.pop()
+        if splits.is_view(node) and node not in found:
+            found.add(node)
+            pending += node.all_input_nodes
+    return found
+
+
+def _base(node: fx.Node) -> fx.Node:
+    """What a view is a view of; any other node itself."""
+    while splits.is_view(node):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _written(inside: list[fx.Node]) -> list[fx.Node]:

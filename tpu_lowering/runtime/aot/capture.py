@@ -70,6 +70,7 @@ def lower_for(program: Program, source: Source, target: Target) -> Captured:
     Raises:
         TpuLoweringError: TL602, TL603 or TL604 for what Pallas refuses to lower for the chip.
     """
+    refusals.refuse_wide_operands(source, target)
     function = load.load(program, source, interpret=False)
     specs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in load.input_types(program)]
     try:

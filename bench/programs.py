@@ -1,0 +1,65 @@
+"""Three ways to a program compiled for a TPU: as the author wrote it, through the passes, and from JAX directly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.export
+
+from tpu_lowering import aot, errors
+from tpu_lowering.codegen.source import Source
+from tpu_lowering.kernels import jaxprs
+from tpu_lowering.report import chip
+from tpu_lowering.runtime.aot import compiler, refusals
+from tpu_lowering.runtime.aot.program import TpuProgram
+from tpu_lowering.runtime.aot.targets import Target
+
+NO_SOURCE = Source(text="", kernels={})
+"""The source of a program that was not generated."""
+
+RESERVED_VMEM = 64 << 10  # bytes of VMEM that Helion's launches leave to the compiler; the direct ones do too
+
+
+def before(fn: Callable[..., Any], args: Sequence[Any], target: str) -> list[TpuProgram]:
+    """The programs of torch_tpu's split rule for a function as it was written, without our passes, in order."""
+    chosen = Target.of(target)
+    compiler.require_libtpu()
+    normalised = chip.Normalised()
+    aot.capture(fn, args, {}, chosen, {}, (normalised,))
+    return chip.compile_as_written(normalised.modules[-1], chosen)
+
+
+def after(fn: Callable[..., Any], args: Sequence[Any], target: str, *, donate: bool = True) -> list[TpuProgram]:
+    """The one program that our backend makes of a function."""
+    return [aot.aot_compile(fn, args, target=target, donate=donate)]
+
+
+def direct(fn: Callable[..., Any], args: Sequence[Any], target: str) -> list[TpuProgram]:
+    """A JAX function compiled by itself; ``args`` are PyTorch tensors or anything else with shape and dtype.
+
+    Raises:
+        TpuLoweringError: TL107, TL108, or TL601 to TL605, as for ``aot_compile``.
+    """
+    chosen = Target.of(target)
+    compiler.require_libtpu()
+    specs = [jax.ShapeDtypeStruct(tuple(value.shape), str(value.dtype).removeprefix("torch.")) for value in args]
+    try:
+        with jaxprs.kernel_scope([], chosen.device_kind):
+            exported = jax.export.export(jax.jit(fn), platforms=["tpu"])(*specs)
+    except Exception as error:
+        raise refusals.from_message(str(error), type(error).__name__, NO_SOURCE, chosen) from error
+    artifact = bytes(exported.serialize())
+    return [TpuProgram.of("direct", chosen, compiler.compile_artifact(artifact, chosen, (), NO_SOURCE), artifact)]
+
+
+def kernel_vmem(target: str) -> int:
+    """Bytes of VMEM that a kernel on a target may use: what Helion's launches ask for."""
+    return Target.of(target).vmem_bytes - RESERVED_VMEM
+
+
+def refused(error: Exception) -> dict[str, str]:
+    """An error as results keep it: its code, or the name of its type, and its text."""
+    code = error.code if isinstance(error, errors.TpuLoweringError) else type(error).__name__
+    return {"code": code, "text": str(error)[:1000]}

@@ -1,0 +1,87 @@
+"""Reading the compiler's texts: HLO of the entry computation, and the dumped DMA schedule."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from tpu_lowering.runtime.aot import hlo, schedule
+
+HLO = """\
+HloModule jit_f, is_scheduled=true
+
+%fused_update (param_0: f32[64,128], param_1: f32[1,128], param_2: s32[]) -> f32[64,128] {
+  %param_0 = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %param_1 = f32[1,128]{1,0:T(8,128)} parameter(1)
+  %param_2 = s32[]{:T(128)} parameter(2)
+  %zero = s32[]{:T(128)} constant(0)
+  ROOT %update = f32[64,128]{1,0:T(8,128)} dynamic-update-slice(%param_0, %param_1, %param_2, %zero)
+}
+
+ENTRY %main (x: f32[64,128], c: f32[64,128], v: f32[1,128], i: s32[]) -> (f32[64,128], f32[64,128]) {
+  %x = f32[64,128]{1,0:T(8,128)} parameter(0), metadata={op_name="x"}
+  %c = f32[64,128]{1,0:T(8,128)} parameter(1)
+  %v = f32[1,128]{1,0:T(8,128)} parameter(2)
+  %i = s32[]{:T(128)} parameter(3)
+  %x.vmem = f32[64,128]{1,0:T(8,128)S(1)} copy(%x)
+  %empty.1 = f32[64,128]{1,0:T(8,128)} custom-call(), custom_call_target="AllocateBuffer"
+  %exp_into.1 = f32[64,128]{1,0:T(8,128)} custom-call(%x.vmem, %empty.1), custom_call_target="tpu_custom_call", \
+output_to_operand_aliasing={{}: (1, {})}, metadata={op_name="jit(f)/model.py:8/exp_into"}, backend_config=\
+{"used_scoped_memory_configs":[{"memory_space":"1","offset":"0","size":"4096"}],\
+"bundle_analysis_data":{"estimated_cycles":"77","flops":"0"}}
+  %updated = f32[64,128]{1,0:T(8,128)} fusion(%c, %v, %i), kind=kLoop, calls=%fused_update
+  ROOT %tuple = (f32[64,128]{1,0:T(8,128)}, f32[64,128]{1,0:T(8,128)}) tuple(%exp_into.1, %updated)
+}
+"""
+WHOLE, ROW = 64 * 128 * 4, 128 * 4
+
+
+def test_entry_operations_in_schedule_order() -> None:
+    operations = hlo.entry_operations(HLO)
+    assert [o.opcode for o in operations if o.moves_bytes] == ["copy", "custom-call:tpu_custom_call", "fusion"]
+    (kernel,) = (o for o in operations if o.is_kernel)
+    assert (kernel.vmem_bytes, kernel.estimated_cycles, kernel.aliased) == (4096, 77, (1,))
+    assert kernel.op_name == "jit(f)/model.py:8/exp_into"
+
+
+def test_traffic_counts_what_lives_in_hbm_and_aliases_once() -> None:
+    traffic = hlo.traffic_by_operands(hlo.entry_operations(HLO), HLO)
+    assert traffic["x.vmem"] == hlo.Traffic(WHOLE, 0)  # into VMEM
+    assert traffic["exp_into.1"] == hlo.Traffic(0, WHOLE)  # reads VMEM, writes the aliased buffer
+    assert "empty.1" not in traffic
+
+
+def test_an_update_in_place_counts_its_slice() -> None:
+    traffic = hlo.traffic_by_operands(hlo.entry_operations(HLO), HLO)
+    assert traffic["updated"] == hlo.Traffic(ROW + 4, ROW)  # the row, and the index
+
+
+def test_a_text_without_entry_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected an HLO module with an ENTRY computation, got none"):
+        hlo.entry_operations("HloModule empty\n")
+
+
+DUMP = """\
+0x3: bundle slots:
+  %70 = dma.hbm_to_vmem [thread:$0]  /*hbm=*/%s38_s29, /*size_in_granules=*/128, /*vmem=*/%s43_s3
+  %71 = dma.done.wait %s225_s4, 128 /* pipeline-emitter-dma-wait */
+0x4: bundle slots:
+  %80 = dma.vmem_to_hbm [thread:$0]  /*vmem=*/%s38_s29, /*size_in_granules=*/64, /*hbm=*/%s43_s3
+  %81 = dma.hbm_to_vmem [thread:$0]  /*hbm=*/%s38_s29, /*size_in_granules=*/128, /*vmem=*/%s43_s3
+"""
+
+
+def test_dma_bytes_are_summed_by_direction(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "exp_into.1_bundles.txt").write_text(DUMP)
+    (tmp_path / "exp_into.1_TPU7x_static_llo_profile.textproto").write_text(
+        "hlo_op_estimate {\n  estimated_cycles: 250\n}\n"
+    )
+    found = schedule.read_schedule(tmp_path)
+    assert found.cycles == {"exp_into.1": 250}
+    assert found.dma == {"exp_into.1": schedule.Dma(256 * 32, 64 * 32)}
+
+
+def test_a_copy_of_unknown_size_makes_no_figure(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "k_bundles.txt").write_text(DUMP + "  %90 = dma.hbm_to_vmem /*size_in_granules=*/%s9, /*vmem=*/%s1\n")
+    assert schedule.read_schedule(tmp_path).dma == {}
