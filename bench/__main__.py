@@ -1,19 +1,65 @@
-"""``python -m bench compile_time``."""
+"""``python -m bench``: all benchmarks; ``compare A.json B.json``; ``compile_time``."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
 
-from bench import compile_time
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+GROUPS = ("seed", "growth", "kernels", "models")
+TARGETS = ("tpu7x", "v5e", "v6e")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench")
-    parser.add_argument("name", choices=["compile_time"])
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions; the median is reported (default 3)")
-    given = parser.parse_args()
-    compile_time.main(given.rounds)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses, runs, and returns the exit code."""
+    given = parser().parse_args(arguments)
+    if given.command == "compile_time":
+        from bench import compile_time
+
+        compile_time.main(given.rounds)
+        return 0
+    if given.command == "compare":
+        from bench import compare
+
+        return compare.main(given.before, given.after, given.tolerance)
+    from bench import report, run, tasks
+
+    chosen = tasks.tasks_of([given.only] if given.only else GROUPS, given.targets)
+    return run.main(chosen, given.force, given.folder or run.RESULTS, report.write)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Compiles every benchmark for TPUs that need not be there, and writes bench/results. Tasks that "
+        "are in results.json with the same package versions are skipped.",
+    )
+    top.add_argument("--only", choices=GROUPS, help="one group of tasks")
+    top.add_argument("--targets", type=targets, default=TARGETS, help="chips, separated by commas")
+    top.add_argument("--force", action="store_true", help="run tasks again that have figures: after a change of a pass")
+    top.add_argument("--folder", type=pathlib.Path, help="where results go (default: bench/results)")
+    commands = top.add_subparsers(dest="command")
+    compare = commands.add_parser("compare", help="two results.json; exit code 1 if the second is worse")
+    compare.add_argument("before", type=pathlib.Path)
+    compare.add_argument("after", type=pathlib.Path)
+    compare.add_argument("--tolerance", type=float, default=0.01, help="growth that is no change (default 0.01: 1 %%)")
+    compile_time = commands.add_parser("compile_time", help="seconds to compile chains of kernel calls")
+    compile_time.add_argument("--rounds", type=int, default=3, help="repetitions; the median counts (default 3)")
+    return top
+
+
+def targets(text: str) -> tuple[str, ...]:
+    """Targets of a comma-separated list, in our order."""
+    names = text.split(",")
+    if not names or any(name not in TARGETS for name in names):
+        raise argparse.ArgumentTypeError(f"expected some of {','.join(TARGETS)}, got {text!r}")
+    return tuple(name for name in TARGETS if name in names)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -44,14 +44,18 @@ def direct(fn: Callable[..., Any], args: Sequence[Any], target: str) -> list[Tpu
     """
     chosen = Target.of(target)
     compiler.require_libtpu()
-    specs = [jax.ShapeDtypeStruct(tuple(value.shape), str(value.dtype).removeprefix("torch.")) for value in args]
     try:
         with jaxprs.kernel_scope([], chosen.device_kind):
-            exported = jax.export.export(jax.jit(fn), platforms=["tpu"])(*specs)
+            exported = jax.export.export(jax.jit(fn), platforms=["tpu"])(*specs_of(args))
     except Exception as error:
         raise refusals.from_message(str(error), type(error).__name__, NO_SOURCE, chosen) from error
     artifact = bytes(exported.serialize())
     return [TpuProgram.of("direct", chosen, compiler.compile_artifact(artifact, chosen, (), NO_SOURCE), artifact)]
+
+
+def specs_of(args: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of tensors, as JAX writes them."""
+    return [jax.ShapeDtypeStruct(tuple(value.shape), str(value.dtype).removeprefix("torch.")) for value in args]
 
 
 def kernel_vmem(target: str) -> int:

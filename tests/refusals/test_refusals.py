@@ -122,7 +122,7 @@ def test_operator_without_implementation() -> None:
         refused(function, torch.ones(2)),
         """\
 [TL201] operator has no JAX implementation: refusals.foreign.default
-  at   FILE:LINE in function
+  at   FILE:LINE in function: return foreign(x * 2)
   why  expected a JAX function registered for torch.ops.refusals.foreign.default, got none
   fix  decorate one with @tpu_lowering.register_kernel(torch.ops.refusals.foreign.default), or compile with options={"fallback": "eager"} and without fullgraph=True""",
     )
@@ -137,7 +137,7 @@ def test_mutating_operator_without_implementation() -> None:
         refused(function, torch.ones(2)),
         """\
 [TL201] operator has no JAX implementation: refusals.foreign_into.default
-  at   FILE:LINE in function: def test_operator_without_implementation() -> None:
+  at   FILE:LINE in function: foreign_into(x * 2, x)
   why  expected a JAX function registered for torch.ops.refusals.foreign_into.default, got none
   fix  decorate one with @tpu_lowering.register_kernel(torch.ops.refusals.foreign_into.default), or compile with options={"fallback": "eager"} and without fullgraph=True""",
     )
@@ -312,7 +312,7 @@ def test_kernel_without_backward() -> None:
         refused(into(without_backward), torch.ones(2, requires_grad=True)),
         """\
 [TL205] kernel has no backward and a gradient is needed: refusals::without_backward
-  at   FILE:LINE in function
+  at   FILE:LINE in function: kernel(x, out)
   why  expected a backward, because argument 'x' requires a gradient, got none
   fix  register one with kernel_op(..., backward=...), call the kernel on x.detach(), or use torch.no_grad()""",
     )
@@ -497,7 +497,14 @@ def test_sized_by_mask(sizes_from_data: None) -> None:
 
 
 def test_sized_by_item(sizes_from_data: None) -> None:
-    inline(refused(sized_by_item, torch.tensor([1, 0, 2])), """""")
+    inline(
+        refused(sized_by_item, torch.tensor([1, 0, 2])),
+        """\
+[TL303] shape depends on data: aten._local_scalar_dense.default
+  at   FILE:LINE in sized_by_item: return torch.zeros(x.sum().item()) + 1
+  why  expected every shape to follow from the shapes of the inputs, got one that depends on values
+  fix  use a form with a fixed shape (a mask, topk with a fixed k, torch.where with three arguments), or compile without fullgraph=True so that the graph breaks here""",
+    )
 
 
 def test_shape_that_depends_on_data_breaks_the_graph_without_fullgraph() -> None:
@@ -507,11 +514,17 @@ def test_shape_that_depends_on_data_breaks_the_graph_without_fullgraph() -> None
 
 
 def test_mixed_devices() -> None:
-    inline(refused(lambda x, y: (x + 1, y + 1), torch.ones(2), torch.ones(2, device="meta")), """\
+    inline(
+        refused(lambda x, y: (x + 1, y + 1), torch.ones(2), torch.ones(2, device="meta")),
+        """\
 [TL103] tensors on more than one device: cpu, meta
   why  expected all tensors on one device, got cpu and meta
-  fix  move the model and its inputs to one device with .to(device)""")
-    inline(refused(lambda x: x + 1, torch.ones(2, device="meta")), """\
+  fix  move the model and its inputs to one device with .to(device)""",
+    )
+    inline(
+        refused(lambda x: x + 1, torch.ones(2, device="meta")),
+        """\
 [TL104] device has no runtime: meta
   why  expected tensors on a device with a runtime (cpu), got meta
-  fix  move the model and its inputs to the CPU with .to('cpu')""")
+  fix  move the model and its inputs to the CPU with .to('cpu')""",
+    )

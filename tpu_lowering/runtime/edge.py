@@ -44,7 +44,7 @@ def _restored(spec: Output, tensors: Iterator[torch.Tensor]) -> Any:
 
 def _viewed(spec: Output, tensor: Any, outputs: Sequence[Any]) -> Any:
     """A result; one that shares another's memory is made here, as a view of it."""
-    if spec.view is None:
+    if spec.view is None or spec.stride is None:
         return tensor
     memory, place = outputs[spec.view.base].untyped_storage(), spec.view
     return torch.empty(0, dtype=place.dtype).set_(memory, place.offset, place.shape, spec.stride)

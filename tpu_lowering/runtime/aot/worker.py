@@ -44,7 +44,7 @@ def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, 
         specs = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in exported.in_avals]
         jitted = jax.jit(exported.call, donate_argnums=tuple(request["donate"]))
         compiled = jitted.trace(*specs).lower(lowering_platforms=("tpu",)).compile()
-    (folder / "optimised.hlo").write_text(compiled.as_text())
+    (folder / "optimised.hlo").write_text(str(compiled.as_text()))
     memory = compiled.memory_analysis()
     fields = ("argument", "output", "temp", "alias", "generated_code")
     facts: dict[str, Any] = {f"{name}_bytes": int(getattr(memory, f"{name}_size_in_bytes")) for name in fields}

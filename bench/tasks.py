@@ -1,0 +1,176 @@
+"""What is compiled: one task a row of a table, in four groups, each under a key that does not change."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import helion
+import helion.language as hl
+import jax.numpy as jnp
+import torch
+
+from bench import models, programs
+from bench.blocks import block_bytes
+from bench.figures import MIB, Figures, copies_of
+from bench.kernels import KERNELS, KernelCase, direct
+from tpu_lowering.runtime.aot.program import TpuProgram
+
+GROUPS = ("seed", "growth", "kernels", "models")
+TARGETS = ("tpu7x", "v5e", "v6e")
+
+SEED_SHAPE = (102_400, 1024)  # float32: 400 MiB
+SEED_BLOCK = (1024, 1024)  # 4 MiB; input, old output and new output, twice each, fit the VMEM of every target
+GROWTH_MIB = (4, 16, 50, 100, 200, 300, 400)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One row.
+
+    Attributes:
+        group: a member of ``GROUPS``.
+        case: what is compiled.
+        row: in which form.
+        target: for which chip.
+        note: shapes, as tables show them.
+        run: compiles; returns the figures and anything else that is kept with them.
+    """
+
+    group: str
+    case: str
+    row: str
+    target: str
+    note: str
+    run: Callable[[], dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        parts = (self.group, self.case, self.row, self.target)
+        if self.group not in GROUPS or any(not part or "/" in part for part in parts):
+            raise ValueError(f"expected a known group and names without '/', got {parts}")
+
+    @property
+    def key(self) -> str:
+        return f"{self.group}/{self.case}/{self.row}/{self.target}"
+
+
+@helion.kernel(config=helion.Config(block_sizes=list(SEED_BLOCK)), static_shapes=True, backend="pallas")
+def exp_into(x: torch.Tensor, out: torch.Tensor) -> None:
+    """Write `exp(x)` to `out`."""
+    for tile in hl.tile(x.size()):
+        out[tile] = torch.exp(x[tile])
+
+
+def exp_model(x: torch.Tensor) -> torch.Tensor:
+    """`exp` as destination-passing code writes it."""
+    out = torch.empty_like(x)
+    exp_into(x, out)
+    return out
+
+
+def figures(compiled: Sequence[TpuProgram]) -> dict[str, Any]:
+    return Figures.of(compiled).as_entry()
+
+
+def exp_programs(row: str, shape: tuple[int, int], target: str) -> list[TpuProgram]:
+    """One of the five forms of `exp`, a key of ``tables.SEED_ROWS``; the values of the input are never used."""
+    args = (torch.empty(shape),)
+    if row == "torch.exp":
+        return programs.after(torch.exp, args, target)
+    if row == "before":
+        return programs.before(exp_model, args, target)
+    if row == "after":
+        return programs.after(exp_model, args, target)
+    if row == "jax.numpy.exp":
+        return programs.direct(jnp.exp, args, target)
+    assert row == "pallas", f"expected a row of the seed, got {row!r}"
+    vmem = programs.kernel_vmem(target)
+    pallas = functools.partial(direct.pointwise, direct.exp_body, block=SEED_BLOCK, vmem_bytes=vmem)
+    return programs.direct(pallas, args, target)
+
+
+def seed_tasks(targets: Sequence[str]) -> Iterator[Task]:
+    """`exp` of 400 MiB, in five forms."""
+    for target in targets:
+        for row in ("torch.exp", "before", "after", "jax.numpy.exp", "pallas"):
+            run = functools.partial(run_exp, row, SEED_SHAPE, target)
+            yield Task("seed", "exp", row, target, f"f32 {list(SEED_SHAPE)}", run)
+
+
+def growth_tasks(targets: Sequence[str]) -> Iterator[Task]:
+    """`exp` of 4 to 400 MiB with and without passes; on tpu7x alone."""
+    for size in GROWTH_MIB if "tpu7x" in targets else ():
+        shape = (size * MIB // 4 // 1024, 1024)
+        for row in ("before", "after"):
+            run = functools.partial(run_exp, row, shape, "tpu7x")
+            yield Task("growth", f"{size} MiB", row, "tpu7x", f"f32 {list(shape)}", run)
+
+
+def run_exp(row: str, shape: tuple[int, int], target: str) -> dict[str, Any]:
+    return figures(exp_programs(row, shape, target))
+
+
+def kernel_tasks(targets: Sequence[str]) -> Iterator[Task]:
+    """The nine kernels before and after the passes, and written by hand."""
+    for target in targets:
+        for case in KERNELS:
+            for row in ("before", "after", "direct"):
+                run = functools.partial(run_kernel, case, row, target)
+                yield Task("kernels", case.name, row, target, shapes(case), run)
+
+
+def shapes(case: KernelCase) -> str:
+    """The shapes of a kernel's inputs, from the docstring that states them."""
+    return " ".join((case.example.__doc__ or "").split()).replace("`", "").rstrip(".")
+
+
+def run_kernel(case: KernelCase, row: str, target: str) -> dict[str, Any]:
+    args = case.example(False)
+    if row != "direct":
+        compiling = programs.before if row == "before" else programs.after
+        return figures(compiling(case.model, args, target))
+    fn = functools.partial(direct.DIRECT[case.name], vmem_bytes=programs.kernel_vmem(target))
+    return {**figures(programs.direct(fn, args, target)), "block_bytes": block_bytes(fn, programs.specs_of(args))}
+
+
+def model_tasks(targets: Sequence[str]) -> Iterator[Task]:
+    """The decoder's prefill before and after the passes; a decode step with its caches donated and not."""
+    tokens = f"int64 [1, {models.PREFILL}]"
+    cache = f"{2 * models.LAYERS} caches f32 {list(models.CACHE_SHAPE)}"
+    for target in targets:
+        for row in ("before", "after"):
+            yield Task("models", "prefill", row, target, tokens, functools.partial(run_prefill, row, target))
+        for row in ("donated", "not donated"):
+            yield Task("models", "decode step", row, target, cache, functools.partial(run_decode, row, target))
+
+
+def run_prefill(row: str, target: str) -> dict[str, Any]:
+    compiling = programs.before if row == "before" else programs.after
+    return figures(compiling(*models.prefill(), target))
+
+
+def run_decode(row: str, target: str) -> dict[str, Any]:
+    compiled = programs.after(*models.decode_step(), target, donate=row == "donated")
+    return {**figures(compiled), "cache_copies": sum(copies_of(one, models.CACHE_SHAPE) for one in compiled)}
+
+
+BY_GROUP: dict[str, Callable[[Sequence[str]], Iterator[Task]]] = {
+    "seed": seed_tasks,
+    "growth": growth_tasks,
+    "kernels": kernel_tasks,
+    "models": model_tasks,
+}
+
+
+def tasks_of(groups: Sequence[str], targets: Sequence[str]) -> list[Task]:
+    """The tasks of groups for targets, in the order in which they run.
+
+    Raises:
+        ValueError: two tasks have one key.
+    """
+    found = [task for group in groups for task in BY_GROUP[group](targets)]
+    if len({task.key for task in found}) != len(found):
+        raise ValueError("expected every task under a key of its own, got a key twice")
+    return found
