@@ -24,7 +24,7 @@ sweep: .venv/dev
 	TPU_LOWERING_GRAPHS=100000 $(BIN)/python -m pytest tests/property -n 2
 
 bench: .venv/dev
-	$(BIN)/python -m bench compile_time
+	$(BIN)/python -m bench
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

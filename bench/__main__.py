@@ -1,4 +1,4 @@
-"""``python -m bench``: all benchmarks; ``compare A.json B.json``; ``compile_time``."""
+"""``python -m bench``: all benchmarks; ``compare A.json B.json``; ``compile_time``; ``helion_examples``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench import compare
 
         return compare.main(given.before, given.after, given.tolerance)
+    if given.command == "helion_examples":
+        from bench import helion_examples
+
+        return helion_examples.main(given.examples, given.target, given.kernels)
     from bench import report, run, tasks
 
     chosen = tasks.tasks_of([given.only] if given.only else GROUPS, given.targets)
@@ -50,6 +54,10 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--tolerance", type=float, default=0.01, help="growth that is no change (default 0.01: 1 %%)")
     compile_time = commands.add_parser("compile_time", help="seconds to compile chains of kernel calls")
     compile_time.add_argument("--rounds", type=int, default=3, help="repetitions; the median counts (default 3)")
+    examples = commands.add_parser("helion_examples", help="Helion's own examples, ours and Helion's export")
+    examples.add_argument("--examples", type=pathlib.Path, required=True, help="a checkout's examples folder")
+    examples.add_argument("--target", default="tpu7x", help="the chip to compile for (default tpu7x)")
+    examples.add_argument("--only", dest="kernels", help="kernels whose name, file.kernel, contains this")
     return top
 
 

@@ -79,7 +79,10 @@ def compare(before: dict[str, store.Entry], after: dict[str, store.Entry], toler
             if abs(new[metric] - old[metric]) > tolerance * old[metric]:
                 changes.append(Change(key, metric, old[metric], new[metric]))
     return Comparison(
-        tuple(changes), len(both), tuple(sorted(before.keys() - after.keys())), tuple(sorted(after.keys() - before.keys()))
+        tuple(changes),
+        len(both),
+        tuple(sorted(before.keys() - after.keys())),
+        tuple(sorted(after.keys() - before.keys())),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -41,7 +40,6 @@ def run_tasks(tasks: Sequence[Task], store: Store, force: bool, console: Console
                 progress.console.print(f"{task.key}: {entry['error']['code']}", markup=False)
             store.put(task.key, {**entry, "note": task.note, "versions": current})
             progress.advance(bar)
-            gc.collect()  # inputs of hundreds of megabytes, held by graphs with cycles
         progress.update(bar, description=f"{len(tasks) - len(pending)} already there")
     return failed
 

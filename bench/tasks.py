@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from bench import models, programs
 from bench.blocks import block_bytes
 from bench.figures import MIB, Figures, copies_of
 from bench.kernels import KERNELS, KernelCase, direct
+from tpu_lowering.compat import FakeTensorMode
 from tpu_lowering.runtime.aot.program import TpuProgram
 
 GROUPS = ("seed", "growth", "kernels", "models")
@@ -23,7 +25,7 @@ TARGETS = ("tpu7x", "v5e", "v6e")
 
 SEED_SHAPE = (102_400, 1024)  # float32: 400 MiB
 SEED_BLOCK = (1024, 1024)  # 4 MiB; input, old output and new output, twice each, fit the VMEM of every target
-GROWTH_MIB = (4, 16, 50, 100, 200, 300, 400)
+GROWTH_MIB = (4, 16, 64, 100, 200, 300, 400)  # multiples of a block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,7 @@ def exp_model(x: torch.Tensor) -> torch.Tensor:
 
 
 def figures(compiled: Sequence[TpuProgram]) -> dict[str, Any]:
+    gc.collect()  # inputs of hundreds of megabytes, held by graphs with cycles
     return Figures.of(compiled).as_entry()
 
 
@@ -96,7 +99,7 @@ def seed_tasks(targets: Sequence[str]) -> Iterator[Task]:
     for target in targets:
         for row in ("torch.exp", "before", "after", "jax.numpy.exp", "pallas"):
             run = functools.partial(run_exp, row, SEED_SHAPE, target)
-            yield Task("seed", "exp", row, target, f"f32 {list(SEED_SHAPE)}", run)
+            yield Task("seed", "exp", row, target, f"float32 {list(SEED_SHAPE)}", run)
 
 
 def growth_tasks(targets: Sequence[str]) -> Iterator[Task]:
@@ -105,7 +108,7 @@ def growth_tasks(targets: Sequence[str]) -> Iterator[Task]:
         shape = (size * MIB // 4 // 1024, 1024)
         for row in ("before", "after"):
             run = functools.partial(run_exp, row, shape, "tpu7x")
-            yield Task("growth", f"{size} MiB", row, "tpu7x", f"f32 {list(shape)}", run)
+            yield Task("growth", f"{size} MiB", row, "tpu7x", f"float32 {list(shape)}", run)
 
 
 def run_exp(row: str, shape: tuple[int, int], target: str) -> dict[str, Any]:
@@ -122,8 +125,10 @@ def kernel_tasks(targets: Sequence[str]) -> Iterator[Task]:
 
 
 def shapes(case: KernelCase) -> str:
-    """The shapes of a kernel's inputs, from the docstring that states them."""
-    return " ".join((case.example.__doc__ or "").split()).replace("`", "").rstrip(".")
+    """Dtypes and shapes of a kernel's inputs."""
+    with FakeTensorMode():
+        inputs = case.example(False)
+    return ", ".join(f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}" for value in inputs)
 
 
 def run_kernel(case: KernelCase, row: str, target: str) -> dict[str, Any]:
@@ -138,7 +143,7 @@ def run_kernel(case: KernelCase, row: str, target: str) -> dict[str, Any]:
 def model_tasks(targets: Sequence[str]) -> Iterator[Task]:
     """The decoder's prefill before and after the passes; a decode step with its caches donated and not."""
     tokens = f"int64 [1, {models.PREFILL}]"
-    cache = f"{2 * models.LAYERS} caches f32 {list(models.CACHE_SHAPE)}"
+    cache = f"{2 * models.LAYERS} caches float32 {list(models.CACHE_SHAPE)}"
     for target in targets:
         for row in ("before", "after"):
             yield Task("models", "prefill", row, target, tokens, functools.partial(run_prefill, row, target))

@@ -54,7 +54,7 @@ def helion_tpu(
 
     def compiler(kind: str) -> Callable[..., Any]:
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
-            return CapturedGraph(f"{kind}_{number}", graph, arguments, chosen, observer, runtime or CpuRuntime())
+            return CapturedGraph(kind, number, graph, arguments, chosen, observer, runtime or CpuRuntime())
 
         return compile_graph
 

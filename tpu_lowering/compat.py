@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -45,13 +46,18 @@ def private(package: str, module: str, name: str, why: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        found, tested = version(package), TESTED.get(package, "")
-        raise errors.refuse(
-            "TL105",
-            f"{package} {found or '(not installed)'}",
-            f"expected {module}.{name} ({why}), got {type(error).__name__}: {error}",
-            f"pip install {package}=={tested}" if tested else f"install a version of {package} that has it",
-        ) from error
+        raise missing(package, f"{module}.{name}", why, f"{type(error).__name__}: {error}") from error
+
+
+def missing(package: str, name: str, why: str, got: str = "none") -> errors.TpuLoweringError:
+    """The refusal of a package that lacks a private name."""
+    found, tested = version(package), TESTED.get(package, "")
+    return errors.refuse(
+        "TL105",
+        f"{package} {found or '(not installed)'}",
+        f"expected {name} ({why}), got {got}",
+        f"pip install {package}=={tested}" if tested else f"install a version of {package} that has it",
+    )
 
 
 # torch: everyday names that live in private modules -----------------------------------------------------
@@ -177,6 +183,20 @@ def helion_kernel(index: int) -> Any:
 def helion_kernel_class() -> Any:
     """Helion's ``Kernel``: built again with settings of ours, so that the user's kernel stays as it is."""
     return private("helion", "helion.runtime.kernel", "Kernel", "a kernel with settings of our target")
+
+
+def helion_capture(name: str) -> tuple[Any, Callable[[Sequence[Any]], Sequence[Any]]]:
+    """The kernel behind an operator of ``helion_capture``, and the function that folds its numbers.
+
+    Helion keeps no table of these operators; both are variables of the operator's fake implementation.
+    """
+    registry = private("torch", "torch._library.simple_registry", "singleton", "kernel of a helion_capture operator")
+    known = inspect.getclosurevars(registry.find(name).fake_impl.kernel.func).nonlocals
+    while "kernel" not in known and callable(known.get("func")):  # torch wraps what it registers
+        known = inspect.getclosurevars(known["func"]).nonlocals
+    if "kernel" not in known:
+        raise missing("helion", "the closure of a helion_capture operator", "names 'kernel' and 'reconstruct'")
+    return known["kernel"], known["reconstruct"]
 
 
 def rebuild_helion_containers(arguments: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tpu_lowering import errors
 
-Runtime = Literal["auto", "jax"]
 Fallback = Literal["error", "eager"]
 
 
@@ -26,8 +25,7 @@ class Options:
             in the compiled program too.
         passes: run the optimising passes. False leaves allocations and aliases as the user wrote them.
         fallback: what an operator without a JAX implementation does: "error" raises a coded error,
-            "eager" runs it in eager torch at a graph break. A break needs ``fullgraph=False``.
-        runtime: where programs run; "auto" follows the tensors' device.
+            "eager" runs it in eager torch, between two programs.
         dump: folder that receives every stage of every graph, or "" for none.
             Read from ``TPU_LOWERING_DUMP`` where it is not given.
     """
@@ -36,7 +34,6 @@ class Options:
     poison: bool = False
     passes: bool = True
     fallback: Fallback = "error"
-    runtime: Runtime = "auto"
     dump: str = ""
 
     def __post_init__(self) -> None:

@@ -107,6 +107,7 @@ def run(
     options: Options,
     observer: Observer,
     device_kind: str = "",
+    shares_memory: bool = False,
 ) -> Program:
     """Takes a captured graph to a program, for the sizes of given arguments.
 
@@ -117,6 +118,8 @@ def run(
         options: what the user chose.
         observer: told of every stage.
         device_kind: JAX's name of the TPU it is for, or "" for the CPU.
+        shares_memory: whether results that share memory in eager are to share it; see
+            ``normalise.signature``.
 
     Raises:
         TpuLoweringError: with any code of 2xx, 3xx and 4xx.
@@ -124,7 +127,7 @@ def run(
     observer.stage(name, "captured", captured, 0.0)
     began = time.perf_counter()
     module = specialise.specialise(captured, arguments, device_kind)
-    edge = signature.separate_signature(module.graph, shares_memory=name.startswith("inference"))
+    edge = signature.separate_signature(module.graph, shares_memory)
     invariants.check(module.graph, invariants.SPECIALISED, "specialised")
     observer.stage(name, "specialised", module, time.perf_counter() - began)
     for step in NORMALISE:

@@ -4,8 +4,6 @@ Every golden is executed: the graph before and after the pass gives the same val
 run with ``EXPECTTEST_ACCEPT=1``.
 """
 
-# ruff: noqa: E501  (lines of goldens are as long as they are printed)
-
 from __future__ import annotations
 
 from collections.abc import Callable

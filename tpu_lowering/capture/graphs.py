@@ -25,7 +25,8 @@ class CapturedGraph:
 
     def __init__(
         self,
-        name: str,
+        kind: str,
+        number: int,
         module: fx.GraphModule,
         examples: Sequence[Any],
         options: Options,
@@ -35,8 +36,8 @@ class CapturedGraph:
         # AOTAutograd's protocol for callables that take one list. On the object, not the class: Dynamo wraps
         # the backward graph and takes over only the object's own attributes.
         self._boxed_call = True
-        self.name, self.module, self.options, self.observer = name, module, options, observer
-        self.runtime = runtime
+        self.kind, self.number = kind, number
+        self.module, self.options, self.observer, self.runtime = module, options, observer, runtime
         self.lock = threading.Lock()
         self.programs: dict[Hashable, RunnableProgram] = {}
         self.symbolic = any(_is_symbolic(node.meta.get("val")) for node in module.graph.nodes)
@@ -65,7 +66,13 @@ class CapturedGraph:
         suffix = f"_{len(self.programs)}" if self.symbolic else ""
         with compat.disable_current_modes():  # real tensors are computed with here: verifying, constants
             program = pipeline.run(
-                self.name + suffix, self.module, arguments, self.options, self.observer, self.runtime.device_kind
+                f"{self.kind}_{self.number}{suffix}",
+                self.module,
+                arguments,
+                self.options,
+                self.observer,
+                device_kind=self.runtime.device_kind,
+                shares_memory=self.kind == "inference",  # AOTAutograd sees to it where gradients are recorded
             )
             text = source.generate(program, self.options.poison)
             self.observer.compiled(program, text)

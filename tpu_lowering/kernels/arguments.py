@@ -27,7 +27,7 @@ def split(arguments: Any, is_tensor: Callable[[Any], bool]) -> tuple[Any, list[A
             tensors.append(value)
             return Slot(len(tensors) - 1)
         if isinstance(value, (list, tuple)):
-            return type(value)([walk(item) for item in value])
+            return _rebuilt(value, [walk(item) for item in value])
         if isinstance(value, dict):
             return {key: walk(item) for key, item in value.items()}
         return value
@@ -35,12 +35,17 @@ def split(arguments: Any, is_tensor: Callable[[Any], bool]) -> tuple[Any, list[A
     return walk(arguments), tensors
 
 
+def _rebuilt(value: Any, items: list[Any]) -> Any:
+    """A list or tuple of the same kind with other items; a named tuple takes them one by one."""
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+
+
 def fill(template: Any, tensors: Sequence[Any]) -> Any:
     """The inverse of ``split``: puts values back into their slots."""
     if isinstance(template, Slot):
         return tensors[template.index]
     if isinstance(template, (list, tuple)):
-        return type(template)([fill(item, tensors) for item in template])
+        return _rebuilt(template, [fill(item, tensors) for item in template])
     if isinstance(template, dict):
         return {key: fill(item, tensors) for key, item in template.items()}
     return template

@@ -98,7 +98,7 @@ def no_implementation(overload: str, where: str) -> errors.TpuLoweringError:
         overload,
         f"expected a JAX function registered for torch.ops.{overload}, got none",
         f"decorate one with @tpu_lowering.register_kernel(torch.ops.{overload}), "
-        'or compile with options={"fallback": "eager"} and without fullgraph=True',
+        'or run it in eager torch, with options={"fallback": "eager"}',
         where,
     )
 

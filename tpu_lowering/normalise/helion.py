@@ -1,7 +1,8 @@
 """Helion kernel calls to the nodes of their host code, with each launch a kernel call.
 
-``helion_kernel_wrapper_functional(kernel_idx, constant_args, tensor_args, output_spec, tensors_to_clone)``
-has results ``getitem(call, 0)[i]``, the kernel's own, and ``getitem(call, 1)[name]``, the new values of
+``helion_capture::name(x, ...)`` is the form of functional kernels under Helion's own capture; its results are
+the kernel's. ``helion_kernel_wrapper_functional(kernel_idx, constant_args, tensor_args, output_spec,
+tensors_to_clone)`` has results ``getitem(call, 0)[i]``, the kernel's own, and ``getitem(call, 1)[name]``, the new values of
 mutated arguments. Both come out of the kernel's host graph, which is copied in place of the call.
 """
 
@@ -28,9 +29,11 @@ def normalise_helion(module: fx.GraphModule) -> None:
         return
     _, functional = compat.helion_operators()
     for node in list(module.graph.nodes):
-        if graphs.is_call(node, functional):
-            with graphs.inserting_for(node):
+        with graphs.inserting_for(node):
+            if graphs.is_call(node, functional):
                 _inline(module, node)
+            elif isinstance(node.target, compat.OpOverload) and node.target.namespace == "helion_capture":
+                _inline_capture(module, node, node.target)
     graphs.eliminate_dead_code(module.graph)
 
 
@@ -38,6 +41,25 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
     kernel = compat.helion_kernel(node.kwargs["kernel_idx"])  # type: ignore[arg-type]
     mutated = list(node.kwargs["tensors_to_clone"])  # type: ignore[arg-type]
     given = {**node.kwargs["constant_args"], **node.kwargs["tensor_args"]}  # type: ignore[dict-item]
+    results = inline(module, node, kernel, given, mutated)
+    _send(node, results[len(mutated) :], dict(zip(mutated, results, strict=False)))
+
+
+def inline(
+    module: fx.GraphModule, node: fx.Node, kernel: Any, given: dict[str, Any], mutated: list[str]
+) -> list[fx.Node]:
+    """Copies the host graph of a kernel before a call of it.
+
+    Args:
+        module: the module that is rewritten.
+        node: the call.
+        kernel: the ``helion.Kernel``.
+        given: its arguments by name, nodes in place of tensors.
+        mutated: names of the arguments that it writes.
+
+    Returns:
+        The new values of the mutated arguments, then the kernel's own tensor results.
+    """
     tensor_names = [name for name, value in given.items() if isinstance(value, fx.Node)]
     values = {name: value.meta["val"] if isinstance(value, fx.Node) else value for name, value in given.items()}
     flat_order = _flat_order(kernel, values)
@@ -45,9 +67,20 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
         kernel, _complete(kernel, dict(values)), mutated, graphs.source_line(node), graphs.device_kind(module.graph)
     )
     nodes = {id(values[name]): given[name] for name in tensor_names}
-    results = _copy_in(module, node, host, [nodes[key] for key in flat_order])
-    new_values = dict(zip(mutated, results, strict=False))
-    _send(node, results[len(mutated) :], new_values)
+    return _copy_in(module, node, host, [nodes[key] for key in flat_order])
+
+
+def _inline_capture(module: fx.GraphModule, node: fx.Node, overload: compat.OpOverload) -> None:
+    """A ``helion_capture`` operator: a functional kernel, its numbers folded into constants."""
+    kernel, reconstruct = compat.helion_capture(overload.name())
+    given = dict(zip(kernel.signature.parameters, reconstruct(node.args), strict=False))
+    results = inline(module, node, kernel, given, [])
+    if isinstance(node.meta["val"], (tuple, list)):
+        for user in list(node.users):
+            graphs.replace(user, results[user.args[1]])  # type: ignore[index]
+        module.graph.erase_node(node)
+    else:
+        graphs.replace(node, results[0])
 
 
 def _complete(kernel: Any, values: dict[str, Any]) -> dict[str, Any]:
