@@ -8,10 +8,9 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+from bench import GROUPS, TARGETS
 
-GROUPS = ("seed", "growth", "kernels", "models")
-TARGETS = ("tpu7x", "v5e", "v6e")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -68,10 +68,12 @@ def kernels(entries: Entries) -> Figure | None:
     target = next(iter(targets_of(entries, "kernels")), "")
     found: list[tuple[str, list[int]]] = []
     for name in kernel_names(entries):
-        counts, _ = traffic([figures(entries, "kernels", name, row, target) for row in ("before", "after", "direct")])
+        counts, source = traffic(
+            [figures(entries, "kernels", name, row, target) for row in ("before", "after", "direct")]
+        )
         known = [count for count in counts if count is not None]
         if len(known) == len(counts):
-            found.append((name, known))
+            found.append((name if source == "DMA" else f"{name}*", known))
     if not found:
         return None
     figure, (axes,) = new(6.4, 4.6, f"Nine kernels, {target}: HBM traffic relative to the program with passes")
@@ -90,7 +92,7 @@ def bars(axes: Axes, names: Sequence[str], counts: Sequence[Sequence[int]]) -> N
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
-    axes.set(xlim=(0, 2.5), xlabel="HBM traffic, program with passes = 1")
+    axes.set(xlim=(0, 2.5), xlabel="HBM traffic, program with passes = 1    (* by operands: a lower bound)")
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.07), ncols=3, fontsize=8)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from bench import TARGETS
 from bench.markdown import NONE, mib, microseconds, ratio, table, whole
 from bench.store import Entry
 
@@ -16,7 +17,6 @@ SEED_ROWS = {
     "jax.numpy.exp": "jax.numpy.exp",
     "pallas": "Pallas, by hand",
 }
-TARGETS = ("tpu7x", "v5e", "v6e")
 
 HEADER = """# What the TPU compiler says
 
@@ -24,7 +24,8 @@ Everything here is read off programs as libtpu compiles them on a machine withou
 a TPU**. `python -m bench` writes this file; `results.json` beside it has every figure.
 
 - *without passes*: the function as its author wrote it, cut into programs by torch_tpu's rule for aliased kernel
-  operands; programs run one after the other, their figures are added up, and the peak is that of the largest.
+  operands; programs run one after the other, their figures are added up, and the peak is that of the largest by
+  itself: what other programs hold at the time, such as their weights, is not in it.
   *with passes*: the one program of `torch.compile(fn, backend="helion_tpu")`.
 - *HBM MiB*: bytes read and written. Of a kernel they are the copies in the compiler's DMA schedule; of any other
   operation its operands and results, each once (an operand of which only a slice is read counts whole).

@@ -13,15 +13,12 @@ import helion.language as hl
 import jax.numpy as jnp
 import torch
 
-from bench import models, programs
+from bench import GROUPS, models, programs
 from bench.blocks import block_bytes
 from bench.figures import MIB, Figures, copies_of
 from bench.kernels import KERNELS, KernelCase, direct
 from tpu_lowering.compat import FakeTensorMode
 from tpu_lowering.runtime.aot.program import TpuProgram
-
-GROUPS = ("seed", "growth", "kernels", "models")
-TARGETS = ("tpu7x", "v5e", "v6e")
 
 SEED_SHAPE = (102_400, 1024)  # float32: 400 MiB
 SEED_BLOCK = (1024, 1024)  # 4 MiB; input, old output and new output, twice each, fit the VMEM of every target
@@ -33,7 +30,7 @@ class Task:
     """One row.
 
     Attributes:
-        group: a member of ``GROUPS``.
+        group: a member of ``bench.GROUPS``.
         case: what is compiled.
         row: in which form.
         target: for which chip.

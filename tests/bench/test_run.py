@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from made_up import entry
 
-from bench import run, store
-from bench.tasks import GROUPS, TARGETS, Task, tasks_of
+from bench import GROUPS, TARGETS, run, store
+from bench.tasks import Task, tasks_of
 from tpu_lowering import errors
 
 

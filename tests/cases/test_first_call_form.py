@@ -7,6 +7,7 @@ import torch
 from case_kernels import accumulate, add_into, exp_into, exp_maybe, split_rows
 from harness import Record, check
 
+
 @pytest.fixture(autouse=True)
 def _first_form():
     with torch._inductor.config.patch(enable_auto_functionalized_v2=False):

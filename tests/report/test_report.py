@@ -157,6 +157,7 @@ def test_doctor_finds_the_cpu_runtime(capsys: pytest.CaptureFixture[str]) -> Non
     cells = "".join(c for c in capsys.readouterr().out if c.isalnum() or c in "+*")
     assert "compiledandranx*2+1" in cells
     assert "registeredasanentrypoint" in cells
+    assert "compiledx*2+1fortpu7x" in cells
 
 
 def test_demo_command(capsys: pytest.CaptureFixture[str]) -> None:

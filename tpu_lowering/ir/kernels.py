@@ -9,14 +9,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import torch
 
 from tpu_lowering import errors
-from tpu_lowering.ir import arrays
+from tpu_lowering.ir import arrays, mosaic
 from tpu_lowering.ir.types import TensorType
 
 
@@ -111,19 +111,25 @@ class Kernel(abc.ABC):
     @functools.cached_property
     def interpreted(self) -> Any:
         """What generated code calls on the CPU; see ``_jitted``."""
-        return self._jitted(interpret=True)
+        return self._jitted(lambda *operands: self.trace(operands, interpret=True))
 
     @functools.cached_property
     def for_tpu(self) -> Any:
         """What generated code calls when it is lowered for a TPU; see ``_jitted``."""
-        return self._jitted(interpret=False)
 
-    def _jitted(self, interpret: bool) -> Any:
-        """``trace`` under one ``jax.jit``, so that calls of equal types are traced and lowered once."""
+        def lowered_in_32_bits(*operands: jax.Array | None) -> tuple[jax.Array, ...]:
+            given = [index for index, value in enumerate(operands) if value is not None]
 
-        def run(*operands: jax.Array | None) -> tuple[jax.Array, ...]:
-            return self.trace(operands, interpret)
+            def function(*values: jax.Array) -> tuple[jax.Array, ...]:
+                by_index = dict(zip(given, values, strict=True))
+                return self.trace([by_index.get(index) for index in range(len(operands))], interpret=False)
 
+            return mosaic.in_32_bits(function, *(value for value in operands if value is not None))
+
+        return self._jitted(lowered_in_32_bits)
+
+    def _jitted(self, run: Callable[..., tuple[jax.Array, ...]]) -> Any:
+        """A form of ``trace`` under one ``jax.jit``, so that calls of equal types are traced and lowered once."""
         run.__name__ = self.name
         return jax.jit(run)
 

@@ -34,7 +34,7 @@ class Finding:
 OPTIONAL = {
     "helion": ("Helion kernels", "pip install 'tpu_lowering[helion]'"),
     "transformers": ("the demo model", "pip install 'tpu_lowering[demo]'"),
-    "libtpu": ("TPU compiler", "pip install libtpu"),
+    "libtpu": ("TPU compiler", "pip install 'tpu_lowering[tpu]'"),
     "torch_tpu": ("tensors on device tpu", "no runtime of this package for it yet"),
     "torch_xla": ("tensors on device xla", "no runtime of this package for it yet"),
 }
@@ -45,7 +45,7 @@ def examine() -> list[Finding]:
     found = [Finding("Python", "ok" if sys.version_info >= (3, 11) else "wrong", platform.python_version())]
     found += [_required(package) for package in ("torch", "jax", "jaxlib")]
     found += [_optional(package) for package in OPTIONAL]
-    return [*found, _entry_point(), _cpu_runtime()]
+    return [*found, _entry_point(), _cpu_runtime(), _tpu_compiler()]
 
 
 def _required(package: str) -> Finding:
@@ -74,18 +74,29 @@ def _entry_point() -> Finding:
     return Finding('backend "helion_tpu"', "wrong", "no entry point", "install the package: pip install tpu_lowering")
 
 
+RUN = (
+    "import torch; f = torch.compile(lambda x: x * 2 + 1, backend='helion_tpu'); "
+    "assert torch.equal(f(torch.ones(4)), torch.full((4,), 3.0))"
+)
+COMPILE = "import torch, tpu_lowering; tpu_lowering.aot_compile(lambda x: x * 2 + 1, (torch.ones(8, 128),))"
+
+
 def _cpu_runtime() -> Finding:
-    """Compiles and runs a two-line function in a process of its own, so that nothing is initialised here."""
-    code = (
-        "import torch; f = torch.compile(lambda x: x * 2 + 1, backend='helion_tpu'); "
-        "assert torch.equal(f(torch.ones(4)), torch.full((4,), 3.0))"
-    )
+    return _tried("runtime: JAX on CPU", RUN, "compiled and ran x * 2 + 1")
+
+
+def _tpu_compiler() -> Finding:
+    if compat.version("libtpu") is None:
+        return Finding("TPU compiler", "missing", "libtpu is not installed", "pip install 'tpu_lowering[tpu]'")
+    return _tried("TPU compiler", COMPILE, "compiled x * 2 + 1 for tpu7x; no TPU is needed")
+
+
+def _tried(what: str, code: str, success: str) -> Finding:
+    """Runs a line in a process of its own, so that nothing is initialised here."""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     if run.returncode == 0:
-        return Finding("runtime: JAX on CPU", "ok", "compiled and ran x * 2 + 1")
-    return Finding(
-        "runtime: JAX on CPU", "wrong", (run.stderr.strip().splitlines() or ["failed"])[-1], "see the message"
-    )
+        return Finding(what, "ok", success)
+    return Finding(what, "wrong", (run.stderr.strip().splitlines() or ["failed"])[-1], "see the message")
 
 
 def print_findings(findings: list[Finding], console: Console | None = None) -> bool:
