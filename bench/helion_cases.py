@@ -149,7 +149,10 @@ CASES: tuple[Case, ...] = (
         f32(4, 512), *GRPO[5:],
     ),
     case("int4_gemm", "matmul_bf16_int4", bf16(256, 512), Spec((256, 256), torch.int8)),
-    Case("jagged_dense_add", "jagged_dense_add_2d", lambda _: (torch.zeros(4096), jagged(64, 64), torch.zeros(64, 128))),
+    Case(
+        "jagged_dense_add", "jagged_dense_add_2d",
+        lambda _: (torch.zeros(4096), jagged(64, 64), torch.zeros(64, 128)),
+    ),
     Case(
         "jagged_dense_bmm", "jagged_dense_bmm",
         lambda _: (jagged(16, 32), torch.zeros(512, 32), torch.zeros(16, 32, 24), torch.zeros(16, 24)),
@@ -172,7 +175,10 @@ CASES: tuple[Case, ...] = (
     Case("jagged_sum", "jagged_sum_kernel", lambda _: (torch.zeros(4096, 8), jagged(128, 32))),
     case("jsd", "jsd_forward", f32(1024, 4096), f32(1024, 4096)),
     case("kl_div", "kl_div_forward", f32(1024, 4096), f32(1024, 4096)),
-    Case("layer_norm", "layer_norm_fwd", lambda _: (torch.zeros(1024, 1024, dtype=BF16), [1024], *(bf16(1024).make(),) * 2)),
+    Case(
+        "layer_norm", "layer_norm_fwd",
+        lambda _: (bf16(1024, 1024).make(), [1024], bf16(1024).make(), bf16(1024).make()),
+    ),
     case(
         "layer_norm", "layer_norm_bwd", bf16(1024, 1024), bf16(1024, 1024), f32(1024), f32(1024), bf16(1024), True,
     ),

@@ -1,8 +1,7 @@
 """Helion's own examples, each kernel compiled for a TPU twice: through our backend and through Helion's JAX export.
 
-A case runs in a child process of its own, because a Helion kernel is compiled with settings that are read once,
-and because either side may hang or abort. Helion is imported with its Pallas backend as default, which is what the
-examples leave open.
+Each side runs in a child process, because settings of Helion are read once, and because a case may hang or abort.
+Helion is imported with its Pallas backend as default, which the examples leave open.
 """
 
 from __future__ import annotations
@@ -147,21 +146,41 @@ def measure(case: Case, side: str, examples: pathlib.Path, target: str) -> Outco
     return Outcome.of(program, time.monotonic() - start)
 
 
-def in_child(case: Case, side: str, examples: pathlib.Path, target: str) -> Outcome:
-    """One side of one case, in a process of its own."""
-    with tempfile.TemporaryDirectory(prefix="helion_examples_") as folder:
-        output = pathlib.Path(folder) / "outcome.json"
-        command = [sys.executable, "-m", "bench.helion_examples", case.name, side, str(examples), target, str(output)]
-        environment = {**os.environ, "HELION_BACKEND": "pallas", "JAX_PLATFORMS": "cpu", "TPU_LOG_DIR": "disabled"}
-        start = time.monotonic()
-        try:
-            child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            return Outcome.failed("timeout", f"more than {SECONDS:.0f} s", time.monotonic() - start)
-        if not output.exists():
-            return Outcome.failed(f"exit code {child.returncode}", child.stderr[-1000:], time.monotonic() - start)
-        values = json.loads(output.read_text())
-    return Outcome(**{**values, "operations": tuple(values["operations"])})
+class Worker:
+    """A process for one side: takes one case at a time, and is started again after a case that ends it."""
+
+    def __init__(self, side: str, examples: pathlib.Path, target: str, folder: pathlib.Path) -> None:
+        self.command = [sys.executable, "-m", "bench.helion_examples", side, str(examples), target, str(folder)]
+        self.folder = folder
+        self.process: subprocess.Popen[str] | None = None
+
+    def run(self, case: Case) -> Outcome:
+        """One side of one case."""
+        if self.process is None:
+            environment = {**os.environ, "HELION_BACKEND": "pallas", "JAX_PLATFORMS": "cpu", "TPU_LOG_DIR": "disabled"}
+            with (self.folder / "stderr").open("wb") as stderr:
+                self.process = subprocess.Popen(
+                    self.command, env=environment, stdin=subprocess.PIPE, stderr=stderr, text=True
+                )
+        assert self.process.stdin is not None
+        print(case.name, file=self.process.stdin, flush=True)
+        path, start = self.folder / f"{case.name}.json", time.monotonic()
+        while not path.exists():
+            seconds = time.monotonic() - start
+            if self.process.poll() is not None or seconds > SECONDS:
+                self.stop()
+                text = (self.folder / "stderr").read_text(errors="replace")[-1000:]
+                return Outcome.failed("timeout" if seconds > SECONDS else "process ended", text, seconds)
+            time.sleep(0.1)
+        values = json.loads(path.read_text())
+        return Outcome(**{**values, "operations": tuple(values["operations"])})
+
+    def stop(self) -> None:
+        """Ends the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
 
 
 def main(examples: pathlib.Path, target: str, only: str | None) -> int:
@@ -170,14 +189,21 @@ def main(examples: pathlib.Path, target: str, only: str | None) -> int:
     chosen = [case for case in helion_cases.CASES if only is None or only in case.name]
     results: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text())["cases"] if RESULTS.exists() else {}
     console = rich.console.Console()
-    for case in chosen:
-        sides = {side: in_child(case, side, examples, target) for side in SIDES}
-        results[case.name] = {
-            side: {**dataclasses.asdict(outcome), "ratio": outcome.ratio} for side, outcome in sides.items()
-        }
-        console.print(f"{case.name}: " + ", ".join(f"{side} {outcome.status}" for side, outcome in sides.items()))
-        ordered = {known.name: results[known.name] for known in helion_cases.CASES if known.name in results}
-        RESULTS.write_text(json.dumps({"target": target, "cases": ordered}, indent=1) + "\n")
+    with contextlib.ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for side in SIDES:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="helion_examples_"))
+            workers[side] = Worker(side, examples, target, pathlib.Path(folder))
+            stack.callback(workers[side].stop)
+        for case in chosen:
+            outcomes = {side: worker.run(case) for side, worker in workers.items()}
+            results[case.name] = {
+                side: {**dataclasses.asdict(outcome), "ratio": outcome.ratio} for side, outcome in outcomes.items()
+            }
+            said = ", ".join(f"{side} {outcome.code or outcome.status}" for side, outcome in outcomes.items())
+            console.print(f"{case.name}: {said}")
+            ordered = {known.name: results[known.name] for known in helion_cases.CASES if known.name in results}
+            RESULTS.write_text(json.dumps({"target": target, "cases": ordered}, indent=1) + "\n")
     console.print(table([(case.name, results[case.name]) for case in chosen], target))
     return 0
 
@@ -211,14 +237,16 @@ def ratio(side: dict[str, Any]) -> str:
     return "" if side["ratio"] is None else f"{side['ratio']:.2f}"
 
 
-def child(arguments: Sequence[str]) -> None:
-    """The process of one side of one case."""
-    name, side, examples, target, output = arguments
-    case = next(case for case in helion_cases.CASES if case.name == name)
-    with contextlib.redirect_stdout(sys.stderr):
-        outcome = measure(case, side, pathlib.Path(examples), target)
-    pathlib.Path(output).write_text(json.dumps(dataclasses.asdict(outcome)))
+def child(side: str, examples: str, target: str, folder: str) -> None:
+    """The process of one side: reads names of cases, and writes each outcome into the folder, whole."""
+    cases = {case.name: case for case in helion_cases.CASES}
+    for line in sys.stdin:
+        name = line.strip()
+        outcome = measure(cases[name], side, pathlib.Path(examples), target)
+        partial = pathlib.Path(folder) / "partial"
+        partial.write_text(json.dumps(dataclasses.asdict(outcome)))
+        partial.rename(pathlib.Path(folder) / f"{name}.json")
 
 
 if __name__ == "__main__":
-    child(sys.argv[1:])
+    child(*sys.argv[1:])

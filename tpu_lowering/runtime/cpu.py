@@ -38,8 +38,13 @@ class CpuProgram:
         function = load.load(program, source)
         with jax.enable_x64(True):
             self.constants = [arrays.to_jax(value) for value in program.constants().values()]
-            specs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in load.input_types(program)]
-            self.compiled = jax.jit(function).lower(*specs).compile()
+            # The CPU by name: where JAX finds a TPU or GPU, that would be its default.
+            device = jax.devices("cpu")[0]
+            sharding = jax.sharding.SingleDeviceSharding(device)
+            types = load.input_types(program)
+            specs = [jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding) for t in types]
+            with jax.default_device(device):
+                self.compiled = jax.jit(function).lower(*specs).compile()
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
         """Runs the program.
