@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command == "helion_examples":
         from bench import helion_examples
 
-        return helion_examples.main(given.examples, given.target, given.kernels)
+        return helion_examples.main(given.examples, given.target, given.kernels, given.missing)
     from bench import report, run, tasks
 
     chosen = tasks.tasks_of([given.only] if given.only else GROUPS, given.targets)
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     examples = commands.add_parser("helion_examples", help="Helion's own examples, ours and Helion's export")
     examples.add_argument("--examples", type=pathlib.Path, required=True, help="a checkout's examples folder")
     examples.add_argument("--target", default="tpu7x", help="the chip to compile for (default tpu7x)")
+    examples.add_argument("--missing", action="store_true", help="only kernels that have no results yet")
     examples.add_argument("--only", dest="kernels", help="kernels whose name, file.kernel, contains this")
     return top
 

@@ -76,7 +76,7 @@ def kernels(entries: Entries) -> Figure | None:
             found.append((name if source == "DMA" else f"{name}*", known))
     if not found:
         return None
-    figure, (axes,) = new(6.4, 4.6, f"Nine kernels, {target}: HBM traffic relative to the program with passes")
+    figure, (axes,) = new(6.4, 5.4, f"Nine kernels, {target}: HBM traffic relative to the program with passes")
     bars(axes, [name for name, _ in found], [counts for _, counts in found])
     return figure
 

@@ -21,3 +21,13 @@ def test_block_runs(number: int, tmp_path: pathlib.Path) -> None:
     assert run.returncode == 0, run.stderr[-3000:]
     if "explain(" in BLOCKS[number]:
         assert "One XLA program. No allocation is left." in run.stdout
+
+
+def test_figures_are_those_the_bench_wrote() -> None:
+    """The README's table holds rows of the table that ``make bench`` writes, word for word."""
+    shown = README.read_text().partition("<!-- rows of")[2].partition("<!-- end")[0]
+    rows = [line for line in shown.splitlines() if line.startswith("|")]
+    written = (README.parent / "bench" / "results" / "tables.md").read_text().splitlines()
+    assert len(rows) == 7
+    assert all(row in written for row in rows)
+    assert (README.parent / "bench" / "results" / "growth.png").is_file()

@@ -10,6 +10,7 @@ import torch
 
 from tpu_lowering import compat
 from tpu_lowering.backend import helion_tpu
+from tpu_lowering.kernels import function_values
 from tpu_lowering.pipeline import Observer
 from tpu_lowering.runtime.aot import compiler
 from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
@@ -63,7 +64,7 @@ def capture(
     """Captures a function as one program for a target."""
     runtime = TpuRuntime(target)
     backend = functools.partial(helion_tpu, options=dict(options), runtime=runtime, observers=tuple(observers))
-    with compat.cold_dynamo(), torch.no_grad():
+    with compat.cold_dynamo(), function_values.allowed(), torch.no_grad():
         torch.compile(fn, backend=backend, fullgraph=True, dynamic=False)(*args, **kwargs)
     return runtime.captured[-1]
 

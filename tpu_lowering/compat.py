@@ -199,6 +199,34 @@ def helion_capture(name: str) -> tuple[Any, Callable[[Sequence[Any]], Sequence[A
     return known["kernel"], known["reconstruct"]
 
 
+@contextlib.contextmanager
+def carried_functions(carry: Callable[[Any], Any]) -> Generator[None]:
+    """A scope in which Dynamo takes functions as arguments of Helion kernels.
+
+    Helion writes them into the graph as they are, which FX refuses; here they are written as what ``carry`` makes
+    of them.
+    """
+    module, name = "helion._compiler._dynamo.variables", "_call_function_and_unflatten_output"
+    write = private("helion", module, name, "functions as arguments of Helion kernels")
+
+    def write_carried(translator: Any, operator: Any, args: Any, kwargs: dict[str, Any], *rest: Any) -> Any:
+        constants = {key: carry(value) for key, value in kwargs["constant_args"].items()}
+        return write(translator, operator, args, {**kwargs, "constant_args": constants}, *rest)
+
+    setattr(importlib.import_module(module), name, write_carried)
+    try:
+        yield
+    finally:
+        setattr(importlib.import_module(module), name, write)
+
+
+def register_graph_value(kind: type) -> None:
+    """Lets FX keep values of a class in graphs as they are; the class has ``__eq__``, ``__hash__``, ``__fx_repr__``."""
+    register = private("torch", "torch._library.opaque_object", "register_opaque_type", "functions in graphs")
+    if not private("torch", "torch._library.opaque_object", "is_opaque_value_type", "functions in graphs")(kind):
+        register(kind, typ="value")
+
+
 def rebuild_helion_containers(arguments: dict[str, Any]) -> None:
     """Puts flattened tuple, list and dict arguments of a Helion call together again, in place."""
     module = "helion._compiler._dynamo.higher_order_ops"

@@ -32,6 +32,7 @@ from tpu_lowering.passes.drop_dead_allocations import DropDeadAllocations
 from tpu_lowering.passes.drop_overwritten_values import DropOverwrittenValues
 from tpu_lowering.passes.return_fresh_buffers import ReturnFreshBuffers
 from tpu_lowering.passes.simplify_views import SimplifyViews
+from tpu_lowering.passes.unflatten_kernels import UnflattenKernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,7 @@ PASSES: tuple[Pass, ...] = (
     DropOverwrittenValues(),
     AssembleWrites(),
     DropDeadAllocations(),
+    UnflattenKernels(),
 )
 
 

@@ -294,6 +294,12 @@ extrema_out = define(
 pallas_kernel = functools.partial(helion.kernel, static_shapes=True, backend="pallas")
 
 
+@pallas_kernel(config=helion.Config(block_sizes=[32]))
+def helion_gate_flat_into(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> None:
+    for tile in hl.tile(x.size()):
+        out[tile] = torch.where(x[tile] > 0.5, x[tile] * torch.sigmoid(x[tile]), 0.25) * y[tile]
+
+
 @pallas_kernel(config=helion.Config(block_sizes=[8, 128]))
 def helion_exp_into(x: torch.Tensor, out: torch.Tensor) -> None:
     for tile in hl.tile(out.size()):

@@ -11,7 +11,15 @@ from typing import Any
 
 import expecttest
 import torch
-from case_kernels import accumulate, add_into, exp_and_neg_into, exp_first_half, exp_into, helion_exp_into
+from case_kernels import (
+    accumulate,
+    add_into,
+    exp_and_neg_into,
+    exp_first_half,
+    exp_into,
+    helion_exp_into,
+    helion_gate_flat_into,
+)
 from harness import capture, normalised
 
 from tpu_lowering.ir import interpreter
@@ -22,6 +30,7 @@ from tpu_lowering.passes.drop_dead_allocations import DropDeadAllocations
 from tpu_lowering.passes.drop_overwritten_values import DropOverwrittenValues
 from tpu_lowering.passes.return_fresh_buffers import ReturnFreshBuffers
 from tpu_lowering.passes.simplify_views import SimplifyViews
+from tpu_lowering.passes.unflatten_kernels import UnflattenKernels
 
 
 def before_and_after(
@@ -73,6 +82,13 @@ def over_fills(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     exp_first_half(x, half)
     accumulate(x, summed)
     return whole, half, summed
+
+
+def over_flat_views(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    out, other = torch.empty_like(x), torch.empty(128)
+    helion_gate_flat_into(x.view(-1), y.view(-1), out.view(-1))
+    helion_gate_flat_into(x.view(-1), out.view(-1), other)
+    return out, other
 
 
 def over_an_input(x: torch.Tensor, out: torch.Tensor) -> None:
@@ -490,4 +506,35 @@ kept empty_like_1: [TL503] its undefined contents are used by kernel_call_1
 %getitem_4: f32[8, 4] = getitem(%kernel_call_1, 0)
 %read_box: f32[0, 4] = read_box(%getitem_4, box('0:0, 0:4'))
 return (%getitem, %read_box)""",
+        )
+
+    def test_unflatten_kernels(self) -> None:
+        first = (SimplifyViews(), ReturnFreshBuffers(), DropOverwrittenValues(), DropDeadAllocations())
+        self.assertExpectedInline(
+            before_and_after(UnflattenKernels(), over_flat_views, (4, 32), (4, 32), first=first),
+            """\
+%arg0_1: f32[4, 32] = input
+%arg1_1: f32[4, 32] = input
+%reshape_default: f32[128] = aten.reshape.default(%arg0_1, [128])
+%reshape_default_1: f32[128] = aten.reshape.default(%arg1_1, [128])
+%kernel_call: (f32[128]) = kernel helion_gate_flat_into(%reshape_default, %reshape_default_1, fresh)
+%getitem: f32[128] = getitem(%kernel_call, 0)
+%reshape_default_3: f32[4, 32] = aten.reshape.default(%getitem, [4, 32])
+%reshape_default_4: f32[128] = aten.reshape.default(%arg0_1, [128])
+%kernel_call_1: (f32[128]) = kernel helion_gate_flat_into(%reshape_default_4, %getitem, fresh)
+%getitem_6: f32[128] = getitem(%kernel_call_1, 0)
+return (%reshape_default_3, %getitem_6)
+
+unflatten_kernels:
+moved getitem: helion_gate_flat_into is pointwise: its operands keep the shape that they had before they were flattened
+moved getitem_6: helion_gate_flat_into is pointwise: its operands keep the shape that they had before they were flattened
+
+%arg0_1: f32[4, 32] = input
+%arg1_1: f32[4, 32] = input
+%kernel_call_2: (f32[4, 32]) = kernel helion_gate_flat_into(%arg0_1, %arg1_1, fresh)
+%getitem_7: f32[4, 32] = getitem(%kernel_call_2, 0)
+%kernel_call_3: (f32[4, 32]) = kernel helion_gate_flat_into(%arg0_1, %getitem_7, fresh)
+%getitem_8: f32[4, 32] = getitem(%kernel_call_3, 0)
+%reshape_default_8: f32[128] = aten.reshape.default(%getitem_8, [128])
+return (%getitem_7, %reshape_default_8)""",
         )

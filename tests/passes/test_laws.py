@@ -19,6 +19,7 @@ from case_kernels import (
     exp_into,
     helion_accumulate,
     helion_exp_into,
+    helion_gate_flat_into,
     split_rows,
     step,
 )
@@ -60,6 +61,14 @@ def helion_chain(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     helion_exp_into(x, out)
     helion_accumulate(y, out)
     return out
+
+
+@case
+def flat_views(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    out, other = torch.empty_like(x), torch.empty(128)
+    helion_gate_flat_into(x.view(-1), y.view(-1), out.view(-1))
+    helion_gate_flat_into(y.view(-1), out.view(-1), other)
+    return out, other
 
 
 @case

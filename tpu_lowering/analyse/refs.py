@@ -103,7 +103,7 @@ class _Walker:
         if id(equation.outvars[0]) in used:
             state.load()
         tree = jax.tree.unflatten(equation.params["tree"], equation.invars[2:])
-        state.store(whole=_is_whole(tree, equation.invars[0].aval.shape))
+        state.store(whole=is_whole(tree, equation.invars[0].aval.shape))
 
     def addupdate(self, equation: Any, touched: Sequence[RefState | None], environment: Any, used: set[int]) -> None:
         if touched[0] is not None:
@@ -118,7 +118,7 @@ class _Walker:
         if (state := states.get(id(source))) is not None:
             state.load()
         if (state := states.get(id(destination))) is not None:
-            state.store(whole=_is_whole(operands[3], destination.aval.shape))
+            state.store(whole=is_whole(operands[3], destination.aval.shape))
 
     def dma_wait(self, equation: Any, touched: Sequence[RefState | None], environment: Any, used: set[int]) -> None:
         """Waiting for a copy touches no contents."""
@@ -217,7 +217,7 @@ HANDLERS = {
 }
 
 
-def _is_whole(transforms: Any, shape: tuple[int, ...]) -> bool:
+def is_whole(transforms: Any, shape: tuple[int, ...]) -> bool:
     """Whether an access goes to every element: no transform, or slices that each take a whole dimension."""
     if not transforms:
         return True

@@ -36,8 +36,10 @@ def split(arguments: Any, is_tensor: Callable[[Any], bool]) -> tuple[Any, list[A
 
 
 def _rebuilt(value: Any, items: list[Any]) -> Any:
-    """A list or tuple of the same kind with other items; a named tuple takes them one by one."""
-    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    """A list or tuple with other items: a tuple of the same kind, or a plain list, also where FX made it immutable."""
+    if hasattr(value, "_fields"):
+        return type(value)(*items)
+    return items if isinstance(value, list) else type(value)(items)
 
 
 def fill(template: Any, tensors: Sequence[Any]) -> Any:

@@ -52,7 +52,7 @@ def inlined(closed: Any) -> Any:
         return closed
 
     def run(*arguments: Any) -> list[Any]:
-        return _evaluate(closed.jaxpr, closed.consts, arguments, lambda equation, values: None)
+        return evaluate(closed.jaxpr, closed.consts, arguments, lambda equation, values: None)
 
     specs = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in closed.jaxpr.invars]
     return jax.make_jaxpr(run)(*specs)
@@ -72,7 +72,7 @@ def without_dead_code(closed: Any) -> Any:
 Override = Callable[[Any, Sequence[Any]], "list[Any] | None"]
 
 
-def _evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], override: Override) -> list[Any]:
+def evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], override: Override) -> list[Any]:
     """Runs a jaxpr equation by equation, going into calls; ``override`` may run an equation itself."""
     environment: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
 
@@ -85,7 +85,7 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], overr
         if results is None:
             if equation.primitive.name in CALLS:
                 inner = next(equation.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in equation.params)
-                results = _evaluate(inner.jaxpr, inner.consts, values, override)
+                results = evaluate(inner.jaxpr, inner.consts, values, override)
             else:
                 results = compat.bind(equation, values)
         environment.update(zip(equation.outvars, results, strict=True))
@@ -129,7 +129,7 @@ def run(closed: Any, operands: Sequence[jax.Array | Fresh], interpret: Any) -> t
         params = {key: _retargeted(value, interpret) for key, value in equation.params.items()}
         return compat.bind(equation.replace(params=params), values)
 
-    results = _evaluate(closed.jaxpr, closed.consts, operands, override)
+    results = evaluate(closed.jaxpr, closed.consts, operands, override)
     return tuple(value.materialise() if isinstance(value, Fresh) else value for value in results)
 
 

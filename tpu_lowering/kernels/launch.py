@@ -137,6 +137,19 @@ class Launch(Kernel):
         ]
         return tuple(READ_ONLY if o.result is None else by_result[o.result] for o in self.operands)
 
+    def body(self) -> Any | None:
+        """The jaxpr of the body in the form without aliases, if nothing stands around its ``pallas_call``.
+
+        Its input variables are references: to the read-only operands, then to the outputs.
+        """
+        if 0 in self.grid:
+            return None
+        jaxpr = self._traced().jaxpr
+        alone = len(jaxpr.eqns) == 1 and jaxpr.eqns[0].primitive.name == "pallas_call"
+        if not alone or jaxpr.eqns[0].invars != jaxpr.invars or jaxpr.eqns[0].outvars != jaxpr.outvars:
+            return None
+        return jaxpr.eqns[0].params["jaxpr"]
+
     def _traced(self) -> Any:
         """The jaxpr of the form without aliases.
 

@@ -2,8 +2,8 @@
 
 ``helion_capture::name(x, ...)`` is the form of functional kernels under Helion's own capture; its results are
 the kernel's. ``helion_kernel_wrapper_functional(kernel_idx, constant_args, tensor_args, output_spec,
-tensors_to_clone)`` has results ``getitem(call, 0)[i]``, the kernel's own, and ``getitem(call, 1)[name]``, the new values of
-mutated arguments. Both come out of the kernel's host graph, which is copied in place of the call.
+tensors_to_clone)`` has results ``getitem(call, 0)[i]``, the kernel's own, and ``getitem(call, 1)[name]``, the new
+values of mutated arguments. Both come out of the kernel's host graph, which is copied in place of the call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import fx
 from tpu_lowering import compat
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import kernel_call
-from tpu_lowering.kernels import arguments, helion
+from tpu_lowering.kernels import arguments, function_values, helion
 from tpu_lowering.normalise.functionalized import View
 
 aten = torch.ops.aten
@@ -88,7 +88,7 @@ def _complete(kernel: Any, values: dict[str, Any]) -> dict[str, Any]:
     compat.rebuild_helion_containers(values)
     parameters = kernel.signature.parameters
     return {
-        name: values.get(name, parameter.default)
+        name: function_values.given(values.get(name, parameter.default))
         for name, parameter in parameters.items()
         if name in values or parameter.default is not parameter.empty
     }

@@ -18,6 +18,12 @@ FREE = frozenset((
     "copy-done", "async-done", "slice-done", "dynamic-slice-done", "add-dependency",
 ))  # fmt: skip
 
+# They read what they take out of their operand, and no more.
+SLICES = frozenset(("slice", "dynamic-slice", "slice-start", "dynamic-slice-start"))
+
+# Custom calls of the compiler's own that move no bytes.
+FREE_CALLS = frozenset(("custom-call:AllocateBuffer", "custom-call:ConcatBitcast"))
+
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 
@@ -79,7 +85,16 @@ class Operation:
 
     @property
     def moves_bytes(self) -> bool:
-        return self.opcode not in FREE and self.opcode != "custom-call:AllocateBuffer"
+        return self.opcode not in FREE | FREE_CALLS
+
+    @property
+    def written(self) -> tuple[Array, ...]:
+        """The arrays that it writes: its results, without the operands that an asynchronous start lists too."""
+        if self.opcode == "copy-start":
+            return self.results[:1]
+        if self.opcode.endswith("-start") and len(self.results) > len(self.operands):
+            return self.results[len(self.operands) : len(self.operands) + 1]
+        return self.results
 
 
 def entry_operations(text: str) -> tuple[Operation, ...]:
@@ -192,6 +207,23 @@ def update_in_place(operation: Operation, operations: dict[str, Operation], text
     return None if number is None else Update(int(number[1]), sum(array.nbytes for array in update.results))
 
 
+def slices_read(operation: Operation, text: str) -> dict[int, int]:
+    """Bytes that an operation reads of operands which it takes nothing but slices of, by operand position."""
+    if operation.opcode in SLICES:
+        return {0: sum(array.nbytes for array in operation.written)}
+    body = computation(text, operation.calls) if operation.opcode == "fusion" else ()
+    found: dict[int, int] = {}
+    for parameter in body:
+        users = [inner for inner in body if parameter.name in inner.operands]
+        if parameter.opcode != "parameter" or not users:
+            continue
+        if all(user.opcode in SLICES and user.operands.index(parameter.name) == 0 for user in users):
+            number = re.search(rf"%{re.escape(parameter.name)} = [^\n]*parameter\((\d+)\)", text)
+            if number is not None:
+                found[int(number[1])] = sum(array.nbytes for user in users for array in user.results)
+    return found
+
+
 def computation(text: str, name: str) -> tuple[Operation, ...]:
     """The operations of a named computation, the root last; empty if there is none of that name."""
     found = re.search(rf"^%?{re.escape(name)} \([^\n]*\{{$", text, re.MULTILINE)
@@ -207,8 +239,9 @@ def traffic_by_operands(operations: tuple[Operation, ...], text: str) -> dict[st
     """HBM traffic of every entry operation that moves bytes.
 
     An operand and a result that share a buffer count once, as written; of an update in place only the slice
-    counts. Exact for XLA's own operations that use all of their other operands; a lower bound for kernels that
-    fetch a block more than once.
+    counts, of an operand that is only sliced the slices, and of a prefetch into VMEM nothing is written. Exact for
+    XLA's own operations that use all of their other operands; a lower bound for kernels that fetch a block more
+    than once.
 
     Args:
         operations: from ``entry_operations``.
@@ -221,13 +254,13 @@ def traffic_by_operands(operations: tuple[Operation, ...], text: str) -> dict[st
             continue
         update = update_in_place(operation, by_name, text)
         untouched = (*operation.aliased, *([] if update is None else [update.position]))
-        read = sum(
-            array.hbm_bytes
-            for position, name in enumerate(operation.operands)
-            if position not in untouched and name in by_name
-            for array in by_name[name].results
-        )
-        written = sum(array.hbm_bytes for array in operation.results)
+        sliced = slices_read(operation, text)
+        read = 0
+        for position, name in enumerate(operation.operands):
+            if position not in untouched and name in by_name:
+                whole = sum(array.hbm_bytes for array in by_name[name].results)
+                read += min(whole, sliced.get(position, whole))
+        written = sum(array.hbm_bytes for array in operation.written)
         if update is not None and written:
             written = update.nbytes
         traffic[operation.name] = Traffic(read, written)
