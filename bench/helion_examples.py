@@ -47,8 +47,8 @@ class Outcome:
         hbm_bytes: HBM traffic of the program; None if it fails. A kernel whose copies the compiler's schedule does
             not list whole, as in Helion's own launches with an inner pipeline, counts each operand once.
         minimum_bytes: its inputs read once and its outputs written once; None if it fails.
-        fills: entry operations, other than copies out of VMEM, that write to HBM and read nothing from it: what an
-            allocation must not be.
+        fills: broadcasts, and fusions that read nothing, that write to HBM: what an allocation must not be. A fill
+            that the kernel's own host code writes, and that its grid does not overwrite, is one.
         operations: opcodes of the entry operations that move bytes.
         seconds: wall time of the capture and the compilation, without starting Python.
     """
@@ -79,7 +79,7 @@ class Outcome:
             hbm_bytes=program.hbm_bytes,
             minimum_bytes=sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in moved),
             fills=sum(
-                o.hbm_bytes_written > 0 and o.hbm_bytes_read == 0 and not o.opcode.startswith("copy")
+                o.hbm_bytes_written > 0 and o.hbm_bytes_read == 0 and o.opcode in ("broadcast", "fusion")
                 for o in program.entry_operations
             ),
             operations=tuple(operation.opcode for operation in program.entry_operations),

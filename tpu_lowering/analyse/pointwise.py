@@ -44,8 +44,9 @@ def is_pointwise(jaxpr: Any, inputs: int) -> bool:
                 if id(equation.outvars[0]) in used or equation.invars[1].aval.shape != shape:
                     return False
                 stored.add(equation.invars[0])
-            case _ if not _is_elementwise(equation, shape):
-                return False
+            case _:
+                if not _is_elementwise(equation, shape):
+                    return False
     return stored == outputs
 
 

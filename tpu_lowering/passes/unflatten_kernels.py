@@ -12,7 +12,8 @@ After::
     k = kernel_call(geglu over [64, 128], (x, y, None))
     out = getitem(k, 0)
 
-On a TPU a reshape between one dimension and several copies the array, because they lie differently in memory.
+On a TPU a reshape between one dimension and several copies the array, because they lie differently in memory. What
+is passed for an output does not matter: such a kernel overwrites all of it.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ class UnflattenKernels:
 
 def _unflatten(graph: fx.Graph, node: fx.Node) -> Action | None:
     launch, operands = graphs.kernel_of(node), graphs.operands_of(node)
-    if not isinstance(launch, Launch) or any(operands[index] is not None for index in launch.tied()):
+    if not isinstance(launch, Launch):
         return None
-    sources = [_unflattened_source(operand) for operand in operands if operand is not None]
+    read = [None if index in launch.tied() else operand for index, operand in enumerate(operands)]
+    sources = [_unflattened_source(operand) for operand in read if operand is not None]
     if not sources or None in sources:
         return None
     arrays = [source for source in sources if source is not None]
@@ -58,13 +60,14 @@ def _unflatten(graph: fx.Graph, node: fx.Node) -> Action | None:
     action = Action.on("moved", next(iter(node.users), arrays[0]), reason)
     given = iter(arrays)
     with graphs.inserting_for(node):
-        slots = tuple(None if operand is None else next(given) for operand in operands)
+        slots = tuple(None if operand is None else next(given) for operand in read)
         new = graphs.call(graph, kernel_call, kernel, slots)
         for part in list(node.users):
             _replace_result(graph, part, graphs.call(graph, operator.getitem, new, part.args[1]))
     graph.erase_node(node)
-    for operand in {operand for operand in operands if operand is not None and not operand.users}:
-        graph.erase_node(operand)
+    for operand in dict.fromkeys(operands):
+        if graphs.is_call(operand, aten.reshape.default) and operand is not None and not operand.users:
+            graph.erase_node(operand)
     return action
 
 
