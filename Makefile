@@ -14,7 +14,7 @@ test: lint unit
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
