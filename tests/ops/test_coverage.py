@@ -27,6 +27,7 @@ CORE_WITHOUT_ROW = {
     aten.rand.default: RANDOM,
     aten.randn.default: RANDOM,
     aten.randperm.default: RANDOM,
+    aten.resize_.default: MUTATES,
     aten.sym_numel.default: SYMBOLIC,
     aten.sym_storage_offset.default: SYMBOLIC,
 }
@@ -39,14 +40,12 @@ COMPOSITE_WITH_ROW = {
 
 
 def _core_overloads() -> set[torch._ops.OpOverload]:
-    """All ATen overloads tagged as core."""
-    packets = (getattr(aten, name) for name in dir(aten))
-    overloads = (
-        getattr(packet, name)
-        for packet in packets
-        if isinstance(packet, torch._ops.OpOverloadPacket)
-        for name in packet.overloads()
-    )
+    """All ATen overloads tagged as core; by their schemas, because ``dir(aten)`` lists only what was used before."""
+    names = {
+        schema.name.partition("::")[2] for schema in torch._C._jit_get_all_schemas() if schema.name[:6] == "aten::"
+    }
+    packets = [getattr(aten, name) for name in sorted(names) if hasattr(aten, name)]
+    overloads = (getattr(packet, name) for packet in packets for name in packet.overloads())
     return {overload for overload in overloads if torch.Tag.core in overload.tags}
 
 
