@@ -76,7 +76,6 @@ aot_autograd = private("torch", "torch._dynamo.backends.common", "aot_autograd",
 aot_export_joint_simple = private(
     "torch", "torch._functorch.aot_autograd", "aot_export_joint_simple", "graph of a Helion kernel's host code"
 )
-detect_fake_mode = private("torch", "torch._guards", "detect_fake_mode", "fake mode of a captured graph")
 min_cut_partition = private(
     "torch", "torch._functorch.partitioners", "min_cut_rematerialization_partition", "splits forward from backward"
 )

@@ -34,7 +34,6 @@ CODES: dict[str, str] = {
     "TL206": "kernel cannot be traced to JAX",
     "TL207": "kernel registered twice",
     "TL208": "kernel signature cannot be registered",
-    "TL209": "kernel arguments overlap in memory",
     "TL210": "Helion kernel lacks something that tpu_lowering needs",
     # 3xx: operators and values
     "TL301": "operator has no lowering",
@@ -44,7 +43,6 @@ CODES: dict[str, str] = {
     # 4xx: our own invariants (a bug in tpu_lowering, never in the user's code)
     "TL401": "a pass changed the result",
     "TL402": "an invariant of the graph is broken",
-    "TL403": "a call form of kernels that normalising does not know",
     # 6xx: the TPU compiler
     "TL601": "kernel needs more VMEM than the chip has",
     "TL602": "block shape does not fit the chip's tiles",

@@ -100,5 +100,5 @@ def last_visit(window: BlockWindow) -> dict[sympy.Symbol, int]:
 
 
 def substituted(symbols: Sequence[sympy.Symbol], values: dict[sympy.Symbol, int]) -> tuple[Scalar, ...]:
-    """What ``program_id`` stands for when some dimensions have a known value; the value 0 where only one exists."""
+    """What ``program_id`` stands for where some dimensions have a known value: that value, else the symbol."""
     return tuple(sympy.Integer(values[symbol]) if symbol in values else symbol for symbol in symbols)

@@ -9,7 +9,7 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.ir import graphs
-from tpu_lowering.kernels import registry
+from tpu_lowering.kernels import arguments, registry
 from tpu_lowering.kernels.operators import no_backward
 
 
@@ -56,8 +56,7 @@ def _refuse_gradient(node: fx.Node, name: str) -> None:
     tensors: dict[str, Any] = dict(node.kwargs.get("tensor_args", {}))  # type: ignore[call-overload]
     overload = called_overload(node)
     if overload is not None:
-        names = (argument.name for argument in overload._schema.arguments)
-        tensors = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        tensors = arguments.bind(overload._schema, node.args, node.kwargs)
     for argument, used in tensors.items():
         for leaf in compat.tree_leaves(used, is_leaf=lambda value: isinstance(value, fx.Node)):
             if isinstance(leaf, fx.Node) and getattr(leaf.meta.get("example_value"), "requires_grad", False):

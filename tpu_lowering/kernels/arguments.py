@@ -64,6 +64,19 @@ def slots(template: Any) -> list[int]:
     return []
 
 
+def bind(schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Every argument of an operator's schema by name, in schema order, defaults filled in."""
+    bound: dict[str, Any] = {}
+    for position, argument in enumerate(schema.arguments):
+        if argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
+        elif position < len(args):
+            bound[argument.name] = args[position]
+        else:
+            bound[argument.name] = argument.default_value
+    return bound
+
+
 def key(value: Any) -> Hashable:
     """A dictionary key that tells ``True``, ``1`` and ``1.0`` apart, and ``0.0`` from ``-0.0``.
 

@@ -122,7 +122,7 @@ class Launch(Kernel):
         if 0 in self.grid:
             none = Access(True, True, False, "the grid is empty: nothing is stored")
             return tuple(none if operand.result is not None else READ_ONLY for operand in self.operands)
-        closed = self._traced()
+        closed = self._traced
         equation = next(e for e in closed.jaxpr.eqns if e.primitive.name == "pallas_call")
         effects = pallas.call_effects(equation)
         self._check_writes(effects)
@@ -144,12 +144,13 @@ class Launch(Kernel):
         """
         if 0 in self.grid:
             return None
-        jaxpr = self._traced().jaxpr
+        jaxpr = self._traced.jaxpr
         alone = len(jaxpr.eqns) == 1 and jaxpr.eqns[0].primitive.name == "pallas_call"
         if not alone or jaxpr.eqns[0].invars != jaxpr.invars or jaxpr.eqns[0].outvars != jaxpr.outvars:
             return None
         return jaxpr.eqns[0].params["jaxpr"]
 
+    @functools.cached_property
     def _traced(self) -> Any:
         """The jaxpr of the form without aliases.
 

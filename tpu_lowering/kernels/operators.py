@@ -102,19 +102,6 @@ def _define(name: str, mutates_args: Sequence[str], function: registry.Function)
     return getattr(getattr(torch.ops, namespace), short).default
 
 
-def bind(schema: torch.FunctionSchema, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Every argument of a schema by name, defaults filled in."""
-    bound: dict[str, Any] = {}
-    for position, argument in enumerate(schema.arguments):
-        if argument.name in kwargs:
-            bound[argument.name] = kwargs[argument.name]
-        elif position < len(args):
-            bound[argument.name] = args[position]
-        else:
-            bound[argument.name] = argument.default_value
-    return bound
-
-
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
@@ -133,7 +120,7 @@ def _own_result_types(found: registry.Implementation, bound: Mapping[str, Any]) 
 
 def _fake(found: registry.Implementation, fake: Callable[..., Any] | None) -> Callable[..., Any]:
     def infer(*args: Any, **kwargs: Any) -> Any:
-        bound = bind(found.overload._schema, args, kwargs)
+        bound = arguments.bind(found.overload._schema, args, kwargs)
         tensors = arguments.split(bound, _is_tensor)[1]
         results = tuple(
             tensors[0].new_empty(type_.shape, dtype=type_.element.torch) for type_ in _own_result_types(found, bound)
@@ -152,7 +139,7 @@ def _eager(found: registry.Implementation) -> Callable[..., Any]:
     """The operator on real CPU tensors: run the function through JAX, write back what it mutates."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        bound = bind(found.overload._schema, args, kwargs)
+        bound = arguments.bind(found.overload._schema, args, kwargs)
         template, tensors = arguments.split(bound, _is_tensor)
         types = arguments.fill(template, [TensorType.of(tensor) for tensor in tensors])
         kernel = jax_function.specialise(found, types, _own_result_types(found, bound))
@@ -177,7 +164,7 @@ def _autograd(
             return found.overload(*args, **kwargs)
 
     def refuse_gradient(*args: Any, **kwargs: Any) -> Any:
-        bound = bind(schema, args, kwargs)
+        bound = arguments.bind(schema, args, kwargs)
         if torch.is_grad_enabled():
             for name, value in bound.items():
                 # Dynamo's fake tensors pass: its graph goes to a backend, where ``gradients`` or AOTAutograd,
@@ -211,7 +198,7 @@ def _autograd(
     Recorded.__name__ = f"{schema.name.split('::')[1]}_with_backward"
 
     def record(*args: Any, **kwargs: Any) -> Any:
-        bound = bind(schema, args, kwargs)
+        bound = arguments.bind(schema, args, kwargs)
         results = Recorded.apply(*bound.values())
         return _as_returned(found, tuple(results[len(mutated) :]))
 

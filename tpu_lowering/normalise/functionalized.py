@@ -105,18 +105,10 @@ def no_implementation(overload: str, where: str) -> errors.TpuLoweringError:
 
 def _functional(graph: fx.Graph, node: fx.Node, found: registry.Implementation) -> None:
     """A functional operator: its results are the kernel's."""
-    bound = bind(found.overload._schema, node)
+    bound = arguments.bind(found.overload._schema, node.args, node.kwargs)
     call, _ = insert_call(graph, found, bound, _result_types(node.meta["val"]))
     own = [graphs.call(graph, operator.getitem, call, index) for index in range(len(graphs.kernel_of(call).results))]
     _send_results(node, own[0] if len(own) == 1 and not isinstance(node.meta["val"], (tuple, list)) else own)
-
-
-def bind(schema: Any, node: fx.Node) -> dict[str, Any]:
-    """The arguments of a call of an operator, by name, in schema order."""
-    bound = {argument.name: argument.default_value for argument in schema.arguments}
-    bound.update(zip((argument.name for argument in schema.arguments), node.args, strict=False))
-    bound.update({name: value for name, value in node.kwargs.items() if name in bound})
-    return bound
 
 
 def _result_types(value: Any) -> list[TensorType]:

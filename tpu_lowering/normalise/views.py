@@ -25,6 +25,7 @@ from torch import fx
 from tpu_lowering import errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, read_box, write_box
+from tpu_lowering.kernels import arguments
 from tpu_lowering.normalise.strided import Strided, memory_box, without_gaps
 
 aten = torch.ops.aten
@@ -61,11 +62,7 @@ def _axis_range(shape: Sequence[int], dim: int, start: Any, stop: Any, step: int
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
     """Arguments by name, defaults filled in."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    bound = {argument.name: argument.default_value for argument in schema.arguments}
-    bound.update(zip((argument.name for argument in schema.arguments), node.args, strict=False))
-    bound.update(node.kwargs)
-    return bound
+    return arguments.bind(node.target._schema, node.args, node.kwargs)  # type: ignore[union-attr]
 
 
 def _slice(graph: fx.Graph, node: fx.Node) -> fx.Node:

@@ -109,16 +109,14 @@ def explain(fn: Callable[..., Any], *args: Any, target: str | None = None, **kwa
     Raises:
         TpuLoweringError: whatever compiling raises.
     """
-    report = explain_with_options(fn, args, kwargs, {})
+    report = _compiled_and_run(fn, args, kwargs)
     if target is None:
         return report
     return dataclasses.replace(report, chip=chip.view(original(fn), args, kwargs, target))
 
 
-def explain_with_options(
-    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
-) -> Report:
-    """``explain`` for given backend options."""
+def _compiled_and_run(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Report:
+    """The report without a chip's view."""
     from tpu_lowering.backend import helion_tpu
 
     collector = Collector()
@@ -126,7 +124,7 @@ def explain_with_options(
     if isinstance(fn, torch.nn.Module):
         fn = copy.deepcopy(fn)
     given_args, given_kwargs = copy.deepcopy((tuple(args), dict(kwargs)))
-    backend = functools.partial(helion_tpu, options=dict(options), observers=(collector,))
+    backend = functools.partial(helion_tpu, observers=(collector,))
     results = torch.compile(fn, backend=backend)(*given_args, **given_kwargs)
     _run_backward(results, fn, (given_args, given_kwargs))
     return collector.report()

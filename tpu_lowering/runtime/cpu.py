@@ -58,7 +58,7 @@ class CpuProgram:
         with jax.enable_x64(True):
             inputs = [arrays.to_jax(arguments[position]) for position in self.program.inputs]
             results = jax.block_until_ready(self.compiled(*inputs, *self.constants))
-            taken = {_pointer(arguments[position]) for position in self.program.inputs}
+            taken = {arguments[position].data_ptr() for position in self.program.inputs}
             taken.update(constant.unsafe_buffer_pointer() for constant in self.constants if constant.size)
             tensors = [_owned(arrays.to_torch(result), taken) for result in results]
         signature = self.program.signature
@@ -68,10 +68,6 @@ class CpuProgram:
             with torch.no_grad():
                 arguments[position].copy_(value)
         return results
-
-
-def _pointer(tensor: torch.Tensor) -> int:
-    return tensor.data_ptr()
 
 
 def _owned(tensor: torch.Tensor, taken: set[int]) -> torch.Tensor:
