@@ -113,12 +113,13 @@ def run_exp(row: str, shape: tuple[int, int], target: str) -> dict[str, Any]:
 
 
 def kernel_tasks(targets: Sequence[str]) -> Iterator[Task]:
-    """The nine kernels before and after the passes, and written by hand; on tpu7x alone."""
-    for case in KERNELS if "tpu7x" in targets else ():
-        note = shapes(case)
-        for row in ("before", "after", "direct"):
-            run = functools.partial(run_kernel, case, row, "tpu7x")
-            yield Task("kernels", case.name, row, "tpu7x", note, run)
+    """The nine kernels before and after the passes, and written by hand."""
+    for target in targets:
+        for case in KERNELS:
+            note = shapes(case)
+            for row in ("before", "after", "direct"):
+                run = functools.partial(run_kernel, case, row, target)
+                yield Task("kernels", case.name, row, target, note, run)
 
 
 def shapes(case: KernelCase) -> str:

@@ -125,6 +125,15 @@ def narrow(x):
     return out
 
 
+def test_a_gather_on_the_sparse_core_is_read_from_the_dump() -> None:
+    """XLA cannot print this program; its dump has the text."""
+    table, rows = torch.empty(100_000, 128), torch.empty(65_536, dtype=torch.int32)
+    program = tpu_lowering.aot_compile(torch.nn.functional.embedding, (rows, table), target="v6e")
+    assert "sparsecore" in program.hlo
+    (gather,) = (operation for operation in program.entry_operations if operation.opcode == "async-update")
+    assert gather.hbm_bytes_written == 65_536 * 128 * 4
+
+
 def test_too_much_vmem_is_refused() -> None:
     assert refusal(one_block, torch.empty(8192, 8192), target="v5e") == (
         "[TL601] kernel needs more VMEM than the chip has: exp_in_one_block\n"

@@ -57,6 +57,37 @@ def test_an_update_in_place_counts_its_slice() -> None:
     assert traffic["updated"] == hlo.Traffic(ROW + 4, ROW)  # the row, and the index
 
 
+OFFLOADED = """\
+HloModule jit_f, is_scheduled=true
+
+%fused (table: f32[1000,128], rows: s32[16]) -> f32[16,128] {
+  %table = f32[1000,128]{1,0:T(8,128)} parameter(0)
+  %rows = s32[16]{0:T(128)} parameter(1)
+  ROOT %gather = f32[16,128]{1,0:T(8,128)} gather(%table, %rows), offset_dims={1}
+}, execution_thread="sparsecore"
+
+%offloaded (table.1: f32[1000,128], rows.1: s32[16]) -> f32[16,128] {
+  %table.1 = f32[1000,128]{1,0:T(8,128)} parameter(0)
+  %rows.1 = s32[16]{0:T(128)} parameter(1)
+  ROOT %taken = f32[16,128]{1,0:T(8,128)} fusion(%table.1, %rows.1), kind=kCustom, calls=%fused
+}, execution_thread="sparsecore"
+
+ENTRY %main (t: f32[1000,128], r: s32[16]) -> f32[16,128] {
+  %t = f32[1000,128]{1,0:T(8,128)} parameter(0)
+  %r = s32[16]{0:T(128)} parameter(1)
+  %start = ((), (), (s32[16384]{0:T(1024)}, s32[25]{0:S(11)})) async-start(), calls=%offloaded
+  %update = ((f32[1000,128]{1,0:T(8,128)}, s32[16]{0:T(128)}), f32[16,128]{1,0:T(8,128)}, (s32[16384]{0:T(1024)})) \
+async-update(%start, %t, %r)
+  ROOT %done = f32[16,128]{1,0:T(8,128)} async-done(%update)
+}
+"""
+
+
+def test_a_gather_on_the_sparse_core_counts_the_rows_it_takes() -> None:
+    traffic = hlo.traffic_by_operands(hlo.entry_operations(OFFLOADED), OFFLOADED)
+    assert traffic == {"update": hlo.Traffic(16 * ROW + 16 * 4, 16 * ROW)}
+
+
 def test_a_text_without_entry_is_refused() -> None:
     with pytest.raises(ValueError, match="expected an HLO module with an ENTRY computation, got none"):
         hlo.entry_operations("HloModule empty\n")

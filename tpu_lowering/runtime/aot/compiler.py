@@ -79,23 +79,28 @@ def compile_artifact(artifact: bytes, target: Target, donate: tuple[int, ...], s
     require_libtpu()
     with tempfile.TemporaryDirectory(prefix="tpu_lowering_") as name:
         folder = pathlib.Path(name)
-        (folder / "artifact").write_bytes(artifact)
-        failure = _run(folder, "facts", target, donate, {})
+        artifact_file = folder / "artifact"
+        artifact_file.write_bytes(artifact)
+        facts = folder / "facts"
+        failure = _run(facts, artifact_file, target, donate)
+        if failure.get("kind") == "UnprintableProgram":
+            facts = folder / "facts_with_dump"
+            failure = _run(facts, artifact_file, target, donate, dump=folder / "modules")
         if failure:
             raise failure_of(failure, source, target)
-        facts = folder / "facts"
         text = (facts / "optimised.hlo").read_text()
-        dump = folder / "dump"
-        dump.mkdir()
-        flags = f"--xla_jf_dump_static_llo_profile_to={dump} {DUMP_BUNDLES}"
+        bundles = folder / "bundles"
+        bundles.mkdir()
+        flags = {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_static_llo_profile_to={bundles} {DUMP_BUNDLES}"}
         has_kernels = any(operation.is_kernel for operation in hlo.entry_operations(text))
-        second = _run(folder, "schedule", target, donate, {"LIBTPU_INIT_ARGS": flags}) if has_kernels else {}
+        modules = folder / "modules" if (folder / "modules").exists() else None
+        second = _run(folder / "schedule", artifact_file, target, donate, flags, modules) if has_kernels else {}
         executable = facts / "executable.bin"
         return Compiled(
             hlo=text,
             facts=json.loads((facts / "facts.json").read_text()),
             executable=executable.read_bytes() if executable.exists() else b"",
-            schedule=schedule.read_schedule(dump) if not second else schedule.Schedule({}, {}),
+            schedule=schedule.read_schedule(bundles) if not second else schedule.Schedule({}, {}),
             schedule_failure=second.get("message", "")[:500] if second else "",
         )
 
@@ -111,16 +116,33 @@ def failure_of(failure: dict[str, str], source: Source, target: Target) -> error
 
 
 def _run(
-    folder: pathlib.Path, name: str, target: Target, donate: tuple[int, ...], extra: dict[str, str]
+    output: pathlib.Path,
+    artifact: pathlib.Path,
+    target: Target,
+    donate: tuple[int, ...],
+    environment: dict[str, str] | None = None,
+    dump: pathlib.Path | None = None,
 ) -> dict[str, str]:
-    """One child process. Returns {} if it succeeded, else the kind and message of its failure."""
-    output = folder / name
+    """One child process.
+
+    Args:
+        output: folder it makes and writes into.
+        environment: variables besides ``ENVIRONMENT``.
+        dump: where XLA is to dump its modules as text.
+
+    Returns:
+        {} if it succeeded, else the kind and message of its failure.
+    """
     output.mkdir()
+    extra = dict(environment or {})
+    if dump is not None:
+        extra["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump} --xla_dump_hlo_as_text".strip()
     request = {
         "topology": target.topology,
-        "artifact": str(folder / "artifact"),
+        "artifact": str(artifact),
         "donate": list(donate),
         "folder": str(output),
+        "dump": "" if dump is None else str(dump),
     }
     (output / "request.json").write_text(json.dumps(request))
     worker = pathlib.Path(__file__).with_name("worker.py")

@@ -19,7 +19,7 @@ FREE = frozenset((
 ))  # fmt: skip
 
 # They read what they take out of their operand, and no more.
-SLICES = frozenset(("slice", "dynamic-slice", "slice-start", "dynamic-slice-start"))
+SLICES = frozenset(("slice", "dynamic-slice", "slice-start", "dynamic-slice-start", "gather"))
 
 # Custom calls of the compiler's own that move no bytes.
 FREE_CALLS = frozenset(("custom-call:AllocateBuffer", "custom-call:ConcatBitcast"))
@@ -85,7 +85,8 @@ class Operation:
 
     @property
     def moves_bytes(self) -> bool:
-        return self.opcode not in FREE | FREE_CALLS
+        without_work = self.opcode == "async-start" and not self.operands  # an async-update brings it
+        return self.opcode not in FREE | FREE_CALLS and not without_work
 
     @property
     def written(self) -> tuple[Array, ...]:
@@ -235,11 +236,44 @@ def computation(text: str, name: str) -> tuple[Operation, ...]:
     return tuple(_operation(match[1], match[2]) for match in matches)
 
 
+def offloaded_traffic(update: Operation, operations: dict[str, Operation], text: str) -> Traffic:
+    """HBM traffic of work that runs on the SparseCore, by the ``async-update`` that hands over its operands.
+
+    What it makes are the results of the ``async-done`` that waits for it. Of the table of an offloaded gather only
+    the rows that are taken count.
+    """
+    _, *given = update.operands
+    taken: dict[Array, int] = {}
+    for name in called_computations(text, operations[update.operands[0]].calls):
+        body = {inner.name: inner for inner in computation(text, name)}
+        for inner in body.values():
+            if inner.opcode == "gather" and inner.operands[0] in body:
+                (table,) = body[inner.operands[0]].results
+                taken[table] = sum(array.nbytes for array in inner.results)
+    arrays_read = [array for name in given if name in operations for array in operations[name].results]
+    read = sum(min(array.hbm_bytes, taken.get(array, array.hbm_bytes)) for array in arrays_read)
+    done = [other for other in operations.values() if other.opcode == "async-done" and update.name in other.operands]
+    return Traffic(read, sum(array.hbm_bytes for other in done for array in other.results))
+
+
+def called_computations(text: str, name: str) -> tuple[str, ...]:
+    """A computation's name and those of all that it calls."""
+    found: dict[str, None] = {}
+    pending = [name]
+    while pending:
+        current = pending.pop()
+        body = re.search(rf"^%?{re.escape(current)} \([^\n]*\{{$(.*?)^\}}", text, re.MULTILINE | re.DOTALL)
+        if current and current not in found and body is not None:
+            found[current] = None
+            pending += re.findall(r"(?:calls=|to_apply=|called_computations=\{)%?([\w.\-]+)", body[1])
+    return tuple(found)
+
+
 def traffic_by_operands(operations: tuple[Operation, ...], text: str) -> dict[str, Traffic]:
     """HBM traffic of every entry operation that moves bytes.
 
     An operand and a result that share a buffer count once, as written; of an update in place only the slice
-    counts, of an operand that is only sliced the slices, and of a prefetch into VMEM nothing is written. Exact for
+    counts, of an operand that is only sliced or gathered from the slices, and of a prefetch into VMEM nothing is written. Exact for
     XLA's own operations that use all of their other operands; a lower bound for kernels that fetch a block more
     than once.
 
@@ -254,6 +288,9 @@ def traffic_by_operands(operations: tuple[Operation, ...], text: str) -> dict[st
             continue
         update = update_in_place(operation, by_name, text)
         untouched = (*operation.aliased, *([] if update is None else [update.position]))
+        if operation.opcode == "async-update":
+            traffic[operation.name] = offloaded_traffic(operation, by_name, text)
+            continue
         sliced = slices_read(operation, text)
         read = 0
         for position, name in enumerate(operation.operands):

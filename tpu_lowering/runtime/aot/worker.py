@@ -16,8 +16,8 @@ from typing import Any
 def main(path: pathlib.Path) -> None:
     """Compiles a request.
 
-    The request has ``topology``, ``artifact`` (a serialised ``jax.export`` program), ``donate`` (positions) and
-    ``folder``. Into the folder go ``facts.json``, ``optimised.hlo`` and, where libtpu can write it,
+    The request has ``topology``, ``artifact`` (a serialised ``jax.export`` program), ``donate`` (positions),
+    ``folder``, and ``dump``: where XLA was told to dump modules, or "". Into the folder go ``facts.json``, ``optimised.hlo`` and, where libtpu can write it,
     ``executable.bin``; or ``error.json``.
     """
     request = json.loads(path.read_text())
@@ -44,7 +44,7 @@ def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, 
         specs = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in exported.in_avals]
         jitted = jax.jit(exported.call, donate_argnums=tuple(request["donate"]))
         compiled = jitted.trace(*specs).lower(lowering_platforms=("tpu",)).compile()
-    (folder / "optimised.hlo").write_text(str(compiled.as_text()))
+    (folder / "optimised.hlo").write_text(text_of(compiled, request["dump"]))
     memory = compiled.memory_analysis()
     fields = ("argument", "output", "temp", "alias", "generated_code")
     facts: dict[str, Any] = {f"{name}_bytes": int(getattr(memory, f"{name}_size_in_bytes")) for name in fields}
@@ -53,6 +53,25 @@ def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, 
     facts["devices"] = len(topology.devices)
     facts["serialised"] = write_executable(compiled, folder)
     return facts
+
+
+class UnprintableProgram(Exception):
+    """XLA compiled a program whose optimised text it cannot print, and no dump was asked for."""
+
+
+def text_of(compiled: Any, dump: str) -> str:
+    """The optimised HLO text; from XLA's dump, if there is one.
+
+    Raises:
+        UnprintableProgram: XLA cannot print it: it fails to read back an operation that runs on the SparseCore
+            (an ``async-update`` with several operands), as gathers and sorts of a certain size do.
+    """
+    if dump:
+        return max(pathlib.Path(dump).glob("*.after_optimizations.txt"), key=lambda file: file.stat().st_size).read_text()
+    try:
+        return str(compiled.as_text())
+    except Exception as error:
+        raise UnprintableProgram(str(error)) from error
 
 
 def write_executable(compiled: Any, folder: pathlib.Path) -> str:
