@@ -54,7 +54,9 @@ def helion_tpu(
 
     def compiler(kind: str) -> Callable[..., Any]:
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
-            return CapturedGraph(kind, number, graph, arguments, chosen, observer, runtime or CpuRuntime())
+            return CapturedGraph(
+                kind, number, graph, arguments, chosen, observer, runtime or CpuRuntime(chosen.cpu_kernels)
+            )
 
         return compile_graph
 

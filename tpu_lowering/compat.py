@@ -14,6 +14,8 @@ import inspect
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
+import jax
+import jax.extend
 import torch
 from torch.fx import node as node_module
 from torch.utils import _pytree
@@ -148,6 +150,54 @@ def blocked_sizes(block_shape: tuple[Any, ...]) -> tuple[int | None, ...]:
         else:
             raise NotImplementedError(kind)
     return tuple(sizes)
+
+
+def jaxprs_in(params: dict[str, Any]) -> list[Any]:
+    """The open jaxprs among the parameters of an equation."""
+    return list(private("jax", "jax._src.core", "jaxprs_in_params", "branches, loops and calls in a kernel")(params))
+
+
+def discharged(jaxpr: Any, grid_mapping: Any) -> tuple[Any, list[Any]]:
+    """A kernel body as a function of values.
+
+    Returns:
+        A closed jaxpr from the values behind all references before a grid step to those after it, and the avals of
+        the scratch buffers. Semaphores are integers.
+    """
+    module, why = "jax._src.pallas.hlo_interpreter", "kernel bodies without references"
+    body, consts, scratch = private("jax", module, "kernel_to_hlo_jaxpr", why)(jaxpr, (), grid_mapping)
+    return jax.extend.core.ClosedJaxpr(body, consts), list(scratch)
+
+
+def grid_scope(mapping: Any, ids: Sequence[Any], extents: Sequence[Any]) -> Any:
+    """A context in which ``pl.program_id`` and ``pl.num_programs`` have given values, for index maps.
+
+    Args:
+        mapping: the call's grid mapping; it knows the dimensions that ``jax.vmap`` added.
+        ids: one index a grid dimension.
+        extents: one extent a grid dimension.
+    """
+    module, why = "jax._src.pallas.core", "kernel bodies outside a grid"
+    axis, scope = private("jax", module, "GridAxis", why), private("jax", module, "grid_env", why)
+    seen = [dim for dim in range(len(extents)) if dim not in mapping.vmapped_dims]
+    return scope(tuple(axis(ids[dim], extents[dim]) for dim in seen))
+
+
+def start_indices(block_mapping: Any, ids: Sequence[Any], scalars: Sequence[Any]) -> tuple[Any, ...]:
+    """Position of a block's first element in each dimension, from its index map."""
+    return tuple(block_mapping.compute_start_indices_interpret(tuple(ids), *scalars))
+
+
+def uninitialised(shape: tuple[int, ...], dtype: Any) -> Any:
+    """What Pallas's interpreter takes for memory that nothing was stored to: NaN, or the smallest integer."""
+    module, why = "jax._src.pallas.primitives", "undefined memory"
+    return private("jax", module, "uninitialized_value", why)(shape, dtype)
+
+
+def block_extents(block_shape: tuple[Any, ...]) -> tuple[int, ...]:
+    """The number of elements of a block in each dimension, squeezed dimensions included, whatever indexes them."""
+    module, why = "jax._src.pallas.core", "sizes of blocks that are indexed by element"
+    return tuple(private("jax", module, "_get_block_shape", why)(block_shape))
 
 
 def tpu_info(device_kind: str) -> Any:

@@ -55,6 +55,7 @@ CODES: dict[str, str] = {
     "TL503": "allocation kept: its contents are used by something that is not a kernel write",
     "TL504": "buffer fresh, but the kernel reads it before writing",
     "TL505": "fill kept: the kernel does not provably overwrite every element",
+    "TL506": "kernel runs step by step on the CPU",
 }
 
 

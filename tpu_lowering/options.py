@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from tpu_lowering import errors
 
 Fallback = Literal["error", "eager"]
+CpuKernels = Literal["vectorized", "interpret", "tpu_interpret"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Options:
         passes: run the optimising passes. False leaves allocations and aliases as the user wrote them.
         fallback: what an operator without a JAX implementation does: "error" raises a coded error,
             "eager" runs it in eager torch, between two programs.
+        cpu_kernels: how Pallas kernels run on the CPU: "vectorized" as plain JAX, what cannot be so in Pallas's
+            interpreter; "interpret" all in that interpreter; "tpu_interpret" in JAX's TPU interpreter, which fills
+            memory that nothing was stored to with NaN, and reports races. The last two are slow.
         dump: folder that receives every stage of every graph, or "" for none.
             Read from ``TPU_LOWERING_DUMP`` where it is not given.
     """
@@ -34,6 +38,7 @@ class Options:
     poison: bool = False
     passes: bool = True
     fallback: Fallback = "error"
+    cpu_kernels: CpuKernels = "vectorized"
     dump: str = ""
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from tpu_lowering import compat
@@ -43,7 +44,7 @@ def call_effects(equation: Any) -> CallEffects:
     mapping, jaxpr = equation.params["grid_mapping"], equation.params["jaxpr"]
     first = mapping.num_index_operands
     count = mapping.num_inputs + mapping.num_outputs
-    windows = [_window(mapping, block) for block in mapping.block_mappings]
+    windows = [window(mapping, block) for block in mapping.block_mappings]
     effects = [_ref_effect(jaxpr, first + position, windows[position], mapping) for position in range(count)]
     return CallEffects(tuple(effects[: mapping.num_inputs]), tuple(effects[mapping.num_inputs :]))
 
@@ -52,7 +53,7 @@ def _static_grid(mapping: Any) -> tuple[int, ...] | None:
     return tuple(mapping.grid) if all(isinstance(extent, int) for extent in mapping.grid) else None
 
 
-def _window(mapping: Any, block: Any) -> coverage.BlockWindow | None:
+def window(mapping: Any, block: Any) -> coverage.BlockWindow | None:
     """How the grid walks over one array; None where its position depends on data or is not in blocks."""
     grid = _static_grid(mapping)
     try:
@@ -70,13 +71,18 @@ def _window(mapping: Any, block: Any) -> coverage.BlockWindow | None:
     return coverage.BlockWindow(shape, tuple(size or 1 for size in sizes), index[: len(shape)], grid, symbols)
 
 
+def seen(mapping: Any, values: Sequence[Any]) -> tuple[Any, ...]:
+    """Of one value a grid dimension, those of the dimensions that the body knows: not those that ``vmap`` added."""
+    return tuple(value for dim, value in enumerate(values) if dim not in mapping.vmapped_dims)
+
+
 def _ref_effect(jaxpr: Any, position: int, window: coverage.BlockWindow | None, mapping: Any) -> RefEffect:
     grid = _static_grid(mapping) or (0,) * len(mapping.grid)
     symbols = scalars.grid_symbols(len(grid))
 
     def visit(values: dict[Any, int]) -> refs.RefState:
         fixed = {**{s: 0 for s, extent in zip(symbols, grid, strict=True) if extent == 1}, **values}
-        return refs.walk(jaxpr, [position], coverage.substituted(symbols, fixed), grid)[0]
+        return refs.walk(jaxpr, [position], seen(mapping, coverage.substituted(symbols, fixed)), seen(mapping, grid))[0]
 
     if window is None:
         state = visit({})

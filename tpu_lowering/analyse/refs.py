@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import sympy
 
+from tpu_lowering import compat
 from tpu_lowering.analyse import scalars
 
 
@@ -239,3 +240,41 @@ def _as_int(value: Any) -> int | None:
         return int(value)
     except TypeError:
         return None
+
+
+# Operands of an access that come before its indices: the reference, and the value to store.
+_BEFORE_INDICES = {"get": 1, "swap": 2, "addupdate": 2, "dma_start": 0}
+
+
+def indexing_dimensions(jaxpr: Any) -> set[int]:
+    """Grid dimensions whose ``program_id`` goes into the position of a load, a store or a copy in a kernel body."""
+    found: set[int] = set()
+    _follow_program_ids(jaxpr, {}, found)
+    return found
+
+
+def _follow_program_ids(jaxpr: Any, sources: dict[Any, set[int]], found: set[int]) -> None:
+    """Follows grid dimensions through a jaxpr; ``sources`` says which ones each variable comes from."""
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        given = [set[int]() if hasattr(atom, "val") else sources.get(atom, set[int]()) for atom in equation.invars]
+        if name in _BEFORE_INDICES:
+            found.update(*given[_BEFORE_INDICES[name] :])
+        elif name in ("masked_load", "masked_swap"):
+            found.update(*jax.tree.leaves(jax.tree.unflatten(equation.params["args_tree"], given)[1]))
+        for inner in compat.jaxprs_in(equation.params):
+            _follow_program_ids(inner, _entering(equation, inner, given), found)
+        dims = {equation.params["axis"]} if name == "program_id" else set().union(*given)
+        sources.update((variable, dims) for variable in equation.outvars)
+
+
+def _entering(equation: Any, inner: Any, given: Sequence[set[int]]) -> dict[Any, set[int]]:
+    """What the variables of a jaxpr inside an equation come from; where they do not line up, from every operand."""
+    if equation.primitive.name == "run_scoped":
+        return dict(zip(inner.constvars, given, strict=True))
+    skipped = 1 if equation.primitive.name == "cond" else 0
+    aligned = given[skipped:]
+    if len(aligned) != len(inner.invars):
+        everything = set[int]().union(*given)
+        return dict.fromkeys([*inner.constvars, *inner.invars], everything)
+    return dict(zip(inner.invars, aligned, strict=True))

@@ -76,6 +76,7 @@ class CapturedGraph:
             )
             text = source.generate(program, self.options.poison)
             self.observer.compiled(program, text)
+            self.observer.acted(program.name, "run", self.runtime.remarks(program))
             return self.runtime.compile(program, text)
 
 

@@ -11,18 +11,16 @@ import jax
 import jax.export
 
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.ir.kernels import Kernel
+from tpu_lowering.ir.kernels import Execution, Kernel
 from tpu_lowering.ir.programs import Program
 
 
-def load(program: Program, source: Source, interpret: bool = True) -> Callable[..., tuple[jax.Array, ...]]:
+def load(program: Program, source: Source, how: Execution) -> Callable[..., tuple[jax.Array, ...]]:
     """The function that a program's source defines, over JAX arrays; not jitted.
-
-    Its Pallas kernels run in Pallas's interpreter with ``interpret``, and are Mosaic kernels without.
 
     The text is kept for tracebacks, under a file name in angle brackets.
     """
-    kernels = {name: k.interpreted if interpret else k.for_tpu for name, k in source.kernels.items()}
+    kernels = {name: k.form(how) for name, k in source.kernels.items()}
     filename = f"<tpu_lowering {program.name}>"
     linecache.cache[filename] = (len(source.text), None, source.text.splitlines(keepends=True), filename)
     namespace: dict[str, Any] = {"kernel": kernels.__getitem__, "__name__": program.name}
@@ -80,7 +78,7 @@ def input_types(program: Program) -> list[Any]:
 
 def _export(kernel: Kernel) -> bytes:
     specs = [jax.ShapeDtypeStruct(operand.type.shape, operand.type.dtype) for operand in kernel.operands]
-    return bytes(jax.export.export(kernel.interpreted, platforms=["cpu"])(*specs).serialize())
+    return bytes(jax.export.export(kernel.form("vectorized"), platforms=["cpu"])(*specs).serialize())
 
 
 def saved_kernels(path: pathlib.Path) -> Callable[[str], Callable[..., Any]]:

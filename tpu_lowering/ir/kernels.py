@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import torch
@@ -18,6 +18,10 @@ import torch
 from tpu_lowering import errors
 from tpu_lowering.ir import arrays, mosaic
 from tpu_lowering.ir.types import TensorType
+
+Execution = Literal["mosaic", "vectorized", "interpret", "tpu_interpret"]
+"""How Pallas kernels run: as Mosaic kernels, for a TPU; as plain JAX, all steps of a grid dimension at once where that
+is the same; in Pallas's interpreter, step by step; or in JAX's TPU interpreter, which finds races."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,35 +105,41 @@ class Kernel(abc.ABC):
         """Measures ``access``; called once."""
 
     @abc.abstractmethod
-    def trace(self, operands: Sequence[jax.Array | None], interpret: bool) -> tuple[jax.Array, ...]:
+    def trace(self, operands: Sequence[jax.Array | None], how: Execution) -> tuple[jax.Array, ...]:
         """The kernel as JAX operations on its operands; ``None`` asks for a fresh buffer in that slot.
 
-        Only operands with a result may be ``None``. With ``interpret``, Pallas kernels run in Pallas's
-        interpreter; without, they are Mosaic kernels for a TPU. Traceable under ``jax.jit``.
+        Only operands with a result may be ``None``. Traceable under ``jax.jit``.
         """
 
-    @functools.cached_property
-    def interpreted(self) -> Any:
-        """What generated code calls on the CPU; see ``_jitted``."""
-        return self._jitted(lambda *operands: self.trace(operands, interpret=True))
+    def calls(self) -> list[Any]:
+        """The ``pallas_call`` equations of the kernel, as they are traced without fresh buffers."""
+        return []
+
+    def form(self, how: Execution) -> Any:
+        """What generated code calls: ``trace`` under one ``jax.jit``, so that equal calls are traced once."""
+        return self._forms.setdefault(how, self._jitted(self._for_tpu if how == "mosaic" else self._on_cpu(how)))
 
     @functools.cached_property
-    def for_tpu(self) -> Any:
-        """What generated code calls when it is lowered for a TPU; see ``_jitted``."""
+    def _forms(self) -> dict[Execution, Any]:
+        return {}
 
+    def _on_cpu(self, how: Execution) -> Callable[..., tuple[jax.Array, ...]]:
+        return lambda *operands: self.trace(operands, how)
+
+    @property
+    def _for_tpu(self) -> Callable[..., tuple[jax.Array, ...]]:
         def lowered_in_32_bits(*operands: jax.Array | None) -> tuple[jax.Array, ...]:
             given = [index for index, value in enumerate(operands) if value is not None]
 
             def function(*values: jax.Array) -> tuple[jax.Array, ...]:
                 by_index = dict(zip(given, values, strict=True))
-                return self.trace([by_index.get(index) for index in range(len(operands))], interpret=False)
+                return self.trace([by_index.get(index) for index in range(len(operands))], "mosaic")
 
             return mosaic.in_32_bits(function, *(value for value in operands if value is not None))
 
-        return self._jitted(lowered_in_32_bits)
+        return lowered_in_32_bits
 
     def _jitted(self, run: Callable[..., tuple[jax.Array, ...]]) -> Any:
-        """A form of ``trace`` under one ``jax.jit``, so that calls of equal types are traced and lowered once."""
         run.__name__ = self.name
         return jax.jit(run)
 
@@ -159,5 +169,5 @@ def kernel_call(kernel: Kernel, operands: tuple[torch.Tensor | None, ...]) -> tu
         device = next((v.device for v in operands if isinstance(v, torch.Tensor)), torch.device("cpu"))
         return tuple(torch.empty(t.shape, dtype=t.element.torch, device=device) for t in kernel.results)
     with jax.enable_x64(True):
-        results = kernel.interpreted(*(arrays.to_jax(value) for value in given))
+        results = kernel.form("interpret")(*(arrays.to_jax(value) for value in given))
         return tuple(arrays.to_torch(result).clone() for result in results)

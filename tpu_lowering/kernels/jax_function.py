@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from tpu_lowering import errors
-from tpu_lowering.ir.kernels import Access, Kernel, Operand
+from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
 from tpu_lowering.ir.types import TensorType, element_type
 from tpu_lowering.kernels import arguments, jaxprs
 from tpu_lowering.kernels.registry import Implementation
@@ -52,13 +52,16 @@ class JaxKernel(Kernel):
                 )
         return effects.access
 
-    def trace(self, operands: Sequence[jax.Array | None], interpret: bool) -> tuple[jax.Array, ...]:
+    def calls(self) -> list[Any]:
+        return jaxprs.kernel_calls(self.closed)
+
+    def trace(self, operands: Sequence[jax.Array | None], how: Execution) -> tuple[jax.Array, ...]:
         given = [
             jaxprs.Fresh(slot.type) if value is None else value
             for slot, value in zip(self.operands, operands, strict=True)
         ]
         with jaxprs.kernel_scope([*(operand.type for operand in self.operands), *self.results], self.device_kind):
-            return jaxprs.run(self.closed, given, interpret)
+            return jaxprs.run(self.closed, given, how)
 
 
 _lock = threading.Lock()

@@ -9,12 +9,14 @@ from typing import Any
 
 import jax
 import jax.extend.core
+from jax.experimental.pallas import tpu as pltpu
 
 from tpu_lowering import compat
 from tpu_lowering.analyse import functions, pallas
+from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.types import TensorType
-
-CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
+from tpu_lowering.kernels import vectorized
+from tpu_lowering.kernels.evaluation import CALLS, evaluate
 
 
 @contextlib.contextmanager
@@ -69,29 +71,6 @@ def without_dead_code(closed: Any) -> Any:
     return jax.extend.core.ClosedJaxpr(closed.jaxpr.replace(eqns=kept[::-1]), closed.consts)
 
 
-Override = Callable[[Any, Sequence[Any]], "list[Any] | None"]
-
-
-def evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], override: Override) -> list[Any]:
-    """Runs a jaxpr equation by equation, going into calls; ``override`` may run an equation itself."""
-    environment: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if hasattr(atom, "val") else environment[atom]
-
-    for equation in jaxpr.eqns:
-        values = [read(atom) for atom in equation.invars]
-        results = override(equation, values)
-        if results is None:
-            if equation.primitive.name in CALLS:
-                inner = next(equation.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in equation.params)
-                results = evaluate(inner.jaxpr, inner.consts, values, override)
-            else:
-                results = compat.bind(equation, values)
-        environment.update(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
 @dataclasses.dataclass(frozen=True)
 class Fresh:
     """Stands for an operand whose old contents nobody needs."""
@@ -103,13 +82,20 @@ class Fresh:
         return jax.lax.empty(self.type.shape, self.type.dtype)
 
 
-def run(closed: Any, operands: Sequence[jax.Array | Fresh], interpret: Any) -> tuple[jax.Array, ...]:
+def launched(call: Callable[..., Any], values: Sequence[jax.Array], how: Execution) -> Sequence[jax.Array]:
+    """Runs a function that is one ``pallas_call``."""
+    if how in ("mosaic", "interpret"):
+        return call(*values)
+    return run(jax.make_jaxpr(call)(*values), values, how)
+
+
+def run(closed: Any, operands: Sequence[jax.Array | Fresh], how: Execution) -> tuple[jax.Array, ...]:
     """Runs a traced kernel.
 
     Args:
         closed: from ``trace``.
         operands: one value an input variable; ``Fresh`` where the old contents do not matter.
-        interpret: how Pallas kernels run: True for the interpreter (CPU), False for Mosaic (TPU).
+        how: how Pallas kernels run.
 
     A ``pallas_call`` whose aliased operand is fresh and not loaded by the body loses the operand and the
     alias, so its blocks are not fetched either. Any other use of a fresh operand gets ``jax.lax.empty``.
@@ -119,18 +105,47 @@ def run(closed: Any, operands: Sequence[jax.Array | Fresh], interpret: Any) -> t
     def override(equation: Any, values: Sequence[Any]) -> list[Any] | None:
         if _stores_nothing(equation):
             return _unwritten(equation, values)
-        if equation.primitive.name in ("pallas_call", "mpmd_map"):
-            equation = equation.replace(params={**equation.params, "interpret": interpret})
-        elif not any(isinstance(value, Fresh) for value in values) and not _holds_kernel(equation):
-            return None
         if equation.primitive.name == "pallas_call":
             equation, values = _without_fresh_operands(equation, values)
-        values = [value.materialise() if isinstance(value, Fresh) else value for value in values]
-        params = {key: _retargeted(value, interpret) for key, value in equation.params.items()}
-        return compat.bind(equation.replace(params=params), values)
+            return _call(equation, _materialised(values), how)
+        if equation.primitive.name == "mpmd_map":
+            return _interpreted(equation, _materialised(values), how)
+        if not any(isinstance(value, Fresh) for value in values) and not _holds_kernel(equation):
+            return None
+        params = {key: _retargeted(value, how) for key, value in equation.params.items()}
+        return compat.bind(equation.replace(params=params), _materialised(values))
 
-    results = evaluate(closed.jaxpr, closed.consts, operands, override)
-    return tuple(value.materialise() if isinstance(value, Fresh) else value for value in results)
+    return tuple(_materialised(evaluate(closed.jaxpr, closed.consts, operands, override)))
+
+
+def _materialised(values: Sequence[Any]) -> list[Any]:
+    return [value.materialise() if isinstance(value, Fresh) else value for value in values]
+
+
+def _call(equation: Any, values: Sequence[jax.Array], how: Execution) -> list[Any]:
+    if how == "vectorized":
+        with contextlib.suppress(vectorized.NotVectorized):
+            return vectorized.run(equation, values)
+    return _interpreted(equation, values, how)
+
+
+def _interpreted(equation: Any, values: Sequence[jax.Array], how: Execution) -> list[Any]:
+    """Runs a kernel call as a Mosaic kernel, or in one of the interpreters."""
+    interpret: Any = how != "mosaic"
+    if how == "tpu_interpret":
+        interpret = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+    return compat.bind(equation.replace(params={**equation.params, "interpret": interpret}), values)
+
+
+def kernel_calls(closed: Any) -> list[Any]:
+    """The ``pallas_call`` equations of a traced kernel, those inside loops and branches too."""
+    found: list[Any] = []
+    for equation in closed.jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            found.append(equation)
+        for value in equation.params.values():
+            found += [call for inner in _jaxprs_in(value) for call in kernel_calls(inner)]
+    return found
 
 
 def _jaxprs_in(value: Any) -> list[Any]:
@@ -149,19 +164,14 @@ def _holds_kernel(equation: Any) -> bool:
     )
 
 
-def _retargeted(value: Any, interpret: Any) -> Any:
-    """A parameter with every kernel call inside its jaxprs set to run as ``interpret`` says."""
+def _retargeted(value: Any, how: Execution) -> Any:
+    """A parameter with every kernel call inside its jaxprs as ``how`` says."""
     if isinstance(value, tuple):
-        return tuple(_retargeted(item, interpret) for item in value)
+        return tuple(_retargeted(item, how) for item in value)
     if not _jaxprs_in(value):
         return value
-    equations = []
-    for equation in value.jaxpr.eqns:
-        params = {key: _retargeted(inner, interpret) for key, inner in equation.params.items()}
-        if equation.primitive.name in ("pallas_call", "mpmd_map"):
-            params["interpret"] = interpret
-        equations.append(equation.replace(params=params))
-    return jax.extend.core.ClosedJaxpr(value.jaxpr.replace(eqns=equations), value.consts)
+    specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in value.in_avals]
+    return jax.make_jaxpr(lambda *operands: run(value, operands, how))(*specs)
 
 
 def _stores_nothing(equation: Any) -> bool:

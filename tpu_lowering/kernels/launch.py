@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from tpu_lowering import errors
 from tpu_lowering.analyse import pallas
-from tpu_lowering.ir.kernels import Access, Kernel, Operand
+from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.kernels.jax_function import first_line
@@ -137,6 +137,9 @@ class Launch(Kernel):
         ]
         return tuple(READ_ONLY if o.result is None else by_result[o.result] for o in self.operands)
 
+    def calls(self) -> list[Any]:
+        return [] if 0 in self.grid else jaxprs.kernel_calls(self._traced)
+
     def body(self) -> Any | None:
         """The jaxpr of the body in the form without aliases, if nothing stands around its ``pallas_call``.
 
@@ -193,9 +196,9 @@ class Launch(Kernel):
 
     def _from_fresh(self, *inputs: jax.Array) -> tuple[jax.Array, ...]:
         fresh = [jaxprs.Fresh(operand.type) for operand in self.operands if operand.result is not None]
-        return self._call([*inputs, *fresh], interpret=True)
+        return self._call([*inputs, *fresh], "interpret")
 
-    def trace(self, operands: Sequence[jax.Array | None], interpret: bool) -> tuple[jax.Array, ...]:
+    def trace(self, operands: Sequence[jax.Array | None], how: Execution) -> tuple[jax.Array, ...]:
         values: list[Any] = []
         for slot, value, access in zip(self.operands, operands, self.access, strict=True):
             fresh = jaxprs.Fresh(slot.type)
@@ -203,11 +206,11 @@ class Launch(Kernel):
         if 0 in self.grid or all(0 in result.shape for result in self.results):
             return tuple(v.materialise() if isinstance(v, jaxprs.Fresh) else v for v in values[-len(self.results) :])
         with jaxprs.kernel_scope([*(slot.type for slot in self.operands), *self.results], self.device_kind):
-            return self._call(values, interpret)
+            return self._call(values, how)
 
-    def _call(self, values: Sequence[Any], interpret: bool) -> tuple[jax.Array, ...]:
+    def _call(self, values: Sequence[Any], how: Execution) -> tuple[jax.Array, ...]:
         """The ``pallas_call``: outputs given as ``Fresh`` have no operand, others are aliased to theirs."""
-        return _PallasCall(self, values).run(interpret)
+        return _PallasCall(self, values).run(how)
 
 
 READ_ONLY = Access(True, False, False, "Helion lists it as an input")
@@ -250,10 +253,10 @@ class _PallasCall:
         space = pltpu.SMEM if self.launch.positions[at] in self.launch.facts["_smem"] else None
         return block_spec(self.shapes[at], self.launch.blocks[at], space)
 
-    def run(self, interpret: bool) -> tuple[jax.Array, ...]:
+    def run(self, how: Execution) -> tuple[jax.Array, ...]:
         outputs = [jax.ShapeDtypeStruct(self.shapes[at], self.launch.operands[at].type.dtype) for at in self.results]
         aliases = {self.inputs.index(at): index for index, at in enumerate(self.results) if at in self.inputs}
-        results = pl.pallas_call(
+        call = pl.pallas_call(
             self._body,
             grid=self.launch.grid or (1,),
             in_specs=[self._spec(at) for at in self.inputs],
@@ -261,10 +264,11 @@ class _PallasCall:
             out_shape=outputs,
             scratch_shapes=_scratch(self.launch.facts.get("_scratch_shapes") or ()),
             input_output_aliases=aliases,
-            interpret=interpret,
-            compiler_params=None if interpret else vmem_limit(),
+            interpret=how != "mosaic",
+            compiler_params=vmem_limit() if how == "mosaic" else None,
             name=self.launch.name,
-        )(*self.values)
+        )
+        results = jaxprs.launched(call, self.values, how)
         return tuple(
             result[tuple(slice(0, size) for size in self.launch.operands[at].type.shape)]
             if self.shapes[at] != self.launch.operands[at].type.shape

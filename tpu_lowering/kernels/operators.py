@@ -144,7 +144,7 @@ def _eager(found: registry.Implementation) -> Callable[..., Any]:
         types = arguments.fill(template, [TensorType.of(tensor) for tensor in tensors])
         kernel = jax_function.specialise(found, types, _own_result_types(found, bound))
         with jax.enable_x64(True):
-            results = [arrays.to_torch(value) for value in kernel.interpreted(*map(arrays.to_jax, tensors))]
+            results = [arrays.to_torch(value) for value in kernel.form("vectorized")(*map(arrays.to_jax, tensors))]
         for operand, tensor in zip(kernel.operands, tensors, strict=True):
             if operand.result is not None:
                 tensor.copy_(results[operand.result])

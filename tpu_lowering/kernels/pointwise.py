@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from tpu_lowering.analyse.pointwise import is_pointwise
-from tpu_lowering.ir.kernels import Access, Kernel
+from tpu_lowering.ir.kernels import Access, Execution, Kernel
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
+from tpu_lowering.kernels.evaluation import evaluate
 from tpu_lowering.kernels.launch import READ_ONLY, Launch, vmem_limit
 
 ROWS = 32  # a multiple of every element type's tile of rows, so that collapsed dimensions of rows lie as before
@@ -42,26 +43,27 @@ class Pointwise(Kernel):
         fresh = Access(False, True, True, "every block is visited and stored whole")
         return tuple(READ_ONLY if operand.result is None else fresh for operand in self.operands)
 
-    def trace(self, operands: Sequence[jax.Array | None], interpret: bool) -> tuple[jax.Array, ...]:
+    def trace(self, operands: Sequence[jax.Array | None], how: Execution) -> tuple[jax.Array, ...]:
         inputs = [value for slot, value in zip(self.operands, operands, strict=True) if slot.result is None]
         with jaxprs.kernel_scope([*(slot.type for slot in self.operands)], self.device_kind):
-            return self._call([value for value in inputs if value is not None], interpret)
+            return self._call([value for value in inputs if value is not None], how)
 
-    def _call(self, inputs: Sequence[jax.Array], interpret: bool) -> tuple[jax.Array, ...]:
+    def _call(self, inputs: Sequence[jax.Array], how: Execution) -> tuple[jax.Array, ...]:
         shape = self.results[0].shape
         rows, columns = math.prod(shape[:-1]), shape[-1]
         block = block_shape(rows, columns, [slot.type for slot in self.operands])
         spec = pl.BlockSpec(block, lambda row, column: (row, column))
-        results = pl.pallas_call(
+        call = pl.pallas_call(
             self._body,
             grid=(-(-rows // block[0]), -(-columns // block[1])),
             in_specs=[spec] * len(inputs),
             out_specs=[spec] * len(self.results),
             out_shape=[jax.ShapeDtypeStruct((rows, columns), result.dtype) for result in self.results],
-            interpret=interpret,
-            compiler_params=None if interpret else vmem_limit(),
+            interpret=how != "mosaic",
+            compiler_params=vmem_limit() if how == "mosaic" else None,
             name=self.name,
-        )(*(value.reshape(rows, columns) for value in inputs))
+        )
+        results = jaxprs.launched(call, [value.reshape(rows, columns) for value in inputs], how)
         return tuple(result.reshape(shape) for result in results)
 
     def _body(self, *refs: Any) -> None:
@@ -79,7 +81,7 @@ class Pointwise(Kernel):
                 case _:
                     return None
 
-        jaxprs.evaluate(self.body, (), refs, override)
+        evaluate(self.body, (), refs, override)
 
 
 def block_shape(rows: int, columns: int, types: Sequence[TensorType]) -> tuple[int, int]:

@@ -75,7 +75,7 @@ class Collector:
             removed=tuple(removed.values()),
             allocations_kept=tuple(by_kind[True]),
             aliases_kept=tuple(by_kind[False]),
-            notes=tuple(self._buffer(p, a) for p, a in self.actions if a.kind == "fresh" and a.code),
+            notes=tuple(self._buffer(p, a) for p, a in self.actions if a.kind in ("fresh", "interpreted") and a.code),
             programs=tuple(self.programs),
             seconds=dict(self.seconds),
         )

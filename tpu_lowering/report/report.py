@@ -15,6 +15,7 @@ REMEDIES: dict[str, str] = {
     "TL502": "nothing to do if the rest must survive; else let the grid and the blocks cover the whole array",
     "TL503": "write the buffer before it is used, or return the kernel's result instead of the allocation",
     "TL504": "initialise the buffer (torch.zeros_like) if the kernel should see defined values",
+    "TL506": "nothing to do for a TPU; for speed on a CPU use static grids and blocks without padding",
     "TL505": "nothing to do if the fill must show; else let the kernel store every element of every block",
 }
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.passes.base import Action
 
 
 class RunnableProgram(Protocol):
@@ -27,6 +28,10 @@ class Runtime(Protocol):
 
     def check(self, arguments: Sequence[Any]) -> None:
         """Refuses arguments it cannot run with, by a coded error."""
+        ...
+
+    def remarks(self, program: Program) -> Sequence[Action]:
+        """What a user should know of how it will run a program."""
         ...
 
     def compile(self, program: Program, source: Source) -> RunnableProgram: ...

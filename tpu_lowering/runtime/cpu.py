@@ -10,21 +10,46 @@ import torch
 
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.ir import arrays
+from tpu_lowering.ir import arrays, graphs
+from tpu_lowering.ir.kernels import Execution, Kernel
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.kernels import vectorized
+from tpu_lowering.passes.base import Action
 from tpu_lowering.runtime import edge
 
 
 class CpuRuntime:
-    """JAX's CPU backend, in this process."""
+    """JAX's CPU backend, in this process.
+
+    Attributes:
+        kernels: how Pallas kernels run.
+    """
 
     device_kind = ""
+
+    def __init__(self, kernels: Execution = "vectorized") -> None:
+        self.kernels: Execution = kernels
 
     def check(self, arguments: Sequence[Any]) -> None:
         edge.check_devices(arguments)
 
     def compile(self, program: Program, source: Source) -> CpuProgram:
-        return CpuProgram(program, source)
+        return CpuProgram(program, source, self.kernels)
+
+    def remarks(self, program: Program) -> list[Action]:
+        """The kernel calls that run in Pallas's interpreter although they need not, each with why."""
+        if self.kernels != "vectorized":
+            return []
+        found = [(node, _why_interpreted(graphs.kernel_of(node))) for node in graphs.kernel_calls(program.module.graph)]
+        return [
+            Action("interpreted", node.name, graphs.source_line(node), "TL506", f"{graphs.kernel_of(node)!r}: {why}", 0)
+            for node, why in found
+            if why
+        ]
+
+
+def _why_interpreted(kernel: Kernel) -> str:
+    return next(filter(None, map(vectorized.why_not, kernel.calls())), "")
 
 
 class CpuProgram:
@@ -33,9 +58,9 @@ class CpuProgram:
     Calling it is thread-safe: it holds no state but the compiled code and the program's constants.
     """
 
-    def __init__(self, program: Program, source: Source) -> None:
+    def __init__(self, program: Program, source: Source, kernels: Execution = "vectorized") -> None:
         self.program = program
-        function = load.load(program, source)
+        function = load.load(program, source, kernels)
         with jax.enable_x64(True):
             self.constants = [arrays.to_jax(value) for value in program.constants().values()]
             # The CPU by name: where JAX finds a TPU or GPU, that would be its default.

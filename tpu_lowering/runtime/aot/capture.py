@@ -15,6 +15,7 @@ from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import jaxprs
+from tpu_lowering.passes.base import Action
 from tpu_lowering.runtime import edge
 from tpu_lowering.runtime.aot import refusals
 from tpu_lowering.runtime.aot.targets import Target
@@ -53,6 +54,9 @@ class TpuRuntime:
     def check(self, arguments: Sequence[Any]) -> None:
         edge.check_devices(arguments)
 
+    def remarks(self, program: Program) -> tuple[Action, ...]:
+        return ()
+
     def compile(self, program: Program, source: Source) -> Any:
         self.captured.append(lower_for(program, source, self.target))
 
@@ -71,7 +75,7 @@ def lower_for(program: Program, source: Source, target: Target) -> Captured:
         TpuLoweringError: TL602, TL603 or TL604 for what Pallas refuses to lower for the chip.
     """
     refusals.refuse_wide_operands(source, target)
-    function = load.load(program, source, interpret=False)
+    function = load.load(program, source, "mosaic")
     specs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in load.input_types(program)]
     try:
         with jaxprs.kernel_scope([], target.device_kind), jax.enable_x64(True):

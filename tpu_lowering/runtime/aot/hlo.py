@@ -273,9 +273,9 @@ def traffic_by_operands(operations: tuple[Operation, ...], text: str) -> dict[st
     """HBM traffic of every entry operation that moves bytes.
 
     An operand and a result that share a buffer count once, as written; of an update in place only the slice
-    counts, of an operand that is only sliced or gathered from the slices, and of a prefetch into VMEM nothing is written. Exact for
-    XLA's own operations that use all of their other operands; a lower bound for kernels that fetch a block more
-    than once.
+    counts, of an operand that is only sliced or gathered from the slices, and of a prefetch into VMEM nothing is
+    written. Exact for XLA's own operations that use all of their other operands; a lower bound for kernels that fetch
+    a block more than once.
 
     Args:
         operations: from ``entry_operations``.

@@ -17,8 +17,8 @@ def main(path: pathlib.Path) -> None:
     """Compiles a request.
 
     The request has ``topology``, ``artifact`` (a serialised ``jax.export`` program), ``donate`` (positions),
-    ``folder``, and ``dump``: where XLA was told to dump modules, or "". Into the folder go ``facts.json``, ``optimised.hlo`` and, where libtpu can write it,
-    ``executable.bin``; or ``error.json``.
+    ``folder``, and ``dump``: where XLA was told to dump modules, or "". Into the folder go ``facts.json``,
+    ``optimised.hlo`` and, where libtpu can write it, ``executable.bin``; or ``error.json``.
     """
     request = json.loads(path.read_text())
     folder = pathlib.Path(request["folder"])
@@ -67,7 +67,9 @@ def text_of(compiled: Any, dump: str) -> str:
             (an ``async-update`` with several operands), as gathers and sorts of a certain size do.
     """
     if dump:
-        return max(pathlib.Path(dump).glob("*.after_optimizations.txt"), key=lambda file: file.stat().st_size).read_text()
+        return max(
+            pathlib.Path(dump).glob("*.after_optimizations.txt"), key=lambda file: file.stat().st_size
+        ).read_text()
     try:
         return str(compiled.as_text())
     except Exception as error:

@@ -1,0 +1,109 @@
+"""Jaxprs run equation by equation, some of them otherwise than JAX would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from tpu_lowering import compat
+
+CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
+
+Override = Callable[[Any, Sequence[Any]], "list[Any] | None"]
+
+
+def evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], override: Override) -> list[Any]:
+    """Runs a jaxpr equation by equation, going into calls; ``override`` may run an equation itself."""
+    environment: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if hasattr(atom, "val") else environment[atom]
+
+    for equation in jaxpr.eqns:
+        values = [read(atom) for atom in equation.invars]
+        results = override(equation, values)
+        if results is None:
+            if equation.primitive.name in CALLS:
+                inner = next(equation.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in equation.params)
+                results = evaluate(inner.jaxpr, inner.consts, values, override)
+            else:
+                results = compat.bind(equation, values)
+        environment.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def evaluate_step(closed: Any, program_ids: Sequence[Any], extents: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    """Runs a kernel body without references for one step of a grid.
+
+    Loops and branches that ask for the step are traced again: JAX resolves ``program_id`` inside them only as long
+    as it is no traced value.
+
+    Args:
+        closed: the body, from ``compat.discharged``.
+        program_ids: the step: one index, traced or not, for each grid dimension that the body knows.
+        extents: extents of those dimensions.
+        values: the body's inputs.
+    """
+
+    def override(equation: Any, given: Sequence[Any]) -> list[Any] | None:
+        name, params = equation.primitive.name, equation.params
+        if name == "program_id":
+            return [program_ids[params["axis"]]]
+        if name == "num_programs":
+            return [jax.numpy.int32(extents[params["axis"]])]
+        if name in CONTROL_FLOW and any(map(asks_for_step, compat.jaxprs_in(params))):
+            return CONTROL_FLOW[name](params, given, run)
+        return None
+
+    def run(inner: Any, given: Sequence[Any]) -> list[Any]:
+        return evaluate(inner.jaxpr, inner.consts, given, override)
+
+    return run(closed, values)
+
+
+def asks_for_step(jaxpr: Any) -> bool:
+    """Whether ``program_id`` or ``num_programs`` stands anywhere in a jaxpr."""
+    return any(
+        equation.primitive.name in ("program_id", "num_programs")
+        or any(map(asks_for_step, compat.jaxprs_in(equation.params)))
+        for equation in jaxpr.eqns
+    )
+
+
+Run = Callable[[Any, Sequence[Any]], "list[Any]"]
+
+
+def _branch(params: Any, given: Sequence[Any], run: Run) -> list[Any]:
+    index, *operands = given
+    return jax.lax.switch(index, [lambda *o, b=branch: run(b, o) for branch in params["branches"]], *operands)
+
+
+def _scan(params: Any, given: Sequence[Any], run: Run) -> list[Any]:
+    first, end = params["num_consts"], params["num_consts"] + params["num_carry"]
+    constants, carry, inputs = given[:first], given[first:end], given[end:]
+
+    def step(state: Sequence[Any], item: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        results = run(params["jaxpr"], [*constants, *state, *item])
+        return results[: end - first], results[end - first :]
+
+    options = {key: params[key] for key in ("length", "reverse", "unroll")}
+    state, outputs = jax.lax.scan(step, list(carry), list(inputs), **options)
+    return [*state, *outputs]
+
+
+def _while(params: Any, given: Sequence[Any], run: Run) -> list[Any]:
+    first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    return jax.lax.while_loop(
+        lambda state: run(params["cond_jaxpr"], [*given[:first], *state])[0],
+        lambda state: run(params["body_jaxpr"], [*given[first:second], *state]),
+        list(given[second:]),
+    )
+
+
+CONTROL_FLOW: dict[str, Callable[[Any, Sequence[Any], Run], list[Any]]] = {
+    "cond": _branch,
+    "scan": _scan,
+    "while": _while,
+}
