@@ -84,6 +84,9 @@ min_cut_partition = private(
 disable_current_modes = private(
     "torch", "torch.utils._python_dispatch", "_disable_current_modes", "AOTAutograd compiles under modes of its own"
 )
+eager_flex_attention = private(
+    "torch", "torch._higher_order_ops.flex_attention", "math_attention", "reference meaning of flex_attention"
+)
 auto_functionalized = private(
     "torch", "torch._higher_order_ops.auto_functionalize", "auto_functionalized", "call form of mutable operators"
 )

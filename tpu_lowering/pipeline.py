@@ -21,10 +21,18 @@ from torch import fx
 
 from tpu_lowering import errors
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.ir import interpreter, invariants
+from tpu_lowering.ir import interpreter, invariants, regions
 from tpu_lowering.ir.programs import Program, Signature
 from tpu_lowering.lower import layout
-from tpu_lowering.normalise import allocations, functionalized, helion, signature, specialise, views
+from tpu_lowering.normalise import (
+    allocations,
+    control_flow,
+    functionalized,
+    helion,
+    signature,
+    specialise,
+    views,
+)
 from tpu_lowering.options import Options
 from tpu_lowering.passes.assemble_writes import AssembleWrites
 from tpu_lowering.passes.base import Action, Pass
@@ -37,7 +45,10 @@ from tpu_lowering.passes.unflatten_kernels import UnflattenKernels
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One step of normalising: a function that edits a module in place, and what holds after it."""
+    """One step of normalising: a function that edits a module in place, and what holds after it.
+
+    It is given the modules of a graph's regions too, each in turn, those inside others first.
+    """
 
     name: str
     run: Callable[[fx.GraphModule], None]
@@ -50,6 +61,11 @@ def _define_allocations(module: fx.GraphModule) -> None:
 
 
 NORMALISE: tuple[Step, ...] = (
+    Step(
+        "call_control_flow",
+        lambda module: control_flow.normalise_control_flow(module.graph),
+        invariants.SPECIALISED,
+    ),
     Step("inline_helion_kernels", helion.normalise_helion, invariants.SPECIALISED),
     Step(
         "call_registered_kernels",
@@ -134,8 +150,9 @@ def run(
     observer.stage(name, "specialised", module, time.perf_counter() - began)
     for step in NORMALISE:
         began = time.perf_counter()
-        step.run(module)
-        invariants.check(module.graph, step.then, step.name)
+        for part in regions.modules(module):
+            step.run(part)
+            invariants.check(part.graph, step.then, step.name)
         observer.stage(name, step.name, module, time.perf_counter() - began)
     for pass_ in PASSES if options.passes else ():
         run_pass(name, pass_, module, options, observer)
@@ -151,9 +168,11 @@ def run_pass(name: str, pass_: Pass, module: fx.GraphModule, options: Options, o
     sample = interpreter.random_arguments(module.graph, seed=0) if options.verify else []
     before = interpreter.interpret(module, sample) if options.verify else []
     began = time.perf_counter()
-    actions = pass_(module.graph)
+    parts = regions.modules(module)
+    actions = [action for part in parts for action in pass_(part.graph)]
     seconds = time.perf_counter() - began
-    invariants.check(module.graph, invariants.NORMAL, pass_.name)
+    for part in parts:
+        invariants.check(part.graph, invariants.NORMAL, pass_.name)
     observer.acted(name, pass_.name, actions)
     observer.stage(name, pass_.name, module, seconds)
     if options.verify:

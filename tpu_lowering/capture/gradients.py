@@ -22,8 +22,13 @@ def refuse_missing_backward(module: fx.GraphModule) -> None:
     Raises:
         TpuLoweringError: TL205.
     """
-    enabled = torch.is_grad_enabled()
+    _refuse_in(module, torch.is_grad_enabled())
+
+
+def _refuse_in(module: fx.GraphModule, enabled: bool) -> None:
     for node in module.graph.nodes:
+        if node.op == "get_attr" and isinstance(region := getattr(module, str(node.target), None), fx.GraphModule):
+            _refuse_in(region, enabled)
         if node.op != "call_function":
             continue
         if node.target is compat.set_grad_enabled:

@@ -13,6 +13,7 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.ir.kernels import Kernel, kernel_call
+from tpu_lowering.ir.regions import Region, regions_of
 from tpu_lowering.ir.types import TensorType
 
 SHARED_META = ("stack_trace", "source_fn_stack", "nn_module_stack")
@@ -121,15 +122,25 @@ def replace(old: fx.Node, new: fx.Node) -> None:
 
 
 def copy_module(module: fx.GraphModule) -> fx.GraphModule:
-    """A module with a copy of the graph; kernels and recorded values are shared, not copied."""
+    """A module with a copy of the graph and its regions; kernels and recorded values are shared, not copied."""
     copied = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
         nodes[node] = copied.node_copy(node, lambda used: nodes[used])
         nodes[node].meta = dict(node.meta)
+        if regions_of(node):
+            nodes[node].args = compat.tree_map(_copy_region, nodes[node].args, is_leaf=_is_node)
     result = fx.GraphModule(module, copied)
     result.meta.update(module.meta)
     return result
+
+
+def _copy_region(value: Any) -> Any:
+    return Region(value.name, copy_module(value.module)) if isinstance(value, Region) else value
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, fx.Node)
 
 
 def eliminate_dead_code(graph: fx.Graph, spare: Callable[[fx.Node], bool] = lambda node: False) -> list[fx.Node]:

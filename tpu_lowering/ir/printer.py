@@ -15,12 +15,22 @@ from tpu_lowering import compat
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box
 from tpu_lowering.ir.kernels import Kernel, kernel_call
+from tpu_lowering.ir.regions import Region, regions_of
 from tpu_lowering.ir.types import TensorType, element_type
 
 
 def print_graph(graph: fx.Graph) -> str:
     """The text of a graph."""
-    return "\n".join(_line(node) for node in graph.nodes)
+    return "\n".join(line for node in graph.nodes for line in (*_region_lines(node), _line(node)))
+
+
+def _region_lines(node: fx.Node) -> list[str]:
+    """The graphs of a call's regions, before the call."""
+    lines: list[str] = []
+    for region in regions_of(node) if node.op == "call_function" else ():
+        lines.append(f"region {region.name}:")
+        lines += [f"    {line}" for line in print_graph(region.module.graph).splitlines()]
+    return lines
 
 
 def _line(node: fx.Node) -> str:
@@ -64,7 +74,7 @@ def _value(value: Any) -> str:
         return f"[{inside}]" if isinstance(value, list) else f"({inside})"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, Kernel):
+    if isinstance(value, (Kernel, Region)):
         return value.name
     if isinstance(value, Box):
         return repr(value)

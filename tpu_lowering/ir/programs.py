@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from tpu_lowering.ir import regions
 from tpu_lowering.ir.types import TensorType
 
 
@@ -98,10 +99,14 @@ class Program:
         placeholders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
         return [placeholders[position] for position in self.inputs]
 
-    def constants(self) -> dict[str, torch.Tensor]:
-        """Tensors that are part of the graph itself, by attribute name."""
-        names = [str(node.target) for node in self.module.graph.nodes if node.op == "get_attr"]
-        return {name: getattr(self.module, name) for name in names}
+    def constants(self) -> dict[tuple[fx.GraphModule, str], torch.Tensor]:
+        """Tensors that are part of the graph and its regions, by module and attribute name."""
+        return {
+            (module, str(node.target)): getattr(module, str(node.target))
+            for module in regions.modules(self.module)
+            for node in module.graph.nodes
+            if node.op == "get_attr"
+        }
 
     def output_nodes(self) -> list[fx.Node]:
         return list(self.module.graph.output_node().args[0])  # type: ignore[arg-type]

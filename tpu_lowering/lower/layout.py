@@ -10,12 +10,14 @@ from torch import fx
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import read_box, write_box
+from tpu_lowering.ir.control_flow import CONTROL_FLOW
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.programs import Program, Signature, dense_order
+from tpu_lowering.ir.regions import modules
 from tpu_lowering.lower.families import TABLE
 
 aten = torch.ops.aten
-OWN = (kernel_call, read_box, write_box, operator.getitem)
+OWN = (kernel_call, read_box, write_box, operator.getitem, *CONTROL_FLOW)
 
 
 def finish(name: str, module: fx.GraphModule, edge: Signature) -> Program:
@@ -40,9 +42,11 @@ def finish(name: str, module: fx.GraphModule, edge: Signature) -> Program:
                 results[index] = graphs.call(graph, aten.permute.default, result, list(order))
     output.args = (tuple(results),)
     graphs.eliminate_dead_code(graph)
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target not in OWN and node.target not in TABLE:
-            raise no_lowering(node)
+    for part in modules(module):
+        graphs.eliminate_dead_code(part.graph)
+        for node in part.graph.nodes:
+            if node.op == "call_function" and node.target not in OWN and node.target not in TABLE:
+                raise no_lowering(node)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     inputs = tuple(at for at, node in enumerate(placeholders) if node.users)
     return Program(name, module, inputs, edge)

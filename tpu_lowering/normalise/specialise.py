@@ -11,7 +11,9 @@ from torch import fx
 
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.regions import Region
 from tpu_lowering.ir.types import ELEMENT_TYPES, element_type
+from tpu_lowering.normalise.subgraphs import inline_subgraphs
 
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -30,12 +32,19 @@ def specialise(module: fx.GraphModule, arguments: Sequence[Any], device_kind: st
     Raises:
         TpuLoweringError: TL303 if a shape depends on data.
     """
-    substitution = _Substitution(module.graph, arguments)
+    return _copy(inline_subgraphs(module), _Substitution(module.graph, arguments, device_kind))
+
+
+def _copy(module: fx.GraphModule, substitution: _Substitution) -> fx.GraphModule:
+    """The copy of a graph; sub-graphs become regions, with the symbols of the graph around them."""
     copied = fx.Graph()
     nodes: dict[fx.Node, Any] = {}
     for node in module.graph.nodes:
         if node.op == "output":
             copied.output(compat.map_arg(node.args[0], lambda used: nodes[used]))
+            continue
+        if node.op == "get_attr" and isinstance(sub_graph := getattr(module, str(node.target)), fx.GraphModule):
+            nodes[node] = Region(str(node.target), sub_graph)
             continue
         value = substitution.concrete(node, node.meta.get("val"))
         refuse_dtypes(node, value)
@@ -48,7 +57,7 @@ def specialise(module: fx.GraphModule, arguments: Sequence[Any], device_kind: st
         new.meta = {**node.meta, "val": value, "memory": _memory(node.meta.get("val"))}
         nodes[node] = value if is_number else new
     specialised = fx.GraphModule(module, copied)
-    specialised.meta["device_kind"] = device_kind
+    specialised.meta["device_kind"] = substitution.device_kind
     return specialised
 
 
@@ -60,7 +69,8 @@ def _memory(value: Any) -> Any:
 class _Substitution:
     """What every size symbol of a graph stands for, read off the arguments of a call."""
 
-    def __init__(self, graph: fx.Graph, arguments: Sequence[Any]) -> None:
+    def __init__(self, graph: fx.Graph, arguments: Sequence[Any], device_kind: str) -> None:
+        self.device_kind = device_kind
         self.mode = compat.FakeTensorMode(allow_non_fake_inputs=True)
         self.numbers: dict[sympy.Symbol, Any] = {}
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
@@ -86,7 +96,7 @@ class _Substitution:
                 return self._number(node, item)
             if isinstance(item, torch.Tensor):
                 return self._tensor(node, item)
-            return item
+            return Region(item.name, _copy(inline_subgraphs(item.module), self)) if isinstance(item, Region) else item
 
         return compat.tree_map(leaf, value, is_leaf=lambda item: isinstance(item, fx.Node))
 
@@ -149,7 +159,17 @@ def data_dependent(node: fx.Node) -> errors.TpuLoweringError:
         "TL303",
         str(node.target),
         "expected every shape to follow from the shapes of the inputs, got one that depends on values",
-        "use a form with a fixed shape (a mask, topk with a fixed k, torch.where with three arguments), "
-        "or compile without fullgraph=True so that the graph breaks here",
+        DATA_DEPENDENT_LOOPS.get(
+            str(node.target),
+            "use a form with a fixed shape (a mask, topk with a fixed k, torch.where with three arguments), "
+            "or compile without fullgraph=True so that the graph breaks here",
+        ),
         graphs.source_line(node),
     )
+
+
+DATA_DEPENDENT_LOOPS = {
+    "while_loop": "let the loop carry a tensor, such as torch.tensor(0), in place of a Python integer",
+    "while_loop_stack_output": "the gradient needs every step's values, and the number of steps depends on values: "
+    "use scan, which takes a fixed number of steps, or run the loop under torch.no_grad()",
+}

@@ -15,7 +15,8 @@ from torch import fx
 from tpu_lowering import compat, pipeline
 from tpu_lowering.analyse import splits
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.ir import graphs
+from tpu_lowering.ir import graphs, regions
+from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.operators import is_allocation, is_fill
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.passes.base import Action
@@ -39,11 +40,11 @@ class Collector:
     def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
         self.seconds[stage] += seconds
         if stage == pipeline.NORMALISE[-1].name:
-            self._as_written(program, module.graph)
+            self._as_written(program, module)
 
-    def _as_written(self, program: str, graph: fx.Graph) -> None:
-        self.before += splits.program_count(graph, splits.RULES["torch_tpu"])
-        for node in graph.nodes:
+    def _as_written(self, program: str, module: fx.GraphModule) -> None:
+        self.before += splits.program_count(module.graph, splits.RULES["torch_tpu"])
+        for node in _nodes(module):
             if is_allocation(node) or is_fill(node):
                 key = (program, node.name)
                 self.made[key] = Buffer(node.name, program, graphs.source_line(node), graphs.type_of(node).nbytes)
@@ -54,10 +55,9 @@ class Collector:
         self.actions += [(program, action) for action in actions]
 
     def compiled(self, program: Program, source: Source) -> None:
-        graph = program.module.graph
         self.programs.append(program.name)
-        self.calls += len(graphs.kernel_calls(graph))
-        self.left |= {(program.name, node.name) for node in graph.nodes}
+        self.calls += sum(graphs.is_call(node, kernel_call) for node in _nodes(program.module))
+        self.left |= {(program.name, node.name) for node in _nodes(program.module)}
 
     def report(self) -> Report:
         """The report of everything compiled so far."""
@@ -88,6 +88,11 @@ class Collector:
         return Buffer(
             action.node, program, action.where, action.nbytes, action.code, action.reason, REMEDIES.get(action.code, "")
         )
+
+
+def _nodes(module: fx.GraphModule) -> list[fx.Node]:
+    """The nodes of a graph and of its regions."""
+    return [node for part in regions.modules(module) for node in part.graph.nodes]
 
 
 def explain(fn: Callable[..., Any], *args: Any, target: str | None = None, **kwargs: Any) -> Report:
