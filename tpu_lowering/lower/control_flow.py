@@ -105,5 +105,3 @@ def _as_many_heads(operand: Any, query: Any) -> jax.Array:
 def _typed(values: Sequence[Any], types: Types) -> Arrays:
     """Values in exactly the given element types; ``types`` may be longer."""
     return tuple(jax.lax.convert_element_type(v, t.dtype) for v, t in zip(values, types, strict=False))
-
-

@@ -14,7 +14,7 @@ Operands that are numbers, and results that are no tensors, are constants: regio
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +22,6 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.ir import control_flow, graphs
-from tpu_lowering.ir.regions import Region
 
 higher_order = torch.ops.higher_order
 
@@ -38,54 +37,56 @@ def normalise_control_flow(graph: fx.Graph) -> None:
 
 def _cond(node: fx.Node) -> None:
     predicate, if_true, if_false, operands = node.args
-    given = [_tensor_operands(operands, region, 0) for region in (if_true, if_false)][0]
-    _call(node, control_flow.cond, (predicate, if_true, if_false, given), (if_true, if_false))
+    given = _tensor_operands(operands, 0, if_true, if_false)
+    _call(node, control_flow.cond, (predicate, if_true, if_false, given), _tensor_results(if_true, if_false))
 
 
 def _while_loop(node: fx.Node) -> None:
     condition, body, carried, extra = node.args
-    given = [_tensor_operands(extra, region, len(carried)) for region in (condition, body)][0]  # type: ignore[arg-type]
+    given = _tensor_operands(extra, len(carried), condition, body)  # type: ignore[arg-type]
     _tensor_results(condition)
-    _call(node, control_flow.while_loop, (condition, body, tuple(carried), given), (body,))  # type: ignore[arg-type]
+    _call(node, control_flow.while_loop, (condition, body, tuple(carried), given), _tensor_results(body))  # type: ignore[arg-type]
 
 
 def _scan(node: fx.Node) -> None:
     combine, init, rows, extra = node.args
-    given = _tensor_operands(extra, combine, len(init) + len(rows))  # type: ignore[arg-type]
-    _call(node, control_flow.scan, (combine, tuple(init), tuple(rows), given), (combine,))  # type: ignore[arg-type]
+    given = _tensor_operands(extra, len(init) + len(rows), combine)  # type: ignore[arg-type]
+    _call(node, control_flow.scan, (combine, tuple(init), tuple(rows), given), _tensor_results(combine))  # type: ignore[arg-type]
 
 
 def _map(node: fx.Node) -> None:
     function, rows, extra = node.args
-    given = _tensor_operands(extra, function, len(rows))  # type: ignore[arg-type]
-    _call(node, control_flow.map_rows, (function, tuple(rows), given), (function,))  # type: ignore[arg-type]
+    given = _tensor_operands(extra, len(rows), function)  # type: ignore[arg-type]
+    _call(node, control_flow.map_rows, (function, tuple(rows), given), _tensor_results(function))  # type: ignore[arg-type]
 
 
 def _flex_attention(node: fx.Node) -> None:
     query, key, value, score, block_mask, scale, _, score_extra, mask_extra = node.args
     mask = block_mask[-1]  # type: ignore[index]
-    extras = _tensor_operands(score_extra, score, 5), _tensor_operands(mask_extra, mask, 4)
+    extras = _tensor_operands(score_extra, 5, score), _tensor_operands(mask_extra, 4, mask)
     _tensor_results(score)
     _tensor_results(mask)
-    _call(node, control_flow.flex_attention, (query, key, value, score, mask, scale, *extras), ())
+    _call(node, control_flow.flex_attention, (query, key, value, score, mask, scale, *extras), [0, 1, 2])
 
 
-def _tensor_operands(operands: Any, region: Any, first: int) -> tuple[fx.Node, ...]:
-    """The operands that are tensors; the region loses the placeholders of the others, which start at ``first``."""
-    placeholders = region.placeholders()[first:]
-    for operand, placeholder in zip(operands, placeholders, strict=True):
-        if not isinstance(operand, fx.Node):
-            _replace_by_constant(placeholder, operand)
+def _tensor_operands(operands: Any, first: int, *regions: Any) -> tuple[fx.Node, ...]:
+    """The operands that are tensors; the regions, whose placeholders they are from ``first`` on, lose the others."""
+    for region in regions:
+        for operand, placeholder in zip(operands, region.placeholders()[first:], strict=True):
+            if not isinstance(operand, fx.Node):
+                _replace_by_constant(placeholder, operand)
     return tuple(operand for operand in operands if isinstance(operand, fx.Node))
 
 
-def _tensor_results(region: Any) -> list[int]:
-    """Makes a region return a tuple of tensors; the positions that they had among its results."""
-    outputs = region.module.graph.output_node().args[0]
-    outputs = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
-    kept = [index for index, output in enumerate(outputs) if _is_tensor(output)]
-    region.set_outputs([outputs[index] for index in kept])
-    graphs.eliminate_dead_code(region.module.graph)
+def _tensor_results(*regions: Any) -> list[int]:
+    """Makes regions return tuples of tensors; the positions that those had among the results of each."""
+    kept: list[int] = []
+    for region in regions:
+        outputs = region.module.graph.output_node().args[0]
+        outputs = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+        kept = [index for index, output in enumerate(outputs) if _is_tensor(output)]
+        region.set_outputs([outputs[index] for index in kept])
+        graphs.eliminate_dead_code(region.module.graph)
     return kept
 
 
@@ -93,10 +94,9 @@ def _is_tensor(output: Any) -> bool:
     return isinstance(output, fx.Node) and isinstance(output.meta.get("val"), torch.Tensor)
 
 
-def _call(node: fx.Node, target: Callable[..., Any], args: tuple[Any, ...], regions: Sequence[Region]) -> None:
-    """Replaces a call; its results that are no tensors are sent to their users as constants."""
+def _call(node: fx.Node, target: Callable[..., Any], args: tuple[Any, ...], kept: list[int]) -> None:
+    """Replaces a call by one that returns the results at given positions; the others are constants."""
     values = node.meta["val"]
-    kept = [_tensor_results(region) for region in regions][0] if regions else list(range(len(values)))
     with graphs.inserting_for(node) as graph:
         new = graph.call_function(target, args)
     new.meta = {**node.meta, "val": tuple(values[index] for index in kept)}
