@@ -54,9 +54,10 @@ def helion_tpu(
 
     def compiler(kind: str) -> Callable[..., Any]:
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
-            return CapturedGraph(
-                kind, number, graph, arguments, chosen, observer, runtime or CpuRuntime(chosen.cpu_kernels)
-            )
+            if kind == "backward":
+                compat.keep_saved_tensors()
+            kernels = runtime or CpuRuntime(chosen.cpu_kernels)
+            return CapturedGraph(kind, number, graph, arguments, chosen, observer, kernels)
 
         return compile_graph
 

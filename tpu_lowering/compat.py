@@ -109,6 +109,16 @@ def registered_decompositions(overloads: list[OpOverload]) -> dict[OpOverload, C
     return dict(private("torch", "torch._decomp", "get_decompositions", "takes operators apart")(overloads))
 
 
+def keep_saved_tensors() -> None:
+    """Tells AOTAutograd that the backward being compiled leaves what the forward saved as it is.
+
+    It otherwise takes for granted that a backward overwrites some of it, and refuses ``retain_graph=True``.
+    """
+    context = private("torch", "torch._guards", "TracingContext", "backward that may run again").try_get()
+    if context is not None and context.fw_metadata is not None:
+        context.fw_metadata.bw_donated_idxs = []
+
+
 @contextlib.contextmanager
 def cold_dynamo() -> Generator[None]:
     """A scope in which nothing compiled before is reused, and after which what was compiled is forgotten."""

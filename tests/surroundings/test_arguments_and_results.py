@@ -34,9 +34,9 @@ def written_twice_and_returned(x: Tensor) -> tuple[Tensor, ...]:
     return x, row, before, x.view(-1), x.detach()
 
 
-def resized_and_set(x: Tensor) -> Tensor:
-    out = torch.empty(0)
-    torch.add(x, 1, out=out.resize_(x.shape))
+def out_argument(x: Tensor) -> Tensor:
+    out = torch.empty(2, 3).t()
+    torch.add(x, 1, out=out)
     return out
 
 
@@ -64,7 +64,7 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[], Sequence[Any]]]] = {
     "argument among the results, twice": (lambda x, y: (x, y + 1, x, y), lambda: (torch.randn(3), torch.randn(3))),
     "in place on views": (in_place_on_views, lambda: (torch.randn(3, 3),)),
     "written and returned": (written_twice_and_returned, lambda: (torch.randn(3, 2),)),
-    "resized out argument": (resized_and_set, lambda: (torch.randn(3, 2),)),
+    "out argument": (out_argument, lambda: (torch.randn(3, 2),)),
     "arguments that overlap": (shared_arguments, lambda: tuple(x[:2] for x in overlapping())),
     "one argument twice": (shared_arguments, same),
     "list and dictionary": (lambda x: [x[0] + 1, {"a": x[1]["b"] * 2}], lambda: ([torch.ones(2), {"b": torch.ones(3)}],)),

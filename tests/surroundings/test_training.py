@@ -168,7 +168,7 @@ def test_two_results_backward_one_after_the_other() -> None:
 # Optimisers -------------------------------------------------------------------------------------------
 OPTIMISERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
-    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=torch.tensor(0.01), foreach=True),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
 }
 
 
