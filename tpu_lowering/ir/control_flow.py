@@ -38,7 +38,8 @@ def while_loop(condition: Region, body: Region, carried: Tensors, extra: Tensors
 
 def scan(combine: Region, init: Tensors, rows: Tensors, extra: Tensors) -> Tensors:
     """``combine(*carry, *rows[i], *extra) -> (*carry, *ys[i])`` for each i; the last carry, then the stacked ys."""
-    carry, steps = init, []
+    carry = init
+    steps: list[Tensors] = []
     for index in range(rows[0].shape[0]):
         results = _run(combine, (*carry, *(value[index] for value in rows), *extra))
         carry = results[: len(init)]

@@ -10,8 +10,6 @@ from typing import Any
 
 from torch import fx
 
-from tpu_lowering import compat
-
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Region:
@@ -42,9 +40,12 @@ class Region:
 
 
 def regions_of(node: fx.Node) -> list[Region]:
-    """The regions among a call's arguments, in order."""
-    leaves = compat.tree_leaves((node.args, node.kwargs), is_leaf=lambda value: isinstance(value, fx.Node))
-    return [leaf for leaf in leaves if isinstance(leaf, Region)]
+    """The regions among a call's arguments and the items of those, in order."""
+    found: list[Region] = []
+    for argument in node.args:
+        items = argument if isinstance(argument, (tuple, list)) else (argument,)
+        found += [item for item in items if isinstance(item, Region)]
+    return found
 
 
 def modules(module: fx.GraphModule) -> list[fx.GraphModule]:

@@ -36,37 +36,41 @@ def normalise_control_flow(graph: fx.Graph) -> None:
 
 
 def _cond(node: fx.Node) -> None:
-    predicate, if_true, if_false, operands = node.args
+    predicate, if_true, if_false, operands = _arguments(node)
     given = _tensor_operands(operands, 0, if_true, if_false)
     _call(node, control_flow.cond, (predicate, if_true, if_false, given), _tensor_results(if_true, if_false))
 
 
 def _while_loop(node: fx.Node) -> None:
-    condition, body, carried, extra = node.args
-    given = _tensor_operands(extra, len(carried), condition, body)  # type: ignore[arg-type]
+    condition, body, carried, extra = _arguments(node)
+    given = _tensor_operands(extra, len(carried), condition, body)
     _tensor_results(condition)
-    _call(node, control_flow.while_loop, (condition, body, tuple(carried), given), _tensor_results(body))  # type: ignore[arg-type]
+    _call(node, control_flow.while_loop, (condition, body, tuple(carried), given), _tensor_results(body))
 
 
 def _scan(node: fx.Node) -> None:
-    combine, init, rows, extra = node.args
-    given = _tensor_operands(extra, len(init) + len(rows), combine)  # type: ignore[arg-type]
-    _call(node, control_flow.scan, (combine, tuple(init), tuple(rows), given), _tensor_results(combine))  # type: ignore[arg-type]
+    combine, init, rows, extra = _arguments(node)
+    given = _tensor_operands(extra, len(init) + len(rows), combine)
+    _call(node, control_flow.scan, (combine, tuple(init), tuple(rows), given), _tensor_results(combine))
 
 
 def _map(node: fx.Node) -> None:
-    function, rows, extra = node.args
-    given = _tensor_operands(extra, len(rows), function)  # type: ignore[arg-type]
-    _call(node, control_flow.map_rows, (function, tuple(rows), given), _tensor_results(function))  # type: ignore[arg-type]
+    function, rows, extra = _arguments(node)
+    given = _tensor_operands(extra, len(rows), function)
+    _call(node, control_flow.map_rows, (function, tuple(rows), given), _tensor_results(function))
 
 
 def _flex_attention(node: fx.Node) -> None:
-    query, key, value, score, block_mask, scale, _, score_extra, mask_extra = node.args
-    mask = block_mask[-1]  # type: ignore[index]
+    query, key, value, score, block_mask, scale, _, score_extra, mask_extra = _arguments(node)
+    mask = block_mask[-1]
     extras = _tensor_operands(score_extra, 5, score), _tensor_operands(mask_extra, 4, mask)
     _tensor_results(score)
     _tensor_results(mask)
     _call(node, control_flow.flex_attention, (query, key, value, score, mask, scale, *extras), [0, 1, 2])
+
+
+def _arguments(node: fx.Node) -> tuple[Any, ...]:
+    return tuple(node.args)
 
 
 def _tensor_operands(operands: Any, first: int, *regions: Any) -> tuple[fx.Node, ...]:

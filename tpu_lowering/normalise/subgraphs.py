@@ -62,9 +62,9 @@ def _copy_in(
         if node.op == "placeholder" and given is not None:
             nodes[node] = next(given)
         elif graphs.is_call(node, INVOKE):
-            sub_graph = getattr(module, node.args[0].target)
+            name = str(node.args[0].target)
             inside = compat.map_arg(node.args[2:], lambda used: nodes[used])
-            nodes[node] = _copy_in(sub_graph, inside, copied, attributes, f"{prefix}{node.args[0].target}_")
+            nodes[node] = _copy_in(getattr(module, name), inside, copied, attributes, f"{prefix}{name}_")
         elif node.target is operator.getitem and not isinstance(nodes[node.args[0]], fx.Node):
             nodes[node] = nodes[node.args[0]][node.args[1]]
         else:

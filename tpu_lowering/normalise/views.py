@@ -34,6 +34,7 @@ aten = torch.ops.aten
 def normalise_views(graph: fx.Graph) -> None:
     """Rewrites every node that has a row in ``RULES``, in place."""
     for node in list(graph.nodes):
+        node.target = VIEWS_OF_COPIES.get(node.target, node.target)
         rule = RULES.get(node.target) if node.op == "call_function" else None
         if rule is None:
             continue
@@ -222,6 +223,20 @@ def _transpose(graph: fx.Graph, node: fx.Node) -> fx.Node:
         order[a], order[b] = order[b], order[a]
     return graphs.call(graph, aten.permute.default, given["self"], order)
 
+
+# Copies of views, which functionalising writes in sub-graphs of control flow: values are immutable, so they are views.
+VIEWS_OF_COPIES: dict[Any, Any] = {
+    aten._conj_copy.default: aten._conj.default,
+    aten._neg_view_copy.default: aten._neg_view.default,
+    aten._reshape_alias_copy.default: aten._reshape_alias.default,
+    aten.detach_copy.default: aten.detach.default,
+    aten.select_copy.int: aten.select.int,
+    aten.slice_copy.Tensor: aten.slice.Tensor,
+    aten.split_copy.Tensor: aten.split.Tensor,
+    aten.view_as_complex_copy.default: aten.view_as_complex.default,
+    aten.view_as_real_copy.default: aten.view_as_real.default,
+    aten.view_copy.dtype: aten.view.dtype,
+}
 
 STRIDED = (aten.as_strided.default, aten.as_strided_scatter.default)
 
