@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tpu_lowering import compat, errors
+from tpu_lowering.kernels.libraries import LIBRARIES
 
 Function = Callable[..., Any]
 
@@ -50,11 +51,17 @@ class Implementation:
 
 _lock = threading.Lock()
 _implementations: dict[compat.OpOverload, Implementation] = {}
+_of_libraries: dict[compat.OpOverload, Implementation] = {}
 
 
 def implementation(overload: Any) -> Implementation | None:
-    """The registered JAX implementation of an operator, or None."""
-    return _implementations.get(overload)
+    """The JAX implementation of an operator: the registered one, or ours of another library's; or None."""
+    found = _implementations.get(overload)
+    if found is None and isinstance(overload, compat.OpOverload) and overload.name() in LIBRARIES:
+        function = LIBRARIES[overload.name()]
+        with _lock:
+            found = _of_libraries.setdefault(overload, Implementation(overload, function, source_line(function)))
+    return found
 
 
 def source_line(function: Function) -> str:

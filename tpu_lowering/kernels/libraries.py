@@ -1,0 +1,50 @@
+"""JAX functions for operators that other libraries define, found by name: nothing is imported, nothing registered.
+
+A function that the user registers for the same operator goes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def sizes_of(offsets: Any) -> jax.Array:
+    """How many rows each group has, from where each ends: int [g] to int [g]."""
+    return jnp.diff(offsets, prepend=jnp.zeros(1, offsets.dtype))
+
+
+def rows_times_groups(rows: Any, weights: Any, offsets: Any, **options: Any) -> jax.Array:
+    """Each row times the matrix of its group: [m, k], [g, k, n], ends of groups int [g] to [m, n].
+
+    Rows past the last group are zeros.
+    """
+    return jax.lax.ragged_dot(rows, weights, sizes_of(offsets), **options)
+
+
+def groups_of_rows(left: Any, right: Any, offsets: Any, **options: Any) -> jax.Array:
+    """leftᵀ @ right over the rows of each group: [k, m], [k, n], ends of groups int [g] to [g, m, n]."""
+    numbers = jax.lax.RaggedDotDimensionNumbers(
+        dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
+    )
+    return jax.lax.ragged_dot_general(left, right, sizes_of(offsets), numbers, **options)
+
+
+def grouped_mm(input: Any, weight: Any, offs: Any) -> jax.Array:
+    """The matrix products of a mixture of experts, rows sorted by expert."""
+    return rows_times_groups(input, weight, offs)
+
+
+def grouped_mm_backward(input: Any, weight: Any, offs: Any, grad_output: Any) -> tuple[jax.Array, jax.Array]:
+    """The gradients of ``grouped_mm`` by its input and by its weight."""
+    by_input = rows_times_groups(grad_output, weight.swapaxes(1, 2), offs)
+    return by_input, groups_of_rows(input, grad_output, offs)
+
+
+LIBRARIES: dict[str, Callable[..., Any]] = {
+    "transformers::grouped_mm_fallback": grouped_mm,
+    "transformers::grouped_mm_fallback_backward": grouped_mm_backward,
+}

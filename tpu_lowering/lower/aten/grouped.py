@@ -1,0 +1,34 @@
+"""Matrix products of groups of rows, of the sizes that a tensor holds: mixtures of experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import torch
+
+from tpu_lowering.ir.types import TensorType
+from tpu_lowering.kernels.libraries import groups_of_rows, rows_times_groups
+from tpu_lowering.lower.aten.matmul import product
+from tpu_lowering.lower.aten.promotion import cast, compute_dtype, finish
+from tpu_lowering.lower.table import lowers
+
+aten = torch.ops.aten
+
+
+@lowers(aten._grouped_mm.default)
+def grouped_mm(
+    self: Any, mat2: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None, *, out: TensorType
+) -> jax.Array:
+    """[m, k] @ [g, k, n] by groups of rows; [g, m, k] @ [k, n] by groups of columns; [m, k] @ [k, n] by groups
+    of k; [g, m, k] @ [g, k, n] without groups. ``offs`` int32 [g] says where groups end; no form has a bias."""
+    dtype = compute_dtype(self.dtype)
+    if self.ndim == mat2.ndim == 3:
+        return finish(product(self, mat2), out)
+    if self.ndim == mat2.ndim == 2:
+        return finish(groups_of_rows(self.T, mat2, offs, preferred_element_type=dtype), out)
+    if mat2.ndim == 3:
+        return finish(rows_times_groups(self, mat2, offs, preferred_element_type=dtype), out)
+    # Wide operands: XLA's CPU compiler takes this form of narrow ones, and fails when it runs.
+    columns, weights = cast(mat2.T, dtype), cast(self.swapaxes(1, 2), dtype)
+    return finish(rows_times_groups(columns, weights, offs).T, out)
