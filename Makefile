@@ -4,7 +4,7 @@ BIN := .venv/bin
 export JAX_PLATFORMS := cpu
 export TPU_LOG_DIR := disabled
 
-.PHONY: demo test lint unit sweep bench clean
+.PHONY: demo test lint unit sweep test-models bench clean
 
 demo: .venv/demo
 	$(BIN)/python -m tpu_lowering demo
@@ -22,6 +22,10 @@ unit: .venv/dev
 # The long form of the property tests: 100,000 random graphs through the passes.
 sweep: .venv/dev
 	TPU_LOWERING_GRAPHS=100000 $(BIN)/python -m pytest tests/property -n 2
+
+# Every model of the suite, trained, in inference mode with all passes verified, and generating.
+test-models: .venv/dev
+	TPU_LOWERING_MODELS=all $(BIN)/python -m pytest tests/models -n 2
 
 bench: .venv/dev
 	$(BIN)/python -m bench

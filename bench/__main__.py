@@ -1,4 +1,5 @@
-"""``python -m bench``: all benchmarks; ``compare A.json B.json``; ``compile_time``; ``model_compile_time``; ``helion_examples``."""
+"""``python -m bench``: all benchmarks; ``compare A.json B.json``; ``compile_time``; ``model_compile_time``;
+``helion_examples``."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--tolerance", type=float, default=0.01, help="growth that is no change (default 0.01: 1 %%)")
     compile_time = commands.add_parser("compile_time", help="seconds to compile chains of kernel calls")
     compile_time.add_argument("--rounds", type=int, default=3, help="repetitions; the median counts (default 3)")
-    models = commands.add_parser("model_compile_time", help="seconds to compile each model of the suite, and Inductor's")
+    models = commands.add_parser("model_compile_time", help="seconds to compile each model, and Inductor's")
     models.add_argument("--rounds", type=int, default=3, help="measurements a side; the median counts (default 3)")
     models.add_argument("--models", nargs="*", default=(), help="names of models (default: all)")
     examples = commands.add_parser("helion_examples", help="Helion's own examples, ours and Helion's export")

@@ -4,7 +4,8 @@ The time is that of the first call in inference mode: Dynamo, AOTAutograd, the b
 measurement has a process of its own, forked from one that has imported torch, JAX and transformers but computed
 nothing, and cold caches: Dynamo's, AOTAutograd's, Inductor's (an empty cache folder) and JAX's (which has none on
 disk by default). The two sides take turns, and the models do within a round, so that a change of the machine's load
-hits all of them alike. Inductor runs with its own defaults: its C++ compiler, its pool of compile workers.
+hits all of them alike. Inductor runs with its own defaults: its C++ compiler, its pool of compile workers. CPU seconds
+are those of the process and of the children it waited for; of Inductor's pool they lack a part.
 """
 
 from __future__ import annotations
@@ -65,6 +66,10 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(statistics.fmean(map(math.log, values)))
 
 
+def median(measurements: Sequence[Mapping[str, float]], kind: str) -> float:
+    return statistics.median(one[kind] for one in measurements)
+
+
 def rows(samples: Samples) -> list[Row]:
     """A row for each model that both sides have compiled."""
     found: list[Row] = []
@@ -72,7 +77,9 @@ def rows(samples: Samples) -> list[Row]:
         ours, theirs = (sides.get(backend, []) for backend in BACKENDS)
         if ours and theirs:
             medians = [
-                statistics.median(sample[kind] for sample in side) for kind in ("wall", "cpu") for side in (ours, theirs)
+                statistics.median(sample[kind] for sample in side)
+                for kind in ("wall", "cpu")
+                for side in (ours, theirs)
             ]
             found.append(Row(model, *medians, rounds=min(len(ours), len(theirs))))
     return found
@@ -121,8 +128,7 @@ class Nursery:
         """A measurement, or what went wrong."""
         assert self.process.stdin is not None and self.process.stdout is not None
         print(name, backend, file=self.process.stdin, flush=True)
-        answer = json.loads(self.process.stdout.readline() or '"the process ended"')
-        return answer
+        return json.loads(self.process.stdout.readline() or '"the process ended"')
 
     def stop(self) -> None:
         assert self.process.stdin is not None
@@ -135,7 +141,7 @@ def serve() -> None:
     import jax
     import transformers  # noqa: F401
 
-    import bench.zoo
+    import bench.zoo  # noqa: F401
     import tpu_lowering.backend  # noqa: F401
 
     assert jax.config.jax_compilation_cache_dir is None, "expected no cache on disk"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import resource
-import subprocess
-import sys
 import textwrap
 import threading
 from collections.abc import Callable
@@ -12,13 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-
-
-def run_alone(program: str) -> str:
-    """Runs a Python program in a process of its own; returns what it prints."""
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from alone import STATE, run_alone
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -36,35 +28,6 @@ def test_found_by_name_without_an_import() -> None:
         """
     )
     assert printed.splitlines()[-1] == "[2.0, 2.0]"
-
-
-STATE = """
-import os, torch, jax, torch._dynamo, torch._inductor.config
-
-def state():
-    return {
-        "jax": dict(jax.config.values),
-        "environment": dict(os.environ),
-        "dtype": torch.get_default_dtype(),
-        "device": torch.get_default_device(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "fill": torch.utils.deterministic.fill_uninitialized_memory,
-        "gradients": torch.is_grad_enabled(),
-        "threads": torch.get_num_threads(),
-        "random": torch.random.get_rng_state().tolist(),
-        "dynamo": torch._dynamo.config.get_config_copy(),
-        "inductor": torch._inductor.config.get_config_copy(),
-        "backends": sorted(torch._dynamo.list_backends(exclude_tags=())),
-        "one": str(jax.numpy.ones(1).dtype),
-    }
-
-def compare(before, after):
-    for name in before:
-        assert before[name] == after[name], name
-
-torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))  # torch's own first-use settings
-before = state()
-"""
 
 
 def test_importing_changes_nothing_global() -> None:

@@ -1,0 +1,78 @@
+"""The suite leaves nothing behind, and threads do not disturb each other."""
+
+from __future__ import annotations
+
+import copy
+import textwrap
+import threading
+
+import pytest
+import torch
+from alone import STATE, run_alone
+from torch import nn
+from training import train
+
+from bench.zoo import MODELS, Inputs
+
+FEW = ("distilbert", "resnet")
+
+
+@pytest.mark.parametrize("names", [FEW, pytest.param(tuple(MODELS), marks=pytest.mark.large)], ids=["few", "all"])
+def test_no_global_state_is_changed(names: tuple[str, ...]) -> None:
+    """By compiling, training and optimising the models one after the other, in one process."""
+    run_alone(
+        STATE
+        + textwrap.dedent(
+            f"""
+            from bench.zoo import MODELS
+            ready = [(MODELS[name], MODELS[name].build(), MODELS[name].inputs()) for name in {names!r}]
+            for chosen, model, inputs in ready:
+                chosen.step(model, inputs)[0].backward()  # the first-use settings of transformers
+            before = state()
+            for chosen, model, inputs in ready:
+                run = torch.compile(chosen.step, backend="helion_tpu", fullgraph=True)
+                run(model, inputs)[0].backward()
+                with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+                    run(model, inputs)
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+                torch.compile(optimizer.step, backend="helion_tpu", fullgraph=True)()
+                torch._dynamo.reset()
+            compare(before, state())
+            """
+        )
+    )
+
+
+def prepared(name: str) -> tuple[nn.Module, Inputs]:
+    torch.manual_seed(0)
+    return MODELS[name].build(), MODELS[name].inputs()
+
+
+def test_two_threads_compile_and_train_different_models() -> None:
+    """To the last bit what one thread computes, with compiling in both at once."""
+    names = ("distilbert", "resnet")
+    ready = {name: prepared(name) for name in names}
+    steps = {name: torch.compile(MODELS[name].step, backend="helion_tpu", fullgraph=True) for name in names}
+    alone = {name: train(copy.deepcopy(ready[name][0]), ready[name][1], steps[name]) for name in names}
+    torch._dynamo.reset()
+    together: dict[str, dict[str, torch.Tensor]] = {}
+    failures: list[BaseException] = []
+    start = threading.Barrier(len(names))
+
+    def work(name: str) -> None:
+        model, inputs = ready[name]
+        try:
+            start.wait()
+            together[name] = train(model, inputs, steps[name])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures
+    for name in names:
+        for key, value in alone[name].items():
+            assert torch.equal(together[name][key], value), f"{name}: {key}"
