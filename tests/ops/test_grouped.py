@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers.integrations import moe
 
+from tpu_lowering.kernels import registry
+
 OFFSETS = {"even": [8, 16, 24, 32], "uneven": [3, 19, 20, 32], "empty groups": [0, 0, 32, 32]}
 TOLERANCE = {torch.float32: {"rtol": 1.3e-6, "atol": 1e-5}, torch.bfloat16: {"rtol": 1.6e-2, "atol": 1e-2}}
 
@@ -57,3 +59,12 @@ def test_experts_of_transformers_equal_eager(offsets: list[int], dtype: torch.dt
 
     for mine, theirs in zip(run(compiled(function)), run(function), strict=True):
         torch.testing.assert_close(mine, theirs, **TOLERANCE[dtype])
+
+
+def test_a_registered_function_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_implementations", {})
+    overload = torch.ops.transformers.grouped_mm_fallback.default
+    ours = registry.implementation(overload)
+    assert ours is not None and ours is registry.implementation(overload)
+    registered = registry.register(overload, lambda input, weight, offs: weight[0])
+    assert registry.implementation(overload) is registered
