@@ -37,8 +37,11 @@ POINTWISE = """
     fmod frac frexp gcd ge gt heaviside hypot i0 igamma isfinite isinf isnan lerp lgamma log log10 log1p log2
     logaddexp logical_and logical_not logical_or logical_xor logit masked_fill maximum minimum mul nan_to_num
     ne neg nextafter polygamma.polygamma_n_2 pow reciprocal remainder round round.decimals_3 rsqrt rsub
-    sgn sigmoid sign signbit sin sinc sinh special.i0e special.i1 special.ndtri special.spherical_bessel_j0
-    special.zeta sqrt square sub tan tanh true_divide trunc where xlogy
+    sgn sigmoid sign signbit sin sinc sinh special.airy_ai special.bessel_j0 special.bessel_j1
+    special.bessel_y0 special.bessel_y1 special.entr special.erfcx special.i0e special.i1 special.i1e special.log_ndtr
+    special.modified_bessel_i0 special.modified_bessel_i1 special.modified_bessel_k0 special.modified_bessel_k1
+    special.ndtr special.ndtri special.scaled_modified_bessel_k0 special.scaled_modified_bessel_k1
+    special.spherical_bessel_j0 special.xlog1py special.zeta sqrt square sub tan tanh true_divide trunc where xlogy
     nn.functional.celu nn.functional.elu nn.functional.gelu nn.functional.glu nn.functional.hardshrink
     nn.functional.hardsigmoid nn.functional.hardswish nn.functional.hardtanh nn.functional.leaky_relu
     nn.functional.logsigmoid nn.functional.mish nn.functional.prelu nn.functional.relu nn.functional.silu

@@ -67,7 +67,9 @@ def text_of(compiled: Any, dump: str) -> str:
             (an ``async-update`` with several operands), as gathers and sorts of a certain size do.
     """
     if dump:
-        return max(pathlib.Path(dump).glob("*.after_optimizations.txt"), key=lambda file: file.stat().st_size).read_text()
+        return max(
+            pathlib.Path(dump).glob("*.after_optimizations.txt"), key=lambda file: file.stat().st_size
+        ).read_text()
     try:
         return str(compiled.as_text())
     except Exception as error:
