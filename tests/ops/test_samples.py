@@ -51,7 +51,8 @@ POINTWISE = """
 REDUCTIONS = """
     all amax amin any argmax argmin count_nonzero cummax cummin cumprod cumsum kthvalue linalg.vector_norm
     logcumsumexp logsumexp max.reduction_with_dim mean median min.reduction_with_dim mode nanmedian norm prod
-    sort std sum topk var var_mean nn.functional.normalize searchsorted histc
+    sort std sum topk var var_mean nn.functional.normalize searchsorted histc histogram histogramdd
+    nonzero_static _segment_reduce.lengths _segment_reduce.offsets
     softmax log_softmax
 """
 
@@ -66,16 +67,21 @@ MOVEMENT = """
 """
 
 LAYERS = """
-    addbmm addmm addmv baddbmm bmm cdist dist einsum grid_sampler_2d inner linalg.cholesky linalg.inv
+    addbmm addmm addmv baddbmm bmm cdist dist einsum grid_sampler_2d inner linalg.cholesky linalg.eigvals linalg.inv
     linalg.lu_solve linalg.slogdet linalg.solve linalg.solve_triangular matmul mm mv nn.functional.bilinear
     nn.functional.adaptive_avg_pool2d nn.functional.adaptive_max_pool2d nn.functional.avg_pool1d
     nn.functional.avg_pool2d nn.functional.avg_pool3d nn.functional.conv1d nn.functional.conv2d
     nn.functional.conv_transpose2d nn.functional.cross_entropy nn.functional.group_norm
     nn.functional.interpolate.bicubic nn.functional.interpolate.bilinear nn.functional.interpolate.nearest
     nn.functional.layer_norm nn.functional.linear nn.functional.max_pool1d nn.functional.max_pool2d
-    nn.functional.mse_loss nn.functional.nll_loss nn.functional.pdist
+    nn.functional.mse_loss nn.functional.multi_margin_loss nn.functional.multilabel_margin_loss
+    nn.functional.nll_loss nn.functional.pdist _upsample_bilinear2d_aa
     nn.functional.pixel_shuffle nn.functional.rms_norm nn.functional.smooth_l1_loss fft.fft fft.irfft fft.rfft2
     special.legendre_polynomial_p
+"""
+
+FACTORS = """
+    geqrf hash_tensor linalg.eig linalg.householder_product ormqr resize_as_
 """
 
 ALL = tuple(SAMPLES)
@@ -84,12 +90,13 @@ FORWARD: dict[str, tuple[torch.dtype, ...]] = {
     **dict.fromkeys(REDUCTIONS.split(), ALL),
     **dict.fromkeys(MOVEMENT.split(), (torch.float32, torch.bool)),
     **dict.fromkeys(LAYERS.split(), (torch.float32, torch.bfloat16)),
+    **dict.fromkeys(FACTORS.split(), (torch.float32,)),
 }
 
 GRADIENTS = """
-    amax clamp cumprod cumsum div.no_rounding_mode gather index_add index_select linalg.vector_norm log_softmax
+    _segment_reduce.lengths _segment_reduce.offsets amax clamp cumprod cumsum div.no_rounding_mode gather index_add index_select linalg.vector_norm log_softmax
     logcumsumexp logsumexp masked_scatter max.reduction_with_dim maximum mean median nn.functional.elu
-    nn.functional.gelu nn.functional.hardshrink nn.functional.leaky_relu nn.functional.normalize
+    nn.functional.embedding_bag nn.functional.gelu nn.functional.hardshrink nn.functional.leaky_relu nn.functional.normalize
     nn.functional.pad.reflect nn.functional.pad.replicate nn.functional.relu nn.functional.silu
     nn.functional.softplus nn.functional.unfold pow prod scatter_add scatter_reduce.amax sigmoid softmax sort std
     sum take tanh topk unfold var where

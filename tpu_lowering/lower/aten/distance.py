@@ -17,7 +17,7 @@ from tpu_lowering.lower.table import lowers
 aten = torch.ops.aten
 
 
-def _norm(difference: jax.Array, p: float) -> jax.Array:
+def p_norm(difference: jax.Array, p: float) -> jax.Array:
     """The p-norm over the last dimension."""
     size = jnp.abs(difference)
     if p == 0:
@@ -32,7 +32,7 @@ def _norm(difference: jax.Array, p: float) -> jax.Array:
 
 
 def _norm_slope(difference: jax.Array, norm: jax.Array, p: float) -> jax.Array:
-    """The derivative of ``_norm`` by each difference; 0 where the norm is 0."""
+    """The derivative of ``p_norm`` by each difference; 0 where the norm is 0."""
     sign, size = jnp.sign(difference), jnp.abs(difference)
     norm = norm[..., None]
     if p == 0:
@@ -49,18 +49,20 @@ def _norm_slope(difference: jax.Array, norm: jax.Array, p: float) -> jax.Array:
 def dist(self: Any, other: Any, p: float = 2, *, out: TensorType) -> jax.Array:
     """The p-norm of the difference of two tensors."""
     dtype = compute_dtype(out.dtype)
-    return finish(_norm((cast(self, dtype) - cast(other, dtype)).reshape(-1), p), out)
+    return finish(p_norm((cast(self, dtype) - cast(other, dtype)).reshape(-1), p), out)
 
 
 @lowers(aten._cdist_forward.default)
 def cdist(x1: Any, x2: Any, p: float, compute_mode: int | None, *, out: TensorType) -> jax.Array:
     """[..., m, d], [..., n, d] -> [..., m, n]."""
-    return finish(_norm(widen(x1)[..., :, None, :] - widen(x2)[..., None, :, :], p), out)
+    return finish(p_norm(widen(x1)[..., :, None, :] - widen(x2)[..., None, :, :], p), out)
 
 
 @lowers(aten._cdist_backward.default)
 def cdist_backward(grad: Any, x1: Any, x2: Any, p: float, cdist: Any, *, out: TensorType) -> jax.Array:
-    """The gradient of ``x1``."""
+    """The gradient of ``x1``, its batch dimensions broadcast to those of the distances."""
+    if out.size == 0 or grad.size == 0:
+        return jnp.zeros(out.shape, out.dtype)
     difference = widen(x1)[..., :, None, :] - widen(x2)[..., None, :, :]
     return finish(jnp.sum(widen(grad)[..., None] * _norm_slope(difference, widen(cdist), p), axis=-2), out)
 
@@ -70,7 +72,7 @@ def pdist(self: Any, p: float = 2.0, *, out: TensorType) -> jax.Array:
     """[m, d] -> the distances of rows i < j, [m * (m - 1) / 2]."""
     i, j = np.triu_indices(self.shape[0], 1)
     x = widen(self)
-    return finish(_norm(x[i] - x[j], p), out)
+    return finish(p_norm(x[i] - x[j], p), out)
 
 
 @lowers(aten._pdist_backward.default)

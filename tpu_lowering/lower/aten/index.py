@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tpu_lowering.ir.types import TensorType
-from tpu_lowering.lower.aten.promotion import cast, finish, widen
+from tpu_lowering.lower.aten.promotion import finish, widen
 from tpu_lowering.lower.aten.views import along
 from tpu_lowering.lower.table import lowers
 
@@ -124,62 +124,7 @@ def embedding_dense_backward(
     return finish(empty.at[flat].add(grad, mode=IN_BOUNDS, wrap_negative_indices=False), out)
 
 
-@lowers(aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
-def embedding_bag(
-    weight: Any,
-    indices: Any,
-    offsets: Any,
-    scale_grad_by_freq: bool = False,
-    mode: int = 0,
-    sparse: bool = False,
-    per_sample_weights: Any = None,
-    include_last_offset: bool = False,
-    padding_idx: int = -1,
-    *,
-    out: tuple[TensorType, ...],
-) -> tuple[jax.Array, ...]:
-    """Sum (mode 0), mean (1) or maximum (2) of the rows in each bag; a bag starts at each offset.
-
-    Results: the bags, the bag of each index, the bags' sizes and, for the maximum, the chosen indices.
-    """
-    bags = out[0].shape[0]
-    bag_of = jnp.searchsorted(offsets[:bags], jnp.arange(indices.size), side="right") - 1
-    used = (indices != padding_idx) if padding_idx >= 0 else jnp.ones(indices.shape, bool)
-    rows = widen(weight.at[indices].get(mode=IN_BOUNDS))
-    if per_sample_weights is not None:
-        rows = rows * cast(per_sample_weights, rows.dtype)[:, None]
-    counts = jnp.zeros(bags, np.int64).at[bag_of].add(used)
-    if mode == 2:
-        lowest = jnp.full((bags, rows.shape[1]), -np.inf, rows.dtype)
-        result = lowest.at[bag_of].max(jnp.where(used[:, None], rows, -np.inf))
-        result = jnp.where((counts > 0)[:, None], result, 0)
-    else:
-        result = jnp.zeros((bags, rows.shape[1]), rows.dtype).at[bag_of].add(jnp.where(used[:, None], rows, 0))
-        if mode == 1:
-            result = result / jnp.maximum(counts, 1).astype(rows.dtype)[:, None]
-    return (
-        finish(result, out[0]),
-        _sized_like(bag_of, out[1]),
-        _sized_like(counts, out[2]),
-        _bag_argmax(rows, result, indices, bag_of, used, out[3]),
-    )
-
-
-def _sized_like(value: jax.Array, out: TensorType) -> jax.Array:
-    """``value`` if ``out`` has room for it; otherwise eager leaves that result empty, zero or padded."""
-    if value.size == out.size:
-        return finish(value, out)
-    padded = jnp.zeros(out.size, out.dtype)
-    return padded.at[: min(value.size, out.size)].set(cast(value, out.dtype)[: out.size]).reshape(out.shape)
-
-
-def _bag_argmax(
-    rows: jax.Array, best: jax.Array, indices: Any, bag_of: jax.Array, used: jax.Array, out: TensorType
-) -> jax.Array:
-    """For each bag and column the first index whose row holds the bag's maximum; 0 for an empty bag."""
-    if len(out.shape) != 2:
-        return _sized_like(jnp.zeros(out.size, out.dtype), out)
-    hit = used[:, None] & (rows == best[bag_of])
-    position = jnp.where(hit, jnp.arange(indices.size)[:, None], indices.size)
-    first = jnp.full(out.shape, indices.size, position.dtype).at[bag_of].min(position)
-    return finish(jnp.where(first < indices.size, indices[jnp.minimum(first, indices.size - 1)], 0), out)
+@lowers(aten.nonzero_static.default)
+def nonzero_static(self: Any, *, size: int, fill_value: int = -1, out: TensorType) -> jax.Array:
+    """[size, ndim]: the positions of the first ``size`` elements that are not 0; ``fill_value`` beyond them."""
+    return finish(jnp.argwhere(self, size=size, fill_value=fill_value), out)

@@ -220,6 +220,12 @@ def linalg_eigh(A: Any, UPLO: str = "L", compute_v: bool = True, *, out: Types) 
     return _finish_all(values_and_vectors, out)
 
 
+@lowers(aten.linalg_eig.default)
+def linalg_eig(self: Any, *, out: Types) -> Arrays:
+    """Complex eigenvalues, in LAPACK's order, and eigenvectors of length 1. XLA has this for CPUs only."""
+    return _finish_all(jnp.linalg.eig(self), out)
+
+
 @lowers(aten._linalg_svd.default)
 def linalg_svd(
     A: Any, full_matrices: bool = False, compute_uv: bool = True, *, driver: str | None = None, out: Types
@@ -237,12 +243,6 @@ def linalg_qr(A: Any, mode: str = "reduced", *, out: Types) -> Arrays:
     if mode == "r":
         return jnp.zeros(out[0].shape, out[0].dtype), finish(jnp.linalg.qr(A, mode="r"), out[1])
     return _finish_all(jnp.linalg.qr(A, mode=mode), out)
-
-
-@lowers(aten.linalg_householder_product.default)
-def linalg_householder_product(self: Any, tau: Any, *, out: TensorType) -> jax.Array:
-    """The first columns of the product of the reflections stored below ``self``'s diagonal."""
-    return finish(jax.lax.linalg.householder_product(self, tau), out)
 
 
 @lowers(aten.linalg_matrix_exp.default)

@@ -193,3 +193,11 @@ def linalg_vector_norm(
     if ord == 2:
         return finish(jnp.sqrt(jnp.sum(size * size, axis=axes)), out)
     return finish(jnp.power(jnp.sum(jnp.power(size, ord), axis=axes), 1 / ord), out)
+
+
+@lowers(aten.hash_tensor.default)
+def hash_tensor(self: Any, dim: Dims = (), *, keepdim: bool = False, mode: int = 0, out: TensorType) -> jax.Array:
+    """The exclusive or, over ``dim``, of the bits of the elements as float64, or of integers as int64."""
+    wide = cast(self, np.dtype(np.float64 if jnp.issubdtype(self.dtype, np.floating) else np.int64))
+    bits = jax.lax.bitcast_convert_type(wide, np.uint64)
+    return finish(jnp.bitwise_xor.reduce(bits, axis=axes_of(dim, bits.ndim)), out)

@@ -1,4 +1,4 @@
-"""Gradients of resizing and of padding by copies: the transposes of linear maps.
+"""Gradients of resizing and of padding by copies, and antialiased resizing: linear maps and their transposes.
 
 Resizing is separable: along each dimension the result is a matrix [outputs, inputs] times the input, so
 the gradient is the transpose times the gradient. Source positions and weights are torch's, in float32.
@@ -68,14 +68,14 @@ def linear(inputs: int, outputs: int, scale: float | None, align_corners: bool) 
     return _matrix(inputs, [(left, 1 - weight), (left + 1, weight)])
 
 
-def _cubic_near(t: Matrix) -> Matrix:
+def _cubic_near(t: Matrix, a: float = _CUBIC) -> Matrix:
     """Keys' kernel for |t| <= 1."""
-    return ((_CUBIC + 2) * t - (_CUBIC + 3)) * t * t + 1
+    return ((a + 2) * t - (a + 3)) * t * t + 1
 
 
-def _cubic_far(t: Matrix) -> Matrix:
+def _cubic_far(t: Matrix, a: float = _CUBIC) -> Matrix:
     """Keys' kernel for 1 < |t| < 2."""
-    return ((_CUBIC * t - 5 * _CUBIC) * t + 8 * _CUBIC) * t - 4 * _CUBIC
+    return ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
 
 
 def cubic(inputs: int, outputs: int, scale: float | None, align_corners: bool) -> Matrix:
@@ -85,6 +85,56 @@ def cubic(inputs: int, outputs: int, scale: float | None, align_corners: bool) -
     t = source - left
     weights = (_cubic_far(t + 1), _cubic_near(t), _cubic_near(1 - t), _cubic_far(2 - t))
     return _matrix(inputs, [(left + i - 1, weight) for i, weight in enumerate(weights)])
+
+
+def _triangle(t: Matrix) -> Matrix:
+    """Linear interpolation's kernel, for t >= 0."""
+    return np.maximum(1 - t, 0)
+
+
+def _keys(t: Matrix) -> Matrix:
+    """Keys' kernel with a = -0.5, for t >= 0."""
+    return np.where(t < 1, _cubic_near(t, -0.5), np.where(t < 2, _cubic_far(t, -0.5), 0))
+
+
+def antialiased(kernel: Callable[[Matrix], Matrix], reach: int) -> Callable[..., Matrix]:
+    """A matrix of weighted means: the kernel, ``reach`` inputs to each side, widened when there are fewer outputs."""
+
+    def matrix(inputs: int, outputs: int, scale: float | None, align_corners: bool) -> Matrix:
+        ratio = _ratio(inputs, outputs, scale, align_corners)
+        widened = np.maximum(ratio, np.float32(1))
+        centre = ratio * (np.arange(outputs, dtype=np.float32)[:, None] + np.float32(0.5))
+        position = np.arange(inputs)
+        start = np.maximum((centre - reach * widened + np.float32(0.5)).astype(np.int64), 0)
+        end = np.minimum((centre + reach * widened + np.float32(0.5)).astype(np.int64), inputs)
+        distance = np.abs((position - centre + np.float32(0.5)) / widened)
+        weights = np.where((position >= start) & (position < end), kernel(distance), 0)
+        return weights / np.sum(weights, axis=1, keepdims=True)
+
+    return matrix
+
+
+def _enter_antialiased(name: str, matrix: Callable[..., Matrix]) -> None:
+    """Enters an antialiased resizing of the last two dimensions."""
+
+    def rule(
+        self: Any,
+        output_size: Any,
+        align_corners: bool,
+        scales_h: float | None = None,
+        scales_w: float | None = None,
+        *,
+        out: TensorType,
+    ) -> jax.Array:
+        x = widen(self)
+        for axis, scale in ((-2, scales_h), (-1, scales_w)):
+            weights = jnp.asarray(matrix(x.shape[axis], out.shape[axis], scale, align_corners), x.dtype)
+            x = jnp.moveaxis(jnp.tensordot(x, weights, (axis, 1)), -1, axis)
+        return finish(x, out)
+
+    rule.__name__ = rule.__qualname__ = name.lstrip("_")
+    rule.__doc__ = f"aten.{name}: each output is a weighted mean of the inputs around it."
+    lowers(getattr(aten, name).default)(rule)
 
 
 def _enter_backward(name: str, dims: int, matrix: Callable[..., Matrix], has_corners: bool) -> None:
@@ -115,6 +165,12 @@ _enter_backward("upsample_linear1d", 1, linear, True)
 _enter_backward("upsample_bilinear2d", 2, linear, True)
 _enter_backward("upsample_trilinear3d", 3, linear, True)
 _enter_backward("upsample_bicubic2d", 2, cubic, True)
+for _name, _aa in (
+    ("_upsample_bilinear2d_aa", antialiased(_triangle, 1)),
+    ("_upsample_bicubic2d_aa", antialiased(_keys, 2)),
+):
+    _enter_antialiased(_name, _aa)
+    _enter_backward(_name, 2, _aa, True)
 
 
 @lowers(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from tpu_lowering.ir.types import TensorType
-from tpu_lowering.lower.aten.promotion import cast
+from tpu_lowering.lower.aten.promotion import cast, finish
 from tpu_lowering.lower.table import lowers
 
 aten = torch.ops.aten
@@ -144,3 +144,10 @@ def unfold_backward(grad_in: Any, input_sizes: Any, dim: int, size: int, step: i
     rest = [n for d, n in enumerate(out.shape) if d != axis]
     total = jnp.zeros((out.shape[axis], *rest), grad.dtype).at[windows].add(grad)
     return jnp.moveaxis(total, 0, axis).astype(out.dtype)
+
+
+@lowers(aten.resize.default)
+def resize(self: Any, size: list[int], *, memory_format: Any = None, out: TensorType) -> jax.Array:
+    """The first elements in another shape; what goes beyond them is undefined in eager, and 0 here."""
+    flat = self.reshape(-1)[: out.size]
+    return finish(jnp.pad(flat, (0, out.size - flat.size)), out)

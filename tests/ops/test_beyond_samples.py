@@ -1,0 +1,80 @@
+"""Operators that torch's samples do not reach without random numbers or writes, against eager."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.utils._pytree as pytree
+from evaluate import capture, evaluate
+
+
+def _check(function: Callable[..., Any], *tensors: torch.Tensor) -> None:
+    expected = pytree.tree_leaves(function(*tensors))
+    got = pytree.tree_leaves(evaluate([capture(function, *tensors)], [tensors]))
+    assert len(got) == len(expected)
+    for x, y in zip(got, expected, strict=True):
+        torch.testing.assert_close(x, y, equal_nan=True, check_stride=False)
+
+
+def _gradient(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The gradient of the sum of squares of ``function`` by its first argument."""
+
+    def gradient(x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(function(leaf, *rest).square().sum(), leaf)[0]
+
+    return gradient
+
+
+POOLS = {
+    "2d": (F.fractional_max_pool2d, (2, 3, 9, 11), (2, 3), (4, 5)),
+    "2d, one window": (F.fractional_max_pool2d, (2, 3, 9, 11), (2, 3), (1, 1)),
+    "3d": (F.fractional_max_pool3d, (2, 3, 7, 9, 11), (2, 3, 2), (3, 4, 5)),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_fractional_max_pooling_for_given_samples(name: str) -> None:
+    pool, shape, kernel, size = POOLS[name]
+    torch.manual_seed(0)
+    x, samples = torch.randn(shape), torch.rand(2, 3, len(kernel))
+
+    def values(x: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+        return pool(x, kernel, output_size=size, _random_samples=samples)
+
+    _check(_gradient(values), x, samples)
+    x.view(-1)[40] = float("nan")
+    _check(lambda x, s: pool(x, kernel, output_size=size, return_indices=True, _random_samples=s), x, samples)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_antialiased_resizing(mode: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 13, 17)
+    for size, corners in itertools.product([(5, 6), (20, 30), (1, 1)], [False, True]):
+
+        def resized(x: torch.Tensor, size: Any = size, corners: bool = corners) -> torch.Tensor:
+            return F.interpolate(x, size=size, mode=mode, antialias=True, align_corners=corners)
+
+        _check(lambda x, resized=resized: (resized(x), _gradient(resized)(x)), x)
+    _check(lambda x: F.interpolate(x, scale_factor=0.37, mode=mode, antialias=True), x)
+
+
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, float("inf")])
+def test_rows_of_an_embedding_are_limited_in_norm(norm_type: float) -> None:
+    torch.manual_seed(0)
+    table, indices = 3 * torch.randn(10, 4), torch.tensor([[1, 3], [3, 9]])
+    _check(lambda w, i: torch.ops.aten.embedding_renorm(w, i, 1.0, norm_type), table, indices)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["airy_ai", "bessel_j0", "bessel_j1", "modified_bessel_k0", "modified_bessel_k1"])
+def test_special_functions_far_out_and_at_the_edges(name: str, dtype: torch.dtype) -> None:
+    """Infinities, NaN, zeros of both signs, and the numbers where one series hands over to the next."""
+    edges = [0.0, -0.0, 1e-30, 2.0, -4.0, 8.0, 100.0, float("inf"), -float("inf"), float("nan")]
+    _check(getattr(torch.special, name), torch.tensor(edges, dtype=dtype))
