@@ -41,7 +41,8 @@ def aot_compile(
         donate: whether the buffers of mutated inputs are donated, so that they are updated in place.
 
     Returns:
-        The compiled program.
+        The compiled program. Its arguments are the captured tensors and, if it draws random numbers, a key; see
+        ``TpuProgram.drawn_inputs``.
 
     Raises:
         TpuLoweringError: TL107 for an unknown target, TL108 without libtpu, TL601 to TL605 for what the
@@ -73,4 +74,5 @@ def compile_captured(captured: Captured, target: Target, donate: bool) -> TpuPro
     """Compiles a captured program."""
     positions = captured.mutated_inputs if donate else ()
     compiled = compiler.compile_artifact(captured.artifact, target, positions, captured.source)
-    return TpuProgram.of(captured.program.name, target, compiled, captured.artifact)
+    drawn = captured.program.drawn_inputs()
+    return TpuProgram.of(captured.program.name, target, compiled, captured.artifact, drawn)

@@ -95,6 +95,12 @@ auto_functionalized_v2 = private(
 )
 
 
+def random_state_operators() -> tuple[Any, Any]:
+    """(saving, repeating) higher-order operators that AOTAutograd writes for a random operator computed twice."""
+    module, why = "torch._prims.rng_prims", "random values that a backward computes again"
+    return private("torch", module, "run_and_save_rng_state", why), private("torch", module, "run_with_rng_state", why)
+
+
 def core_aten_decompositions() -> dict[OpOverload, Callable[..., Any]]:
     """Torch's decompositions to the core ATen operator set, as a new dictionary.
 

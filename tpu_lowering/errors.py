@@ -40,6 +40,9 @@ CODES: dict[str, str] = {
     "TL302": "dtype is not supported",
     "TL303": "shape depends on data",
     "TL304": "strided view of memory that is not dense",
+    "TL320": "random values depend on data, so eager's cannot be drawn before the program runs",
+    "TL321": "random values from a generator of the user's own",
+    "TL322": "random values inside control flow",
     # 4xx: our own invariants (a bug in tpu_lowering, never in the user's code)
     "TL401": "a pass changed the result",
     "TL402": "an invariant of the graph is broken",

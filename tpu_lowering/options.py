@@ -13,6 +13,7 @@ from tpu_lowering import errors
 
 Fallback = Literal["error", "eager"]
 CpuKernels = Literal["vectorized", "interpret", "tpu_interpret"]
+Random = Literal["jax", "torch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Options:
         cpu_kernels: how Pallas kernels run on the CPU: "vectorized" as plain JAX, what cannot be so in Pallas's
             interpreter; "interpret" all in that interpreter; "tpu_interpret" in JAX's TPU interpreter, which fills
             memory that nothing was stored to with NaN, and reports races. The last two are slow.
+        random: where random values come from: "jax" draws them in the program, from a key that torch's generator
+            for the CPU draws for each call; "torch" has eager torch draw them before the program runs, the same
+            values that eager draws.
         dump: folder that receives every stage of every graph, or "" for none.
             Read from ``TPU_LOWERING_DUMP`` where it is not given.
     """
@@ -39,6 +43,7 @@ class Options:
     passes: bool = True
     fallback: Fallback = "error"
     cpu_kernels: CpuKernels = "vectorized"
+    random: Random = "jax"
     dump: str = ""
 
     def __post_init__(self) -> None:

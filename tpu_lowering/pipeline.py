@@ -2,7 +2,8 @@
 
 =============  ============================================================================================
 capture        Dynamo's graph, through AOTAutograd, to a forward and a backward graph of ATen operators
-NORMALISE      sizes become numbers; every call form of a kernel becomes ``kernel_call``; views become boxes
+NORMALISE      sizes become numbers; every call form of a kernel becomes ``kernel_call``; random operators become
+               draws from a key; views become boxes
 PASSES         the rewrites, each a value with a name; the only writers of a normalised graph
 lower          every node gets its row in the lowering table
 codegen        the program as readable Python over JAX
@@ -29,6 +30,7 @@ from tpu_lowering.normalise import (
     control_flow,
     functionalized,
     helion,
+    randomness,
     signature,
     specialise,
     views,
@@ -51,11 +53,11 @@ class Step:
     """
 
     name: str
-    run: Callable[[fx.GraphModule], None]
+    run: Callable[[fx.GraphModule, Options], None]
     then: tuple[invariants.Invariant, ...]
 
 
-def _define_allocations(module: fx.GraphModule) -> None:
+def _define_allocations(module: fx.GraphModule, options: Options) -> None:
     if allocations.fills_allocations():
         allocations.define_allocations(module.graph)
 
@@ -63,16 +65,21 @@ def _define_allocations(module: fx.GraphModule) -> None:
 NORMALISE: tuple[Step, ...] = (
     Step(
         "call_control_flow",
-        lambda module: control_flow.normalise_control_flow(module.graph),
+        lambda module, _: control_flow.normalise_control_flow(module.graph),
         invariants.SPECIALISED,
     ),
-    Step("inline_helion_kernels", helion.normalise_helion, invariants.SPECIALISED),
+    Step("inline_helion_kernels", lambda module, _: helion.normalise_helion(module), invariants.SPECIALISED),
+    Step(
+        "make_draws_explicit",
+        lambda module, options: randomness.make_draws_explicit(module, options.random),
+        invariants.SPECIALISED,
+    ),
     Step(
         "call_registered_kernels",
-        lambda module: functionalized.normalise_operators(module.graph),
+        lambda module, _: functionalized.normalise_operators(module.graph),
         invariants.SPECIALISED,
     ),
-    Step("make_views_explicit", lambda module: views.normalise_views(module.graph), invariants.NORMAL),
+    Step("make_views_explicit", lambda module, _: views.normalise_views(module.graph), invariants.NORMAL),
     Step("define_allocations", _define_allocations, invariants.NORMAL),
 )
 
@@ -151,7 +158,7 @@ def run(
     for step in NORMALISE:
         began = time.perf_counter()
         for part in regions.modules(module):
-            step.run(part)
+            step.run(part, options)
             invariants.check(part.graph, step.then, step.name)
         observer.stage(name, step.name, module, time.perf_counter() - began)
     for pass_ in PASSES if options.passes else ():

@@ -30,6 +30,7 @@ from tpu_lowering.ir.operators import is_allocation, is_fill
 from tpu_lowering.ir.printer import print_graph
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.normalise import signature, specialise
+from tpu_lowering.options import Options
 from tpu_lowering.passes.base import Action
 
 CHECKING = {"verify": True, "poison": True}
@@ -260,7 +261,7 @@ def normalised(captured: fx.GraphModule) -> fx.GraphModule:
     module = specialise.specialise(captured, given)
     signature.separate_signature(module.graph)
     for step in pipeline.NORMALISE:
-        step.run(module)
+        step.run(module, Options())
     return module
 
 

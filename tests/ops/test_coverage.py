@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 import tpu_lowering.lower.aten  # noqa: F401  (enters the rows)
-from tpu_lowering.lower.table import RULES, TABLE
+from tpu_lowering.lower.table import DRAWS, RULES, TABLE
+from tpu_lowering.normalise import randomness
 from tpu_lowering.normalise.decompositions import ADDED, KEPT, decompositions
 
 aten = torch.ops.aten
 
-RANDOM = "random: needs the runtime's generator state"
 ON_DATA = "the result's shape or value in Python depends on data"
 SYMBOLIC = "graphs are specialised to concrete sizes before lowering"
 MUTATES = "writes to an argument: functionalising replaces it"
@@ -22,15 +24,13 @@ CORE_WITHOUT_ROW = {
     aten._local_scalar_dense.default: ON_DATA,
     aten._native_batch_norm_legit.default: MUTATES,
     aten.atan2.out: MUTATES,
-    aten.native_dropout.default: RANDOM,
     aten.nonzero.default: ON_DATA,
-    aten.rand.default: RANDOM,
-    aten.randn.default: RANDOM,
-    aten.randperm.default: RANDOM,
     aten.resize_.default: MUTATES,
     aten.sym_numel.default: SYMBOLIC,
     aten.sym_storage_offset.default: SYMBOLIC,
 }
+
+FACTORY = ("generator", "dtype", "layout", "device", "pin_memory")
 
 BACKWARD_OF_COMPOSITE = "composite by name, but autograd calls it below the level where composites are taken apart"
 COMPOSITE_WITH_ROW = {
@@ -50,7 +50,7 @@ def _core_overloads() -> set[torch._ops.OpOverload]:
 
 
 def test_every_core_operator_has_a_row_or_a_decomposition_or_a_reason() -> None:
-    covered = TABLE.keys() | decompositions().keys()
+    covered = TABLE.keys() | decompositions().keys() | randomness.OPERATORS
     assert _core_overloads() - covered == set(CORE_WITHOUT_ROW)
 
 
@@ -89,6 +89,29 @@ def test_rule_takes_the_schema_s_arguments(overload: torch._ops.OpOverload) -> N
     positional = [argument.name for argument in arguments if not argument.kwarg_only]
     keywords = {argument.name: None for argument in arguments if argument.kwarg_only}
     inspect.signature(TABLE[overload].rule).bind(*positional, **keywords, out=None)
+
+
+def test_every_random_operator_has_a_rule_or_stands_for_one_that_has() -> None:
+    assert DRAWS.keys() == randomness.OPERATORS - randomness.MAKERS.keys()
+    assert {maker(*range(3))[0] for maker in _makers()} <= DRAWS.keys()
+    assert DRAWS.keys() & TABLE.keys() == set()
+
+
+def _makers() -> list[Callable[..., tuple[Any, ...]]]:
+    """The rows of ``MAKERS``, taking and ignoring further arguments."""
+    return [
+        lambda *given, maker=maker: maker(*given[: len(inspect.signature(maker).parameters)])
+        for maker in randomness.MAKERS.values()
+    ]
+
+
+@pytest.mark.parametrize("overload", DRAWS, ids=str)
+def test_rule_of_a_draw_takes_a_key_and_the_schema_s_other_arguments(overload: torch._ops.OpOverload) -> None:
+    arguments = [argument.name for argument in overload._schema.arguments if argument.name not in FACTORY]
+    if overload in randomness.SHAPED:
+        del arguments[randomness.SHAPED[overload]]
+    keywords = {"dtype": None} if overload is aten.randperm.default else {}
+    inspect.signature(DRAWS[overload].rule).bind("key", *arguments, **keywords, out=None)
 
 
 def test_rule_names_are_python_names_and_say_who_they_are() -> None:

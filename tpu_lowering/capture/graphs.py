@@ -11,7 +11,7 @@ from torch import fx
 
 from tpu_lowering import compat, pipeline
 from tpu_lowering.codegen import source
-from tpu_lowering.normalise import specialise
+from tpu_lowering.normalise import randomness, specialise
 from tpu_lowering.options import Options
 from tpu_lowering.runtime.base import RunnableProgram, Runtime
 
@@ -40,6 +40,7 @@ class CapturedGraph:
         self.module, self.options, self.observer, self.runtime = module, options, observer, runtime
         self.lock = threading.Lock()
         self.programs: dict[Hashable, RunnableProgram] = {}
+        randomness.give_states_a_size(module.graph)
         self.symbolic = any(_is_symbolic(node.meta.get("val")) for node in module.graph.nodes)
         runtime.check(examples)
         if self.symbolic:

@@ -11,6 +11,7 @@ from tpu_lowering.ir import arrays
 from tpu_lowering.ir.boxes import box
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower import control_flow
+from tpu_lowering.lower.aten.random import derive_key, pack_key, unpack_key
 from tpu_lowering.lower.boxes import read_box, write_box
 from tpu_lowering.lower.families import RULES
 
@@ -22,4 +23,14 @@ def undefined(type_: TensorType) -> jax.Array:
     return jnp.full(type_.shape, arrays.poison_value(type_), dtype=type_.dtype)
 
 
-__all__ = ["aten", "box", "control_flow", "read_box", "undefined", "write_box"]
+__all__ = [
+    "aten",
+    "box",
+    "control_flow",
+    "derive_key",
+    "pack_key",
+    "read_box",
+    "undefined",
+    "unpack_key",
+    "write_box",
+]

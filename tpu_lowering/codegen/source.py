@@ -41,10 +41,12 @@ from tpu_lowering.ir.control_flow import CONTROL_FLOW
 from tpu_lowering.ir.kernels import Kernel, kernel_call
 from tpu_lowering.ir.operators import ALLOCATIONS
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.ir.random import Like, derive_key, draw, pack_key, unpack_key
 from tpu_lowering.ir.regions import Region, modules, regions_of
 from tpu_lowering.ir.types import ELEMENT_TYPES, TensorType
-from tpu_lowering.lower.families import TABLE
+from tpu_lowering.lower.families import DRAWS, TABLE
 
+NAMED = (read_box, write_box, derive_key, pack_key, unpack_key)
 IMPORTED = ("aten", "box", "control_flow", "read_box", "undefined", "write_box")
 IGNORED = ("device", "layout", "pin_memory", "memory_format", "non_blocking")
 
@@ -81,6 +83,7 @@ class _Writer:
         self.names: dict[fx.Node, str] = {}
         self.regions: dict[Region, str] = {}
         self.used_names: set[str] = {program.name, "jax", "torch", *IMPORTED}
+        self.used_names |= {function.__name__ for function in NAMED}
         self.used_names |= {element.name for element in ELEMENT_TYPES} | set(keyword.kwlist)
 
     def write(self) -> Source:
@@ -112,11 +115,17 @@ class _Writer:
             "import torch",
             "",
             f"from tpu_lowering.codegen.names import {', '.join(IMPORTED)}",
+            *self._random_names(),
             f"from tpu_lowering.ir.types import {types}",
         ]
         for name, kernel in self.kernels.items():
             lines.append(f'{name} = kernel("{name}")' + (f"  # {kernel.where}" if kernel.where else ""))
         return lines
+
+    def _random_names(self) -> list[str]:
+        targets = {node.target for node in self.program.module.graph.nodes}
+        used = [function.__name__ for function in (derive_key, pack_key, unpack_key) if function in targets]
+        return [f"from tpu_lowering.codegen.names import {', '.join(used)}"] if used else []
 
     def _body(self, nodes: list[fx.Node]) -> list[str]:
         lines: list[str] = []
@@ -172,14 +181,15 @@ class _Writer:
             return f"{self._targets(node, len(kernel.results))} = {self._kernel_name(kernel)}({', '.join(given)})"
         if self.poison and node.target in ALLOCATIONS:
             return f"{self._name(node)} = {self._undefined(graphs.type_of(node))}"
-        arguments = [self._value(argument) for argument in node.args]
+        given = node.args if node.target is not draw else [a for a in node.args[1:] if not isinstance(a, Like)]
+        arguments = [self._value(argument) for argument in given]
         arguments += [f"{key}={self._value(value)}" for key, value in node.kwargs.items() if key not in IGNORED]
         value = node.meta["val"]
         if isinstance(value, (tuple, list)):
             targets, out = self._targets(node, len(value)), f"({', '.join(map(_type, value))},)"
         else:
             targets, out = self._name(node), _type(value)
-        return f"{targets} = {_function(node.target)}({', '.join([*arguments, f'out={out}'])})"
+        return f"{targets} = {_function(node)}({', '.join([*arguments, f'out={out}'])})"
 
     def _undefined(self, type_: TensorType) -> str:
         return f"undefined({type_!r})"
@@ -220,10 +230,13 @@ def _scope(node: fx.Node) -> str:
     return graphs.source_line(node).partition(" in ")[0].replace('"', "") or "tpu_lowering"
 
 
-def _function(target: Any) -> str:
-    if target in (read_box, write_box):
+def _function(node: fx.Node) -> str:
+    target: Any = node.args[0] if node.target is draw else node.target
+    if target in NAMED:
         return target.__name__
-    return f"control_flow.{target.__name__}" if target in CONTROL_FLOW else f"aten.{TABLE[target].name}"
+    if target in CONTROL_FLOW:
+        return f"control_flow.{target.__name__}"
+    return f"aten.{(DRAWS if node.target is draw else TABLE)[target].name}"
 
 
 def _indented(lines: list[str]) -> list[str]:

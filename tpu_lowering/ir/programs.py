@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from tpu_lowering.ir import regions
+from tpu_lowering.ir.random import DrawnInput
 from tpu_lowering.ir.types import TensorType
 
 
@@ -87,17 +88,28 @@ class Program:
         module: the graph; its output is a flat tuple of nodes: tensor results, then mutated values.
         inputs: positions of the caller's arguments that the program takes, in order.
         signature: see ``Signature``.
+        drawn: inputs that the program's caller draws, each anew for every call; see ``all_arguments``.
     """
 
     name: str
     module: fx.GraphModule
     inputs: tuple[int, ...]
     signature: Signature
+    drawn: tuple[DrawnInput, ...] = ()
+
+    def all_arguments(self, arguments: Sequence[Any]) -> list[Any]:
+        """The captured graph's arguments, then what is drawn for this call; ``inputs`` are positions in it."""
+        return [*arguments, *(source.take(arguments) for source in self.drawn)]
 
     def input_nodes(self) -> list[fx.Node]:
         """Placeholders of the arguments that the program takes."""
         placeholders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
         return [placeholders[position] for position in self.inputs]
+
+    def drawn_inputs(self) -> tuple[str, ...]:
+        """Names of the inputs that are drawn, in order: the last of the program's inputs."""
+        first = sum(node.op == "placeholder" for node in self.module.graph.nodes) - len(self.drawn)
+        return tuple(self.drawn[position - first].name for position in self.inputs if position >= first)
 
     def constants(self) -> dict[tuple[fx.GraphModule, str], torch.Tensor]:
         """Tensors that are part of the graph and its regions, by module and attribute name."""

@@ -13,11 +13,12 @@ from tpu_lowering.ir.boxes import read_box, write_box
 from tpu_lowering.ir.control_flow import CONTROL_FLOW
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.programs import Program, Signature, dense_order
+from tpu_lowering.ir.random import derive_key, draw, pack_key, unpack_key
 from tpu_lowering.ir.regions import modules
-from tpu_lowering.lower.families import TABLE
+from tpu_lowering.lower.families import DRAWS, TABLE
 
 aten = torch.ops.aten
-OWN = (kernel_call, read_box, write_box, operator.getitem, *CONTROL_FLOW)
+OWN = (kernel_call, read_box, write_box, derive_key, pack_key, unpack_key, operator.getitem, *CONTROL_FLOW)
 
 
 def finish(name: str, module: fx.GraphModule, edge: Signature) -> Program:
@@ -45,11 +46,16 @@ def finish(name: str, module: fx.GraphModule, edge: Signature) -> Program:
     for part in modules(module):
         graphs.eliminate_dead_code(part.graph)
         for node in part.graph.nodes:
-            if node.op == "call_function" and node.target not in OWN and node.target not in TABLE:
+            if node.op == "call_function" and not _has_rule(node):
                 raise no_lowering(node)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     inputs = tuple(at for at, node in enumerate(placeholders) if node.users)
-    return Program(name, module, inputs, edge)
+    drawn = tuple(node.meta["drawn"] for node in placeholders if "drawn" in node.meta)
+    return Program(name, module, inputs, edge, drawn)
+
+
+def _has_rule(node: fx.Node) -> bool:
+    return node.target in OWN or (node.args[0] in DRAWS if node.target is draw else node.target in TABLE)
 
 
 def no_lowering(node: fx.Node) -> errors.TpuLoweringError:

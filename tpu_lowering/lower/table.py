@@ -37,6 +37,7 @@ class Row:
 
 
 TABLE: dict[compat.OpOverload, Row] = {}
+DRAWS: dict[compat.OpOverload, Row] = {}
 RULES: dict[str, Rule] = {}
 
 
@@ -58,6 +59,23 @@ def lowers(*overloads: compat.OpOverload) -> Callable[[Rule], Rule]:
             if overload in TABLE:
                 raise KeyError(f"expected one rule for {overload}, got {TABLE[overload].name} and {name}")
             TABLE[overload] = Row(overload, rule, name)
+        return rule
+
+    return enter
+
+
+def draws(overload: compat.OpOverload) -> Callable[[Rule], Rule]:
+    """Enters a JAX function for a random operator; it takes a key first. See ``ir.random.draw``.
+
+    Raises:
+        KeyError: the overload or the function's name is in the table already.
+    """
+
+    def enter(rule: Rule) -> Rule:
+        if overload in DRAWS or rule.__name__ in RULES:
+            raise KeyError(f"expected one rule for {overload} with a name of its own, got {rule.__name__!r}")
+        RULES[rule.__name__] = rule
+        DRAWS[overload] = Row(overload, rule, rule.__name__)
         return rule
 
     return enter

@@ -21,16 +21,23 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.ir import control_flow, graphs
+from tpu_lowering.ir import control_flow, graphs, regions
+from tpu_lowering.normalise import randomness
 
 higher_order = torch.ops.higher_order
 
 
 def normalise_control_flow(graph: fx.Graph) -> None:
-    """Rewrites every call of such an operator, in place."""
+    """Rewrites every call of such an operator, in place.
+
+    Raises:
+        TpuLoweringError: TL322 for a random operator in a region.
+    """
     for node in list(graph.nodes):
         rule = RULES.get(node.target) if node.op == "call_function" else None
         if rule is not None:
+            for region in regions.regions_of(node):
+                randomness.refuse_inside(region)
             rule(node)
     graphs.eliminate_dead_code(graph)
 

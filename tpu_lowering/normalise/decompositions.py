@@ -13,6 +13,7 @@ import torch
 
 from tpu_lowering import compat
 from tpu_lowering.compat import core_aten_decompositions, registered_decompositions
+from tpu_lowering.normalise import draws
 
 aten = torch.ops.aten
 
@@ -132,4 +133,5 @@ def decompositions() -> dict[OpOverload, Callable[..., Any]]:
             del table[overload]
     for overloads in ADDED.values():
         table.update(registered_decompositions(list(overloads)))
+    table.update(draws.DECOMPOSITIONS)
     return table

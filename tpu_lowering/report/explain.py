@@ -15,13 +15,13 @@ from torch import fx
 from tpu_lowering import compat, pipeline
 from tpu_lowering.analyse import splits
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.ir import graphs, regions
+from tpu_lowering.ir import graphs, random, regions
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.operators import is_allocation, is_fill
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.passes.base import Action
 from tpu_lowering.report import chip
-from tpu_lowering.report.report import REMEDIES, Buffer, Report
+from tpu_lowering.report.report import REMEDIES, Buffer, Draw, Report
 
 
 class Collector:
@@ -30,6 +30,7 @@ class Collector:
     def __init__(self) -> None:
         self.programs: list[str] = []
         self.calls = 0
+        self.draws: list[Draw] = []
         self.before = 0
         self.made: dict[tuple[str, str], Buffer] = {}
         self.fills: set[tuple[str, str]] = set()
@@ -57,6 +58,7 @@ class Collector:
     def compiled(self, program: Program, source: Source) -> None:
         self.programs.append(program.name)
         self.calls += sum(graphs.is_call(node, kernel_call) for node in _nodes(program.module))
+        self.draws += _draws(program)
         self.left |= {(program.name, node.name) for node in _nodes(program.module)}
 
     def report(self) -> Report:
@@ -77,6 +79,7 @@ class Collector:
             aliases_kept=tuple(by_kind[False]),
             notes=tuple(self._buffer(p, a) for p, a in self.actions if a.kind in ("fresh", "interpreted") and a.code),
             programs=tuple(self.programs),
+            draws=tuple(self.draws),
             seconds=dict(self.seconds),
         )
 
@@ -93,6 +96,18 @@ class Collector:
 def _nodes(module: fx.GraphModule) -> list[fx.Node]:
     """The nodes of a graph and of its regions."""
     return [node for part in regions.modules(module) for node in part.graph.nodes]
+
+
+def _draws(program: Program) -> list[Draw]:
+    """Where a program draws random numbers, or is given them."""
+    found: list[Draw] = []
+    for node in program.module.graph.nodes:
+        source = node.meta.get("drawn")
+        if node.target is random.draw:
+            found.append(Draw(node.name, program.name, graphs.source_line(node), str(node.args[0]), "key"))
+        elif isinstance(source, random.Drawn):
+            found.append(Draw(node.name, program.name, graphs.source_line(node), source.name, "torch"))
+    return found
 
 
 def explain(fn: Callable[..., Any], *args: Any, target: str | None = None, **kwargs: Any) -> Report:

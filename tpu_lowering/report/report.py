@@ -44,6 +44,25 @@ class Buffer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Draw:
+    """One place where a model draws random numbers.
+
+    Attributes:
+        node: its name in the graph.
+        program: the program it belongs to.
+        where: the user's source line, ``file.py:line in function: code``.
+        operator: what is drawn, such as ``aten.bernoulli.p``.
+        source: "key", drawn in the program from the key of the call, or "torch", drawn by eager torch before it runs.
+    """
+
+    node: str
+    program: str
+    where: str
+    operator: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Chip:
     """What the TPU compiler says of the model, as written and compiled. Not measured on a TPU.
 
@@ -82,6 +101,7 @@ class Report:
         aliases_kept: other buffers that a kernel writes in place: mutated inputs, results of kernels.
         notes: remarks, such as a kernel that loads undefined memory.
         programs: names of the programs, in the order they were compiled.
+        draws: where random numbers are drawn.
         seconds: time spent in our stages, by stage.
         chip: the TPU compiler's view, if a target was asked for.
     """
@@ -97,6 +117,7 @@ class Report:
     aliases_kept: tuple[Buffer, ...]
     notes: tuple[Buffer, ...]
     programs: tuple[str, ...]
+    draws: tuple[Draw, ...]
     seconds: dict[str, float]
     chip: Chip | None = None
 
@@ -150,6 +171,9 @@ class Report:
         )
         table.add_row("kernel calls", str(self.kernel_calls), str(self.kernel_calls))
         table.add_row("bytes written or fetched for nothing", size_text(self.bytes_saved), size_text(0))
+        if self.draws:
+            drawn_before = sum(draw.source == "torch" for draw in self.draws)
+            table.add_row("random draws in the programs", str(len(self.draws)), str(len(self.draws) - drawn_before))
         if self.chip is not None:
             _add_chip(table, self.chip)
         return table

@@ -80,6 +80,7 @@ class CpuProgram:
         Returns:
             The results, with the strides eager gives them. Mutated arguments have been written back to.
         """
+        arguments = self.program.all_arguments(arguments)
         with jax.enable_x64(True):
             inputs = [arrays.to_jax(arguments[position]) for position in self.program.inputs]
             results = jax.block_until_ready(self.compiled(*inputs, *self.constants))

@@ -56,6 +56,9 @@ class TpuProgram:
         artifact: portable StableHLO, as ``jax.export`` serialises it.
         executable: libtpu's executable; b"" where it cannot be serialised. Loading it needs a TPU.
         schedule_failure: why there is no static schedule, or "".
+        drawn_inputs: what the program's last arguments are, if it draws random numbers; whoever runs it draws them
+            anew for every call. "key" is a uint32 [2] of random bits, of which all random numbers are made; with
+            ``options={"random": "torch"}`` each operator's values are an argument, under the operator's name.
     """
 
     name: str
@@ -70,6 +73,7 @@ class TpuProgram:
     artifact: bytes
     executable: bytes
     schedule_failure: str
+    drawn_inputs: tuple[str, ...] = ()
 
     @property
     def hbm_bytes_read(self) -> int:
@@ -103,7 +107,9 @@ class TpuProgram:
         return self.hbm_bytes / self.target.hbm_bytes_per_second
 
     @staticmethod
-    def of(name: str, target: Target, compiled: Compiled, artifact: bytes) -> TpuProgram:
+    def of(
+        name: str, target: Target, compiled: Compiled, artifact: bytes, drawn_inputs: tuple[str, ...] = ()
+    ) -> TpuProgram:
         """Reads a program off what the compiler said."""
         facts = compiled.facts
         planned = facts["argument_bytes"] + facts["output_bytes"] + facts["temp_bytes"] - facts["alias_bytes"]
@@ -120,6 +126,7 @@ class TpuProgram:
             artifact=artifact,
             executable=compiled.executable,
             schedule_failure=compiled.schedule_failure,
+            drawn_inputs=drawn_inputs,
         )
 
     def save(self, path: str | pathlib.Path) -> None:
@@ -200,6 +207,7 @@ def _from_members(path: str | pathlib.Path, members: dict[str, bytes]) -> TpuPro
         facts = json.loads(members["facts.json"])
         facts["target"] = Target(**facts["target"])
         facts["entry_operations"] = tuple(EntryOperation(**operation) for operation in facts["entry_operations"])
+        facts["drawn_inputs"] = tuple(facts["drawn_inputs"])
         return TpuProgram(
             **facts,
             hlo=members["optimised.hlo"].decode(),
