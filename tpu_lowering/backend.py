@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from tpu_lowering import compat, pipeline
-from tpu_lowering.capture import fallback, gradients
+from tpu_lowering.capture import fallback, gradients, recompiles
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.normalise.decompositions import decompositions
 from tpu_lowering.options import Options
@@ -51,6 +51,7 @@ def helion_tpu(
     gradients.refuse_missing_backward(module)
     observer = pipeline.Observers([*observers, LogObserver(), *dump_observer(chosen.dump)])
     number = next(_numbers)
+    observer.acted(f"graph_{number}", "capture", recompiles.failed_guard())
 
     def compiler(kind: str) -> Callable[..., Any]:
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:

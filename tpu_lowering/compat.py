@@ -317,3 +317,27 @@ def overload_called(packet: Any, args: Sequence[Any], kwargs: dict[str, Any]) ->
     """The overload that a call of ``torch.ops.ns.op`` (an overload packet) goes to."""
     resolve = private("torch", "torch._C", "_jit_resolve_packet", "overload behind a call without one")
     return getattr(packet, resolve(packet._qualified_op_name, *args, **kwargs) or "default")
+
+
+# torch: dynamic shapes --------------------------------------------------------------------------------
+def largest_size(size: torch.SymInt, symbol: Any) -> int | None:
+    """The largest value that a size symbol may have in a graph, by its guards and ``mark_dynamic``; None if any."""
+    known = size.node.shape_env.var_to_range.get(symbol)
+    return int(known.upper) if known is not None and known.upper.is_Integer else None
+
+
+def size_source(size: torch.SymInt, symbol: Any) -> str:
+    """Where a size symbol comes from, in Dynamo's words: ``L['x'].size()[0]``; "" if torch does not say."""
+    sources = size.node.shape_env.var_to_sources.get(symbol, [])
+    name = getattr(sources[0], "name", "") if sources else ""
+    return str(name() if callable(name) else name)
+
+
+def recompile_reason() -> str:
+    """Why Dynamo is compiling code that it has compiled before: the guard that failed; "" for a first time.
+
+    Dynamo keeps it among the metrics of the compilation that is under way, which it has no public reader for.
+    """
+    context = private("torch", "torch._dynamo.utils", "get_metrics_context", "why Dynamo compiles again")()
+    metrics = getattr(context, "_metrics", {})
+    return str(metrics.get("recompile_reason") or "")

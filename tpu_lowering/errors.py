@@ -59,6 +59,9 @@ CODES: dict[str, str] = {
     "TL504": "buffer fresh, but the kernel reads it before writing",
     "TL505": "fill kept: the kernel does not provably overwrite every element",
     "TL506": "kernel runs step by step on the CPU",
+    "TL511": "size not rounded up: padding could change a result",
+    "TL512": "program compiled for other sizes",
+    "TL513": "captured again: a guard of Dynamo failed",
 }
 
 

@@ -14,6 +14,7 @@ from tpu_lowering import errors
 Fallback = Literal["error", "eager"]
 CpuKernels = Literal["vectorized", "interpret", "tpu_interpret"]
 Random = Literal["jax", "torch"]
+Buckets = str | int | tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Options:
             values that eager draws.
         dump: folder that receives every stage of every graph, or "" for none.
             Read from ``TPU_LOWERING_DUMP`` where it is not given.
+        buckets: what dynamic sizes are rounded up to, so that one program serves many: "" for nothing,
+            "power_of_two", a step (512: to 512, 1024, 1536, ...), or a list of sizes, beyond the last of which
+            nothing is rounded. Where rounding could change a result it is not done, and the report says why.
     """
 
     verify: bool = False
@@ -45,10 +49,15 @@ class Options:
     cpu_kernels: CpuKernels = "vectorized"
     random: Random = "jax"
     dump: str = ""
+    buckets: Buckets = ""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            check_option(name, hint, getattr(self, name))
+            if name != "buckets":
+                check_option(name, hint, getattr(self, name))
+        if isinstance(self.buckets, list):
+            object.__setattr__(self, "buckets", tuple(self.buckets))
+        check_buckets(self.buckets)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -98,3 +107,25 @@ def check_option(name: str, hint: Any, value: Any) -> None:
         raise errors.refuse(
             "TL102", f"{name!r}", f"expected {expected}, got {value!r}", f"pass {expected} as options[{name!r}]"
         )
+
+
+def check_buckets(value: Any) -> None:
+    sizes = value if isinstance(value, tuple) else (value,)
+    positive = all(type(size) is int and size > 0 for size in sizes)
+    valid = value in ("", "power_of_two") if isinstance(value, str) else positive and list(sizes) == sorted(set(sizes))
+    if not valid or value == ():
+        expected = "'power_of_two', a step such as 512, or a list of rising sizes such as [128, 512, 2048]"
+        raise errors.refuse(
+            "TL102", "'buckets'", f"expected {expected}, got {value!r}", f"pass {expected} as options['buckets']"
+        )
+
+
+def round_up(size: int, buckets: Buckets) -> int:
+    """A size, rounded up to the next bucket."""
+    if not buckets or size <= 1:
+        return size
+    if buckets == "power_of_two":
+        return 1 << (size - 1).bit_length()
+    if isinstance(buckets, int):
+        return -(-size // buckets) * buckets
+    return next((bucket for bucket in buckets if bucket >= size), size)  # type: ignore[operator]

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from torch import fx
 
 from tpu_lowering import errors
+from tpu_lowering.analyse.padding import Padding
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import interpreter, invariants, regions
 from tpu_lowering.ir.programs import Program, Signature
@@ -35,6 +36,7 @@ from tpu_lowering.normalise import (
     specialise,
     views,
 )
+from tpu_lowering.normalise.mask_padding import mask_padding
 from tpu_lowering.options import Options
 from tpu_lowering.passes.assemble_writes import AssembleWrites
 from tpu_lowering.passes.base import Action, Pass
@@ -133,6 +135,7 @@ def run(
     observer: Observer,
     device_kind: str = "",
     shares_memory: bool = False,
+    padding: Padding | None = None,
 ) -> Program:
     """Takes a captured graph to a program, for the sizes of given arguments.
 
@@ -145,6 +148,7 @@ def run(
         device_kind: JAX's name of the TPU it is for, or "" for the CPU.
         shares_memory: whether results that share memory in eager are to share it; see
             ``normalise.signature``.
+        padding: how the graph runs with arguments of rounded sizes; None if their sizes are the true ones.
 
     Raises:
         TpuLoweringError: with any code of 2xx, 3xx and 4xx.
@@ -152,6 +156,9 @@ def run(
     observer.stage(name, "captured", captured, 0.0)
     began = time.perf_counter()
     module = specialise.specialise(captured, arguments, device_kind)
+    numbers: tuple[Any, ...] = ()
+    if padding is not None:
+        numbers = mask_padding(module, padding, specialise.sizes_of(captured.graph, arguments))
     edge = signature.separate_signature(module.graph, shares_memory)
     invariants.check(module.graph, invariants.SPECIALISED, "specialised")
     observer.stage(name, "specialised", module, time.perf_counter() - began)
@@ -163,7 +170,7 @@ def run(
         observer.stage(name, step.name, module, time.perf_counter() - began)
     for pass_ in PASSES if options.passes else ():
         run_pass(name, pass_, module, options, observer)
-    return _lower(name, module, edge, observer)
+    return dataclasses.replace(_lower(name, module, edge, observer), numbers=numbers)
 
 
 def run_pass(name: str, pass_: Pass, module: fx.GraphModule, options: Options, observer: Observer) -> None:

@@ -6,11 +6,15 @@ import threading
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
 from tpu_lowering import compat, pipeline
+from tpu_lowering.capture import recompiles
+from tpu_lowering.capture.rounding import Rounding
 from tpu_lowering.codegen import source
+from tpu_lowering.ir.programs import Program
 from tpu_lowering.normalise import randomness, specialise
 from tpu_lowering.options import Options
 from tpu_lowering.runtime.base import RunnableProgram, Runtime
@@ -20,7 +24,11 @@ class CapturedGraph:
     """One graph from AOTAutograd. AOTAutograd calls it with a list of arguments, which it empties.
 
     A graph with symbolic sizes is compiled for each set of sizes it meets, beneath Dynamo: neither Dynamo
-    nor AOTAutograd runs again.
+    nor AOTAutograd runs again. With ``Options.buckets`` sizes are rounded up first, where that is exact.
+
+    Programs are kept as long as the compiled function: to drop one would turn a later call of microseconds into one
+    of seconds. What bounds their number is ``buckets``; what a further length then costs is a small record of where
+    its elements lie.
     """
 
     def __init__(
@@ -38,15 +46,20 @@ class CapturedGraph:
         self._boxed_call = True
         self.kind, self.number = kind, number
         self.module, self.options, self.observer, self.runtime = module, options, observer, runtime
+        self.shares_memory = kind == "inference"  # AOTAutograd sees to it where gradients are recorded
         self.lock = threading.Lock()
-        self.programs: dict[Hashable, RunnableProgram] = {}
+        self.calls: dict[Hashable, RunnableProgram] = {}
+        self.programs: dict[Hashable, tuple[Program, RunnableProgram]] = {}
         randomness.give_states_a_size(module.graph)
         self.symbolic = any(_is_symbolic(node.meta.get("val")) for node in module.graph.nodes)
+        self.rounding: Rounding | None = None
+        self.sizes: dict[sympy.Symbol, Any] = {}
         runtime.check(examples)
         if self.symbolic:
             specialise.refuse_data_dependence(module.graph)
+            self._analyse_sizes()
         else:
-            self.only = self._compile(examples)
+            self.only = self._compile(f"{kind}_{number}", examples)[1]
 
     def __call__(self, arguments: list[Any]) -> list[Any]:
         program = self._for_sizes(arguments) if self.symbolic else self.only
@@ -54,31 +67,59 @@ class CapturedGraph:
         arguments.clear()
         return program(given)
 
+    def _analyse_sizes(self) -> None:
+        if self.options.buckets:
+            with compat.disable_current_modes():
+                self.rounding = Rounding(self.module.graph, self.options.buckets, self.shares_memory)
+            self.observer.acted(f"{self.kind}_{self.number}", "round_sizes", self.rounding.actions)
+
     def _for_sizes(self, arguments: Sequence[Any]) -> RunnableProgram:
         key = tuple(_size_key(argument) for argument in arguments)
-        program = self.programs.get(key)
-        if program is None:
+        found = self.calls.get(key)
+        if found is None:
             with self.lock:
-                program = self.programs.get(key) or self._compile(arguments)
-                self.programs[key] = program
-        return program
+                found = self.calls.get(key) or self._new_sizes(key, arguments)
+                self.calls[key] = found
+        return found
 
-    def _compile(self, arguments: Sequence[Any]) -> RunnableProgram:
-        suffix = f"_{len(self.programs)}" if self.symbolic else ""
+    def _new_sizes(self, key: Hashable, arguments: Sequence[Any]) -> RunnableProgram:
+        """What runs a call with sizes that were not met before; a program is compiled if none is there for them."""
+        true = specialise.sizes_of(self.module.graph, arguments)
+        if self.rounding is None:
+            return self._program(key, true, arguments)[1]
+        rounded = self.rounding.round(true)
+        places = self.rounding.arguments(true, rounded, arguments)
+        program, runnable = self._program(self.rounding.key(rounded), rounded, places)
+        return self.rounding.call(runnable, program, (true, rounded), arguments, self.options.poison)
+
+    def _program(
+        self, key: Hashable, sizes: dict[sympy.Symbol, Any], arguments: Sequence[Any]
+    ) -> tuple[Program, RunnableProgram]:
+        """The program for given sizes; compiled, with the reason why, if there is none yet."""
+        if key not in self.programs:
+            name = f"{self.kind}_{self.number}_{len(self.programs)}"
+            if self.programs:
+                self.observer.acted(name, "specialise", [recompiles.new_sizes(self.module.graph, self.sizes, sizes)])
+            self.programs[key] = self._compile(name, arguments)
+            self.sizes = sizes
+        return self.programs[key]
+
+    def _compile(self, name: str, arguments: Sequence[Any]) -> tuple[Program, RunnableProgram]:
         with compat.disable_current_modes():  # real tensors are computed with here: verifying, constants
             program = pipeline.run(
-                f"{self.kind}_{self.number}{suffix}",
+                name,
                 self.module,
                 arguments,
                 self.options,
                 self.observer,
                 device_kind=self.runtime.device_kind,
-                shares_memory=self.kind == "inference",  # AOTAutograd sees to it where gradients are recorded
+                shares_memory=self.shares_memory,
+                padding=self.rounding.padding if self.rounding is not None else None,
             )
             text = source.generate(program, self.options.poison)
             self.observer.compiled(program, text)
             self.observer.acted(program.name, "run", self.runtime.remarks(program))
-            return self.runtime.compile(program, text)
+            return program, self.runtime.compile(program, text)
 
 
 def _is_symbolic(value: Any) -> bool:

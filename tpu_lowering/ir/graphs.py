@@ -168,3 +168,10 @@ def source_line(node: fx.Node) -> str:
     function = rest.partition(" in ")[2].strip()
     text = f"{os.path.basename(path)}:{number} in {function}"
     return f"{text}: {lines[1]}" if len(lines) > 1 else text
+
+
+def bound(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a node that calls an operator, by name, defaults filled in."""
+    schema: Any = node.target._schema  # type: ignore[union-attr]
+    given = dict(zip((one.name for one in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    return {one.name: given.get(one.name, one.default_value) for one in schema.arguments}

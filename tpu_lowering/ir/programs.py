@@ -89,6 +89,7 @@ class Program:
         inputs: positions of the caller's arguments that the program takes, in order.
         signature: see ``Signature``.
         drawn: inputs that the program's caller draws, each anew for every call; see ``all_arguments``.
+        numbers: expressions in true sizes, of a program for rounded ones: further arguments, after the caller's.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Program:
     inputs: tuple[int, ...]
     signature: Signature
     drawn: tuple[DrawnInput, ...] = ()
+    numbers: tuple[Any, ...] = ()
 
     def all_arguments(self, arguments: Sequence[Any]) -> list[Any]:
         """The captured graph's arguments, then what is drawn for this call; ``inputs`` are positions in it."""

@@ -48,6 +48,13 @@ def separate_signature(graph: fx.Graph, shares_memory: bool = False) -> Signatur
     return Signature(outputs, returned, tuple(placeholders.index(target) for target in final))
 
 
+def written_back(graph: fx.Graph) -> tuple[int, ...]:
+    """Positions of the arguments that a captured graph mutates."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    writes = [node for node in graph.nodes if node.op == "call_function" and node.target is aten.copy_.default]
+    return tuple(sorted({placeholders.index(node.args[0]) for node in writes}))
+
+
 def _base(node: Any) -> fx.Node | None:
     """The value that a result is a view of in eager, itself if it is no view; None if it is no such tensor."""
     memory = node.meta.get("memory") if isinstance(node, fx.Node) else None

@@ -61,6 +61,11 @@ def _copy(module: fx.GraphModule, substitution: _Substitution) -> fx.GraphModule
     return specialised
 
 
+def sizes_of(graph: fx.Graph, arguments: Sequence[Any]) -> dict[sympy.Symbol, Any]:
+    """What every size symbol of a graph's inputs stands for in a call."""
+    return dict(_Substitution(graph, arguments).numbers)
+
+
 def _memory(value: Any) -> Any:
     """What tells whether two captured tensors share memory in eager; see ``signature.separate_signature``."""
     return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None

@@ -81,6 +81,8 @@ class Collector:
             programs=tuple(self.programs),
             draws=tuple(self.draws),
             seconds=dict(self.seconds),
+            sizes_kept=tuple(self._buffer(p, a) for p, a in self.actions if a.kind == "exact"),
+            recompiles=tuple(self._buffer(p, a) for p, a in self.actions if a.kind == "recompiled"),
         )
 
     def _is_made(self, buffer: Buffer) -> bool:
@@ -110,7 +112,14 @@ def _draws(program: Program) -> list[Draw]:
     return found
 
 
-def explain(fn: Callable[..., Any], *args: Any, target: str | None = None, **kwargs: Any) -> Report:
+def explain(
+    fn: Callable[..., Any],
+    *args: Any,
+    target: str | None = None,
+    calls: Sequence[Sequence[Any]] = (),
+    options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Report:
     """Reports what compiling a function with ``helion_tpu`` does to its buffers.
 
     The function is compiled and called once. Arguments, and the function if it is a module, are copied
@@ -120,6 +129,9 @@ def explain(fn: Callable[..., Any], *args: Any, target: str | None = None, **kwa
     Args:
         fn: a function or module, compiled or not.
         args: its arguments.
+        calls: positional arguments of further calls, made one after the other with the same keyword arguments;
+            ``Report.recompiles`` says why any of them compiled something again.
+        options: options of the backend.
         target: a TPU, such as "tpu7x", to add the TPU compiler's view of the forward; see ``Report.chip``.
         kwargs: its keyword arguments.
 
@@ -129,13 +141,18 @@ def explain(fn: Callable[..., Any], *args: Any, target: str | None = None, **kwa
     Raises:
         TpuLoweringError: whatever compiling raises.
     """
-    report = _compiled_and_run(fn, args, kwargs)
+    report = _compiled_and_run(fn, [args, *calls], kwargs, options)
     if target is None:
         return report
     return dataclasses.replace(report, chip=chip.view(original(fn), args, kwargs, target))
 
 
-def _compiled_and_run(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Report:
+def _compiled_and_run(
+    fn: Callable[..., Any],
+    calls: Sequence[Sequence[Any]],
+    kwargs: Mapping[str, Any],
+    options: Mapping[str, Any] | None,
+) -> Report:
     """The report without a chip's view."""
     from tpu_lowering.backend import helion_tpu
 
@@ -143,10 +160,12 @@ def _compiled_and_run(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mappi
     fn = original(fn)
     if isinstance(fn, torch.nn.Module):
         fn = copy.deepcopy(fn)
-    given_args, given_kwargs = copy.deepcopy((tuple(args), dict(kwargs)))
-    backend = functools.partial(helion_tpu, observers=(collector,))
-    results = torch.compile(fn, backend=backend)(*given_args, **given_kwargs)
-    _run_backward(results, fn, (given_args, given_kwargs))
+    backend = functools.partial(helion_tpu, observers=(collector,), options=options)
+    compiled = torch.compile(fn, backend=backend)
+    for args in calls:
+        given_args, given_kwargs = copy.deepcopy((tuple(args), dict(kwargs)))
+        results = compiled(*given_args, **given_kwargs)
+        _run_backward(results, fn, (given_args, given_kwargs))
     return collector.report()
 
 

@@ -15,11 +15,13 @@ from tpu_lowering.passes.base import Action
 graph_log = logging.getLogger("tpu_lowering.graphs")
 code_log = logging.getLogger("tpu_lowering.output_code")
 pass_log = logging.getLogger("tpu_lowering.passes")
+recompile_log = logging.getLogger("tpu_lowering.recompiles")
 
 
 class LogObserver:
     """Writes graphs to ``tpu_lowering.graphs`` (DEBUG), actions of passes to ``tpu_lowering.passes``
-    (INFO) and generated code to ``tpu_lowering.output_code`` (INFO)."""
+    (INFO), reasons of recompiles to ``tpu_lowering.recompiles`` (INFO) and generated code to
+    ``tpu_lowering.output_code`` (INFO)."""
 
     def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
         if graph_log.isEnabledFor(logging.DEBUG):
@@ -27,6 +29,9 @@ class LogObserver:
 
     def acted(self, program: str, name: str, actions: Sequence[Action]) -> None:
         for action in actions:
+            if action.kind == "recompiled":
+                recompile_log.info("%s: %s %s", program, action.code, action.reason)
+                continue
             pass_log.info(
                 "%s %s: %s %s at %s: %s %s",
                 program,

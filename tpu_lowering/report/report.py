@@ -16,6 +16,9 @@ REMEDIES: dict[str, str] = {
     "TL503": "write the buffer before it is used, or return the kernel's result instead of the allocation",
     "TL504": "initialise the buffer (torch.zeros_like) if the kernel should see defined values",
     "TL506": "nothing to do for a TPU; for speed on a CPU use static grids and blocks without padding",
+    "TL511": "nothing to do if few sizes are met; else write the line with operators that have a rule for padding",
+    "TL512": "with many sizes: options={'buckets': 'power_of_two'}, or a step or list of sizes of your own",
+    "TL513": "mark what changes: torch._dynamo.mark_dynamic(x, dim), or keep the value that the guard names equal",
     "TL505": "nothing to do if the fill must show; else let the kernel store every element of every block",
 }
 
@@ -104,6 +107,8 @@ class Report:
         draws: where random numbers are drawn.
         seconds: time spent in our stages, by stage.
         chip: the TPU compiler's view, if a target was asked for.
+        sizes_kept: dynamic sizes that ``buckets`` leaves as they are, each with the operator and the reason.
+        recompiles: why a graph or a program was compiled again: the sizes that changed, the guard that failed.
     """
 
     programs_before: int
@@ -120,6 +125,8 @@ class Report:
     draws: tuple[Draw, ...]
     seconds: dict[str, float]
     chip: Chip | None = None
+    sizes_kept: tuple[Buffer, ...] = ()
+    recompiles: tuple[Buffer, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dictionaries, lists, strings and numbers, ready for JSON."""
@@ -144,6 +151,8 @@ class Report:
             ("Allocations kept", self.allocations_kept),
             ("Written in place", self.aliases_kept),
             ("Remarks", self.notes),
+            ("Sizes not rounded up", self.sizes_kept),
+            ("Compiled again", self.recompiles),
         ):
             if buffers:
                 console.print(_buffer_table(title, buffers))
@@ -194,7 +203,7 @@ def _buffer_table(title: str, buffers: tuple[Buffer, ...]) -> Table:
         table.add_column(column, overflow="fold")
     for buffer in buffers:
         table.add_row(
-            f"{buffer.node}\n{size_text(buffer.nbytes)}",
+            f"{buffer.node}\n{size_text(buffer.nbytes)}" if buffer.nbytes else buffer.program,
             buffer.where,
             f"[{buffer.code}] {buffer.reason}".replace("[", "\\["),
             buffer.remedy,

@@ -39,7 +39,7 @@ def _restored(spec: Output, tensors: Iterator[torch.Tensor]) -> Any:
     order = dense_order(shape, stride)
     if order is not None:
         return tensor.as_strided(shape, stride)
-    return _strided_copy(tensor, stride)
+    return strided_copy(tensor, stride)
 
 
 def _viewed(spec: Output, tensor: Any, outputs: Sequence[Any]) -> Any:
@@ -50,7 +50,7 @@ def _viewed(spec: Output, tensor: Any, outputs: Sequence[Any]) -> Any:
     return torch.empty(0, dtype=place.dtype).set_(memory, place.offset, place.shape, spec.stride)
 
 
-def _strided_copy(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
+def strided_copy(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
     """A copy with strides that are not dense: gaps stay undefined, expanded dimensions share one element."""
     result = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype)
     once = tuple(slice(0, 1) if step == 0 else slice(None) for step in stride)
