@@ -339,5 +339,5 @@ def recompile_reason() -> str:
     Dynamo keeps it among the metrics of the compilation that is under way, which it has no public reader for.
     """
     context = private("torch", "torch._dynamo.utils", "get_metrics_context", "why Dynamo compiles again")()
-    metrics = getattr(context, "_metrics", {})
-    return str(metrics.get("recompile_reason") or "")
+    reason = str(getattr(context, "_metrics", {}).get("recompile_reason") or "")
+    return "" if "BACKEND_MATCH" in reason else reason  # compiled by another backend, not again

@@ -28,7 +28,8 @@ class Options:
             in the compiled program too.
         passes: run the optimising passes. False leaves allocations and aliases as the user wrote them.
         fallback: what an operator without a JAX implementation does: "error" raises a coded error,
-            "eager" runs it in eager torch, between two programs.
+            "eager" runs it in eager torch, between two programs; so it does with one whose result's shape
+            depends on data.
         cpu_kernels: how Pallas kernels run on the CPU: "vectorized" as plain JAX, what cannot be so in Pallas's
             interpreter; "interpret" all in that interpreter; "tpu_interpret" in JAX's TPU interpreter, which fills
             memory that nothing was stored to with NaN, and reports races. The last two are slow.

@@ -22,6 +22,7 @@ from jax.experimental import pallas as pl
 from tpu_lowering import TpuLoweringError, kernel_op, register_kernel
 from tpu_lowering.backend import helion_tpu
 from tpu_lowering.lower.table import TABLE
+from tpu_lowering.options import Options
 
 
 def text(error: BaseException) -> str:
@@ -58,7 +59,7 @@ def test_unknown_option() -> None:
         refused(lambda x: x + 1, torch.ones(2), verfy=True),
         """\
 [TL101] unknown option: 'verfy'
-  why  expected one of verify, poison, passes, fallback, cpu_kernels, random, dump, got 'verfy'
+  why  expected one of verify, poison, passes, fallback, cpu_kernels, random, dump, buckets, got 'verfy'
   fix  did you mean 'verify'? Write options={'verify': ...}""",
     )
 
@@ -77,6 +78,20 @@ def test_wrong_option_value() -> None:
 [TL102] option has the wrong type or value: 'fallback'
   why  expected one of 'error', 'eager', got 'cuda'
   fix  pass one of 'error', 'eager' as options['fallback']""",
+    )
+
+
+@pytest.mark.parametrize("buckets", [0, -8, True, 8.0, "powers", [], [8, 4], [0, 8], ["8"], None], ids=str)
+def test_wrong_buckets(buckets: Any) -> None:
+    with pytest.raises(TpuLoweringError) as caught:
+        Options.create({"buckets": buckets})
+    shown = tuple(buckets) if isinstance(buckets, list) else buckets
+    expected = "'power_of_two', a step such as 512, or a list of rising sizes such as [128, 512, 2048]"
+    assert text(caught.value) == (
+        f"""\
+[TL102] option has the wrong type or value: 'buckets'
+  why  expected {expected}, got {shown!r}
+  fix  pass {expected} as options['buckets']"""
     )
 
 
@@ -479,7 +494,7 @@ def test_sized_by_nonzero(sizes_from_data: None) -> None:
 [TL303] shape depends on data: aten.nonzero.default
   at   FILE:LINE in sized_by_nonzero: return torch.nonzero(x) + 1
   why  expected every shape to follow from the shapes of the inputs, got one that depends on values
-  fix  use a form with a fixed shape (a mask, topk with a fixed k, torch.where with three arguments), or compile without fullgraph=True so that the graph breaks here""",
+  fix  use a form with a fixed shape (a mask, topk with a fixed k, torch.where with three arguments), compile without fullgraph=True so that the graph breaks here, or run it in eager torch between two programs with options={'fallback': 'eager'}""",
     )
 
 
@@ -490,7 +505,7 @@ def test_sized_by_mask(sizes_from_data: None) -> None:
 [TL303] shape depends on data: aten.index.Tensor
   at   FILE:LINE in sized_by_mask: return x[x > 0] + 1
   why  expected every shape to follow from the shapes of the inputs, got one that depends on values
-  fix  use a form with a fixed shape (a mask, topk with a fixed k, torch.where with three arguments), or compile without fullgraph=True so that the graph breaks here""",
+  fix  use a form with a fixed shape (a mask, topk with a fixed k, torch.where with three arguments), compile without fullgraph=True so that the graph breaks here, or run it in eager torch between two programs with options={'fallback': 'eager'}""",
     )
 
 
@@ -501,7 +516,7 @@ def test_sized_by_item(sizes_from_data: None) -> None:
 [TL303] shape depends on data: aten._local_scalar_dense.default
   at   FILE:LINE in sized_by_item: return torch.zeros(x.sum().item()) + 1
   why  expected every shape to follow from the shapes of the inputs, got one that depends on values
-  fix  use a form with a fixed shape (a mask, topk with a fixed k, torch.where with three arguments), or compile without fullgraph=True so that the graph breaks here""",
+  fix  use a form with a fixed shape (a mask, topk with a fixed k, torch.where with three arguments), compile without fullgraph=True so that the graph breaks here, or run it in eager torch between two programs with options={'fallback': 'eager'}""",
     )
 
 
@@ -509,6 +524,18 @@ def test_shape_that_depends_on_data_breaks_the_graph_without_fullgraph() -> None
     x = torch.tensor([1, 0, 2])
     torch._dynamo.reset()
     assert torch.equal(torch.compile(sized_by_mask, backend="helion_tpu")(x), torch.tensor([2, 3]))
+
+
+@pytest.mark.parametrize("function", [sized_by_nonzero, sized_by_mask, sized_by_item])
+def test_shape_that_depends_on_data_runs_in_eager_by_option(
+    function: Callable[..., Any], sizes_from_data: None
+) -> None:
+    """With ``fullgraph=True`` too; the parts around it are compiled."""
+    torch._dynamo.reset()
+    run = torch.compile(function, backend="helion_tpu", fullgraph=True, options={"fallback": "eager"})
+    for values in ([1, 0, 2], [0, 1, 3, 2]):
+        x = torch.tensor(values)
+        assert torch.equal(run(x), function(x))
 
 
 def test_mixed_devices() -> None:

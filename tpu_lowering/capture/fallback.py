@@ -1,4 +1,8 @@
-"""``fallback="eager"``: operators without a JAX implementation run in eager torch, between programs."""
+"""``fallback="eager"``: what no program can compute runs in eager torch, between programs.
+
+That is an operator without a JAX implementation, and one whose result's shape depends on data (``nonzero``,
+``masked_select``, ``item``), where Dynamo was told to keep such operators in its graph.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +28,21 @@ def has_no_implementation(node: fx.Node) -> bool:
     return registry.implementation(target) is None and not target._can_decompose()
 
 
+def runs_in_eager(node: fx.Node) -> bool:
+    """Whether a node of Dynamo's graph runs in eager torch."""
+    return has_no_implementation(node) or bool(node.meta.get("unbacked_bindings"))
+
+
 def compile_around(module: fx.GraphModule, examples: Sequence[Any], compile_part: Compile) -> Callable[..., Any]:
-    """Cuts a graph at such operators; the parts between them are compiled, each as it would be alone.
+    """Cuts a graph at operators that run in eager torch; the parts between them are compiled, each as it would be alone.
 
     Returns:
         A callable of the graph's arguments. A graph without such operators is compiled whole.
     """
-    if not any(map(has_no_implementation, module.graph.nodes)):
+    if not any(map(runs_in_eager, module.graph.nodes)):
         return compile_part(module, examples)
     parts: dict[fx.Node, int] = {}
-    runs = itertools.groupby(list(module.graph.nodes), key=has_no_implementation)
+    runs = itertools.groupby(list(module.graph.nodes), key=runs_in_eager)
     eager: set[str] = set()
     for number, (is_eager, nodes) in enumerate(runs):
         parts.update(dict.fromkeys(nodes, number))

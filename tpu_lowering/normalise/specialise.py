@@ -167,7 +167,8 @@ def data_dependent(node: fx.Node) -> errors.TpuLoweringError:
         DATA_DEPENDENT_LOOPS.get(
             str(node.target),
             "use a form with a fixed shape (a mask, topk with a fixed k, torch.where with three arguments), "
-            "or compile without fullgraph=True so that the graph breaks here",
+            "compile without fullgraph=True so that the graph breaks here, or run it in eager torch between two "
+            "programs with options={'fallback': 'eager'}",
         ),
         graphs.source_line(node),
     )
