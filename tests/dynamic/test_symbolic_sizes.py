@@ -44,7 +44,6 @@ def test_dynamic_true_captures_once_and_aot_autograd_runs_once() -> None:
         check(run, model, torch.randn(size, columns))
     assert watch.graphs == counters["stats"]["unique_graphs"] == 1
     assert counters["aot_autograd"]["total"] == counters["aot_autograd"]["ok"] == 1
-    assert watch.programs == ["inference_%s_0" % watch.programs[0].split("_")[1]] + watch.programs[1:]
     assert len(watch.programs) == 3
 
 

@@ -164,7 +164,7 @@ class Call:
         Raises:
             Inexact: it is.
         """
-        if self.sizes.padded(dim) and (factors := self.sizes.factors(dim)) != (dim.size,):
+        if self.sizes.padded(dim) and len(factors := self.sizes.factors(dim)) != 1:
             raise Inexact(f"expected a dimension that is not flattened, got one of {factors}", [dim.size])
         return self.sizes.plain(dim.size)
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import sympy
 import torch
+from torch import fx
 
-from tpu_lowering.analyse.layouts import Inexact, Layout
+from tpu_lowering.analyse.layouts import Expr, Inexact, Layout, same
 from tpu_lowering.analyse.padded_calls import Call, Element, expression, rule
 from tpu_lowering.ir.operators import ALLOCATIONS
 
@@ -138,9 +139,9 @@ def slice_(call: Call) -> Layout:
     axis = call.axis(len(layout))
     dim, size, start = layout[axis], call.result()[axis], call.arguments["start"] or 0
     if dim.size == size:
+        if call.sizes.padded(dim):
+            _whole(call, size)
         call.takes_sizes("start", "end")
-        if call.sizes.padded(dim) and type(end := call.arguments["end"]) is int and 0 < end < 2**31:
-            call.limit(size, sympy.Integer(end))
         return layout
     if not isinstance(start, int) or (start < 0 and (call.sizes.padded(dim) or call.sizes.is_padded(size))):
         raise Inexact("expected a slice that starts at a fixed place, got one that counts from the end", [dim.size])
@@ -153,6 +154,20 @@ def slice_(call: Call) -> Layout:
             raise Inexact("expected a slice of every element, got one with a step", [size])
         call.limit(size + start, dim.size)
     return (*layout[:axis], part, *layout[axis + 1 :])
+
+
+def _whole(call: Call, size: Expr) -> None:
+    """Requires that a slice of all elements is one of all rounded ones too.
+
+    Raises:
+        Inexact: its end is a size that may round otherwise.
+    """
+    end = call.arguments["end"]
+    if type(end) is int and 0 < end < 2**31:
+        call.limit(size, sympy.Integer(end))
+    elif isinstance(end, fx.Node) and not same(expression(end), size):
+        found = expression(end)
+        raise Inexact(f"expected a slice that ends with the dimension, got one of {size} that ends at {found}", [size])
 
 
 @rule(aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int, aten.unsafe_split.Tensor)

@@ -34,7 +34,7 @@ def runs_in_eager(node: fx.Node) -> bool:
 
 
 def compile_around(module: fx.GraphModule, examples: Sequence[Any], compile_part: Compile) -> Callable[..., Any]:
-    """Cuts a graph at operators that run in eager torch; the parts between them are compiled, each as it would be alone.
+    """Cuts a graph at operators that run in eager torch; the parts between are compiled, each as it would be alone.
 
     Returns:
         A callable of the graph's arguments. A graph without such operators is compiled whole.
