@@ -4,7 +4,7 @@ BIN := .venv/bin
 export JAX_PLATFORMS := cpu
 export TPU_LOG_DIR := disabled
 
-.PHONY: demo test lint unit sweep test-models bench clean
+.PHONY: demo test test-ops test-models lint unit sweep bench clean
 
 demo: .venv/demo
 	$(BIN)/python -m tpu_lowering demo
@@ -18,6 +18,10 @@ lint: .venv/dev
 
 unit: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Torch's databases of operators, modules and optimizers: every entry, every sample, every dtype, and gradients.
+test-ops: .venv/dev
+	TPU_LOWERING_OPINFO=all $(BIN)/python -m pytest tests/opinfo -n 2 --dist worksteal
 
 # The long form of the property tests: 100,000 random graphs through the passes.
 sweep: .venv/dev

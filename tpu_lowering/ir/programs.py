@@ -31,14 +31,21 @@ class Output:
 
     Attributes:
         stride: strides that eager gives the tensor, in elements; None for a result that is no tensor.
+        shape: the tensor's shape; the program's own result is permuted, see ``lower.layout``.
         constant: the result itself, if it is no tensor (a size, or None for a missing gradient).
         view: the result's place in the memory of another one, if the two share memory in eager; the program
             does not compute such a result.
     """
 
     stride: tuple[int, ...] | None
+    shape: tuple[int, ...] = ()
     constant: Any = None
     view: MemoryView | None = None
+
+    @classmethod
+    def of(cls, value: torch.Tensor, view: MemoryView | None = None) -> Output:
+        """A result with a tensor's shape and strides."""
+        return cls(tuple(value.stride()), tuple(value.shape), view=view)
 
     @property
     def is_computed(self) -> bool:
@@ -124,13 +131,6 @@ class Program:
 
     def output_nodes(self) -> list[fx.Node]:
         return list(self.module.graph.output_node().args[0])  # type: ignore[arg-type]
-
-    @staticmethod
-    def caller_shape(stored: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
-        """The caller's shape of a result that leaves the program in storage order; see ``lower.layout``."""
-        order = sorted(range(len(stride)), key=lambda dim: (-stride[dim], dim))
-        shape = tuple(stored[order.index(dim)] for dim in range(len(stride)))
-        return shape if dense_order(shape, stride) is not None else tuple(stored)
 
     def types(self) -> list[TensorType]:
         """Types of the program's results."""

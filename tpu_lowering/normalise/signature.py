@@ -96,10 +96,9 @@ def _as_written(graph: fx.Graph, node: fx.Node, target: fx.Node, value: fx.Node)
 def _describe(at: int, results: Sequence[Any], shares_memory: bool) -> Output:
     result = results[at]
     if not isinstance(result, fx.Node) or not isinstance(result.meta.get("val"), torch.Tensor):
-        return Output(None, result.meta.get("val") if isinstance(result, fx.Node) else result)
+        return Output(None, constant=result.meta.get("val") if isinstance(result, fx.Node) else result)
     value, base = result.meta["val"], _base(result) if shares_memory else None
-    stride = tuple(value.stride())
     if base is None or base not in results or results.index(base) == at:
-        return Output(stride)
+        return Output.of(value)
     place = MemoryView(results.index(base), tuple(value.shape), value.storage_offset(), value.dtype)
-    return Output(stride, view=place)
+    return Output.of(value, place)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tpu_lowering import errors
-from tpu_lowering.ir.programs import Output, Program, Signature, dense_order
+from tpu_lowering.ir.programs import Output, Signature, dense_order
 
 
 def results(signature: Signature, computed: Sequence[torch.Tensor]) -> list[Any]:
@@ -33,12 +33,10 @@ def _restored(spec: Output, tensors: Iterator[torch.Tensor]) -> Any:
         return spec.constant
     tensor = next(tensors)
     stride = spec.stride
-    if tensor.stride() == stride:
+    if tensor.stride() == stride and tensor.shape == spec.shape:
         return tensor
-    shape = Program.caller_shape(tensor.shape, stride)
-    order = dense_order(shape, stride)
-    if order is not None:
-        return tensor.as_strided(shape, stride)
+    if dense_order(spec.shape, stride) is not None:
+        return tensor.as_strided(spec.shape, stride)
     return strided_copy(tensor, stride)
 
 

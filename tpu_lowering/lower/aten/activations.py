@@ -106,6 +106,25 @@ def leaky_relu_backward(
     return finish(jnp.where(x > 0, grad, grad * negative_slope), out)
 
 
+@lowers(aten.rrelu_with_noise_backward.default)
+def rrelu_with_noise_backward(
+    grad_output: Any,
+    self: Any,
+    noise: Any,
+    lower: Any,
+    upper: Any,
+    training: bool,
+    self_is_result: bool,
+    *,
+    out: TensorType,
+) -> jax.Array:
+    """The gradient times the slopes that were drawn; in evaluation, leaky_relu's with their mean."""
+    if training and upper - lower > 1e-6:  # so eager has it
+        grad, slopes = _wide(out, grad_output, noise)
+        return finish(grad * slopes, out)
+    return leaky_relu_backward(grad_output, self, (lower + upper) / 2, self_is_result, out=out)
+
+
 @lowers(aten.hardshrink_backward.default, aten.softshrink_backward.default)
 def shrink_backward(grad_output: Any, self: Any, lambd: Any, *, out: TensorType) -> jax.Array:
     """The gradient outside [-lambd, lambd], 0 inside."""

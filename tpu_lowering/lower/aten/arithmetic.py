@@ -47,6 +47,8 @@ BINARY: dict[str, tuple[Function, tuple[str, ...]]] = {
     "bitwise_or": (jnp.bitwise_or, ("Tensor", "Scalar", "Scalar_Tensor")),
     "bitwise_xor": (jnp.bitwise_xor, ("Tensor", "Scalar", "Scalar_Tensor")),
     "bitwise_left_shift": (_shift_left, ("Tensor", "Tensor_Scalar", "Scalar_Tensor")),
+    "__lshift__": (_shift_left, ("Tensor", "Scalar")),
+    "__rshift__": (_shift_right, ("Tensor", "Scalar")),
     "bitwise_right_shift": (_shift_right, ("Tensor", "Tensor_Scalar", "Scalar_Tensor")),
     "copysign": (jnp.copysign, ("Tensor", "Scalar")),
     "fmax": (jnp.fmax, ("default",)),
@@ -166,6 +168,13 @@ def addcdiv(self: Any, tensor1: Any, tensor2: Any, *, value: Any = 1, out: Tenso
     """self + value * tensor1 / tensor2."""
     dtype = compute_dtype(out.dtype)
     return finish(cast(self, dtype) + cast(value, dtype) * cast(tensor1, dtype) / cast(tensor2, dtype), out)
+
+
+@lowers(torch.ops.prims.fma.default)
+def fma(a: Any, b: Any, c: Any, *, out: TensorType) -> jax.Array:
+    """a * b + c; Dynamo writes ``addcmul_`` and ``addcdiv_`` with it. XLA chooses whether to round the product."""
+    dtype = compute_dtype(out.dtype)
+    return finish(cast(a, dtype) * cast(b, dtype) + cast(c, dtype), out)
 
 
 @lowers(aten.clamp.default, aten.clamp.Tensor)

@@ -65,6 +65,13 @@ def index_select(self: Any, dim: int, index: Any, *, out: TensorType) -> jax.Arr
     return finish(self.at[along(dim, self.ndim, index.reshape(-1))].get(mode=IN_BOUNDS), out)
 
 
+@lowers(aten.repeat_interleave.Tensor)
+def repeat_interleave(repeats: Any, *, output_size: int | None = None, out: TensorType) -> jax.Array:
+    """Each position as often as ``repeats`` says; the caller says how many that makes."""
+    positions = jax.lax.iota(out.dtype, repeats.shape[0])
+    return finish(jnp.repeat(positions, repeats, total_repeat_length=out.shape[0]), out)
+
+
 def at_least_1d(*values: Any) -> list[Any]:
     """0-d tensors as tensors of one element."""
     return [value.reshape(1) if value.ndim == 0 else value for value in values]

@@ -98,6 +98,17 @@ def native_layer_norm_backward(
     )
 
 
+@lowers(aten._weight_norm_interface_backward.default)
+def weight_norm_backward(
+    grad_w: Any, saved_v: Any, saved_g: Any, saved_norms: Any, dim: int, *, out: tuple[TensorType, TensorType]
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of v and g in v * g / norms, where ``norms`` are v's over all dimensions but ``dim``."""
+    grad, v, g, norms = (widen(x) for x in (grad_w, saved_v, saved_g, saved_norms))
+    others = tuple(axis for axis in range(v.ndim) if axis != dim)
+    along = jnp.sum(grad * v, axis=others, keepdims=True)
+    return finish(g / norms * (grad - v * along / (norms * norms)), out[0]), finish(along / norms, out[1])
+
+
 @lowers(aten.native_group_norm.default)
 def native_group_norm(
     input: Any,

@@ -81,6 +81,18 @@ def all_(self: Any, dim: Dims = None, keepdim: bool = False, *, out: TensorType)
     return finish(jnp.all(cast(self, np.dtype(bool)), axis=_dims_or_none(self, dim)), out)
 
 
+@lowers(aten._is_all_true.default)
+def is_all_true(self: Any, *, out: TensorType) -> jax.Array:
+    """Whether all elements are true."""
+    return finish(jnp.all(self), out)
+
+
+@lowers(aten._is_any_true.default)
+def is_any_true(self: Any, *, out: TensorType) -> jax.Array:
+    """Whether any element is true."""
+    return finish(jnp.any(self), out)
+
+
 def _dims_or_none(self: Any, dim: Dims) -> tuple[int, ...]:
     """``axes_of``, but the empty list means no dimension, as it does for ``any`` and ``all``."""
     if isinstance(dim, list | tuple) and not dim:

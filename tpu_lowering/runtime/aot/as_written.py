@@ -58,7 +58,7 @@ def _program(
             copies[node] = graph.node_copy(node)
     outputs = [node for node in inside if _leaves(node, index, owner)]
     graph.output(tuple(copies[node] for node in outputs))
-    specs = tuple(Output(tuple(node.meta["val"].contiguous().stride())) for node in outputs)
+    specs = tuple(Output.of(node.meta["val"].contiguous()) for node in outputs)
     part = fx.GraphModule(module, graph)
     part.meta.update(module.meta)
     written = {_base(node) for node in _written(inside)}
