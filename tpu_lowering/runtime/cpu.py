@@ -16,6 +16,7 @@ from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import vectorized
 from tpu_lowering.passes.base import Action
 from tpu_lowering.runtime import edge
+from tpu_lowering.runtime.imports import Imports
 
 
 class CpuRuntime:
@@ -55,14 +56,17 @@ def _why_interpreted(kernel: Kernel) -> str:
 class CpuProgram:
     """A compiled program.
 
-    Calling it is thread-safe: it holds no state but the compiled code and the program's constants.
+    Calling it is thread-safe: it holds no state but the compiled code, the program's constants, and the arrays of
+    arguments that come with every call.
     """
 
     def __init__(self, program: Program, source: Source, kernels: Execution = "vectorized") -> None:
         self.program = program
+        self.imports = Imports(len(program.inputs))
         function = load.load(program, source, kernels)
         with jax.enable_x64(True):
             self.constants = [arrays.to_jax(value) for value in program.constants().values()]
+            self.pointers = [constant.unsafe_buffer_pointer() for constant in self.constants if constant.size]
             # The CPU by name: where JAX finds a TPU or GPU, that would be its default.
             device = jax.devices("cpu")[0]
             sharding = jax.sharding.SingleDeviceSharding(device)
@@ -82,10 +86,10 @@ class CpuProgram:
         """
         arguments = self.program.all_arguments(arguments)
         with jax.enable_x64(True):
-            inputs = [arrays.to_jax(arguments[position]) for position in self.program.inputs]
+            given = [arguments[position] for position in self.program.inputs]
+            inputs = self.imports.take(given)
             results = jax.block_until_ready(self.compiled(*inputs, *self.constants))
-            taken = {arguments[position].data_ptr() for position in self.program.inputs}
-            taken.update(constant.unsafe_buffer_pointer() for constant in self.constants if constant.size)
+            taken = {*self.pointers, *(tensor.data_ptr() for tensor in given)}
             tensors = [_owned(arrays.to_torch(result), taken) for result in results]
         signature = self.program.signature
         computed = len(tensors) - len(signature.mutated)
