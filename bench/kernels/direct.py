@@ -124,37 +124,28 @@ def low_mem_dropout(
     return call(body, x, grid, specs, spec, vmem_bytes=vmem_bytes, interpret=interpret)(x, seed)
 
 
-def softmax_body(x: Any, out: Any, largest: Any, total: Any) -> None:
-    reading, first = pl.program_id(1) == 0, pl.program_id(2) == 0
-
-    @pl.when(reading & first)
-    def _() -> None:
-        largest[...] = jnp.full_like(largest, -jnp.inf)
-        total[...] = jnp.zeros_like(total)
-
-    values = x[...].astype(jnp.float32)
-
-    @pl.when(reading)
-    def _() -> None:
-        grown = jnp.maximum(largest[...], values.max(axis=1, keepdims=True))
-        shrunk = total[...] * jnp.exp(largest[...] - grown)
-        total[...] = shrunk + jnp.exp(values - grown).sum(axis=1, keepdims=True)
-        largest[...] = grown
-
-    @pl.when(jnp.logical_not(reading))
-    def _() -> None:
-        out[...] = (jnp.exp(values - largest[...]) / total[...]).astype(out.dtype)
+def softmax_body(x: Any, out: Any, *, columns: int) -> None:
+    rows, width = out.shape
+    parts = [slice(start, start + columns) for start in range(0, width, columns)]
+    largest = jnp.full((rows, 1), -jnp.inf, jnp.float32)
+    total = jnp.zeros((rows, 1), jnp.float32)
+    for part in parts:
+        values = x[:, part].astype(jnp.float32)
+        grown = jnp.maximum(largest, values.max(axis=1, keepdims=True))
+        total = total * jnp.exp(largest - grown) + jnp.exp(values - grown).sum(axis=1, keepdims=True)
+        largest = grown
+    for part in parts:
+        out[:, part] = (jnp.exp(x[:, part].astype(jnp.float32) - largest) / total).astype(out.dtype)
 
 
 def softmax_two_pass(x: jax.Array, *, vmem_bytes: int | None = None, interpret: bool = False) -> jax.Array:
-    """`x` [m, n], columns a multiple of their block; the second grid dimension is the pass."""
-    (row_blocks, column_blocks), fitted = tiles(x.shape, SOFTMAX_BLOCK)
-    scratch = [pltpu.VMEM((fitted[0], 1), jnp.float32)] * 2
-    specs = [pl.BlockSpec(fitted, lambda i, phase, j: (i, j))]
-    # The output stays at its first block during the first pass, so nothing is written then.
-    out_spec = pl.BlockSpec(fitted, lambda i, phase, j: (i, phase * j))
-    grid = (row_blocks, 2, column_blocks)
-    return call(softmax_body, x, grid, specs, out_spec, scratch, 2, vmem_bytes=vmem_bytes, interpret=interpret)(x)
+    """`x` [m, n]; whole rows in VMEM, their columns taken block by block, twice."""
+    m, n = x.shape
+    rows, columns = SOFTMAX_BLOCK
+    grid, fitted = tiles((m,), (rows,))
+    spec = pl.BlockSpec((fitted[0], n), lambda i: (i, 0))
+    body = functools.partial(softmax_body, columns=columns)
+    return call(body, x, grid, [spec], spec, vmem_bytes=vmem_bytes, interpret=interpret)(x)
 
 
 def welford_body(x: Any, weight: Any, bias: Any, out: Any, *, columns: int, eps: float) -> None:
