@@ -63,7 +63,7 @@ def _copy(module: fx.GraphModule, substitution: _Substitution) -> fx.GraphModule
 
 def sizes_of(graph: fx.Graph, arguments: Sequence[Any]) -> dict[sympy.Symbol, Any]:
     """What every size symbol of a graph's inputs stands for in a call."""
-    return dict(_Substitution(graph, arguments).numbers)
+    return dict(_Substitution(graph, arguments, "").numbers)
 
 
 def _memory(value: Any) -> Any:
