@@ -81,7 +81,7 @@ LAYERS = """
 """
 
 FACTORS = """
-    geqrf hash_tensor linalg.eig linalg.householder_product ormqr resize_as_
+    geqrf hash_tensor linalg.eig linalg.householder_product linalg.ldl_factor_ex linalg.ldl_solve ormqr resize_as_
 """
 
 ALL = tuple(SAMPLES)

@@ -67,8 +67,13 @@ def sizes_of(graph: fx.Graph, arguments: Sequence[Any]) -> dict[sympy.Symbol, An
 
 
 def _memory(value: Any) -> Any:
-    """What tells whether two captured tensors share memory in eager; see ``signature.separate_signature``."""
-    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
+    """What tells whether two captured tensors share memory in eager; see ``signature.separate_signature``.
+
+    None for a lazy conjugate or negative: programs compute those, so the memory they share holds other values.
+    """
+    if not isinstance(value, torch.Tensor) or value.is_conj() or value.is_neg():
+        return None
+    return value.untyped_storage()._cdata
 
 
 class _Substitution:

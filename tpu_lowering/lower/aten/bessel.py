@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,7 @@ class Series:
         middle, half = (high + low) / 2, (high - low) / 2
         found = chebyshev.chebinterpolate(lambda t: function(middle + half * t), _DEGREE)
         kept = np.flatnonzero(np.abs(found) > 1e-14 * np.max(np.abs(found)))
-        return Series(low, high, tuple(float(c) for c in found[: kept[-1] + 1]))
+        return Series(float(low), float(high), tuple(float(c) for c in found[: kept[-1] + 1]))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The sum at each element, by Clenshaw's recurrence; elements outside the interval count as its ends."""
@@ -152,8 +153,9 @@ def _k(order: int, scaled: bool, x: jax.Array) -> jax.Array:
     return jnp.where(x == 0, np.inf, jnp.where((x < 0) | (x != x), np.nan, value))
 
 
-def _phase(x: Values) -> Values:
-    return 2 / 3 * x * np.sqrt(x)
+def _phase(x: float) -> float:
+    """The exponent, or the angle, of the Airy function's asymptotic form at x (at -x)."""
+    return 2 / 3 * x * math.sqrt(x)
 
 
 @functools.cache

@@ -1,5 +1,8 @@
-"""Indexing by tensors: gathers. Torch checks bounds itself, so none are checked here; negatives count from
-the end where torch allows them."""
+"""Indexing by tensors: gathers. Negatives count from the end where torch allows them.
+
+Eager raises for an index out of range. A program cannot raise, and to look at indices on the host would wait
+for them, so nothing is checked: the element is then unspecified, but no memory beyond the array is touched.
+"""
 
 from __future__ import annotations
 

@@ -168,3 +168,9 @@ def frexp(self: Any, *, out: tuple[TensorType, TensorType]) -> tuple[jax.Array, 
 def conj(self: Any, *, out: TensorType) -> jax.Array:
     """The complex conjugate, computed at once: values here have no conjugate bit."""
     return finish(jnp.conj(self), out)
+
+
+@lowers(aten._neg_view.default)
+def neg_view(self: Any, *, out: TensorType) -> jax.Array:
+    """The negative, computed at once: values here have no negative bit."""
+    return finish(-self, out)
