@@ -17,7 +17,7 @@ from tpu_lowering.lower.table import lowers
 
 aten = torch.ops.aten
 
-Sizes = int | list[int]
+Sizes = int | list[int] | tuple[int, ...]
 PairType = tuple[TensorType, TensorType]
 
 

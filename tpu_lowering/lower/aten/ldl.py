@@ -156,4 +156,4 @@ def linalg_ldl_solve(LD: Any, pivots: Any, B: Any, *, hermitian: bool = False, o
     factors = jnp.broadcast_to(LD, (*batch, n, n)).reshape(-1, n, n)
     order = jnp.broadcast_to(pivots, (*batch, n)).reshape(-1, n).astype(np.int32)
     right = jnp.broadcast_to(B, out.shape).reshape(-1, *out.shape[-2:])
-    return finish(jax.vmap(lambda *one: _solve(*one, hermitian))(factors, order, right), out)
+    return finish(jax.vmap(lambda f, p, b: _solve(f, p, b, hermitian))(factors, order, right), out)

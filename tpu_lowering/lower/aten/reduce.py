@@ -212,4 +212,4 @@ def hash_tensor(self: Any, dim: Dims = (), *, keepdim: bool = False, mode: int =
     """The exclusive or, over ``dim``, of the bits of the elements as float64, or of integers as int64."""
     wide = cast(self, np.dtype(np.float64 if jnp.issubdtype(self.dtype, np.floating) else np.int64))
     bits = jax.lax.bitcast_convert_type(wide, np.uint64)
-    return finish(jnp.bitwise_xor.reduce(bits, axis=axes_of(dim, bits.ndim)), out)
+    return finish(jax.lax.reduce(bits, np.uint64(0), jax.lax.bitwise_xor, axes_of(dim, bits.ndim)), out)
