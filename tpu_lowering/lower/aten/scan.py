@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import torch
 
 from tpu_lowering.ir.types import TensorType
@@ -35,10 +36,27 @@ def cumprod(self: Any, dim: int, *, dtype: Any = None, out: TensorType) -> jax.A
     return finish(jnp.cumprod(x, axis=axis), out)
 
 
+def _complex_logcumsumexp(x: jax.Array, axis: int) -> jax.Array:
+    """One element after the other, because which branch of the logarithm comes out depends on the order."""
+
+    def add(total: jax.Array, element: jax.Array) -> tuple[jax.Array, jax.Array]:
+        is_less = element.real < total.real
+        low, high = jnp.where(is_less, element, total), jnp.where(is_less, total, element)
+        both_zero = jnp.isneginf(low.real) & jnp.isneginf(high.real)
+        total = jnp.where(both_zero, low, high + jnp.log1p(jnp.exp(jnp.where(both_zero, 0, low - high))))
+        return total, total
+
+    elements = jnp.moveaxis(x, axis, 0)
+    start = jnp.full(elements.shape[1:], -np.inf, x.dtype)
+    return jnp.moveaxis(jax.lax.scan(add, start, elements)[1], 0, axis)
+
+
 @lowers(aten.logcumsumexp.default)
 def logcumsumexp(self: Any, dim: int, *, out: TensorType) -> jax.Array:
     """Running log(sum(exp(x)))."""
     x, axis = _along(cast(self, compute_dtype(out.dtype)), dim)
+    if jnp.iscomplexobj(x):
+        return finish(_complex_logcumsumexp(x, axis), out)
     return finish(jax.lax.cumlogsumexp(x, axis=axis), out)
 
 
