@@ -99,3 +99,17 @@ def test_conjugates_and_negatives_of_a_result_have_values_of_their_own() -> None
         compiled = torch.compile(views, backend="helion_tpu", fullgraph=True)
         for got, expected in zip(compiled(x), views(x), strict=True):
             torch.testing.assert_close(got, expected)
+
+
+def test_running_log_sums_of_complex_numbers_stay_on_eager_s_branch() -> None:
+    torch.manual_seed(0)
+    x = torch.complex(9 * torch.randn(6, 4), 9 * torch.randn(6, 4))
+    _check(lambda x: (x.logcumsumexp(0), x.logcumsumexp(-1)), x)
+
+
+@pytest.mark.parametrize("hermitian", [False, True])
+def test_ldl_of_complex_matrices_has_lapack_s_pivots(hermitian: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 6, 6, dtype=torch.complex64)
+    x = x + (x.mH if hermitian else x.mT)
+    _check(lambda x: torch.linalg.ldl_factor_ex(x, hermitian=hermitian), x)

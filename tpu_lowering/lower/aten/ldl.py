@@ -43,7 +43,8 @@ def _solve_block(block: jax.Array, b: jax.Array) -> jax.Array:
 
 def _choose(a: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """For row ``k``: how many rows the block takes, the row to swap in, and whether the column is all zero."""
-    rows, size = jnp.arange(a.shape[0]), jnp.abs(a)
+    rows = jnp.arange(a.shape[0])
+    size = jnp.abs(a.real) + jnp.abs(a.imag)  # LAPACK's measure, which decides between pivots
     below = jnp.where(rows > k, size[:, k], -1)
     largest = jnp.argmax(below).astype(k.dtype)
     column = jnp.maximum(below[largest], 0)
