@@ -35,7 +35,7 @@ def written_twice_and_returned(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def out_argument(x: Tensor) -> Tensor:
-    out = torch.empty(2, 3).t()
+    out = torch.empty(3, 2)
     torch.add(x, 1, out=out)
     return out
 

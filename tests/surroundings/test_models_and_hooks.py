@@ -265,7 +265,7 @@ def test_modes_of_inductor_are_ignored_with_a_warning() -> None:
 
 
 # Function transforms ----------------------------------------------------------------------------------
-WEIGHT = torch.arange(1.0, 7.0).view(3, 2)
+WEIGHT = torch.arange(1.0, 7.0).view(3, 2) / 6
 
 
 def loss(weight: Tensor, x: Tensor) -> Tensor:
