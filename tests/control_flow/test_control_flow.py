@@ -392,4 +392,4 @@ def test_dumped_program_runs_on_its_own(tmp_path: pathlib.Path) -> None:
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True)
     assert done.stdout.strip() == "['float32[4,3]']", done.stderr
     graph = next(path.parent.glob("*_lowered.graph")).read_text()
-    assert "region true_graph_0:\n    region true_graph_0:\n        %" in graph
+    assert "\nregion true_graph_0:\n    %" in graph and "\n    region true_graph_0:\n        %" in graph
