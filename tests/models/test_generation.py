@@ -74,7 +74,8 @@ def compare(run: Callable[[Callable[..., Any]], tuple[Step, Any, torch.Tensor]])
         found, my_logits = greedy(mine, my_first)
     assert backend.graphs == 1, f"expected one compilation for all steps, got {backend.graphs}"
     assert torch.equal(found, expected)
-    torch.testing.assert_close(my_logits, logits)
+    largest = logits.abs().max()  # rounding is relative to what logits are summed from
+    torch.testing.assert_close(my_logits / largest, logits / largest)
     for layer, my_layer in zip(cache.layers, my_cache.layers, strict=True):
         torch.testing.assert_close((my_layer.keys, my_layer.values), (layer.keys, layer.values))
         assert int(my_layer.cumulative_length) == int(layer.cumulative_length)

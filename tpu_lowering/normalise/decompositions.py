@@ -15,6 +15,7 @@ import torch
 from tpu_lowering import compat
 from tpu_lowering.compat import core_aten_decompositions, registered_decompositions
 from tpu_lowering.normalise import draws
+from tpu_lowering.normalise.foreach import foreach_decompositions
 
 aten = torch.ops.aten
 
@@ -134,8 +135,7 @@ def _table() -> dict[OpOverload, Callable[..., Any]]:
             del table[overload]
     for overloads in ADDED.values():
         table.update(registered_decompositions(list(overloads)))
-    table.update(draws.DECOMPOSITIONS)
-    return table
+    return table | draws.DECOMPOSITIONS | foreach_decompositions()
 
 
 def decompositions() -> dict[OpOverload, Callable[..., Any]]:
