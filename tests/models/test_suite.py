@@ -16,8 +16,10 @@ DEFAULT = ("llama", "mixtral", "bert", "deberta_v2", "t5", "vit", "resnet", "une
 SUITE = [pytest.param(name, marks=() if name in DEFAULT else pytest.mark.large) for name in MODELS]
 AUTOCAST = ["llama", pytest.param("bert", marks=pytest.mark.large), "resnet"]
 
-# Narrow floats: the error against float32 may be this many times eager's worst on any tensor of the same kind.
+# Narrow floats: the error against float32 may be this many times eager's worst on any tensor of the same kind, and
+# one rounding to bfloat16 more: of a single number, such as the loss, eager may come out right by luck.
 SLACK = 2.0
+ROUNDING = torch.finfo(torch.bfloat16).eps / 2
 TINY = 1e-30  # the norm of a gradient that is all zeros
 
 
@@ -63,7 +65,7 @@ def test_autocast_is_as_exact_as_eager(name: str) -> None:
         worst[kind] = max(worst.get(kind, 0.0), error)
     assert worst["result"] > 1e-4, "expected the rounding of bfloat16 in eager's result"
     for key, error in _errors(ours, truth).items():
-        allowed = SLACK * worst[key.split()[0]] + 1e-6
+        allowed = SLACK * worst[key.split()[0]] + ROUNDING
         assert error <= allowed, f"{key}: relative error {error:.1e}, allowed {allowed:.1e}"
 
 

@@ -30,9 +30,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "div, numbers": lambda: torch._foreach_div(A, NUMBERS),
     "addcmul, number": lambda: torch._foreach_addcmul(A, B, C, 0.25),
     "addcmul, numbers": lambda: torch._foreach_addcmul(A, B, C, NUMBERS),
-    "addcmul, tensor": lambda: torch._foreach_addcmul(A, B, C, torch.tensor(NUMBERS)),
     "addcdiv, numbers": lambda: torch._foreach_addcdiv(A, B, C, NUMBERS),
-    "addcdiv, tensor": lambda: torch._foreach_addcdiv(A, B, C, torch.tensor(NUMBERS)),
     "lerp, number": lambda: torch._foreach_lerp(A, B, 0.3),
     "lerp, list": lambda: torch._foreach_lerp(A, B, C),
     "maximum, list": lambda: torch._foreach_maximum(A, B),
@@ -47,7 +45,6 @@ CALLS: dict[str, Callable[[], object]] = {
     "neg": lambda: torch._foreach_neg(A),
     "norm": lambda: torch._foreach_norm(A, 2),
     "norm, largest": lambda: torch._foreach_norm(A, float("inf")),
-    "max": lambda: torch._foreach_max(A),
 }
 
 

@@ -5,7 +5,7 @@
     _foreach_add.List([a, b], [x, y], alpha=2)    [add(a, x, alpha=2), add(b, y, alpha=2)]
     _foreach_div.ScalarList([a, b], [2.0, 3.0])   [div(a, 2.0), div(b, 3.0)]
     _foreach_pow.ScalarAndTensor(2, [a, b])       [pow(2, a), pow(2, b)]
-    _foreach_addcmul.Tensor([a], [x], [y], v)     [add(a, mul(v[0], mul(x, y)))]
+    _foreach_addcmul.Scalar([a], [x], [y], 2)     [addcmul(a, x, y, value=2)]
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ aten = torch.ops.aten
 PREFIX = "_foreach_"
 # Where the operator for one tensor has another name, or takes its arguments in another way.
 ELEMENTS: dict[str, Callable[..., Any]] = {
+    "addcdiv": lambda self, tensor1, tensor2, value: aten.addcdiv(self, tensor1, tensor2, value=value),
+    "addcmul": lambda self, tensor1, tensor2, value: aten.addcmul(self, tensor1, tensor2, value=value),
     "copy": lambda self, src, non_blocking: aten.copy(self, src, non_blocking),
-    "max": aten.max.default,
     "maximum": lambda self, other: aten.maximum(self, other) if _is_tensor(other) else aten.clamp_min(self, other),
     "minimum": lambda self, other: aten.minimum(self, other) if _is_tensor(other) else aten.clamp_max(self, other),
     "norm": lambda self, ord, dtype: aten.linalg_vector_norm(self, ord, dtype=dtype),
     "zero": aten.zeros_like.default,
 }
-# With a factor for each tensor in one tensor.
-FACTORS: dict[str, Callable[..., Any]] = {"addcmul": aten.mul.Tensor, "addcdiv": aten.div.Tensor}
+# They read numbers off a tensor, which torch's own tracing refuses.
+READING = {("addcdiv", "Tensor"), ("addcmul", "Tensor")}
 
 
 def foreach_decompositions() -> dict[compat.OpOverload, Callable[..., Any]]:
@@ -40,7 +41,11 @@ def foreach_decompositions() -> dict[compat.OpOverload, Callable[..., Any]]:
     for name in {full.removeprefix(PREFIX).rstrip("_") for full in dir(torch) if full.startswith(PREFIX)}:
         packet = getattr(aten, PREFIX + name, None)
         if packet is not None and (name in ELEMENTS or hasattr(aten, name)):
-            overloads = [getattr(packet, short) for short in packet.overloads() if not short.endswith("out")]
+            overloads = [
+                getattr(packet, short)
+                for short in packet.overloads()
+                if not short.endswith("out") and (name, short) not in READING
+            ]
             table.update((overload, _one_by_one(overload, name)) for overload in overloads)
     return table
 
@@ -50,8 +55,6 @@ def _one_by_one(overload: compat.OpOverload, name: str) -> Callable[..., Any]:
     listed = [argument.name for argument in schema.arguments if "List" in str(argument.type)]
     keywords = [argument.name for argument in schema.arguments if argument.kwarg_only and name not in ELEMENTS]
     element = ELEMENTS.get(name) or getattr(aten, name)
-    if name in FACTORS and schema.overload_name == "Tensor":
-        element, listed = _scaled(FACTORS[name]), [*listed, "scalars"]
 
     def decomposed(*args: Any, **kwargs: Any) -> list[Any]:
         bound = arguments.bind(schema, args, kwargs)
@@ -63,13 +66,6 @@ def _one_by_one(overload: compat.OpOverload, name: str) -> Callable[..., Any]:
         return results
 
     return decomposed
-
-
-def _scaled(combine: Callable[..., Any]) -> Callable[..., Any]:
-    def add(self: Any, tensor1: Any, tensor2: Any, factor: Any) -> Any:
-        return aten.add(self, aten.mul(factor, combine(tensor1, tensor2)))
-
-    return add
 
 
 def _is_tensor(value: Any) -> bool:
