@@ -129,13 +129,13 @@ ADDED: dict[str, tuple[OpOverload, ...]] = {
 
 @functools.cache
 def _table() -> dict[OpOverload, Callable[..., Any]]:
-    table = core_aten_decompositions()
+    table = core_aten_decompositions() | foreach_decompositions() | draws.DECOMPOSITIONS
     for overloads in KEPT.values():
         for overload in overloads:
             del table[overload]
     for overloads in ADDED.values():
         table.update(registered_decompositions(list(overloads)))
-    return table | draws.DECOMPOSITIONS | foreach_decompositions()
+    return table
 
 
 def decompositions() -> dict[OpOverload, Callable[..., Any]]:

@@ -98,7 +98,6 @@ KEEPING_DTYPE: dict[str, Function] = {
     "ceil": _rounding(jnp.ceil),
     "floor": _rounding(jnp.floor),
     "neg": jnp.negative,
-    "_neg_view": jnp.negative,
     "relu": _relu,
     "round": _rounding(jnp.round),
     "sgn": _complex_sign,
