@@ -230,3 +230,16 @@ def test_damaged_and_foreign_files_are_refused(
         with pytest.raises(tpu_lowering.TpuLoweringError) as caught:
             tpu_lowering.load(damaged)
         assert caught.value.code == "TL109", name
+
+
+@pytest.mark.parametrize(("random", "drawn"), [("jax", ("key",)), ("torch", ("aten.bernoulli.p",))])
+def test_a_model_with_dropout_takes_what_is_drawn_last(random: str, drawn: tuple[str, ...], tmp_path) -> None:
+    def forward(x):
+        return torch.nn.functional.dropout(x, 0.1) * 2
+
+    program = tpu_lowering.aot_compile(forward, (X,), target="v5e", options={"random": random})
+    assert program.drawn_inputs == drawn
+    size = 2 * 4 if random == "jax" else 4 * MIB
+    assert 4 * MIB + size <= program.argument_bytes < 4 * MIB + size + 4096
+    program.save(tmp_path / "dropout.tpu")
+    assert tpu_lowering.load(tmp_path / "dropout.tpu").drawn_inputs == drawn

@@ -18,6 +18,7 @@ import pytest
 import torch
 from expecttest import assert_expected_inline as inline
 from jax.experimental import pallas as pl
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tpu_lowering import TpuLoweringError, kernel_op, register_kernel
 from tpu_lowering.backend import helion_tpu
@@ -553,3 +554,24 @@ def test_mixed_devices() -> None:
   why  expected tensors on a device with a runtime (cpu), got meta
   fix  move the model and its inputs to the CPU with .to('cpu')""",
     )
+
+
+# Random numbers ---------------------------------------------------------------------------------------
+def test_draws_that_depend_on_data_with_torch_s_values() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return torch.poisson(x)
+
+    inline(refused(function, torch.ones(2), random="torch"), "")
+
+
+def test_dropout_inside_the_fused_attention_operator() -> None:
+    def function(x: torch.Tensor) -> Any:
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(x, x, x, 0.5)
+
+    inline(refused(function, torch.ones(1, 1, 2, 4)), "")
+
+
+def test_a_generator_in_a_graph() -> None:
+    generator = torch.Generator()
+    graph = make_fx(lambda x: (torch.bernoulli(x, generator=generator),), tracing_mode="fake")(torch.ones(2))
+    inline(raised(helion_tpu, graph, [torch.ones(2)]), "")
