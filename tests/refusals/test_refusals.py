@@ -561,17 +561,37 @@ def test_draws_that_depend_on_data_with_torch_s_values() -> None:
     def function(x: torch.Tensor) -> torch.Tensor:
         return torch.poisson(x)
 
-    inline(refused(function, torch.ones(2), random="torch"), "")
+    inline(
+        refused(function, torch.ones(2), random="torch"),
+        """\
+[TL320] random values depend on data, so eager's cannot be drawn before the program runs: aten.poisson.default
+  at   FILE:LINE in function: return torch.poisson(x)
+  why  expected a draw that depends on shapes and numbers alone, got one that depends on a tensor's values
+  fix  compile with options={"random": "jax"}, or run it in eager, before the compiled function""",
+    )
 
 
 def test_dropout_inside_the_fused_attention_operator() -> None:
     def function(x: torch.Tensor) -> Any:
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(x, x, x, 0.5)
 
-    inline(refused(function, torch.ones(1, 1, 2, 4)), "")
+    inline(
+        refused(function, torch.ones(1, 1, 2, 4)),
+        """\
+[TL301] operator has no lowering: aten._scaled_dot_product_flash_attention_for_cpu.default with dropout
+  at   FILE:LINE in function: return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(x, x, x, 0.5)
+  why  expected dropout_p=0.0, the only one that the operator takes in eager, got 0.5
+  fix  call torch.nn.functional.scaled_dot_product_attention, which applies dropout by other operators""",
+    )
 
 
 def test_a_generator_in_a_graph() -> None:
     generator = torch.Generator()
     graph = make_fx(lambda x: (torch.bernoulli(x, generator=generator),), tracing_mode="fake")(torch.ones(2))
-    inline(raised(helion_tpu, graph, [torch.ones(2)]), "")
+    inline(
+        raised(helion_tpu, graph, [torch.ones(2)]),
+        """\
+[TL321] random values from a generator of the user's own: aten.bernoulli.default
+  why  expected values from torch's own generator, got a torch.Generator
+  fix  leave generator= out and seed with torch.manual_seed, or draw in eager and pass the values in""",
+    )
