@@ -51,8 +51,8 @@ def helion_tpu(
     gradients.refuse_missing_backward(module)
     observer = pipeline.Observers([*observers, LogObserver(), *dump_observer(chosen.dump)])
     number = next(_numbers)
-    if why := recompiles.failed_guard():
-        observer.acted(f"graph_{number}", "capture", why)
+    if again := recompiles.failed_guard():
+        observer.acted(f"graph_{number}", "capture", again)
 
     def compiler(kind: str) -> Callable[..., Any]:
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:

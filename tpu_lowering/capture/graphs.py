@@ -71,7 +71,8 @@ class CapturedGraph:
         if self.options.buckets:
             with compat.disable_current_modes():
                 self.rounding = Rounding(self.module.graph, self.options.buckets, self.shares_memory)
-            self.observer.acted(f"{self.kind}_{self.number}", "round_sizes", self.rounding.actions)
+            if self.rounding.actions:
+                self.observer.acted(f"{self.kind}_{self.number}", "round_sizes", self.rounding.actions)
 
     def _for_sizes(self, arguments: Sequence[Any]) -> RunnableProgram:
         key = tuple(_size_key(argument) for argument in arguments)
