@@ -88,7 +88,8 @@ class Interpreted:
         self.program = program
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
-        return edge.results(self.program.signature, interpreter.interpret(self.program.module, arguments))
+        values = interpreter.interpret(self.program.module, arguments)
+        return edge.results(self.program.signature, [value.contiguous().clone() for value in values])
 
 
 def rounded(rounding: Rounding, module: torch.fx.GraphModule, x: Tensor) -> list[Tensor]:
