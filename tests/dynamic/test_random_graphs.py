@@ -1,4 +1,4 @@
-"""Random graphs over a tensor of dynamic length, padded with NaN: every result is as in eager.
+"""Random graphs over a tensor of three dynamic sizes, padded with NaN: every result is as in eager.
 
 The graphs go through the analysis, the edits and the passes, and run on the reference interpreter.
 """
@@ -116,7 +116,7 @@ def test_random_graphs_keep_their_results() -> None:
         )
         rounding = Rounding(module.graph, 8, shares_memory=False)
         counts["all"] += 1
-        counts["rounded"] += bool(rounding.padding.rounded)
+        counts["rounded"] += len(rounding.padding.rounded)
         for length in (23, 9):
             x = torch.randn(2, length, 3, generator=generator)
             actual, expected = rounded(rounding, module, x), function(x)
@@ -124,4 +124,4 @@ def test_random_graphs_keep_their_results() -> None:
                 torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4, equal_nan=True)
 
     check()
-    assert counts["rounded"] > counts["all"] / 3
+    assert counts["rounded"] > counts["all"]  # of three sizes each
