@@ -61,7 +61,7 @@ def test_an_encoder_layer_for_lengths_1_to_64() -> None:
     watch, model = Watch(), Encoder()
     run = watch.compile(model, dynamic=True, buckets=16, poison=True)
     parameters = list(model.parameters())
-    for length in range(2, 65):
+    for length in (5, *range(2, 65)):  # not 2 first: torch takes sizes that are equal at first for one size
         tokens = torch.randint(0, 11, (3, length))
         result, wanted = run(tokens), model(tokens)
         torch.testing.assert_close(result, wanted, check_stride=True)
