@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.passes.split_module import split_module
 
 from tpu_lowering.capture.gradients import called_overload
@@ -30,7 +31,10 @@ def has_no_implementation(node: fx.Node) -> bool:
 
 def runs_in_eager(node: fx.Node) -> bool:
     """Whether a node of Dynamo's graph runs in eager torch."""
-    return has_no_implementation(node) or bool(node.meta.get("unbacked_bindings"))
+    if has_no_implementation(node) or node.meta.get("unbacked_bindings"):
+        return True
+    value = node.meta.get("example_value")  # a size made of such a result stays beside it: the split binds it there
+    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) and bool(free_unbacked_symbols(value))
 
 
 def compile_around(module: fx.GraphModule, examples: Sequence[Any], compile_part: Compile) -> Callable[..., Any]:
