@@ -33,7 +33,8 @@ def to_jax(tensor: torch.Tensor) -> jax.Array:
         return jax.numpy.zeros(tuple(tensor.shape), TensorType.of(tensor).dtype)
     if not tensor.is_contiguous():
         tensor = tensor.contiguous()
-    return jax.dlpack.from_dlpack(tensor)
+    # A dimension of size 1 may have any stride; JAX would take it for another layout.
+    return jax.dlpack.from_dlpack(tensor.reshape(-1).view(tensor.shape))
 
 
 def to_torch(array: jax.Array) -> torch.Tensor:
