@@ -19,7 +19,7 @@ class Watch:
     """An observer that counts.
 
     Attributes:
-        graphs: how often Dynamo called the backend.
+        graphs: how many of Dynamo's graphs were compiled.
         captured: names of graphs from AOTAutograd, once for each program of each.
         programs: names of programs that were compiled.
         actions: what passes and analyses said.
@@ -31,8 +31,9 @@ class Watch:
         self.actions: list[Action] = []
 
     def backend(self, module: fx.GraphModule, examples: Sequence[Any], **options: Any) -> Callable[..., Any]:
-        self.graphs += 1
-        return helion_tpu(module, examples, observers=(self,), options=options)
+        compiled = helion_tpu(module, examples, observers=(self,), options=options)
+        self.graphs += 1  # not where Dynamo gives up halfway, to begin again with floats as constants
+        return compiled
 
     def compile(self, function: Callable[..., Any], dynamic: bool | None = None, **options: Any) -> Callable[..., Any]:
         torch._dynamo.reset()

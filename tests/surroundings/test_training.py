@@ -193,7 +193,8 @@ def test_optimiser_step_is_one_program_that_writes_in_place() -> None:
     compare(list(own.parameters()), list(eager.parameters()))
     compare([dict(state) for state in ours.state.values()], [dict(state) for state in theirs.state.values()], "states")
     assert [parameter.untyped_storage().data_ptr() for parameter in own.parameters()] == storages
-    assert all(name.startswith("inference") for name in record.graphs)
+    # "graph": captured again once there are momenta
+    assert all(name.startswith(("inference", "graph")) for name in record.graphs)
 
 
 def test_whole_step_with_the_optimiser_inside() -> None:
