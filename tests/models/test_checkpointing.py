@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-from training import assert_equal, both, train
+from model_training import assert_equal, both, train
 
 from bench.zoo import MODELS
 from tpu_lowering.backend import helion_tpu

@@ -10,7 +10,7 @@ import pytest
 import torch
 from alone import STATE, run_alone
 from torch import nn
-from training import assert_equal, train
+from model_training import assert_equal, train
 
 from bench.zoo import MODELS, Inputs
 

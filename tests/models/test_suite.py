@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from training import assert_equal, both, train
+from model_training import assert_equal, both, train
 
 from bench.zoo import MODELS
 

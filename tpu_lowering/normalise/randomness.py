@@ -79,14 +79,19 @@ def make_draws_explicit(module: fx.GraphModule, option: Random) -> None:
     found = [node for node in graph.nodes if node.target in (saves, repeats) or node.target in OPERATORS]
     for node in graph.nodes:
         _refuse_generator(node)
-        _refuse_dropout_in_attention(node)
+        _refuse_dropout_in_attention(node, saves, repeats)
     for node in found:
         operands = node.all_input_nodes
         if node.target is saves:
             _name_source(node)
         with graphs.inserting_for(node):
-            if node.target is saves:
+            if node.target is saves and node.args[0] in ATTENTION:
+                state = graphs.call(graph, aten.zeros.default, [random.state_size()], dtype=torch.uint8)
+                _replace_pair(node, (state, graphs.call(graph, *node.args, **node.kwargs)))  # type: ignore[arg-type]
+            elif node.target is saves:
                 _replace_pair(node, source.save(_drawing(node, node.args)))
+            elif node.target is repeats and node.args[1] in ATTENTION:
+                graphs.replace(node, graphs.call(graph, *node.args[1:], **node.kwargs))  # type: ignore[arg-type]
             elif node.target is repeats:
                 graphs.replace(node, source.repeat(_drawing(node, node.args[1:]), node.args[0]))
             else:
@@ -264,20 +269,21 @@ def _erase_unused(nodes: Sequence[fx.Node]) -> None:
             node.graph.erase_node(node)
 
 
-def _refuse_dropout_in_attention(node: fx.Node) -> None:
+def _refuse_dropout_in_attention(node: fx.Node, saves: Any, repeats: Any) -> None:
     """Eager's fused attention has no dropout; ``scaled_dot_product_attention`` never calls it with one.
 
     Raises:
         TpuLoweringError: TL301.
     """
-    target: Any = node.target
+    wrapped = {saves: 0, repeats: 1}.get(node.target)
+    target, args = (node.target, node.args) if wrapped is None else (node.args[wrapped], node.args[wrapped + 1 :])
     if target not in ATTENTION:
         return
-    dropout = arguments.bind(target._schema, node.args, node.kwargs)["dropout_p"]
+    dropout = arguments.bind(target._schema, args, node.kwargs)["dropout_p"]  # type: ignore[union-attr]
     if dropout != 0:
         raise errors.refuse(
             "TL301",
-            f"{node.target} with dropout",
+            f"{target} with dropout",
             f"expected dropout_p=0.0, the only one that the operator takes in eager, got {dropout}",
             "call torch.nn.functional.scaled_dot_product_attention, which applies dropout by other operators",
             graphs.source_line(node),
