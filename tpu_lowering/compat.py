@@ -93,6 +93,9 @@ auto_functionalized = private(
 auto_functionalized_v2 = private(
     "torch", "torch._higher_order_ops.auto_functionalize", "auto_functionalized_v2", "call form of mutable operators"
 )
+with_effects = private(
+    "torch", "torch._higher_order_ops.effects", "with_effects", "call form of operators that raise or print"
+)
 
 
 def random_state_operators() -> tuple[Any, Any]:

@@ -29,6 +29,7 @@ from tpu_lowering.lower import layout
 from tpu_lowering.normalise import (
     allocations,
     control_flow,
+    effects,
     functionalized,
     helion,
     randomness,
@@ -65,6 +66,7 @@ def _define_allocations(module: fx.GraphModule, options: Options) -> None:
 
 
 NORMALISE: tuple[Step, ...] = (
+    Step("drop_checks", lambda module, _: effects.drop_checks(module.graph), invariants.SPECIALISED),
     Step(
         "call_control_flow",
         lambda module, _: control_flow.normalise_control_flow(module.graph),

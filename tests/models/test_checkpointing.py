@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from model_training import assert_equal, both, train
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-from model_training import assert_equal, both, train
 
 from bench.zoo import MODELS
 from tpu_lowering.backend import helion_tpu

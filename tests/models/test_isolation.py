@@ -9,8 +9,8 @@ import threading
 import pytest
 import torch
 from alone import STATE, run_alone
-from torch import nn
 from model_training import assert_equal, train
+from torch import nn
 
 from bench.zoo import MODELS, Inputs
 

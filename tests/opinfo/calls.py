@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import torch.utils._pytree as pytree
 
+from tests.opinfo import ties
+
 
 def seed(number: int = 0) -> None:
     """Seeds the generators that sample functions draw from."""
@@ -99,7 +101,8 @@ def operator_calls(op: Any, dtype: torch.dtype, grad: bool) -> Iterator[Call]:
     """The calls of an entry of ``op_db``."""
     seed()
     for sample in op.sample_inputs("cpu", dtype, requires_grad=grad):
-        yield Call(op.op, (sample.input, *sample.args), dict(sample.kwargs), sample.output_process_fn_grad)
+        determined = ties.determined(op.name, sample) or sample.output_process_fn_grad
+        yield Call(op.op, (sample.input, *sample.args), dict(sample.kwargs), determined)
 
 
 def module_calls(info: Any, dtype: torch.dtype, grad: bool) -> Iterator[Call]:

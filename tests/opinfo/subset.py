@@ -23,7 +23,7 @@ GRADIENTS = """
     nn.functional.max_pool2d pow prod sum where
 """
 
-MODULES = "nn_Conv1d nn_GRU nn_LayerNorm nn_Linear nn_TransformerEncoderLayer"
+MODULES = "nn_Conv1d nn_GroupNorm nn_LayerNorm nn_Linear nn_TransformerEncoderLayer"
 
 OPTIMIZERS = "Adam SGD"
 

@@ -15,6 +15,7 @@ DTYPES = {
     "bool": torch.bool,
     "complex64": torch.complex64,
 }
+COLUMNS = (*DTYPES, "float32 grad")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.testing._internal.opinfo.core import SampleInput
 
+from tests.opinfo import ties
 from tests.opinfo.calls import Call, clone
 from tests.opinfo.compare import Differs, Outcome, compare, execute, same
 from tests.opinfo.expected import complaint
@@ -85,3 +87,16 @@ def test_complaints_go_both_ways() -> None:
     assert complaint(passes) == "expected TL303 (data_dependent), but it passes"
     assert complaint(dataclasses.replace(passes, name="add")) == ""
     assert complaint(dataclasses.replace(fails, name="add")).startswith("expected a pass, but it fails with TL303")
+
+
+def test_positions_of_equal_elements_may_be_any_but_must_be_theirs() -> None:
+    x = torch.tensor([2.0, 1.0, 1.0])
+    sample = SampleInput(x, args=(0,))
+    call = Call(torch.sort, (x, 0), {}, ties.determined("sort", sample))
+    sort = [torch.tensor([1.0, 1.0, 2.0])]
+    eager = outcome((*sort, torch.tensor([1, 2, 0])))
+    compare(call, outcome((*sort, torch.tensor([2, 1, 0]))), eager)
+    for wrong in ([1, 1, 0], [0, 1, 2]):
+        with pytest.raises(Differs):
+            compare(call, outcome((*sort, torch.tensor(wrong))), eager)
+    assert ties.determined("sort", SampleInput(x, args=(0,), kwargs={"stable": True})) is None

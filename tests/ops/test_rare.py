@@ -60,6 +60,15 @@ CASES: dict[str, Case] = {
         lambda x: torch.hash_tensor(x, 1, keepdim=True).view(torch.int64),
         (INTEGERS.reshape(1, 5).int(),),
     ),
+    "bools added and multiplied by scatter": (
+        lambda x, i: (x.scatter(0, i, True, reduce="add"), x.scatter(0, i, False, reduce="multiply")),
+        (FLOATS > 0, torch.tensor([0, 2])),
+    ),
+    "norm of complex numbers with a dtype": (
+        lambda x: torch.linalg.vector_norm(x, dtype=torch.complex64),
+        (torch.complex(FLOATS, FLOATS + 1),),
+    ),
+    "logcumsumexp beyond pi": (lambda x: x.logcumsumexp(0), (torch.complex(FLOATS, FLOATS * 2 + 3),)),
     "rrelu backward in training": (_rrelu(True), (FLOATS, FLOATS + 0.1, uniform(4))),
     "rrelu backward in evaluation": (_rrelu(False), (FLOATS, FLOATS + 0.1, uniform(4))),
     "fractional_max_pool2d": (_pool(2, (3, 4)), (uniform(2, 3, 7, 6), uniform(2, 3, 2))),
@@ -82,3 +91,15 @@ def test_matches_eager(name: str) -> None:
     assert len(got) == len(expected)
     for x, y in zip(got, expected, strict=True):
         torch.testing.assert_close(x, y, check_stride=False)
+
+
+@pytest.mark.parametrize(
+    "function", [torch.linalg.cholesky, torch.linalg.inv, lambda x: torch.linalg.matrix_power(x, -2)]
+)
+def test_checks_of_matrices_leave_no_trace(function: Callable[..., Any]) -> None:
+    """AOTAutograd writes a call with an effect for the check; no such matrix is singular."""
+    torch._dynamo.reset()
+    x = torch.eye(3) * 2 + uniform(3, 3) / 10
+    x = x + x.T
+    got = torch.compile(function, backend="helion_tpu", fullgraph=True)(x)
+    torch.testing.assert_close(got, function(x))

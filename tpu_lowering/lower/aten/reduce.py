@@ -191,7 +191,8 @@ def linalg_vector_norm(
     out: TensorType,
 ) -> jax.Array:
     """The ``ord``-norm over ``dim``: sums of powers, counts for 0, extremes for the infinities."""
-    size = jnp.abs(cast(self, compute_dtype(self.dtype if dtype is None else out.dtype)))
+    is_real_cast = dtype is not None and not jnp.iscomplexobj(self)
+    size = jnp.abs(cast(self, compute_dtype(out.dtype if is_real_cast else self.dtype)))
     size = cast(size, compute_dtype(out.dtype))
     axes = axes_of(dim, size.ndim)
     if ord == math.inf:

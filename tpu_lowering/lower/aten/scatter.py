@@ -128,7 +128,7 @@ def _extreme_identity(dtype: np.dtype[Any], largest: bool) -> Any:
 def _reduced(x: jax.Array, where: Any, values: jax.Array, reduce: str, include_self: bool) -> jax.Array:
     """``x`` reduced with ``values`` at an index; without ``include_self`` touched elements start afresh."""
     if x.dtype == np.bool_:
-        reduce = {"sum": "amax", "prod": "amin"}.get(reduce, reduce)
+        reduce = {"sum": "amax", "add": "amax", "prod": "amin", "multiply": "amin"}.get(reduce, reduce)
     identity: Any = {"sum": 0, "add": 0, "mean": 0, "prod": 1, "multiply": 1}.get(reduce)
     if identity is None:
         identity = _extreme_identity(x.dtype, reduce == "amax")
