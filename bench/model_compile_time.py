@@ -148,7 +148,7 @@ def serve() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)  # what libraries print is not an answer
     for line in sys.stdin:
-        name, backend = line.split()
+        name, backend = line.rsplit(maxsplit=1)
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
