@@ -54,7 +54,7 @@ def demo(length: int) -> int:
 
 
 def _cpu() -> str:
-    return f"the CPU ({torch.get_num_threads()} threads); kernels run in Pallas's interpreter"
+    return f"the CPU ({torch.get_num_threads()} threads); kernels run as plain JAX"
 
 
 def doctor() -> int:

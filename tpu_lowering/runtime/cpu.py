@@ -38,7 +38,7 @@ class CpuRuntime:
         return CpuProgram(program, source, self.kernels)
 
     def remarks(self, program: Program) -> list[Action]:
-        """The kernel calls that run in Pallas's interpreter although they need not, each with why."""
+        """The kernel calls that are left to Pallas's interpreter, each with why."""
         if self.kernels != "vectorized":
             return []
         found = [(node, _why_interpreted(graphs.kernel_of(node))) for node in graphs.kernel_calls(program.module.graph)]
