@@ -47,6 +47,7 @@ CASES: dict[str, Case] = {
     "shift right of ints": (lambda x, y: aten.__rshift__.Tensor(x, y), (INTEGERS, INTEGERS.abs())),
     "nonzero_static too few": (lambda x: torch.nonzero_static(x, size=6, fill_value=-7), (INTEGERS.reshape(5, 1),)),
     "nonzero_static too many": (lambda x: torch.nonzero_static(x, size=2), (INTEGERS,)),
+    "nonzero_static of nothing": (lambda x: torch.nonzero_static(x, size=2), (torch.ones(3, 0),)),
     "repeat_interleave of known size": (
         lambda x, repeats: torch.repeat_interleave(x, repeats, output_size=6),
         (FLOATS[:3], torch.tensor([2, 0, 4])),

@@ -137,4 +137,6 @@ def embedding_dense_backward(
 @lowers(aten.nonzero_static.default)
 def nonzero_static(self: Any, *, size: int, fill_value: int = -1, out: TensorType) -> jax.Array:
     """[size, ndim]: the positions of the first ``size`` elements that are not 0; ``fill_value`` beyond them."""
+    if self.size == 0:
+        return jnp.full(out.shape, fill_value, out.dtype)
     return finish(jnp.argwhere(self, size=size, fill_value=fill_value), out)
