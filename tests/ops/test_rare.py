@@ -75,6 +75,7 @@ CASES: dict[str, Case] = {
     "fractional_max_pool2d": (_pool(2, (3, 4)), (uniform(2, 3, 7, 6), uniform(2, 3, 2))),
     "fractional_max_pool2d, no batch": (_pool(2, (1, 4)), (uniform(3, 7, 6), uniform(1, 3, 2))),
     "fractional_max_pool3d": (_pool(3, (3, 4, 2)), (uniform(2, 3, 7, 6, 8), uniform(2, 3, 3))),
+    "fractional_max_pool3d of nothing": (_pool(3, (3, 4, 2)), (uniform(0, 3, 7, 6, 8), uniform(0, 3, 3))),
     "fractional_max_pool2d backward": (_pool_gradient, (uniform(2, 3, 7, 6), uniform(2, 3, 2))),
     "fractional_max_pool3d backward": (_pool_gradient_3d, (uniform(2, 3, 7, 6, 5), uniform(2, 3, 3))),
     "weight_norm backward": (

@@ -47,7 +47,7 @@ def _pool(x: Any, kernel: tuple[int, ...], samples: Any, out: PairType) -> tuple
     n = len(kernel)
     sizes, outputs = x.shape[-n:], out[0].shape[-n:]
     planes = math.prod(x.shape[:-n])
-    flat, random = x.reshape(planes, -1), samples.reshape(planes, n)
+    flat, random = x.reshape(planes, math.prod(sizes)), samples.reshape(planes, n)
     order = (1, 0) if n == 2 else (0, 1, 2)  # eager's samples of two dimensions are width, then height
     starts = [_starts(random[:, order[d]], sizes[d], outputs[d], kernel[d]) for d in range(n)]
     best = jnp.full((planes, math.prod(outputs)), -np.inf, x.dtype)
@@ -55,9 +55,9 @@ def _pool(x: Any, kernel: tuple[int, ...], samples: Any, out: PairType) -> tuple
     for i, offset in enumerate(itertools.product(*(range(size) for size in kernel))):
         position: Any = 0
         for d in range(n):
-            along = (starts[d] + offset[d]).reshape(planes, *(-1 if d == e else 1 for e in range(n)))
+            along = (starts[d] + offset[d]).reshape(planes, *(outputs[d] if d == e else 1 for e in range(n)))
             position = position * sizes[d] + along
-        position = jnp.broadcast_to(position, (planes, *outputs)).reshape(planes, -1)
+        position = jnp.broadcast_to(position, (planes, *outputs)).reshape(best.shape)
         value = jnp.take_along_axis(flat, position, axis=1)
         better = (value > best) | (value != value) | (i == 0)
         best, place = jnp.where(better, value, best), jnp.where(better, position, place)
@@ -68,8 +68,8 @@ def _backward(indices: Any, grad_output: Any, n: int, out: TensorType) -> jax.Ar
     """Adds each gradient at the flat position its maximum came from."""
     planes = math.prod(out.shape[:-n])
     total = jnp.zeros((planes, math.prod(out.shape[-n:])), widen(grad_output).dtype)
-    rows = jnp.arange(planes)[:, None]
-    return finish(total.at[rows, indices.reshape(planes, -1)].add(widen(grad_output).reshape(planes, -1)), out)
+    rows, pooled = jnp.arange(planes)[:, None], (planes, math.prod(grad_output.shape[-n:]))
+    return finish(total.at[rows, indices.reshape(pooled)].add(widen(grad_output).reshape(pooled)), out)
 
 
 def _enter(n: int) -> None:
