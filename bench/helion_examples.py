@@ -191,7 +191,8 @@ class Worker:
     def stop(self) -> None:
         """Ends the process, and the compiler that it may have started."""
         if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
 
