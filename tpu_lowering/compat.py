@@ -191,18 +191,16 @@ def discharged(jaxpr: Any, grid_mapping: Any) -> tuple[Any, list[Any]]:
     return jax.extend.core.ClosedJaxpr(body, consts), list(scratch)
 
 
-def grid_scope(mapping: Any, ids: Sequence[Any], extents: Sequence[Any]) -> Any:
+def grid_scope(ids: Sequence[Any], extents: Sequence[Any]) -> Any:
     """A context in which ``pl.program_id`` and ``pl.num_programs`` have given values, for index maps.
 
     Args:
-        mapping: the call's grid mapping; it knows the dimensions that ``jax.vmap`` added.
-        ids: one index a grid dimension.
+        ids: one index a grid dimension that the body knows; see ``analyse.pallas.seen``.
         extents: one extent a grid dimension.
     """
     module, why = "jax._src.pallas.core", "kernel bodies outside a grid"
     axis, scope = private("jax", module, "GridAxis", why), private("jax", module, "grid_env", why)
-    seen = [dim for dim in range(len(extents)) if dim not in mapping.vmapped_dims]
-    return scope(tuple(axis(ids[dim], extents[dim]) for dim in seen))
+    return scope(tuple(map(axis, ids, extents)))
 
 
 def start_indices(block_mapping: Any, ids: Sequence[Any], scalars: Sequence[Any]) -> tuple[Any, ...]:

@@ -117,11 +117,9 @@ class Schedule:
     windows: tuple[Window | None, ...]
 
 
-def schedule(equation: Any) -> Schedule | None:
-    """The schedule of a ``pallas_call`` equation; None if extents of its grid depend on data."""
+def schedule(equation: Any) -> Schedule:
+    """The schedule of a ``pallas_call`` equation whose grid has static extents."""
     mapping, jaxpr = equation.params["grid_mapping"], equation.params["jaxpr"]
-    if not all(isinstance(extent, int) for extent in mapping.grid):
-        return None
     found = [pallas.window(mapping, block) for block in mapping.block_mappings]
     grid = split([window for window in found if window is not None], tuple(mapping.grid))
     tabulated = [None if window is None else tabulate(window, grid) for window in found]

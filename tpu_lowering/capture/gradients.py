@@ -8,8 +8,8 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.ir import graphs
-from tpu_lowering.kernels import arguments, registry
+from tpu_lowering.ir import arguments, graphs
+from tpu_lowering.kernels import registry
 from tpu_lowering.kernels.operators import no_backward
 
 

@@ -57,7 +57,8 @@ class Rounding:
     def _rounded(self, symbol: sympy.Symbol, size: Any) -> Any:
         if symbol not in self.padding.rounded:
             return size
-        return max(size, min(round_up(size, self.buckets), self.limits.get(symbol, round_up(size, self.buckets))))
+        wanted = round_up(size, self.buckets)
+        return max(size, min(wanted, self.limits.get(symbol, wanted)))
 
     def arguments(self, true: Sizes, rounded: Sizes, arguments: Sequence[Any]) -> list[Any]:
         """Arguments of rounded sizes, with undefined padding: what the program is compiled for."""

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
+from tpu_lowering.ir import arguments
 from tpu_lowering.ir.kernels import Kernel, kernel_call
 from tpu_lowering.ir.regions import Region, regions_of
 from tpu_lowering.ir.types import TensorType
@@ -172,6 +173,4 @@ def source_line(node: fx.Node) -> str:
 
 def bound(node: fx.Node) -> dict[str, Any]:
     """The arguments of a node that calls an operator, by name, defaults filled in."""
-    schema: Any = node.target._schema  # type: ignore[union-attr]
-    given = dict(zip((one.name for one in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
-    return {one.name: given.get(one.name, one.default_value) for one in schema.arguments}
+    return arguments.bind(node.target._schema, node.args, node.kwargs)  # type: ignore[union-attr]

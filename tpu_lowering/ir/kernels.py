@@ -117,7 +117,9 @@ class Kernel(abc.ABC):
 
     def form(self, how: Execution) -> Any:
         """What generated code calls: ``trace`` under one ``jax.jit``, so that equal calls are traced once."""
-        return self._forms.setdefault(how, self._jitted(self._for_tpu if how == "mosaic" else self._on_cpu(how)))
+        if how not in self._forms:
+            self._forms.setdefault(how, self._jitted(self._for_tpu if how == "mosaic" else self._on_cpu(how)))
+        return self._forms[how]
 
     @functools.cached_property
     def _forms(self) -> dict[Execution, Any]:

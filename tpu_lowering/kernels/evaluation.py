@@ -10,6 +10,7 @@ import jax
 from tpu_lowering import compat
 
 CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
+STEP = ("program_id", "num_programs")  # what asks for the step of the grid
 
 Override = Callable[[Any, Sequence[Any]], "list[Any] | None"]
 
@@ -53,7 +54,7 @@ def evaluate_step(closed: Any, program_ids: Sequence[Any], extents: Sequence[int
             return [program_ids[params["axis"]]]
         if name == "num_programs":
             return [jax.numpy.int32(extents[params["axis"]])]
-        if name in CONTROL_FLOW and any(map(asks_for_step, compat.jaxprs_in(params))):
+        if name in CONTROL_FLOW and any(mentions(inner, STEP) for inner in compat.jaxprs_in(params)):
             return CONTROL_FLOW[name](params, given, run)
         return None
 
@@ -63,11 +64,11 @@ def evaluate_step(closed: Any, program_ids: Sequence[Any], extents: Sequence[int
     return run(closed, values)
 
 
-def asks_for_step(jaxpr: Any) -> bool:
-    """Whether ``program_id`` or ``num_programs`` stands anywhere in a jaxpr."""
+def mentions(jaxpr: Any, primitives: tuple[str, ...]) -> bool:
+    """Whether one of some primitives stands anywhere in a jaxpr, or in one inside it."""
     return any(
-        equation.primitive.name in ("program_id", "num_programs")
-        or any(map(asks_for_step, compat.jaxprs_in(equation.params)))
+        equation.primitive.name in primitives
+        or any(mentions(inner, primitives) for inner in compat.jaxprs_in(equation.params))
         for equation in jaxpr.eqns
     )
 

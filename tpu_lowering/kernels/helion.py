@@ -19,8 +19,8 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat, errors
+from tpu_lowering.ir import arguments
 from tpu_lowering.ir.types import TensorType
-from tpu_lowering.kernels import arguments
 from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.kernels.launch import Launch
 

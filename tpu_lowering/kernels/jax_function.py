@@ -10,9 +10,10 @@ from typing import Any
 import jax
 
 from tpu_lowering import errors
+from tpu_lowering.ir import arguments
 from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
 from tpu_lowering.ir.types import TensorType, element_type
-from tpu_lowering.kernels import arguments, jaxprs
+from tpu_lowering.kernels import jaxprs
 from tpu_lowering.kernels.registry import Implementation
 
 

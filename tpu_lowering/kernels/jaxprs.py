@@ -16,7 +16,7 @@ from tpu_lowering.analyse import functions, pallas
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import vectorized
-from tpu_lowering.kernels.evaluation import CALLS, evaluate
+from tpu_lowering.kernels.evaluation import CALLS, evaluate, mentions
 
 
 @contextlib.contextmanager
@@ -123,9 +123,8 @@ def _materialised(values: Sequence[Any]) -> list[Any]:
 
 
 def _call(equation: Any, values: Sequence[jax.Array], how: Execution) -> list[Any]:
-    if how == "vectorized":
-        with contextlib.suppress(vectorized.NotVectorized):
-            return vectorized.run(equation, values)
+    if how == "vectorized" and not vectorized.why_not(equation):
+        return vectorized.run(equation, values)
     return _interpreted(equation, values, how)
 
 
@@ -156,12 +155,7 @@ def _jaxprs_in(value: Any) -> list[Any]:
 
 def _holds_kernel(equation: Any) -> bool:
     """Whether a kernel call stands somewhere inside an equation's sub-programs (loops, branches)."""
-    return any(
-        inner.primitive.name in ("pallas_call", "mpmd_map") or _holds_kernel(inner)
-        for value in equation.params.values()
-        for closed in _jaxprs_in(value)
-        for inner in closed.jaxpr.eqns
-    )
+    return any(mentions(inner, ("pallas_call", "mpmd_map")) for inner in compat.jaxprs_in(equation.params))
 
 
 def _retargeted(value: Any, how: Execution) -> Any:

@@ -9,9 +9,9 @@ import jax
 import torch
 
 from tpu_lowering import compat, errors
-from tpu_lowering.ir import arrays
+from tpu_lowering.ir import arguments, arrays
 from tpu_lowering.ir.types import TensorType
-from tpu_lowering.kernels import arguments, jax_function, registry
+from tpu_lowering.kernels import jax_function, registry
 
 # Operators live as long as their library object.
 _libraries: list[torch.library.Library] = []

@@ -23,12 +23,8 @@ from tpu_lowering.analyse.grids import DimWindow, Schedule, Window
 from tpu_lowering.kernels.evaluation import evaluate_step
 
 
-class NotVectorized(Exception):
-    """A ``pallas_call`` that this module leaves to Pallas's interpreter; the text says why."""
-
-
 def run(equation: Any, values: Sequence[jax.Array]) -> list[jax.Array]:
-    """Runs a ``pallas_call`` equation.
+    """Runs a ``pallas_call`` equation of which ``why_not`` says nothing.
 
     Args:
         equation: the equation; its grid may have any rank, its operands scalar prefetch arrays.
@@ -36,19 +32,20 @@ def run(equation: Any, values: Sequence[jax.Array]) -> list[jax.Array]:
 
     Returns:
         Its results, of the shapes and dtypes of its output avals.
-
-    Raises:
-        NotVectorized: the grid depends on data, or blocks are padded.
     """
     return _Call(equation, values).run()
 
 
 def why_not(equation: Any) -> str:
     """Why a ``pallas_call`` equation cannot run here; "" if it can."""
-    try:
-        _Call(equation, [None] * len(equation.invars))
-    except NotVectorized as error:
-        return str(error)
+    mapping = equation.params["grid_mapping"]
+    if not all(isinstance(extent, int) for extent in mapping.grid):
+        return "extents of its grid depend on data"
+    if mapping.local_grid_env is not None:
+        return "its grid is that of a mesh"
+    dims = [dim for block in mapping.block_mappings for dim in block.block_shape]
+    if any(getattr(dim, "padding", (0, 0)) != (0, 0) for dim in dims):
+        return "its blocks are padded"
     return ""
 
 
@@ -85,14 +82,9 @@ class _Slot:
 
 
 class _Call:
-    def __init__(self, equation: Any, values: Sequence[Any]) -> None:
+    def __init__(self, equation: Any, values: Sequence[jax.Array]) -> None:
         self.mapping = equation.params["grid_mapping"]
-        found = grids.schedule(equation)
-        if found is None:
-            raise NotVectorized("extents of its grid depend on data")
-        if self.mapping.local_grid_env is not None:
-            raise NotVectorized("its grid is that of a mesh")
-        self.schedule: Schedule = found
+        self.schedule: Schedule = grids.schedule(equation)
         self.closed, self.scratch = compat.discharged(equation.params["jaxpr"], self.mapping)
         count = self.mapping.num_index_operands
         self.scalars, self.inputs = list(values[:count]), list(values[count:])
@@ -168,7 +160,7 @@ class _Call:
         ids = grid.program_ids([at[axis] for axis in range(len(grid.extents))])
         ids = tuple(jnp.asarray(index, dtype=jnp.int32) for index in ids)
         given = [*inputs, *stored]
-        starts = [self._start(slot, at, ids, value) for slot, value in zip(self.slots, given, strict=True)]
+        starts = [self._start(slot, at, ids) for slot in self.slots]
         blocks = [_taken(slot, value, start) for slot, value, start in zip(self.slots, given, starts, strict=True)]
         seen, extents = pallas.seen(self.mapping, ids), pallas.seen(self.mapping, grid.grid)
         after = evaluate_step(self.closed, seen, extents, [*self.scalars, *blocks, *scratch])
@@ -181,18 +173,16 @@ class _Call:
         ]
         return written, list(after[len(stored) :])
 
-    def _start(self, slot: _Slot, at: dict[int, Any], ids: tuple[Any, ...], value: jax.Array) -> list[Any]:
+    def _start(self, slot: _Slot, at: dict[int, Any], ids: tuple[Any, ...]) -> list[Any]:
         """Where a block starts in what is left of its array: indices of the axes, or a position in elements."""
         if slot.window is not None:
             return [at[axis] for axis in self._looped(slot)]
-        with compat.grid_scope(self.mapping, ids, self.schedule.grid.grid):
+        with compat.grid_scope(*(pallas.seen(self.mapping, values) for values in (ids, self.schedule.grid.grid))):
             starts = compat.start_indices(slot.mapping, ids, self.scalars)
         return [jnp.asarray(start, dtype=jnp.int32) for start in starts]
 
 
 def _slot(mapping: Any, window: Window | None) -> _Slot:
-    if any(getattr(dim, "padding", (0, 0)) != (0, 0) for dim in mapping.block_shape):
-        raise NotVectorized("its blocks are padded")
     squeezed = tuple(at for at, dim in enumerate(mapping.block_shape) if type(dim).__name__ == "Squeezed")
     return _Slot(mapping, window, compat.block_extents(mapping.block_shape), squeezed)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tpu_lowering import compat
-from tpu_lowering.kernels import arguments
+from tpu_lowering.ir import arguments
 
 aten = torch.ops.aten
 

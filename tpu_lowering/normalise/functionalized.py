@@ -19,10 +19,10 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat, errors
-from tpu_lowering.ir import graphs
+from tpu_lowering.ir import arguments, graphs
 from tpu_lowering.ir.kernels import Kernel, kernel_call
 from tpu_lowering.ir.types import TensorType
-from tpu_lowering.kernels import arguments, jax_function, registry
+from tpu_lowering.kernels import jax_function, registry
 
 aten = torch.ops.aten
 

@@ -15,9 +15,9 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.ir import graphs
+from tpu_lowering.ir import arguments, graphs
 from tpu_lowering.ir.kernels import kernel_call
-from tpu_lowering.kernels import arguments, function_values, helion
+from tpu_lowering.kernels import function_values, helion
 from tpu_lowering.normalise.functionalized import View
 
 aten = torch.ops.aten

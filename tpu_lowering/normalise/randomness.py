@@ -22,11 +22,10 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat, errors
-from tpu_lowering.ir import graphs, random
+from tpu_lowering.ir import arguments, graphs, random
 from tpu_lowering.ir.operators import is_allocation
 from tpu_lowering.ir.random import Like
 from tpu_lowering.ir.regions import Region
-from tpu_lowering.kernels import arguments
 from tpu_lowering.options import Random
 
 aten = torch.ops.aten

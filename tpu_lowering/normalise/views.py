@@ -25,7 +25,6 @@ from torch import fx
 from tpu_lowering import errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, read_box, write_box
-from tpu_lowering.kernels import arguments
 from tpu_lowering.normalise.strided import Strided, memory_box, without_gaps
 
 aten = torch.ops.aten
@@ -61,13 +60,8 @@ def _axis_range(shape: Sequence[int], dim: int, start: Any, stop: Any, step: int
     return Box.of([(low, high, step) if axis == dim else (0, size, 1) for axis, size in enumerate(shape)])
 
 
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    """Arguments by name, defaults filled in."""
-    return arguments.bind(node.target._schema, node.args, node.kwargs)  # type: ignore[union-attr]
-
-
 def _slice(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    given = _arguments(node)
+    given = graphs.bound(node)
     shape = graphs.type_of(given["self"]).shape
     return graphs.call(
         graph, read_box, given["self"], _axis_range(shape, given["dim"], given["start"], given["end"], given["step"])
@@ -75,7 +69,7 @@ def _slice(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def _select(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    given = _arguments(node)
+    given = graphs.bound(node)
     box = _selected(given)
     return graphs.call(
         graph, aten.reshape.default, graphs.call(graph, read_box, given["self"], box), list(graphs.type_of(node).shape)
@@ -90,14 +84,14 @@ def _selected(given: dict[str, Any]) -> Box:
 
 
 def _slice_scatter(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    given = _arguments(node)
+    given = graphs.bound(node)
     shape = graphs.type_of(given["self"]).shape
     box = _axis_range(shape, given["dim"], given["start"], given["end"], given["step"])
     return graphs.call(graph, write_box, given["self"], _converted(graph, given["src"], node), box)
 
 
 def _select_scatter(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    given = _arguments(node)
+    given = graphs.bound(node)
     box = _selected(given)
     part = graphs.call(graph, aten.reshape.default, _converted(graph, given["src"], node), list(box.shape))
     return graphs.call(graph, write_box, given["self"], part, box)
@@ -112,7 +106,7 @@ def _dense_base(graph: fx.Graph, node: fx.Node) -> tuple[fx.Node, tuple[int, ...
         TpuLoweringError: TL304, if the view has elements that the base does not have, or other ones than
             a step along a dimension of a base with gaps leads to.
     """
-    given = _arguments(node)
+    given = graphs.bound(node)
     base, value = given["self"], given["self"].meta["val"]
     order = tuple(sorted(range(value.ndim), key=lambda dim: (-value.stride(dim), dim)))
     sizes, steps = [value.shape[d] for d in order], [value.stride(d) for d in order]
@@ -155,7 +149,7 @@ def _storage(graph: fx.Graph, base: fx.Node) -> fx.Node:
 
 
 def _as_strided_scatter(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    given = _arguments(node)
+    given = graphs.bound(node)
     base, order, strided = _dense_base(graph, node)
     shape = graphs.type_of(base).shape
     part = _converted(graph, given["src"], node)
@@ -183,7 +177,7 @@ def _converted(graph: fx.Graph, value: Any, like: fx.Node) -> Any:
 
 
 def _copy(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    given = _arguments(node)
+    given = graphs.bound(node)
     value, shape = _converted(graph, given["src"], node), graphs.type_of(node).shape
     if graphs.type_of(value).shape == shape:
         return value
@@ -191,7 +185,7 @@ def _copy(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def _fill(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    given, type_ = _arguments(node), graphs.type_of(node)
+    given, type_ = graphs.bound(node), graphs.type_of(node)
     if isinstance(given["value"], fx.Node):
         return graphs.call(graph, aten.expand.default, _converted(graph, given["value"], node), list(type_.shape))
     return _full(graph, node, given["value"])
@@ -202,7 +196,7 @@ def _zero(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def _fill_like(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    given = _arguments(node)
+    given = graphs.bound(node)
     return _full(graph, node, given["fill_value"] if "fill_value" in given else LIKE[node.target])
 
 
@@ -212,11 +206,11 @@ def _full(graph: fx.Graph, node: fx.Node, value: Any) -> fx.Node:
 
 
 def _reshape(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    return graphs.call(graph, aten.reshape.default, _arguments(node)["self"], list(graphs.type_of(node).shape))
+    return graphs.call(graph, aten.reshape.default, graphs.bound(node)["self"], list(graphs.type_of(node).shape))
 
 
 def _transpose(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    given = _arguments(node)
+    given = graphs.bound(node)
     order = list(range(graphs.type_of(node).ndim))
     a, b = given.get("dim0", 0), given.get("dim1", -1)
     if order:
