@@ -185,6 +185,19 @@ def accumulated(x: jax.Array, out: jax.Array) -> jax.Array:
     )(x, out)
 
 
+def as_many_steps_as_given(steps: jax.Array, x: jax.Array, out: jax.Array) -> jax.Array:
+    """Doubles rows, in a grid that depends on data; rows that no step visits keep their contents."""
+
+    def body(x_ref: Any, _: Any, out_ref: Any) -> None:
+        out_ref[...] = x_ref[...] * 2 + (pl.program_id(0) == pl.num_programs(0) - 1)
+
+    spec = pl.BlockSpec((8, 128), lambda i, j: (i, j))
+    return pl.pallas_call(
+        body, grid=(steps, 2), in_specs=[spec, spec], out_specs=spec, out_shape=f32(*x.shape),
+        input_output_aliases={1: 0}, interpret=True,
+    )(x, out)  # fmt: skip
+
+
 def half_written(x: jax.Array, out: jax.Array) -> jax.Array:
     """The grid visits every second block of an aliased output; the others stay."""
 
@@ -271,6 +284,7 @@ CASES: dict[str, Case] = {
     "prefetched": Case(prefetched, (ORDER, numbers(4, 128)), ()),
     "scattered": Case(scattered, (jnp.array([3, 1, 1, 0], jnp.int32), numbers(4, 128)), ()),
     "accumulated": Case(accumulated, (numbers(32, 128), numbers(8, 128)), ()),
+    "dynamic_grid": Case(as_many_steps_as_given, (jnp.int32(3), numbers(32, 256), numbers(32, 256)), ()),
     "half_written": Case(half_written, (numbers(64, 128), numbers(64, 128)), (0,)),
     "row_statistics": Case(row_statistics, (numbers(16, 512),), (0,)),
     "mapped": Case(mapped, (numbers(3, 16, 512),), (0, 1)),
@@ -306,18 +320,20 @@ def test_blocks_of_consecutive_steps_need_no_gather() -> None:
     assert "scan" not in text
 
 
-def test_a_grid_that_depends_on_data_is_left_to_the_interpreter() -> None:
-    def function(steps: jax.Array, x: jax.Array) -> jax.Array:
-        spec = pl.BlockSpec((8, 128), lambda i: (i, 0))
-        return pl.pallas_call(
-            double, grid=(steps,), in_specs=[spec], out_specs=spec, out_shape=f32(*x.shape), interpret=True
-        )(x)
+def test_padded_blocks_are_left_to_the_interpreter() -> None:
+    spec = pl.BlockSpec((pl.Element(8, (0, 4)), pl.Element(128)), lambda i: (i * 8, 0))
 
-    operands = (jnp.int32(2), numbers(16, 128))
-    closed, (call,) = calls(function, operands)
-    assert vectorized.why_not(call) == "extents of its grid depend on data"
-    (result,) = jaxprs.run(closed, operands, "vectorized")
-    np.testing.assert_array_equal(result, operands[1] * 2)
+    def function(x: jax.Array) -> jax.Array:
+        return pl.pallas_call(
+            double, grid=(2,), in_specs=[spec], out_specs=pl.BlockSpec((8, 128), lambda i: (i, 0)),
+            out_shape=f32(16, 128), interpret=True,
+        )(x)  # fmt: skip
+
+    x = numbers(12, 128)
+    closed, (call,) = calls(function, (x,))
+    assert vectorized.why_not(call) == "its blocks are padded"
+    (result,) = jaxprs.run(closed, (x,), "vectorized")
+    np.testing.assert_array_equal(result[:12], x * 2)
 
 
 @dataclasses.dataclass(frozen=True)

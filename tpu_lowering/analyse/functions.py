@@ -73,12 +73,11 @@ def _access(variable: Any, new: Any, uses: Sequence[tuple[Any, int]], returned: 
 
 
 def _aliased_access(new: Any, equation: Any, position: int) -> Access:
-    aliases = dict(equation.params["input_output_aliases"])
-    output = aliases.get(position)
+    output = pallas.aliases(equation).get(position)
     if output is None:
         return Access(True, True, False, "the kernel takes the old contents as an input")
     effects = pallas.call_effects(equation)
-    old = effects.inputs[position - equation.params["grid_mapping"].num_index_operands]
+    old = effects.inputs[position - pallas.first_input(equation.params["grid_mapping"])]
     written = effects.outputs[output]
     if not written.writes and equation.outvars[output] is new:
         return Access(True, False, False, "the kernel's body never stores to it")
@@ -94,8 +93,7 @@ def _undeclared_writes(jaxpr: Any) -> list[UndeclaredWrite]:
     for equation in jaxpr.eqns:
         if equation.primitive.name != "pallas_call":
             continue
-        aliased = {source for source, _ in equation.params["input_output_aliases"]}
-        first = equation.params["grid_mapping"].num_index_operands
+        aliased, first = pallas.aliases(equation), pallas.first_input(equation.params["grid_mapping"])
         for position, effect in enumerate(pallas.call_effects(equation).inputs, start=first):
             if effect.writes and position not in aliased:
                 atom = equation.invars[position]

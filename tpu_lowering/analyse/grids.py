@@ -31,9 +31,9 @@ class SplitGrid:
     """A grid whose flattened dimensions are split.
 
     Attributes:
-        grid: extents of the grid as it was written.
+        grid: extents of the grid as it was written; where one depends on data, what Pallas has in its place.
         origins: for each axis, the dimension of ``grid`` that it is a part of.
-        extents: extent of each axis.
+        extents: extent of each axis; all those of ``grid`` where one depends on data.
         weights: what a step along each axis adds to the index of its origin.
     """
 
@@ -118,8 +118,12 @@ class Schedule:
 
 
 def schedule(equation: Any) -> Schedule:
-    """The schedule of a ``pallas_call`` equation whose grid has static extents."""
+    """The schedule of a ``pallas_call`` equation. A grid of which an extent depends on data is sequential."""
     mapping, jaxpr = equation.params["grid_mapping"], equation.params["jaxpr"]
+    if not pallas.has_static_grid(mapping):
+        axes = tuple(range(len(mapping.grid)))
+        grid = SplitGrid(tuple(mapping.grid), axes, tuple(mapping.grid), (1,) * len(axes))
+        return Schedule(grid, (), axes, (None,) * len(mapping.block_mappings))
     found = [pallas.window(mapping, block) for block in mapping.block_mappings]
     grid = split([window for window in found if window is not None], tuple(mapping.grid))
     tabulated = [None if window is None else tabulate(window, grid) for window in found]

@@ -49,8 +49,23 @@ def call_effects(equation: Any) -> CallEffects:
     return CallEffects(tuple(effects[: mapping.num_inputs]), tuple(effects[mapping.num_inputs :]))
 
 
+def first_input(mapping: Any) -> int:
+    """Position of the first operand with blocks; dynamic extents of the grid and prefetched scalars come before."""
+    return mapping.num_dynamic_grid_bounds + mapping.num_index_operands
+
+
+def aliases(equation: Any) -> dict[int, int]:
+    """Operands that outputs take their memory from: {position among the equation's operands: output}."""
+    skipped = equation.params["grid_mapping"].num_dynamic_grid_bounds
+    return {source + skipped: output for source, output in equation.params["input_output_aliases"]}
+
+
+def has_static_grid(mapping: Any) -> bool:
+    return all(isinstance(extent, int) for extent in mapping.grid)
+
+
 def _static_grid(mapping: Any) -> tuple[int, ...] | None:
-    return tuple(mapping.grid) if all(isinstance(extent, int) for extent in mapping.grid) else None
+    return tuple(mapping.grid) if has_static_grid(mapping) else None
 
 
 def window(mapping: Any, block: Any) -> coverage.BlockWindow | None:

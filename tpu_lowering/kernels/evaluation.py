@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.extend.core
+import numpy as np
 
 from tpu_lowering import compat
 
@@ -35,7 +37,7 @@ def evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], overri
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def evaluate_step(closed: Any, program_ids: Sequence[Any], extents: Sequence[int], values: Sequence[Any]) -> list[Any]:
+def evaluate_step(closed: Any, program_ids: Sequence[Any], extents: Sequence[Any], values: Sequence[Any]) -> list[Any]:
     """Runs a kernel body without references for one step of a grid.
 
     Loops and branches that ask for the step are traced again: JAX resolves ``program_id`` inside them only as long
@@ -53,7 +55,7 @@ def evaluate_step(closed: Any, program_ids: Sequence[Any], extents: Sequence[int
         if name == "program_id":
             return [program_ids[params["axis"]]]
         if name == "num_programs":
-            return [jax.numpy.int32(extents[params["axis"]])]
+            return [jax.numpy.asarray(extents[params["axis"]], jax.numpy.int32)]
         if name in CONTROL_FLOW and any(mentions(inner, STEP) for inner in compat.jaxprs_in(params)):
             return CONTROL_FLOW[name](params, given, run)
         return None
@@ -71,6 +73,31 @@ def mentions(jaxpr: Any, primitives: tuple[str, ...]) -> bool:
         or any(mentions(inner, primitives) for inner in compat.jaxprs_in(equation.params))
         for equation in jaxpr.eqns
     )
+
+
+def with_array_literals(jaxpr: Any) -> Any:
+    """A jaxpr whose literals are arrays: Pallas's rules ask an index for its shape, which JAX's numbers lack."""
+
+    def atom(value: Any) -> Any:
+        if not hasattr(value, "val"):
+            return value
+        return jax.extend.core.Literal(np.asarray(value.val, value.aval.dtype), value.aval)
+
+    def parameter(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(parameter, value))
+        if isinstance(value, jax.extend.core.ClosedJaxpr):
+            return value.replace(jaxpr=with_array_literals(value.jaxpr))
+        return with_array_literals(value) if isinstance(value, jax.extend.core.Jaxpr) else value
+
+    equations = [
+        equation.replace(
+            invars=[atom(value) for value in equation.invars],
+            params={key: parameter(value) for key, value in equation.params.items()},
+        )
+        for equation in jaxpr.eqns
+    ]
+    return jaxpr.replace(eqns=equations, outvars=[atom(value) for value in jaxpr.outvars])
 
 
 Run = Callable[[Any, Sequence[Any]], "list[Any]"]

@@ -16,7 +16,7 @@ from tpu_lowering.analyse import functions, pallas
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import vectorized
-from tpu_lowering.kernels.evaluation import CALLS, evaluate, mentions
+from tpu_lowering.kernels.evaluation import CALLS, evaluate, mentions, with_array_literals
 
 
 @contextlib.contextmanager
@@ -130,10 +130,12 @@ def _call(equation: Any, values: Sequence[jax.Array], how: Execution) -> list[An
 
 def _interpreted(equation: Any, values: Sequence[jax.Array], how: Execution) -> list[Any]:
     """Runs a kernel call as a Mosaic kernel, or in one of the interpreters."""
-    interpret: Any = how != "mosaic"
+    params, interpret = dict(equation.params), how != "mosaic"
+    if interpret and "grid_mapping" in params:
+        params["jaxpr"] = with_array_literals(params["jaxpr"])
     if how == "tpu_interpret":
         interpret = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
-    return compat.bind(equation.replace(params={**equation.params, "interpret": interpret}), values)
+    return compat.bind(equation.replace(params={**params, "interpret": interpret}), values)
 
 
 def kernel_calls(closed: Any) -> list[Any]:
@@ -177,7 +179,7 @@ def _stores_nothing(equation: Any) -> bool:
 
 def _unwritten(equation: Any, values: Sequence[Any]) -> list[Any]:
     """Results of such a call: aliased operands as they are, other outputs undefined."""
-    sources = {target: source for source, target in equation.params["input_output_aliases"]}
+    sources = {output: source for source, output in pallas.aliases(equation).items()}
     return [
         values[sources[at]] if at in sources else jax.lax.empty(out.aval.shape, out.aval.dtype)
         for at, out in enumerate(equation.outvars)
@@ -186,8 +188,7 @@ def _unwritten(equation: Any, values: Sequence[Any]) -> list[Any]:
 
 def _without_fresh_operands(equation: Any, values: Sequence[Any]) -> tuple[Any, list[Any]]:
     """Drops the aliased operands of a ``pallas_call`` that are fresh and that its body does not load."""
-    aliases = dict(equation.params["input_output_aliases"])
-    first = equation.params["grid_mapping"].num_index_operands
+    aliases, first = pallas.aliases(equation), pallas.first_input(equation.params["grid_mapping"])
     effects = pallas.call_effects(equation)
     dropped = [
         position
@@ -205,19 +206,19 @@ def _without_fresh_operands(equation: Any, values: Sequence[Any]) -> tuple[Any, 
 def _drop_inputs(equation: Any, dropped: Sequence[int]) -> Any:
     params = dict(equation.params)
     mapping, jaxpr = params["grid_mapping"], params["jaxpr"]
-    blocks = [block - mapping.num_index_operands for block in dropped]
+    blocks = [position - pallas.first_input(mapping) for position in dropped]
     params["grid_mapping"] = dataclasses.replace(
         mapping,
         block_mappings=tuple(b for at, b in enumerate(mapping.block_mappings) if at not in blocks),
         num_inputs=mapping.num_inputs - len(dropped),
     )
     params["input_output_aliases"] = tuple(
-        (source - sum(d < source for d in dropped), target)
-        for source, target in params["input_output_aliases"]
+        (source - mapping.num_dynamic_grid_bounds - sum(d < source for d in dropped), output)
+        for source, output in pallas.aliases(equation).items()
         if source not in dropped
     )
     params["jaxpr"] = jaxpr.replace(
-        invars=[var for at, var in enumerate(jaxpr.invars) if at not in dropped],
+        invars=[var for at, var in enumerate(jaxpr.invars, mapping.num_dynamic_grid_bounds) if at not in dropped],
         debug_info=jaxpr.debug_info.with_unknown_names(),
     )
     kept = [atom for at, atom in enumerate(equation.invars) if at not in dropped]

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from tpu_lowering import compat
 from tpu_lowering.analyse import grids, pallas
 from tpu_lowering.analyse.grids import DimWindow, Schedule, Window
-from tpu_lowering.kernels.evaluation import evaluate_step
+from tpu_lowering.kernels.evaluation import evaluate_step, with_array_literals
 
 
 def run(equation: Any, values: Sequence[jax.Array]) -> list[jax.Array]:
@@ -39,8 +39,6 @@ def run(equation: Any, values: Sequence[jax.Array]) -> list[jax.Array]:
 def why_not(equation: Any) -> str:
     """Why a ``pallas_call`` equation cannot run here; "" if it can."""
     mapping = equation.params["grid_mapping"]
-    if not all(isinstance(extent, int) for extent in mapping.grid):
-        return "extents of its grid depend on data"
     if mapping.local_grid_env is not None:
         return "its grid is that of a mesh"
     dims = [dim for block in mapping.block_mappings for dim in block.block_shape]
@@ -85,14 +83,17 @@ class _Call:
     def __init__(self, equation: Any, values: Sequence[jax.Array]) -> None:
         self.mapping = equation.params["grid_mapping"]
         self.schedule: Schedule = grids.schedule(equation)
-        self.closed, self.scratch = compat.discharged(equation.params["jaxpr"], self.mapping)
-        count = self.mapping.num_index_operands
-        self.scalars, self.inputs = list(values[:count]), list(values[count:])
+        self.closed, self.scratch = compat.discharged(with_array_literals(equation.params["jaxpr"]), self.mapping)
+        bounds, first = self.mapping.num_dynamic_grid_bounds, pallas.first_input(self.mapping)
+        self.scalars, self.inputs = list(values[bounds:first]), list(values[first:])
+        dynamic = iter(values[:bounds])
+        self.grid = tuple(extent if isinstance(extent, int) else next(dynamic) for extent in self.mapping.grid)
+        self.extents = self.schedule.grid.extents if not bounds else self.grid
         self.slots = [
             _slot(block, window)
             for block, window in zip(self.mapping.block_mappings, self.schedule.windows, strict=True)
         ]
-        self.aliases = {output: source - count for source, output in equation.params["input_output_aliases"]}
+        self.aliases = {output: source - first for source, output in pallas.aliases(equation).items()}
 
     def run(self) -> list[jax.Array]:
         into, out_of = self.slots[: len(self.inputs)], self.slots[len(self.inputs) :]
@@ -131,38 +132,38 @@ class _Call:
         def step(index: jax.Array, *given: jax.Array) -> list[jax.Array]:
             return self._parallel(rest, {**ids, axis: index}, left, given)
 
-        steps = jnp.arange(self.schedule.grid.extents[axis], dtype=jnp.int32)
+        steps = jnp.arange(self.extents[axis], dtype=jnp.int32)
         return jax.vmap(step, in_axes=(0, *leading))(steps, *arrays)
 
     def _sequential(self, ids: dict[int, Any], arrays: Sequence[jax.Array]) -> list[jax.Array]:
         """Loops over the sequential axes, the last one fastest."""
         inputs, stored = arrays[: len(self.inputs)], arrays[len(self.inputs) :]
         scratch = [compat.uninitialised(aval.shape, aval.dtype) for aval in self.scratch]
-        extents = [self.schedule.grid.extents[axis] for axis in self.schedule.sequential]
+        extents = [self.extents[axis] for axis in self.schedule.sequential]
 
         def step(number: Any, state: tuple[list[jax.Array], list[jax.Array]]) -> Any:
             at = dict(ids)
             for axis, extent in zip(reversed(self.schedule.sequential), reversed(extents), strict=True):
-                at[axis], number = jax.lax.rem(number, jnp.int32(extent)), jax.lax.div(number, jnp.int32(extent))
+                extent = jnp.asarray(extent, jnp.int32)
+                at[axis], number = jax.lax.rem(number, extent), jax.lax.div(number, extent)
             return self._step(at, inputs, *state)
 
         state = (list(stored), scratch)
         count = math.prod(extents)
-        if count == 1:
+        if isinstance(count, int) and count == 1:
             return step(jnp.int32(0), state)[0]
-        return jax.lax.fori_loop(jnp.int32(0), jnp.int32(count), step, state)[0]
+        return jax.lax.fori_loop(jnp.int32(0), jnp.asarray(count, jnp.int32), step, state)[0]
 
     def _step(
         self, at: dict[int, Any], inputs: Sequence[jax.Array], stored: Sequence[jax.Array], scratch: Sequence[jax.Array]
     ) -> tuple[list[jax.Array], list[jax.Array]]:
         """One step of the grid: blocks in, the body, blocks out."""
-        grid = self.schedule.grid
-        ids = grid.program_ids([at[axis] for axis in range(len(grid.extents))])
+        ids = self.schedule.grid.program_ids([at[axis] for axis in range(len(self.extents))])
         ids = tuple(jnp.asarray(index, dtype=jnp.int32) for index in ids)
         given = [*inputs, *stored]
         starts = [self._start(slot, at, ids) for slot in self.slots]
         blocks = [_taken(slot, value, start) for slot, value, start in zip(self.slots, given, starts, strict=True)]
-        seen, extents = pallas.seen(self.mapping, ids), pallas.seen(self.mapping, grid.grid)
+        seen, extents = pallas.seen(self.mapping, ids), pallas.seen(self.mapping, self.grid)
         after = evaluate_step(self.closed, seen, extents, [*self.scalars, *blocks, *scratch])
         after = after[len(self.scalars) + len(inputs) :]
         written = [
@@ -177,7 +178,7 @@ class _Call:
         """Where a block starts in what is left of its array: indices of the axes, or a position in elements."""
         if slot.window is not None:
             return [at[axis] for axis in self._looped(slot)]
-        with compat.grid_scope(*(pallas.seen(self.mapping, values) for values in (ids, self.schedule.grid.grid))):
+        with compat.grid_scope(*(pallas.seen(self.mapping, values) for values in (ids, self.grid))):
             starts = compat.start_indices(slot.mapping, ids, self.scalars)
         return [jnp.asarray(start, dtype=jnp.int32) for start in starts]
 
