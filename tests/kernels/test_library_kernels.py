@@ -21,7 +21,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from tpu_lowering.ir.types import TensorType, element_type
 from tpu_lowering.kernels import jaxprs, vectorized
 
-megablox = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox.gmm")  # the package has a function so named
+# By name: the package has a function of the same name.
+megablox = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox.gmm")
 
 FLASH_BLOCKS = flash.BlockSizes(
     block_b=1, block_q=128, block_k_major=128, block_k=128, block_q_major_dkv=128, block_k_major_dkv=128,

@@ -113,3 +113,14 @@ def test_ldl_of_complex_matrices_has_lapack_s_pivots(hermitian: bool) -> None:
     x = torch.randn(8, 6, 6, dtype=torch.complex64)
     x = x + (x.mH if hermitian else x.mT)
     _check(lambda x: torch.linalg.ldl_factor_ex(x, hermitian=hermitian), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_linspace_of_whole_numbers_is_rounded_like_eager(dtype: torch.dtype) -> None:
+    low = 0 if dtype == torch.uint8 else -3
+
+    def ranges(x: torch.Tensor, start: torch.Tensor) -> list[torch.Tensor]:
+        ends = [(4.3, low, 50), (low + 0.9, 50, 7), (3, 9, 1), (5.9, 5.1, 4), (1, 2, 0)]
+        return [torch.linspace(*end, dtype=dtype) + x for end in ends] + [torch.linspace(start, 1, 9, dtype=dtype)]
+
+    _check(ranges, torch.zeros((), dtype=dtype), torch.tensor(7.7))

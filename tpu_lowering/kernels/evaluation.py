@@ -10,9 +10,11 @@ import jax.extend.core
 import numpy as np
 
 from tpu_lowering import compat
+from tpu_lowering.kernels import slices
 
 CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
 STEP = ("program_id", "num_programs")  # what asks for the step of the grid
+SLICES = ("dynamic_slice", "dynamic_update_slice")
 
 Override = Callable[[Any, Sequence[Any]], "list[Any] | None"]
 
@@ -41,7 +43,7 @@ def evaluate_step(closed: Any, program_ids: Sequence[Any], extents: Sequence[Any
     """Runs a kernel body without references for one step of a grid.
 
     Loops and branches that ask for the step are traced again: JAX resolves ``program_id`` inside them only as long
-    as it is no traced value.
+    as it is no traced value. So are those that cut arrays, since slices are to stay slices.
 
     Args:
         closed: the body, from ``compat.discharged``.
@@ -56,7 +58,11 @@ def evaluate_step(closed: Any, program_ids: Sequence[Any], extents: Sequence[Any
             return [program_ids[params["axis"]]]
         if name == "num_programs":
             return [jax.numpy.asarray(extents[params["axis"]], jax.numpy.int32)]
-        if name in CONTROL_FLOW and any(mentions(inner, STEP) for inner in compat.jaxprs_in(params)):
+        if name == "dynamic_slice":
+            return [slices.take(given[0], given[1:], params["slice_sizes"])]
+        if name == "dynamic_update_slice":
+            return [slices.put(given[0], given[1], given[2:])]
+        if name in CONTROL_FLOW and any(mentions(inner, (*STEP, *SLICES)) for inner in compat.jaxprs_in(params)):
             return CONTROL_FLOW[name](params, given, run)
         return None
 

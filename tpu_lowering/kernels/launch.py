@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.kernels.jax_function import first_line
+from tpu_lowering.kernels.pipelines import with_plain_pipelines
 
 # Facts that a plain pallas_call expresses, and those that only matter to Helion's own launchers.
 EXPRESSED = frozenset((
@@ -256,8 +257,9 @@ class _PallasCall:
     def run(self, how: Execution) -> tuple[jax.Array, ...]:
         outputs = [jax.ShapeDtypeStruct(self.shapes[at], self.launch.operands[at].type.dtype) for at in self.results]
         aliases = {self.inputs.index(at): index for index, at in enumerate(self.results) if at in self.inputs}
+        function = self.launch.device_function
         call = pl.pallas_call(
-            self._body,
+            functools.partial(self._body, with_plain_pipelines(function) if how == "vectorized" else function),
             grid=self.launch.grid or (1,),
             in_specs=[self._spec(at) for at in self.inputs],
             out_specs=[self._spec(at) for at in self.results],
@@ -276,8 +278,11 @@ class _PallasCall:
             for at, result in zip(self.results, results, strict=True)
         )
 
-    def _body(self, *refs: Any) -> None:
-        """References in the order of the launch's arguments; an aliased block starts as its old contents."""
+    def _body(self, function: Callable[..., None], *refs: Any) -> None:
+        """Calls the device function with references in the order of the launch's arguments.
+
+        An aliased block starts as its old contents.
+        """
         count, launch = len(self.inputs), self.launch
         by_position: dict[int, Any] = dict(launch.numbers)
         for at, ref in zip(self.inputs, refs[:count], strict=True):
@@ -286,7 +291,7 @@ class _PallasCall:
             if at in self.inputs and at not in self.raw:
                 self._load_old(at, ref, by_position[launch.positions[at]])
             by_position[launch.positions[at]] = ref
-        launch.device_function(*(by_position[p] for p in sorted(by_position)), *refs[count + len(self.results) :])
+        function(*(by_position[p] for p in sorted(by_position)), *refs[count + len(self.results) :])
 
     def _load_old(self, at: int, ref: Any, old: Any) -> None:
         """Copies the old contents into the output block, once, the first time the grid visits it."""

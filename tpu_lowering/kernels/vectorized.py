@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from tpu_lowering import compat
 from tpu_lowering.analyse import grids, pallas
 from tpu_lowering.analyse.grids import DimWindow, Schedule, Window
+from tpu_lowering.kernels import slices
 from tpu_lowering.kernels.evaluation import evaluate_step, with_array_literals
 
 
@@ -234,10 +235,12 @@ def _padded(value: jax.Array, shape: Sequence[int]) -> jax.Array:
 def _taken(slot: _Slot, value: jax.Array, start: Sequence[Any]) -> jax.Array:
     """The block of a step."""
     if slot.window is None:
-        return slot.seen(jax.lax.dynamic_slice(value, start, slot.block))
-    for index in start:
-        value = jax.lax.dynamic_index_in_dim(value, index, axis=0, keepdims=False)
-    return slot.seen(value)
+        return slot.seen(slices.take(value, start, slot.block))
+    if not start:
+        return slot.seen(value)
+    first = [*start, *(jnp.int32(0) for _ in slot.block)]
+    block = slices.take(value, first, (*(1 for _ in start), *slot.block))
+    return slot.seen(jax.lax.squeeze(block, range(len(start))))
 
 
 def _put(slot: _Slot, value: jax.Array, block: jax.Array, start: Sequence[Any]) -> jax.Array:
@@ -246,7 +249,7 @@ def _put(slot: _Slot, value: jax.Array, block: jax.Array, start: Sequence[Any]) 
     if slot.window is not None:
         block = jax.lax.expand_dims(block, range(len(start)))
         start = [*start, *(jnp.int32(0) for _ in slot.block)]
-    return jax.lax.dynamic_update_slice(value, block, start) if start else block
+    return slices.put(value, block, start) if start else block
 
 
 def _joined(slot: _Slot, value: jax.Array, old: jax.Array, axes: Sequence[int]) -> jax.Array:

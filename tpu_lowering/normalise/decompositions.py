@@ -127,9 +127,38 @@ ADDED: dict[str, tuple[OpOverload, ...]] = {
 }
 
 
+def linspace(
+    floating: Callable[..., torch.Tensor],
+    start: Any,
+    end: Any,
+    steps: int,
+    *,
+    dtype: torch.dtype | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """``torch.linspace`` as eager rounds it: whole numbers are ``start`` and ``end`` cut off, then float64 steps from
+    both ends, cut off again (``linspace_kernel`` in ATen's RangeFactoriesKernel.cpp). torch's decomposition,
+    ``floating``, steps from uncut ends in float32."""
+    if dtype is None or dtype.is_floating_point or dtype.is_complex or steps < 2:
+        return floating(start, end, steps, dtype=dtype, **kwargs)
+    start, end = (x.to(dtype).double() if isinstance(x, torch.Tensor) else int(x) for x in (start, end))
+    numbers = torch.arange(steps, dtype=torch.float64, device=kwargs.get("device"))
+    step = (end - start) / (steps - 1)
+    return torch.where(numbers < steps // 2, start + step * numbers, end - step * (steps - 1 - numbers)).to(dtype)
+
+
+LINSPACE = (
+    aten.linspace.default,
+    aten.linspace.Tensor_Tensor,
+    aten.linspace.Tensor_Scalar,
+    aten.linspace.Scalar_Tensor,
+)
+
+
 @functools.cache
 def _table() -> dict[OpOverload, Callable[..., Any]]:
     table = core_aten_decompositions() | foreach_decompositions() | draws.DECOMPOSITIONS
+    table |= {overload: functools.partial(linspace, table[overload]) for overload in LINSPACE}
     for overloads in KEPT.values():
         for overload in overloads:
             del table[overload]
