@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 from torch import fx
 
 from tpu_lowering import compat, pipeline
-from tpu_lowering.capture import fallback, gradients, recompiles
+from tpu_lowering.capture import fallback, gradients, recompiles, restorable
 from tpu_lowering.capture.graphs import CapturedGraph
+from tpu_lowering.capture.restorable import Restorable
 from tpu_lowering.normalise.decompositions import decompositions
 from tpu_lowering.options import Options
 from tpu_lowering.report.dump import dump_observer
@@ -54,24 +56,31 @@ def helion_tpu(
     if again := recompiles.failed_guard():
         observer.acted(f"graph_{number}", "capture", again)
 
+    kernels = runtime or CpuRuntime(chosen.cpu_kernels, chosen.cache)
+    # What comes out of AOTAutograd's cache has no stages to observe.
+    restorable_by = (
+        kernels if isinstance(kernels, CpuRuntime) and chosen.cache and not (observers or chosen.dump) else None
+    )
+
     def compiler(kind: str) -> Callable[..., Any]:
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
             if kind == "backward":
                 compat.keep_saved_tensors()
-            kernels = runtime or CpuRuntime(chosen.cpu_kernels)
-            return CapturedGraph(kind, number, graph, arguments, chosen, observer, kernels)
+            captured = CapturedGraph(kind, number, graph, arguments, chosen, observer, kernels)
+            return captured if restorable_by is None else restorable.of(captured, restorable_by, chosen.cache)
 
-        return compile_graph
+        return compile_graph if restorable_by is None else compat.serializable_compiler(Restorable, compile_graph)
 
     def compile_whole(part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
-        return compat.aot_autograd(
-            fw_compiler=compiler("forward"),
-            bw_compiler=compiler("backward"),
-            inference_compiler=compiler("inference"),
-            partition_fn=compat.min_cut_partition,
-            decompositions=decompositions(),
-            keep_inference_input_mutations=True,
-        )(part, arguments)
+        with contextlib.nullcontext() if restorable_by is None else restorable.autograd_cache(chosen):
+            return compat.aot_autograd(
+                fw_compiler=compiler("forward"),
+                bw_compiler=compiler("backward"),
+                inference_compiler=compiler("inference"),
+                partition_fn=compat.min_cut_partition,
+                decompositions=decompositions(),
+                keep_inference_input_mutations=True,
+            )(part, arguments)
 
     if chosen.fallback == "eager":
         return fallback.compile_around(module, examples, compile_whole)

@@ -73,6 +73,7 @@ set_grad_enabled = torch._C._set_grad_enabled  # what Dynamo writes for ``torch.
 
 # torch: capture ---------------------------------------------------------------------------------------
 FakeTensor = private("torch", "torch._subclasses.fake_tensor", "FakeTensor", "values without storage in graphs")
+OutputCode = private("torch", "torch._inductor.output_code", "OutputCode", "what AOTAutograd's cache keeps")
 FakeTensorMode = private("torch", "torch._subclasses.fake_tensor", "FakeTensorMode", "types of nodes that passes add")
 aot_autograd = private("torch", "torch._dynamo.backends.common", "aot_autograd", "forward and backward graphs")
 aot_export_joint_simple = private(
@@ -342,3 +343,81 @@ def recompile_reason() -> str:
     context = private("torch", "torch._dynamo.utils", "get_metrics_context", "why Dynamo compiles again")()
     reason = str(getattr(context, "_metrics", {}).get("recompile_reason") or "")
     return "" if "BACKEND_MATCH" in reason else reason  # compiled by another backend, not again
+
+
+def executable_bytes(compiled: Any) -> tuple[list[int], bytes] | None:
+    """What another process needs to load a ``jax.stages.Compiled``: the arguments that the executable takes, and XLA's
+    serialised form. JAX's own way to do so pickles; ``None`` if this executable has no such form."""
+    unloaded = getattr(compiled._executable, "_unloaded_executable", None)
+    if unloaded is None or unloaded.host_callbacks or unloaded.mut is not None or compiled._params.const_args:
+        return None
+    data = unloaded.backend.serialize_executable(unloaded.xla_executable)
+    return sorted(unloaded.kept_var_idx), bytes(data)
+
+
+def executable_from_bytes(data: bytes, kept: Sequence[int], inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
+    """A ``jax.stages.Compiled`` from ``executable_bytes``, for JAX's first CPU device.
+
+    Args:
+        data: XLA's serialised form.
+        kept: positions of the inputs that the executable takes.
+        inputs: a ``jax.ShapeDtypeStruct`` for each input.
+        outputs: the same for each output.
+    """
+    why = "programs compiled by an earlier process"
+    device = jax.devices("cpu")[0]
+    devices = private("jaxlib", "jaxlib.xla_client", "DeviceList", why)((device,))
+    unloaded = private("jax", "jax._src.interpreters.pxla", "UnloadedMeshExecutable", why)
+    shaped = private("jax", "jax._src.core", "ShapedArray", why)
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    taken = [shaped(inputs[at].shape, inputs[at].dtype) for at in kept]
+    executable = unloaded(
+        xla_executable=device.client.deserialize_executable(data, executable_devices=devices),
+        device_list=devices,
+        backend=device.client,
+        input_avals=taken,
+        input_shardings=[sharding] * len(taken),
+        output_avals=[shaped(output.shape, output.dtype) for output in outputs],
+        output_shardings=[sharding] * len(outputs),
+        committed=True,
+        name="tpu_lowering",
+        unordered_effects=[],
+        ordered_effects=[],
+        keepalive=[],
+        host_callbacks=[],
+        kept_var_idx=set(kept),
+        mut=None,
+        xla_in_layouts=[None] * len(taken),
+        dispatch_in_layouts=[None] * len(taken),
+        xla_out_layouts=[None] * len(outputs),
+        all_args_info=None,
+        pgle_profiler=None,
+    ).load()
+    structure = jax.tree_util.tree_structure
+    information = private("jax", "jax._src.stages", "ArgInfo", why)
+    described = (tuple(information(shaped(x.shape, x.dtype), False) for x in inputs), {})
+    return jax.stages.Compiled(executable, [], described, structure((0,) * len(outputs)), no_kwargs=True)
+
+
+def serializable_compiler(kind: type, compiler: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiler for AOTAutograd whose results, of a kind, its cache may keep."""
+    why = "programs in AOTAutograd's cache"
+    return private("torch", "torch._functorch._aot_autograd.schemas", "SerializableAOTDispatchCompiler", why)(
+        kind, compiler
+    )
+
+
+def bypass_autograd_cache(reason: str) -> Exception:
+    """What a result raises that AOTAutograd's cache is not to keep."""
+    module, why = "torch._functorch._aot_autograd.autograd_cache", "programs that no cache keeps"
+    return private("torch", module, "BypassAOTAutogradCache", why)(reason)
+
+
+@contextlib.contextmanager
+def autograd_cache(tag: str) -> Generator[None]:
+    """A scope in which AOTAutograd's cache is on, keeps results whole rather than in Inductor's cache, and compiles the
+    backward at once. ``tag`` is part of every key."""
+    functorch = private("torch", "torch._functorch", "config", "AOTAutograd's cache")
+    settings = {"enable_autograd_cache": True, "bundled_autograd_cache": True, "force_non_lazy_backward_lowering": True}
+    with functorch.patch(settings), torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
+        yield

@@ -38,6 +38,9 @@ class Options:
             values that eager draws.
         dump: folder that receives every stage of every graph, or "" for none.
             Read from ``TPU_LOWERING_DUMP`` where it is not given.
+        cache: folder that keeps compiled programs for later processes, or "" for none. Entries of other versions,
+            other sources of this package or another processor are left alone.
+            Read from ``TPU_LOWERING_CACHE_DIR`` where it is not given.
         buckets: what dynamic sizes are rounded up to, so that one program serves many: "" for nothing,
             "power_of_two", a step (512: to 512, 1024, 1536, ...), or a list of sizes, beyond the last of which
             nothing is rounded. Where rounding could change a result it is not done, and the report says why.
@@ -50,6 +53,7 @@ class Options:
     cpu_kernels: CpuKernels = "vectorized"
     random: Random = "jax"
     dump: str = ""
+    cache: str = ""
     buckets: Buckets = ""
 
     def __post_init__(self) -> None:
@@ -86,6 +90,7 @@ class Options:
                 stacklevel=2,
             )
         given.setdefault("dump", os.environ.get("TPU_LOWERING_DUMP", ""))
+        given.setdefault("cache", os.environ.get("TPU_LOWERING_CACHE_DIR", ""))
         return cls(**given)
 
 

@@ -36,7 +36,7 @@ from tpu_lowering import pipeline
 from tpu_lowering.codegen import source
 from tpu_lowering.ir import operators
 from tpu_lowering.options import Options
-from tpu_lowering.runtime.cpu import CpuProgram
+from tpu_lowering.runtime.cpu import CpuRuntime
 
 
 def matrix() -> tuple[torch.Tensor]:
@@ -59,7 +59,7 @@ def run_pipeline(module: fx.GraphModule, arguments: list[torch.Tensor], poison: 
     """Takes a captured graph through the pipeline; what was observed, and its results."""
     record = Record()
     program = pipeline.run("inference_0", module, arguments, Options(verify=True, poison=poison), record)
-    return record.only, CpuProgram(program, source.generate(program, poison))(list(arguments))
+    return record.only, CpuRuntime().compile(program, source.generate(program, poison))(list(arguments))
 
 
 def two_calls(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

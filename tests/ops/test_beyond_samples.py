@@ -34,6 +34,7 @@ POOLS = {
     "2d": (F.fractional_max_pool2d, (2, 3, 9, 11), (2, 3), (4, 5)),
     "2d, one window": (F.fractional_max_pool2d, (2, 3, 9, 11), (2, 3), (1, 1)),
     "3d": (F.fractional_max_pool3d, (2, 3, 7, 9, 11), (2, 3, 2), (3, 4, 5)),
+    "3d, no batch": (F.fractional_max_pool3d, (3, 7, 9, 11), (2, 3, 2), (3, 4, 5)),
 }
 
 
@@ -124,3 +125,10 @@ def test_linspace_of_whole_numbers_is_rounded_like_eager(dtype: torch.dtype) -> 
         return [torch.linspace(*end, dtype=dtype) + x for end in ends] + [torch.linspace(start, 1, 9, dtype=dtype)]
 
     _check(ranges, torch.zeros((), dtype=dtype), torch.tensor(7.7))
+
+
+@pytest.mark.parametrize("p", [0, 0.5, 1, 2, 3, float("inf")])
+def test_the_distance_of_complex_tensors_counts_imaginary_parts(p: float) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 5, 5, dtype=torch.complex64).unbind()
+    _check(lambda x, y: [torch.dist(x, y, p), torch.dist(x, y.real, p), torch.dist(x.real.half(), y.real, p)], x, y)

@@ -87,28 +87,37 @@ class Signature:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Program:
+class Interface:
+    """How a program is called.
+
+    Attributes:
+        inputs: positions of the caller's arguments that the program takes, in order.
+        signature: see ``Signature``.
+        drawn: inputs that the program's caller draws, each anew for every call; see ``all_arguments``.
+    """
+
+    inputs: tuple[int, ...]
+    signature: Signature
+    drawn: tuple[DrawnInput, ...] = ()
+
+    def all_arguments(self, arguments: Sequence[Any]) -> list[Any]:
+        """The captured graph's arguments, then what is drawn for this call; ``inputs`` are positions in it."""
+        return [*arguments, *(source.take(arguments) for source in self.drawn)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Program(Interface):
     """A lowered graph, ready for code.
 
     Attributes:
         name: unique in its compilation: ``forward_0``, ``backward_0``, ...
         module: the graph; its output is a flat tuple of nodes: tensor results, then mutated values.
-        inputs: positions of the caller's arguments that the program takes, in order.
-        signature: see ``Signature``.
-        drawn: inputs that the program's caller draws, each anew for every call; see ``all_arguments``.
         numbers: expressions in true sizes, of a program for rounded ones: further arguments, after the caller's.
     """
 
     name: str
     module: fx.GraphModule
-    inputs: tuple[int, ...]
-    signature: Signature
-    drawn: tuple[DrawnInput, ...] = ()
     numbers: tuple[Any, ...] = ()
-
-    def all_arguments(self, arguments: Sequence[Any]) -> list[Any]:
-        """The captured graph's arguments, then what is drawn for this call; ``inputs`` are positions in it."""
-        return [*arguments, *(source.take(arguments) for source in self.drawn)]
 
     def input_nodes(self) -> list[fx.Node]:
         """Placeholders of the arguments that the program takes."""

@@ -257,7 +257,7 @@ class _PallasCall:
     def run(self, how: Execution) -> tuple[jax.Array, ...]:
         outputs = [jax.ShapeDtypeStruct(self.shapes[at], self.launch.operands[at].type.dtype) for at in self.results]
         aliases = {self.inputs.index(at): index for index, at in enumerate(self.results) if at in self.inputs}
-        function = self.launch.device_function
+        function: Any = self.launch.device_function
         call = pl.pallas_call(
             functools.partial(self._body, with_plain_pipelines(function) if how == "vectorized" else function),
             grid=self.launch.grid or (1,),

@@ -96,9 +96,9 @@ def _indices(number: Any, grid: Sequence[Any]) -> tuple[Any, ...]:
 def _block(spec: pl.BlockSpec, ref: Any, indices: Sequence[Any]) -> Any:
     """A step's block, as a reference into its array."""
     assert spec.block_shape is not None and spec.index_map is not None
-    return ref.at[
-        tuple(
-            index if size is None else pl.ds(index * size, size)
-            for index, size in zip(spec.index_map(*indices), spec.block_shape, strict=True)
-        )
+    sizes: list[Any] = list(spec.block_shape)
+    places = [
+        index if size is None else pl.ds(index * size, size)
+        for index, size in zip(spec.index_map(*indices), sizes, strict=True)
     ]
+    return ref.at[tuple(places)]

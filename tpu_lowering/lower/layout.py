@@ -51,7 +51,7 @@ def finish(name: str, module: fx.GraphModule, edge: Signature) -> Program:
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     inputs = tuple(at for at, node in enumerate(placeholders) if node.users)
     drawn = tuple(node.meta["drawn"] for node in placeholders if "drawn" in node.meta)
-    return Program(name, module, inputs, edge, drawn)
+    return Program(inputs, edge, drawn, name=name, module=module)
 
 
 def _has_rule(node: fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +13,13 @@ from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import arrays, graphs
 from tpu_lowering.ir.kernels import Execution, Kernel
-from tpu_lowering.ir.programs import Program
+from tpu_lowering.ir.programs import Interface, Program
 from tpu_lowering.kernels import vectorized
 from tpu_lowering.passes.base import Action
-from tpu_lowering.runtime import edge
+from tpu_lowering.runtime import edge, executables
+from tpu_lowering.runtime.executables import Stored
 from tpu_lowering.runtime.imports import Imports
+from tpu_lowering.runtime.store import Store
 
 
 class CpuRuntime:
@@ -24,18 +27,41 @@ class CpuRuntime:
 
     Attributes:
         kernels: how Pallas kernels run.
+        store: where executables are kept for later processes; None for nowhere.
     """
 
     device_kind = ""
 
-    def __init__(self, kernels: Execution = "vectorized") -> None:
+    def __init__(self, kernels: Execution = "vectorized", cache: str = "") -> None:
         self.kernels: Execution = kernels
+        self.store = Store(pathlib.Path(cache)) if cache else None
 
     def check(self, arguments: Sequence[Any]) -> None:
         edge.check_devices(arguments)
 
     def compile(self, program: Program, source: Source) -> CpuProgram:
-        return CpuProgram(program, source, self.kernels)
+        with jax.enable_x64(True):
+            constants = list(program.constants().values())
+            return CpuProgram(program, constants, *self._compiled(program, source))
+
+    def _compiled(self, program: Program, source: Source) -> tuple[Any, Stored | None]:
+        """The program as an executable, from the store, or compiled and stored; and its place there.
+
+        Without kernels the source says it all, so a program that is in the store is not even traced. What a kernel
+        computes is known only when it has been traced; such a program is looked up by its lowered form.
+        """
+        if self.store is None:
+            return _lowered(program, source, self.kernels).compile(), None
+        lowered = _lowered(program, source, self.kernels) if source.kernels else None
+        kind, text = ("source", source.text) if lowered is None else ("lowered", lowered.as_text())
+        inputs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in load.input_types(program)]
+        outputs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in program.types()]
+        stored = Stored(executables.key(kind, [text, repr(inputs), repr(outputs)]), inputs, outputs)
+        found = executables.load(self.store, stored)
+        if found is not None:
+            return found, stored
+        compiled = (lowered or _lowered(program, source, self.kernels)).compile()
+        return compiled, stored if executables.save(self.store, stored.key, compiled) else None
 
     def remarks(self, program: Program) -> list[Action]:
         """The kernel calls that are left to Pallas's interpreter, each with why."""
@@ -60,20 +86,21 @@ class CpuProgram:
     arguments that come with every call.
     """
 
-    def __init__(self, program: Program, source: Source, kernels: Execution = "vectorized") -> None:
-        self.program = program
-        self.imports = Imports(len(program.inputs))
-        function = load.load(program, source, kernels)
-        with jax.enable_x64(True):
-            self.constants = [arrays.to_jax(value) for value in program.constants().values()]
-            self.pointers = [constant.unsafe_buffer_pointer() for constant in self.constants if constant.size]
-            # The CPU by name: where JAX finds a TPU or GPU, that would be its default.
-            device = jax.devices("cpu")[0]
-            sharding = jax.sharding.SingleDeviceSharding(device)
-            types = load.input_types(program)
-            specs = [jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding) for t in types]
-            with jax.default_device(device):
-                self.compiled = jax.jit(function).lower(*specs).compile()
+    def __init__(
+        self, interface: Interface, constants: Sequence[torch.Tensor], compiled: Any, stored: Stored | None = None
+    ) -> None:
+        """Made inside ``jax.enable_x64(True)``.
+
+        Args:
+            interface: how the program is called.
+            constants: what the executable takes after the program's inputs.
+            compiled: the executable.
+            stored: its place in a store.
+        """
+        self.interface, self.compiled, self.stored = interface, compiled, stored
+        self.imports = Imports(len(interface.inputs))
+        self.constants = [arrays.to_jax(value) for value in constants]
+        self.pointers = [constant.unsafe_buffer_pointer() for constant in self.constants if constant.size]
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
         """Runs the program.
@@ -84,20 +111,29 @@ class CpuProgram:
         Returns:
             The results, with the strides eager gives them. Mutated arguments have been written back to.
         """
-        arguments = self.program.all_arguments(arguments)
+        arguments = self.interface.all_arguments(arguments)
         with jax.enable_x64(True):
-            given = [arguments[position] for position in self.program.inputs]
+            given = [arguments[position] for position in self.interface.inputs]
             inputs = self.imports.take(given)
             results = jax.block_until_ready(self.compiled(*inputs, *self.constants))
             taken = {*self.pointers, *(tensor.data_ptr() for tensor in given)}
             tensors = [_owned(arrays.to_torch(result), taken) for result in results]
-        signature = self.program.signature
+        signature = self.interface.signature
         computed = len(tensors) - len(signature.mutated)
         results = edge.results(signature, tensors[:computed])
         for position, value in zip(signature.mutated, tensors[computed:], strict=True):
             with torch.no_grad():
                 arguments[position].copy_(value)
         return results
+
+
+def _lowered(program: Program, source: Source, kernels: Execution) -> Any:
+    """The program as StableHLO, for JAX's first CPU device: where JAX finds a TPU or GPU, that is its default."""
+    device = jax.devices("cpu")[0]
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    specs = [jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding) for t in load.input_types(program)]
+    with jax.enable_x64(True), jax.default_device(device):
+        return jax.jit(load.load(program, source, kernels)).lower(*specs)
 
 
 def _owned(tensor: torch.Tensor, taken: set[int]) -> torch.Tensor:

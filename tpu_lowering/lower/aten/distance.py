@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tpu_lowering.ir.types import TensorType
-from tpu_lowering.lower.aten.promotion import cast, compute_dtype, finish, widen
+from tpu_lowering.lower.aten.promotion import finish, widen
 from tpu_lowering.lower.table import lowers
 
 aten = torch.ops.aten
@@ -48,8 +48,7 @@ def _norm_slope(difference: jax.Array, norm: jax.Array, p: float) -> jax.Array:
 @lowers(aten.dist.default)
 def dist(self: Any, other: Any, p: float = 2, *, out: TensorType) -> jax.Array:
     """The p-norm of the difference of two tensors."""
-    dtype = compute_dtype(out.dtype)
-    return finish(p_norm((cast(self, dtype) - cast(other, dtype)).reshape(-1), p), out)
+    return finish(p_norm((widen(self) - widen(other)).reshape(-1), p), out)
 
 
 @lowers(aten._cdist_forward.default)

@@ -47,7 +47,8 @@ def _pool(x: Any, kernel: tuple[int, ...], samples: Any, out: PairType) -> tuple
     n = len(kernel)
     sizes, outputs = x.shape[-n:], out[0].shape[-n:]
     planes = math.prod(x.shape[:-n])
-    flat, random = x.reshape(planes, math.prod(sizes)), samples.reshape(planes, n)
+    # Without a batch eager reads the samples of the first item, however many there are.
+    flat, random = x.reshape(planes, math.prod(sizes)), samples.reshape(-1, n)[:planes]
     order = (1, 0) if n == 2 else (0, 1, 2)  # eager's samples of two dimensions are width, then height
     starts = [_starts(random[:, order[d]], sizes[d], outputs[d], kernel[d]) for d in range(n)]
     best = jnp.full((planes, math.prod(outputs)), -np.inf, x.dtype)

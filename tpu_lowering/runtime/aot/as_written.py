@@ -63,7 +63,8 @@ def _program(
     part.meta.update(module.meta)
     written = {_base(node) for node in _written(inside)}
     donated = tuple(sorted(inputs.index(node) for node in written if node in inputs))
-    return Program(name, part, tuple(range(len(inputs))), Signature(specs, len(specs), ())), donated
+    signature = Signature(specs, len(specs), ())
+    return Program(tuple(range(len(inputs))), signature, name=name, module=part), donated
 
 
 def _copy(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, Any]) -> fx.Node:

@@ -1,0 +1,117 @@
+"""One process of a test: compiles a function with a cache folder, prints results and how often XLA compiled.
+
+``python child.py CASE FOLDER [OPTION=VALUE ...]``; prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import torch
+from jax.experimental import pallas as pl
+
+import tpu_lowering
+
+compilations: list[str] = []
+
+
+def _listen(event: str, duration: float, **_: Any) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        compilations.append(event)
+
+
+def inference(run: Callable[..., Any]) -> list[torch.Tensor]:
+    x, y = torch.randn(4, 8), torch.randn(8, 3)
+    with torch.inference_mode():
+        return [run(lambda x, y: torch.softmax(x @ y, -1) + torch.tensor([1.0, 2.0, 3.0]))(x, y)]
+
+
+def views(run: Callable[..., Any]) -> list[torch.Tensor]:
+    """A mutated input, results that share memory, a result that is an input, a number and None."""
+    x = torch.randn(4, 8)
+
+    def function(x: torch.Tensor) -> tuple[Any, ...]:
+        x.add_(1)
+        y = x * 2
+        return y, y[1:], x, x.shape[0], None
+
+    whole, part, same, number, nothing = run(function)(x)
+    part.zero_()
+    assert same is x and number == 4 and nothing is None
+    return [x, whole, part]
+
+
+def training(run: Callable[..., Any]) -> list[torch.Tensor]:
+    """Two gradients through one graph, with running statistics."""
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    compiled = run(model)
+    result = compiled(torch.randn(5, 8)).square().sum()
+    result.backward(retain_graph=True)
+    result.backward()
+    return [result.detach(), *(p.grad for p in model.parameters() if p.grad is not None), *model.buffers()]
+
+
+def factorised(run: Callable[..., Any]) -> list[torch.Tensor]:
+    """A call to LAPACK."""
+    x = torch.randn(4, 4, dtype=torch.float64)
+    return [run(lambda x: torch.linalg.inv(x @ x.T + torch.eye(4)))(x)]
+
+
+def dynamic(run: Callable[..., Any]) -> list[torch.Tensor]:
+    compiled = run(lambda x: x.cos() * x.shape[0], dynamic=True)
+    return [compiled(torch.randn(size, 3)) for size in (4, 6)]
+
+
+def plain(run: Callable[..., Any]) -> list[torch.Tensor]:
+    return [*inference(run), *views(run), *dynamic(run)]
+
+
+FACTOR = 1
+
+
+@tpu_lowering.kernel_op("cache_child::scale", mutates_args=("out",))
+def scale(x: torch.Tensor, out: torch.Tensor) -> None:
+    """out = FACTOR * x"""
+
+    def body(x_ref: Any, out_ref: Any) -> None:
+        out_ref[...] = x_ref[...] * FACTOR
+
+    return pl.pallas_call(body, out_shape=jax.ShapeDtypeStruct(out.shape, out.dtype))(x)
+
+
+def kernel(run: Callable[..., Any]) -> list[torch.Tensor]:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(x)
+        scale(x, out)
+        return out + 1
+
+    return [run(function)(torch.randn(4, 8))]
+
+
+CASES = {case.__name__: case for case in (plain, training, factorised, kernel)}
+
+
+def main(case: str, folder: str, *settings: str) -> None:
+    options: dict[str, Any] = {"cache": folder}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name == "FACTOR":
+            globals()[name] = int(value)
+        else:
+            options[name] = {"True": True, "False": False}.get(value, value)
+    jax.monitoring.register_event_duration_secs_listener(_listen)
+
+    def run(function: Any, **more: Any) -> Any:
+        return torch.compile(function, backend="helion_tpu", fullgraph=True, options=options, **more)
+
+    torch.manual_seed(0)
+    results = [value.tolist() for value in CASES[case](run)]
+    print(json.dumps({"results": results, "compilations": len(compilations)}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

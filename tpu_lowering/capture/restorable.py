@@ -1,0 +1,88 @@
+"""Captured graphs that a later process gets back without AOTAutograd, passes or XLA.
+
+AOTAutograd keeps a cache of its own, on disk, by Dynamo's graph. It pickles what a backend compiled; of ours that is a
+key and a folder, and the record under that key is checked like every entry of the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Generator
+from typing import Any
+
+from tpu_lowering import compat
+from tpu_lowering.capture.graphs import CapturedGraph
+from tpu_lowering.ir import graphs, regions
+from tpu_lowering.ir.programs import Program
+from tpu_lowering.options import Options
+from tpu_lowering.runtime import records
+from tpu_lowering.runtime.cpu import CpuProgram, CpuRuntime
+from tpu_lowering.runtime.store import Store, digest, package_digest
+
+
+class Restorable(compat.OutputCode):
+    """What AOTAutograd is given in place of a captured graph's program, and calls with a list that it empties."""
+
+    def __init__(self, program: Callable[[list[Any]], list[Any]], folder: str, key: str | None) -> None:
+        super().__init__()
+        self._boxed_call = True
+        self.program, self.folder, self.key = program, folder, key
+
+    def __call__(self, inputs: Any) -> Any:
+        given = list(inputs)
+        inputs.clear()
+        return self.program(given)
+
+    def prepare_for_serialization(self) -> None:
+        """Called before AOTAutograd pickles: refuses if there is nothing to come back to."""
+        if self.key is None:
+            raise compat.bypass_autograd_cache("the program has no record")
+
+    def __copy__(self) -> Restorable:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return restore, (self.folder, self.key)
+
+    def post_compile(self, example_inputs: Any, constants: Any, graph_kwargs: Any) -> None:
+        """There is nothing to do after loading."""
+
+    def set_triton_bundle(self, triton_bundle: Any) -> None:
+        """There are no Triton kernels."""
+
+
+def restore(folder: str, key: str) -> Restorable:
+    """The other end of the pickle.
+
+    Raises:
+        LookupError: the record is not there; AOTAutograd then compiles anew.
+    """
+    return Restorable(records.load(Store(pathlib.Path(folder)), key), folder, key)
+
+
+def of(graph: CapturedGraph, runtime: CpuRuntime, folder: str) -> Restorable:
+    """A captured graph as AOTAutograd can keep it.
+
+    Its cache knows the graph, but not what a registered kernel does, nor sizes that are not numbers: such graphs have
+    no record.
+    """
+    key = None
+    if runtime.store is not None and not graph.symbolic and isinstance(graph.only, CpuProgram):
+        program = graph.only.interface
+        assert isinstance(program, Program)
+        if not any(graphs.kernel_calls(module.graph) for module in regions.modules(program.module)):
+            key = records.save(runtime.store, graph.only)
+    return Restorable(graph, folder, key)
+
+
+@contextlib.contextmanager
+def autograd_cache(options: Options) -> Generator[None]:
+    """A scope in which AOTAutograd looks graphs up in its cache, under a tag of our own, and keeps ours whole.
+
+    Dynamo holds a lock while a backend compiles, so no other compilation is inside the scope. The backward is compiled
+    inside too, or the graph would be kept only when a gradient has been asked for.
+    """
+    tag = digest(["helion_tpu", package_digest(), repr(options)])
+    with compat.autograd_cache(tag):
+        yield
