@@ -7,6 +7,7 @@ says which package and version was found and which were tested.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -421,3 +422,48 @@ def autograd_cache(tag: str) -> Generator[None]:
     settings = {"enable_autograd_cache": True, "bundled_autograd_cache": True, "force_non_lazy_backward_lowering": True}
     with functorch.patch(settings), torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
         yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Conflict:
+    """Two accesses of one kernel to the same memory, at least one a write, that nothing puts in an order.
+
+    Attributes:
+        memory: the memory space: "hbm", "vmem", "smem".
+        first, second: "read" or "write", the range, and the source line.
+    """
+
+    memory: str
+    first: str
+    second: str
+
+    def __str__(self) -> str:
+        return f"in {self.memory.upper()}, {self.first} and {self.second}"
+
+
+def interpreter_conflicts() -> list[Conflict]:
+    """The races that JAX's TPU interpreter saw in the kernel that it ran last."""
+    module, why = "jax._src.pallas.mosaic.interpret.", "races in kernels"
+    state = private("jax", f"{module}interpret_pallas_call", "races", why)
+    if state is None or not state.races_found:
+        return []
+    ordered = private("jax", f"{module}vector_clock", "ordered", why)
+    overlap = private("jax", f"{module}race_detection_state", "_ranges_overlap", why)
+    found: list[Conflict] = []
+    for buffer, writes in state.writes.items():
+        memory = str(buffer[0])
+        others = [("write", *write) for write in writes] + [("read", *read) for read in state.reads[buffer]]
+        for at, (_, _, clock, range_, frame) in enumerate(writes):
+            for kind, _, _, other_clock, other_range, other_frame in others[at + 1 :]:
+                if not ordered(clock, other_clock) and overlap(range_, other_range):
+                    found.append(
+                        Conflict(memory, _access("write", range_, frame), _access(kind, other_range, other_frame))
+                    )
+    return list(dict.fromkeys(found))
+
+
+def _access(kind: str, range_: Any, frame: Any) -> str:
+    dims = [f"{part.start}:{part.stop}" if isinstance(part, slice) else str(part) for part in range_]
+    where = f" at {str(frame).rsplit('/', 1)[-1]}" if ":" in str(frame) else ""
+    place = f"[{', '.join(dims)}]" if dims else "all of it"
+    return f"a {kind} of {place}{where}"

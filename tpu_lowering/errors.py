@@ -35,6 +35,8 @@ CODES: dict[str, str] = {
     "TL207": "kernel registered twice",
     "TL208": "kernel signature cannot be registered",
     "TL210": "Helion kernel lacks something that tpu_lowering needs",
+    "TL212": "kernel has a race",
+    "TL213": "kernel stopped in JAX's TPU interpreter",
     # 3xx: operators and values
     "TL301": "operator has no lowering",
     "TL302": "dtype is not supported",
@@ -52,13 +54,14 @@ CODES: dict[str, str] = {
     "TL603": "dtype is not supported on the chip",
     "TL604": "the TPU compiler refused the program",
     "TL605": "the TPU compiler did not finish",
-    # 5xx: reasons in reports (never raised)
+    # 5xx: reasons in reports and warnings (never raised)
     "TL501": "buffer kept: the old contents are defined and the kernel reads them",
     "TL502": "buffer kept: the old contents are defined and the kernel does not provably overwrite them all",
     "TL503": "allocation kept: its contents are used by something that is not a kernel write",
     "TL504": "buffer fresh, but the kernel reads it before writing",
     "TL505": "fill kept: the kernel does not provably overwrite every element",
     "TL506": "kernel runs step by step on the CPU",
+    "TL507": "kernel result with NaN that no operand has",
     "TL511": "size not rounded up: padding could change a result",
     "TL512": "program compiled for other sizes",
     "TL513": "captured again: a guard of Dynamo failed",

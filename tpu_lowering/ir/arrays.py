@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from tpu_lowering import compat
@@ -35,6 +36,22 @@ def to_jax(tensor: torch.Tensor) -> jax.Array:
         tensor = tensor.contiguous()
     # A dimension of size 1 may have any stride; JAX would take it for another layout.
     return jax.dlpack.from_dlpack(tensor.reshape(-1).view(tensor.shape))
+
+
+SMALL = 1 << 14  # bytes that are copied faster than an array is made of them
+
+# What numpy has under the same name; the others come as types of JAX's own.
+NUMPY = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.bool, torch.uint8)
+
+
+def is_small(tensor: torch.Tensor) -> bool:
+    """Whether ``to_numpy`` takes a tensor, and JAX copies the result in less time than it takes to import."""
+    return tensor.dtype in NUMPY and tensor.nbytes <= SMALL and tensor.is_contiguous() and not tensor.is_neg()
+
+
+def to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """The tensor's memory for one call of a compiled JAX function, which copies it."""
+    return tensor.detach().numpy()
 
 
 def to_torch(array: jax.Array) -> torch.Tensor:

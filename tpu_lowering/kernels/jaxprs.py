@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from tpu_lowering import compat
 from tpu_lowering.analyse import functions, pallas
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.types import TensorType
-from tpu_lowering.kernels import vectorized
+from tpu_lowering.kernels import interpreter_findings, vectorized
 from tpu_lowering.kernels.evaluation import CALLS, evaluate, mentions, with_array_literals
 
 
@@ -133,9 +133,17 @@ def _interpreted(equation: Any, values: Sequence[jax.Array], how: Execution) -> 
     params, interpret = dict(equation.params), how != "mosaic"
     if interpret and "grid_mapping" in params:
         params["jaxpr"] = with_array_literals(params["jaxpr"])
-    if how == "tpu_interpret":
-        interpret = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
-    return compat.bind(equation.replace(params={**params, "interpret": interpret}), values)
+    if how != "tpu_interpret":
+        return compat.bind(equation.replace(params={**params, "interpret": interpret}), values)
+    chosen = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+    results = compat.bind(equation.replace(params={**params, "interpret": chosen}), values)
+    return interpreter_findings.observed(_kernel_name(params), values, results)
+
+
+def _kernel_name(params: Mapping[str, Any]) -> str:
+    """The name that a kernel was given, or that of its body with the file and line it is in."""
+    function, _, place = str(params["jaxpr"].debug_info.func_src_info).partition(" at ")
+    return str(params.get("name") or f"{function} at {place.rsplit('/', 1)[-1]}")
 
 
 def kernel_calls(closed: Any) -> list[Any]:

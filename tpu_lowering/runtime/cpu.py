@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import arrays, graphs
 from tpu_lowering.ir.kernels import Execution, Kernel
 from tpu_lowering.ir.programs import Interface, Program
-from tpu_lowering.kernels import vectorized
+from tpu_lowering.kernels import interpreter_findings, vectorized
 from tpu_lowering.passes.base import Action
 from tpu_lowering.runtime import edge, executables
 from tpu_lowering.runtime.executables import Stored
@@ -42,7 +43,10 @@ class CpuRuntime:
     def compile(self, program: Program, source: Source) -> CpuProgram:
         with jax.enable_x64(True):
             constants = list(program.constants().values())
-            return CpuProgram(program, constants, *self._compiled(program, source))
+            compiled, stored = self._compiled(program, source)
+            if self.kernels == "tpu_interpret":
+                compiled = functools.partial(interpreter_findings.watched, compiled)
+            return CpuProgram(program, constants, compiled, stored)
 
     def _compiled(self, program: Program, source: Source) -> tuple[Any, Stored | None]:
         """The program as an executable, from the store, or compiled and stored; and its place there.

@@ -33,15 +33,15 @@ class Imports:
     def __init__(self, count: int) -> None:
         self.slots: list[_Kept | None] = [None] * count
 
-    def take(self, tensors: Sequence[Any]) -> list[jax.Array]:
-        """The arrays of a call's arguments; the caller holds ``jax.enable_x64(True)``."""
+    def take(self, tensors: Sequence[Any]) -> list[Any]:
+        """The arrays of a call's arguments, for that call alone; the caller holds ``jax.enable_x64(True)``."""
         return [self._take(slot, tensor) for slot, tensor in enumerate(tensors)]
 
-    def _take(self, slot: int, tensor: torch.Tensor) -> jax.Array:
+    def _take(self, slot: int, tensor: torch.Tensor) -> Any:
         kept = self.slots[slot]
         if kept is None or kept.tensor() is not tensor:
             self.slots[slot] = _Kept(weakref.ref(tensor), None, None)
-            return arrays.to_jax(tensor)
+            return arrays.to_numpy(tensor) if arrays.is_small(tensor) else arrays.to_jax(tensor)
         place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if kept.array is not None and kept.place == place:
             return kept.array
