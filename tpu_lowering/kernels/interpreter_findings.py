@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import io_callback
 from jax.experimental.pallas import tpu as pltpu
 
 from tpu_lowering import compat, errors
@@ -48,7 +49,7 @@ def observed(kernel: str, operands: Sequence[jax.Array], results: Sequence[jax.A
         return made
 
     types = [jax.ShapeDtypeStruct(result.shape, result.dtype) for result in results]
-    return list(jax.experimental.io_callback(look, types, *operands, *results))
+    return list(io_callback(look, types, *operands, *results))
 
 
 def _undefined(operands: Sequence[Any], results: Sequence[Any]) -> Generator[tuple[int, int, int]]:
