@@ -113,7 +113,7 @@ def interleave(sides: Mapping[str, Side], rounds: int, calls: int | None = None)
     Args:
         sides: by name; already warm.
         rounds: of each side, fewer if it is slow; the first call of a very slow one is its only sample.
-        calls: a sample; None for as many as take ``SAMPLE_SECONDS``.
+        calls: a sample, in all rounds; None for as many as take ``SAMPLE_SECONDS``.
 
     Returns:
         For each side its entry, as ``entry`` gives it; with ``error`` alone if it failed.
@@ -124,6 +124,8 @@ def interleave(sides: Mapping[str, Side], rounds: int, calls: int | None = None)
     for name, side in sides.items():
         try:
             first = side.sample(1)
+            if first < SIDE_SECONDS / 10:
+                first = min(first, side.sample(1), side.sample(1))
             plans[name] = plan(first, rounds, calls)
             if first > SIDE_SECONDS:
                 samples[name].append(first)
@@ -139,14 +141,14 @@ def interleave(sides: Mapping[str, Side], rounds: int, calls: int | None = None)
                 samples[name].append(sides[name].sample(plans[name][1]))
             except Exception as error:
                 errors[name] = described(error)
-    return {
-        name: {"error": errors[name]} if name in errors else entry(samples[name], plans[name][1]) for name in sides
-    }
+    return {name: {"error": errors[name]} if name in errors else entry(samples[name], plans[name][1]) for name in sides}
 
 
 def plan(seconds: float, rounds: int, calls: int | None = None) -> tuple[int, int]:
     """(rounds, calls a sample) of a side whose call takes so many seconds."""
-    many = calls or max(1, math.ceil(SAMPLE_SECONDS / seconds))
+    if calls is not None:
+        return rounds, calls
+    many = max(1, math.ceil(SAMPLE_SECONDS / seconds))
     affordable = max(1, int(SIDE_SECONDS / (seconds * many)))
     return min(rounds, affordable), many
 
