@@ -1,5 +1,5 @@
 """``python -m bench``: all benchmarks; ``compare A.json B.json``; ``compile_time``; ``model_compile_time``;
-``helion_examples``."""
+``helion_examples``; ``cpu``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from bench import GROUPS, TARGETS
+from bench.cpu import SECTIONS
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -34,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench import helion_examples
 
         return helion_examples.main(given.examples, given.target, given.kernels, given.missing)
+    if given.command == "cpu":
+        from bench.cpu import run as cpu
+
+        return cpu.main(given.section, given.rounds, given.folder, given.cases)
     from bench import report, run, tasks
 
     chosen = tasks.tasks_of([given.only] if given.only else GROUPS, given.targets)
@@ -66,6 +71,12 @@ def parser() -> argparse.ArgumentParser:
     examples.add_argument("--target", default="tpu7x", help="the chip to compile for (default tpu7x)")
     examples.add_argument("--missing", action="store_true", help="only kernels that have no results yet")
     examples.add_argument("--only", dest="kernels", help="kernels whose name, file.kernel, contains this")
+    cpu = commands.add_parser("cpu", help="speed on this CPU: ours, plain JAX, eager, Inductor, Helion")
+    cpu.add_argument("--only", dest="section", choices=SECTIONS, help="one section (default: all)")
+    cpu.add_argument("--cases", nargs="*", default=(), help="names of kernels, models or other cases (default: all)")
+    cpu.add_argument("--rounds", type=int, default=9, help="samples a side; medians and quartiles count (default 9)")
+    # Suppressed, as the option before the command would else be lost.
+    cpu.add_argument("--folder", type=pathlib.Path, default=argparse.SUPPRESS, help="where results go")
     return top
 
 

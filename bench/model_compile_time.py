@@ -17,11 +17,13 @@ import math
 import os
 import pathlib
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -111,12 +113,15 @@ def measure(name: str, backend: str) -> dict[str, float]:
 
 
 class Nursery:
-    """A process that has imported everything, and forks one child for each measurement."""
+    """A process that has imported everything, and forks one child for each measurement.
 
-    def __init__(self) -> None:
+    Its program is a module that calls ``serve``, by default this one.
+    """
+
+    def __init__(self, module: str = "bench.model_compile_time") -> None:
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_LOG_DIR": "disabled", "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.model_compile_time"],
+            [sys.executable, "-m", module],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -124,10 +129,10 @@ class Nursery:
             text=True,
         )
 
-    def measure(self, name: str, backend: str) -> dict[str, float] | str:
-        """A measurement, or what went wrong."""
+    def measure(self, *words: str) -> dict[str, Any] | str:
+        """A measurement, or what went wrong. Words say which; by default a model and a backend."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        print(name, backend, file=self.process.stdin, flush=True)
+        print("\t".join(words), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline() or '"the process ended"')
 
     def stop(self) -> None:
@@ -136,8 +141,13 @@ class Nursery:
         self.process.wait()
 
 
-def serve() -> None:
-    """The nursery: reads a model and a backend a line, forks, writes what the child measured as one line of JSON."""
+def serve(measure: Callable[..., object] = measure, seconds: float = SECONDS) -> None:
+    """The nursery: reads the words of a measurement a line, forks, writes what the child says as one line of JSON.
+
+    Args:
+        measure: takes the words; what it returns can be written as JSON.
+        seconds: after which a child is ended.
+    """
     import jax
     import transformers  # noqa: F401
 
@@ -148,15 +158,16 @@ def serve() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)  # what libraries print is not an answer
     for line in sys.stdin:
-        name, backend = line.rsplit(maxsplit=1)
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
+            signal.alarm(int(seconds))
             try:
-                answer: object = measure(name, backend)
+                answer: object = measure(*line.rstrip("\n").split("\t"))
             except BaseException as error:
                 answer = f"{type(error).__name__}: {error}"[:500]
-            os.write(writer, json.dumps(answer).encode())
+            with os.fdopen(writer, "w") as stream:
+                json.dump(answer, stream)
             os._exit(0)
         os.close(writer)
         with os.fdopen(reader) as stream:

@@ -27,13 +27,13 @@ STYLE = {
 }
 
 
-def new(width: float, height: float, title: str, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def new(width: float, height: float, title: str, columns: int = 1, source: str = SOURCE) -> tuple[Figure, list[Axes]]:
     """A figure of a size in inches, with a title and the source of its figures."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-        figure.supxlabel(SOURCE, x=0.99, ha="right", fontsize=7)
+        figure.supxlabel(source, x=0.99, ha="right", fontsize=7)
     return figure, axes
 
 

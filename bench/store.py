@@ -23,9 +23,9 @@ def versions() -> dict[str, str]:
 class Store:
     """Entries by key, in a file that is replaced as a whole whenever one is added."""
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, path: pathlib.Path, slashes: int = 3) -> None:
         self.path = path
-        self.entries: dict[str, Entry] = read(path) if path.exists() else {}
+        self.entries: dict[str, Entry] = read(path, slashes) if path.exists() else {}
 
     def has(self, key: str, current: dict[str, str]) -> bool:
         """Whether a task has figures from these versions; an error is not figures."""
@@ -40,15 +40,15 @@ class Store:
         os.replace(draft, self.path)
 
 
-def read(path: pathlib.Path) -> dict[str, Entry]:
-    """The entries of a file.
+def read(path: pathlib.Path, slashes: int = 3) -> dict[str, Entry]:
+    """The entries of a file, whose keys have so many slashes.
 
     Raises:
         ValueError: it is not a file of results.
     """
     try:
         entries = json.loads(path.read_text())
-        sound = all(key.count("/") == 3 and "versions" in entry for key, entry in entries.items())
+        sound = all(key.count("/") == slashes and "versions" in entry for key, entry in entries.items())
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
         raise ValueError(f"expected results of python -m bench in {path}, got {error}") from error
     if not sound:

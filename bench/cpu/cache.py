@@ -1,0 +1,64 @@
+"""How much of a process's first result a second process has for nothing: a cold cache folder, then the same one warm.
+
+Each measurement is two new processes. Inductor with its own cache folder is measured beside ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from bench.cpu.first_result import KERNEL
+from bench.cpu.timing import described, entry
+
+CASES = ("llama", KERNEL)
+BACKENDS = {"ours": "helion_tpu", "inductor": "inductor"}
+VARIABLE = "TPU_LOWERING_CACHE_DIR"
+SECONDS = 600.0  # for one process
+
+
+def measure(name: str, rounds: int) -> dict[str, Any]:
+    """The entry of one case.
+
+    Its sides are ``<side> cold`` and ``<side> warm``, after imports, and ``<side> cold, all`` and ``<side> warm, all``,
+    from before them.
+    """
+    samples: dict[str, list[float]] = {}
+    errors: dict[str, str] = {}
+    for _ in range(rounds):
+        for side, backend in BACKENDS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                for state in ("cold", "warm"):
+                    try:
+                        found = first_result(name, backend, folder)
+                    except (subprocess.SubprocessError, ValueError) as error:
+                        errors[f"{side} {state}"] = described(error)
+                        break
+                    samples.setdefault(f"{side} {state}", []).append(found["first"])
+                    samples.setdefault(f"{side} {state}, all", []).append(found["total"])
+    sides = {side: entry(values) for side, values in samples.items()}
+    return {"sides": {**sides, **{side: {"error": text} for side, text in errors.items()}}, "note": f"by {VARIABLE}"}
+
+
+def first_result(name: str, backend: str, folder: str) -> dict[str, float]:
+    """What a new process that caches in a folder says of itself.
+
+    Raises:
+        subprocess.SubprocessError: it failed, or took longer than ``SECONDS``.
+    """
+    environment = {
+        **os.environ,
+        VARIABLE: os.path.join(folder, "ours"),
+        "TORCHINDUCTOR_CACHE_DIR": os.path.join(folder, "inductor"),
+        "JAX_PLATFORMS": "cpu",
+        "TPU_LOG_DIR": "disabled",
+        "HF_HUB_OFFLINE": "1",
+    }
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    command = [sys.executable, "-m", "bench.cpu.first_result", name, backend]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=True)
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,56 @@
+"""A process from its start to its first result: ``python -m bench.cpu.first_result <case> <backend>``.
+
+It writes one line of JSON: ``total``, seconds from before torch is imported to the first result, and ``first``, the
+same without imports and without making the model and its inputs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+KERNEL = "kernel"
+IMPORTS = ("torch", "torch._dynamo", "torch._inductor.compile_fx", "jax", "tpu_lowering.backend", "bench.cpu.sides")
+
+
+def main(case: str, backend: str) -> dict[str, float]:
+    """Measures in this process, which must have imported nothing yet."""
+    began = time.perf_counter()
+    for name in (*IMPORTS, "bench.cpu.kernels" if case == KERNEL else "bench.zoo"):
+        importlib.import_module(name)
+    function, arguments = kernel(backend) if case == KERNEL else model(case)
+    ready = time.perf_counter()
+    import torch
+
+    with torch.inference_mode():
+        torch.compile(function, backend=backend, fullgraph=True)(*arguments)
+    ended = time.perf_counter()
+    return {"total": ended - began, "first": ended - ready}
+
+
+def kernel(backend: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The kernel ``welford``, or for another backend than ours its plain form, and inputs."""
+    from bench.cpu.kernels import CASES
+
+    case = CASES["welford"]
+    return case.model if backend == "helion_tpu" else case.reference, tuple(case.inputs(case.shapes))
+
+
+def model(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A model of the suite, made larger, and inputs."""
+    import torch
+
+    from bench import zoo
+    from bench.cpu.models import enlarge, longer_inputs
+
+    torch.manual_seed(0)
+    chosen = zoo.MODELS[name]
+    return chosen.step, (enlarge(chosen.build()).eval(), longer_inputs(chosen))
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(*sys.argv[1:])))

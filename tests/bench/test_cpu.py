@@ -1,0 +1,195 @@
+"""The comparison on the CPU: what tables and goals make of samples, how sides are timed, and one kernel for real."""
+
+from __future__ import annotations
+
+import pathlib
+import types
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from bench import __main__ as command
+from bench import zoo
+from bench.cpu import SECTIONS, goals, models, plot, report, run, sides, timing
+from bench.store import Store
+
+
+def side(*samples: float) -> dict[str, Any]:
+    return timing.entry(samples)
+
+
+def entry(**measured: dict[str, Any]) -> dict[str, Any]:
+    return {"sides": measured, "note": "a shape", "versions": {"jax": "1.0"}, "cores": 2, "threads": 2, "rounds": 3}
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """One of everything that tables and plots ask for; our kernel is 1.2 times the plain one's time."""
+    failed = {"error": "ValueError: no such kernel"}
+    fast, slow = side(0.012, 0.024, 0.012), side(0.010, 0.020, 0.010)
+    kernel = entry(ours=fast, plain=slow, eager=slow, inductor=slow, interpret=side(0.48), inductor_pallas=failed)
+    return {
+        "kernels/exp": {**kernel, "blocks": 64, "small": entry(ours=side(1e-4), helion=side(0.25))},
+        "dispatch/mlp": entry(ours=side(2e-4), bare=side(1e-4), jax=side(5e-5), eager=side(2e-5), inductor=side(4e-5)),
+        "models/llama": entry(ours=side(0.01), eager=side(0.02), inductor=side(0.005)),
+        "models/bert": entry(ours=side(0.01), eager=side(0.003), inductor=side(0.02)),
+        "cache/llama": entry(**{"ours cold": side(2.0, 2.2), "ours warm": side(0.5, 0.55)}),
+        "layers/blocks": entry(**{str(n): side(1 + 0.1 * n) for n in (25, 50, 100, 200)}),
+    }
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    # Twice as slow a machine in the second round, and a side that was cut short after two.
+    found = timing.Ratio.of(side(1.0, 2.0, 1.5), side(0.5, 1.0))
+    assert found == timing.Ratio(2.0, 2.0, 2.0) and str(found) == "2.00 (2.00 to 2.00)"
+    assert timing.Ratio.of(side(1.0), {"error": "failed"}) is None
+    assert timing.Ratio.of(None, side(1.0)) is None
+
+
+def test_an_entry_has_median_and_quartiles() -> None:
+    found = timing.entry([4.0, 1.0, 2.0, 3.0, 5.0], 7)
+    assert (found["low"], found["median"], found["high"], found["calls"]) == (2.0, 3.0, 4.0, 7)
+    assert found["samples"] == [4.0, 1.0, 2.0, 3.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "calls", "expected"),
+    [(0.001, None, (9, 50)), (1.0, None, (9, 1)), (3.0, None, (3, 1)), (99.0, None, (1, 1)), (1.0, 300, (9, 300))],
+)
+def test_slow_sides_have_fewer_rounds_and_fast_ones_more_calls(seconds: float, calls: Any, expected: Any) -> None:
+    assert timing.plan(seconds, 9, calls) == expected
+
+
+class Scripted:
+    """A side that says how long it took."""
+
+    def __init__(self, *seconds: float, fails_after: int = 99) -> None:
+        self.seconds, self.taken, self.fails_after = seconds, 0, fails_after
+
+    def sample(self, calls: int) -> float:
+        self.taken += 1
+        if self.taken > self.fails_after:
+            raise RuntimeError("out of memory")
+        return self.seconds[min(self.taken, len(self.seconds)) - 1]
+
+
+def test_sides_take_turns_and_a_failure_costs_one_side() -> None:
+    measured = timing.interleave(
+        {"fast": Scripted(0.1), "slow": Scripted(60.0), "broken": Scripted(0.1, fails_after=4)}, 3
+    )
+    assert measured["fast"]["samples"] == [0.1] * 3
+    assert measured["slow"]["samples"] == [60.0], "the first call of a very slow side is its sample"
+    assert measured["broken"] == {"error": "out of memory"}
+
+
+def test_goals_are_met_or_missed() -> None:
+    found = {goal.what: (goal.found, goal.met) for goal in report.all_goals(results())}
+    assert found == {
+        "exp: ours / plain": (1.2, True),
+        "exp: interpret / ours": (40.0, True),
+        "mlp: ours / bare": (2.0, False),
+        "speed over eager's, geometric mean of 2 models": (pytest.approx(0.6**0.5), False),
+        "speed over Inductor's, geometric mean of 2 models": (pytest.approx(1.0), True),
+        "speed over Inductor's, the least: llama": (0.5, False),
+        "llama: warm / cold, after imports": (0.25, True),
+        "blocks: R² of a line through the medians": (pytest.approx(1.0), True),
+    }
+
+
+def test_a_side_that_failed_gives_no_verdict() -> None:
+    broken = {"kernels/exp": entry(ours={"error": "wrong"}, plain=side(1.0))}
+    assert [goal.met for goal in report.all_goals(broken)] == [None, None]
+    assert [goal.found for goal in goals.model_goals({})] == [None] * 3
+
+
+def test_layers_are_fitted() -> None:
+    offset, slope, determination = goals.fit(results()["layers/blocks"]) or (0, 0, 0)
+    assert (offset, slope, determination) == (pytest.approx(1.0), pytest.approx(0.1), pytest.approx(1.0))
+    assert goals.fit(entry(**{"25": side(1.0), "50": side(2.0), "50, stages": side(1.0)})) is None
+
+
+def test_document_has_every_section_and_every_failure() -> None:
+    text = report.document(results())
+    assert all(f"## {title}" in text for title in report.TITLES.values())
+    assert "- exp, Inductor, Pallas: ValueError: no such kernel" in text
+    row = next(line for line in text.splitlines() if line.startswith("| exp") and "1.20 (1.20 to 1.20)" in line)
+    assert [cell.strip() for cell in row.split("|")[2:5]] == ["12.0", "10.0", "10.0"] and "failed" in row
+    assert "fit: 1.00 s + 100.0 ms a layer, R² = 1.0000" in text
+    assert "2 cores, torch with 2 threads, 3 rounds, jax 1.0." in text
+
+
+def test_plot_is_small_and_needs_figures(tmp_path: pathlib.Path) -> None:
+    run.write(results(), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"cpu.md", "cpu.png"}
+    assert 5_000 < (tmp_path / "cpu.png").stat().st_size < 200_000
+    assert plot.draw({"layers/blocks": results()["layers/blocks"]}) is None
+
+
+def test_a_run_replaces_its_own_cases_alone(tmp_path: pathlib.Path) -> None:
+    store = Store(tmp_path / "cpu.json", slashes=1)
+    for key in ("kernels/exp", "kernels/gone", "dispatch/mlp"):
+        store.put(key, {**entry(ours=side(1.0)), "kept": True})
+
+    def measure(section: str, name: str, rounds: int) -> dict[str, Any] | str:
+        return "the process ended" if name == "add" else entry(ours=side(2.0))
+
+    failed = run.measure_all({"kernels": ["exp", "add"]}, 3, store, measure, Console(quiet=True))
+    again = Store(tmp_path / "cpu.json", slashes=1)
+    assert failed == ["kernels/add"] and again.entries["kernels/add"]["error"] == "the process ended"
+    assert "kept" not in again.entries["kernels/exp"] and again.entries["dispatch/mlp"]["kept"]
+    assert list(run.tidy(again)) == ["kernels/exp", "kernels/add", "dispatch/mlp"]
+
+
+def test_command_line() -> None:
+    given = command.parser().parse_args(["--folder", "a", "cpu", "--only", "kernels", "--cases", "exp", "add"])
+    assert (given.section, given.cases, given.folder) == ("kernels", ["exp", "add"], pathlib.Path("a"))
+    assert command.parser().parse_args(["cpu", "--folder", "b"]).folder == pathlib.Path("b")
+
+
+def test_every_case_that_is_listed_can_be_measured() -> None:
+    from bench.cpu import cache, dispatch, kernels, layers
+
+    known = {"kernels": kernels.CASES, "dispatch": dispatch.CASES, "models": zoo.MODELS, "cache": cache.CASES}
+    for section in SECTIONS:
+        assert list(run.cases_of(section)) == list({**known, "layers": layers.CASES}[section])
+
+
+def test_copies_of_a_function_have_code_of_their_own() -> None:
+    scale = 2.0
+
+    def scaled(x: float, *, by: float = 3.0) -> float:
+        return x * scale * by
+
+    one, other = sides.own_code(scaled), sides.own_code(scaled)
+    assert one(1.0) == other(1.0) == 6.0 and one(1.0, by=1.0) == 2.0
+    assert one.__code__ != other.__code__ and isinstance(one, types.FunctionType)
+
+
+def test_models_are_enlarged_by_their_configs() -> None:
+    torch.manual_seed(0)
+    small = zoo.MODELS["qwen3"].build()
+    large = models.enlarge(small)
+    assert (large.config.hidden_size, large.config.num_hidden_layers, large.config.head_dim) == (256, 4, 64)
+    assert len(large.config.layer_types) == 4 and small.config.hidden_size == 64
+    assert models.longer_inputs(zoo.MODELS["qwen3"])["input_ids"].shape == (2, 128)
+    assert zoo.tokens().shape == (2, 16), "the suite keeps its sizes"
+    resnet = zoo.MODELS["resnet"].build()
+    assert models.enlarge(resnet) is resnet
+
+
+def test_a_small_kernel_is_measured() -> None:
+    from bench.cpu import kernels
+
+    found = kernels.measure("exp", 1, ("ours", "eager", "interpret"), small=True)
+    assert set(found["sides"]) == {"plain", "ours", "eager", "interpret"}
+    for one in found["sides"].values():
+        assert one["median"] > 0, one
+    assert found["blocks"] == 1
+
+
+def test_a_wrong_result_is_no_figure() -> None:
+    def wrong() -> Any:
+        return sides.called(torch.exp, [torch.ones(2)], sides.closeness(torch.ones(2), 1e-5, 1e-5))
+
+    assert "not close" in sides.Sides({"eager": wrong}).measure(1)["eager"]["error"]
