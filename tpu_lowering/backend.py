@@ -17,6 +17,7 @@ from tpu_lowering.report.dump import dump_observer
 from tpu_lowering.report.logs import LogObserver
 from tpu_lowering.runtime.base import Runtime
 from tpu_lowering.runtime.cpu import CpuRuntime
+from tpu_lowering.runtime.device import DeviceRuntime
 
 _numbers = itertools.count()
 
@@ -38,7 +39,7 @@ def helion_tpu(
         options: fields of ``Options``.
         mode: accepted because Inductor has one; ignored with a warning.
         observers: told of every stage, besides the log and the dump folder.
-        runtime: where programs run; by default the CPU.
+        runtime: where programs run; by default what ``choose_runtime`` gives.
 
     Returns:
         A callable of the graph's arguments.
@@ -58,8 +59,8 @@ def helion_tpu(
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
             if kind == "backward":
                 compat.keep_saved_tensors()
-            kernels = runtime or CpuRuntime(chosen.cpu_kernels)
-            return CapturedGraph(kind, number, graph, arguments, chosen, observer, kernels)
+            runs_on = runtime or choose_runtime(chosen, kind)
+            return CapturedGraph(kind, number, graph, arguments, chosen, observer, runs_on)
 
         return compile_graph
 
@@ -76,3 +77,18 @@ def helion_tpu(
     if chosen.fallback == "eager":
         return fallback.compile_around(module, examples, compile_whole)
     return compile_whole(module, examples)
+
+
+def choose_runtime(options: Options, kind: str) -> Runtime:
+    """The runtime of a graph.
+
+    Args:
+        options: what the user chose.
+        kind: "forward", "backward" or "inference".
+
+    Raises:
+        TpuLoweringError: TL104 if ``options.device`` names a device that JAX does not have.
+    """
+    if options.device:
+        return DeviceRuntime(options.device, kind, options.cpu_kernels)
+    return CpuRuntime(options.cpu_kernels)
