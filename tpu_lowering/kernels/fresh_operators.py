@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -85,32 +85,44 @@ class FreshForm:
 
 
 _lock = threading.Lock()
-_made: dict[FreshForm, compat.OpOverload] = {}
+_made: dict[Any, compat.OpOverload] = {}
 _libraries: list[torch.library.Library] = []
 
 
 def fresh_operator(form: FreshForm) -> compat.OpOverload:
     """The operator of a form; made at the first call, and the same ever after."""
-    with _lock:
-        if form not in _made:
-            _made[form] = _define(form)
-        return _made[form]
-
-
-def _define(form: FreshForm) -> compat.OpOverload:
     names = "_".join(name for name, _ in form.views)
     wanted = re.sub(r"\W+", "_", form.overload.name().removesuffix(".default")) + f"_fresh_{names}"
-    taken = {other._schema.name.partition("::")[2] for other in _made.values()}
-    name = next(n for n in itertools.chain([wanted], (f"{wanted}_{i}" for i in itertools.count(1))) if n not in taken)
-    library = torch.library.Library(NAMESPACE, "FRAGMENT")
     tags = [tag for tag in form.overload.tags if tag is not torch.Tag.out]
-    library.define(name + schema_of(form), tags=tags)
-    _libraries.append(library)
-    overload: compat.OpOverload = getattr(getattr(torch.ops, NAMESPACE), name).default
-    run = _implementation(form, overload)
-    library.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", run, lib=library)
-    return overload
+    return define(form, wanted, schema_of(form), tags, lambda overload: _implementation(form, overload))
+
+
+def define(
+    key: Any, wanted: str, schema: str, tags: Sequence[torch.Tag], implement: Callable[[compat.OpOverload], Any]
+) -> compat.OpOverload:
+    """The operator of a key; defined at the first call, and the same ever after.
+
+    Args:
+        key: what tells it apart.
+        wanted: its name; a number follows if another one has it.
+        schema: from the first parenthesis on.
+        tags: torch's tags.
+        implement: gives the function that runs it, on real tensors and fake ones.
+    """
+    with _lock:
+        if key not in _made:
+            taken = {other._schema.name.partition("::")[2] for other in _made.values()}
+            names = itertools.chain([wanted], (f"{wanted}_{i}" for i in itertools.count(1)))
+            name = next(name for name in names if name not in taken)
+            library = torch.library.Library(NAMESPACE, "FRAGMENT")
+            library.define(name + schema, tags=tags)
+            _libraries.append(library)
+            overload: compat.OpOverload = getattr(getattr(torch.ops, NAMESPACE), name).default
+            run = implement(overload)
+            library.impl(name, run, "CompositeExplicitAutograd")
+            torch.library.register_fake(f"{NAMESPACE}::{name}", run, lib=library)
+            _made[key] = overload
+        return _made[key]
 
 
 def schema_of(form: FreshForm) -> str:
@@ -122,9 +134,7 @@ def schema_of(form: FreshForm) -> str:
     while kept and kept[-1] == "*":
         kept.pop()
     own = _split(returned[1:-1] if returned.startswith("(") else returned)
-    made = [
-        f"SymInt[] size_{i}, SymInt[]? stride_{i}, ScalarType dtype_{i}, Device device_{i}" for i in range(form.bases)
-    ]
+    made = [described_memory(index) for index in range(form.bases)]
     views = [f"SymInt[] view_{i}" for i, view in enumerate(form.flat()) if view.how != "whole"]
     every = [*kept, *(["*"] if "*" not in kept else []), *made, *views]
     results = [*own, *["Tensor"] * form.bases]
@@ -149,7 +159,7 @@ def _implementation(form: FreshForm, overload: compat.OpOverload) -> Any:
 
     def run(*args: Any, **kwargs: Any) -> Any:
         bound = arguments.bind(overload._schema, args, kwargs)
-        bases = [_allocated(*(bound[f"{part}_{i}"] for part in PARTS)) for i in range(form.bases)]
+        bases = [allocate(bound, index) for index in range(form.bases)]
         tensors = (view.of(bases, bound.get(f"view_{i}")) for i, view in enumerate(views))
         results = form.overload(**{name: bound[name] for name in kept}, **form.arguments(tensors))
         made = (*(results if own > 1 else (results,) * own), *bases)
@@ -158,10 +168,14 @@ def _implementation(form: FreshForm, overload: compat.OpOverload) -> Any:
     return run
 
 
-PARTS = ("size", "stride", "dtype", "device")
+def described_memory(index: int) -> str:
+    """The arguments of a schema that describe a base."""
+    return f"SymInt[] size_{index}, SymInt[]? stride_{index}, ScalarType dtype_{index}, Device device_{index}"
 
 
-def _allocated(size: Any, stride: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def allocate(bound: Mapping[str, Any], index: int) -> torch.Tensor:
+    """The base that arguments describe; row-major if they give no strides."""
+    size, stride, dtype, device = (bound[f"{part}_{index}"] for part in ("size", "stride", "dtype", "device"))
     if stride is None:
         return torch.empty(size, dtype=dtype, device=device)
     return torch.empty_strided(size, stride, dtype=dtype, device=device)

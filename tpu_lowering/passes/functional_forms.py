@@ -61,7 +61,7 @@ def rewrite_functionalized(graph: fx.Graph, node: fx.Node) -> list[Action]:
         new, order = inserted
         own = len(overload._schema.returns)
         if len(fresh) == len(names):
-            results = _results(graph, new, own + len(order))
+            results = results_of(graph, new, own + len(order))
             rest: list[fx.Node] = []
         else:
             count = own + len(order)
@@ -104,7 +104,7 @@ def rewrite_mutable(graph: fx.Graph, node: fx.Node) -> list[Action]:
             return []
         new, order = inserted
         own = len(overload._schema.returns)
-        results = _results(graph, new, own + len(order))
+        results = results_of(graph, new, own + len(order))
     for base, value in zip(order, results[own:], strict=True):
         old = call.bases[base]
         assert old is not None
@@ -130,13 +130,13 @@ def _insert(
     tensors = [leaf for leaf in compat.tree_leaves(call.given) if isinstance(leaf, fx.Node)]
     if not left and not any(isinstance(node.meta["val"], torch.Tensor) for node in tensors):
         return None
-    described: list[Memory] = []
+    memories: list[Memory] = []
     for at in order:
         base = call.bases[at]
         memory = None if base is None else memory_of(graph, base)
         if memory is None:
             return None
-        described.append(memory)
+        memories.append(memory)
 
     def view(part: Part | None) -> View | None:
         return None if part is None else View(number[part.base], part.how)
@@ -146,7 +146,7 @@ def _insert(
     names = [name for name in call.parts if name in fresh]
     target = fresh_operator(FreshForm(call.overload, tuple(zip(names, views, strict=True)), len(order)))
     every_part = [part for parts in nested for part in flat(parts)]
-    keywords = _described(described)
+    keywords = described(memories)
     keywords |= {f"view_{i}": list(part.numbers) for i, part in enumerate(every_part) if part.how != "whole"}
     if left and not mutable:
         return graphs.call(
@@ -165,7 +165,7 @@ def _insert(
     return graphs.call(graph, target, *positional, **named, **keywords), order
 
 
-def _described(memories: Sequence[Memory]) -> dict[str, Any]:
+def described(memories: Sequence[Memory]) -> dict[str, Any]:
     """The arguments that describe memory to allocate."""
     described: dict[str, Any] = {}
     for index, memory in enumerate(memories):
@@ -189,7 +189,7 @@ def _still_written(call: Call, fresh: Sequence[str]) -> dict[str, Any]:
     return {**given, "_all_bases": [call.bases[at] for at in left]}
 
 
-def _results(graph: fx.Graph, call: fx.Node, count: int) -> list[fx.Node]:
+def results_of(graph: fx.Graph, call: fx.Node, count: int) -> list[fx.Node]:
     """The results of an operator as nodes."""
     return [call] if count == 1 else [graphs.call(graph, operator.getitem, call, index) for index in range(count)]
 

@@ -27,7 +27,7 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.ir import graphs
-from tpu_lowering.passes import functional_forms, mutating_calls
+from tpu_lowering.passes import functional_forms, functional_helion, mutating_calls
 from tpu_lowering.passes.base import Action
 
 log = logging.getLogger("tpu_lowering.passes")
@@ -37,8 +37,8 @@ def apply(graph: fx.GraphModule | fx.Graph) -> fx.GraphModule:
     """Removes allocations and fills that only kernels overwrite, in place; see the module's docstring.
 
     A pass for any backend that works on graphs from AOTAutograd: to call in the ``fw_compiler`` and ``bw_compiler`` of
-    ``aot_autograd``, or to set as Inductor's ``post_grad_custom_pre_pass``. Kernels are operators with
-    ``mutates_args``, of any library. A graph that was not through AOTAutograd is left as it is.
+    ``aot_autograd``, or to set as Inductor's ``post_grad_custom_pre_pass``. Kernels are Helion kernels, and operators
+    with ``mutates_args`` of any library. A graph that was not through AOTAutograd is left as it is.
 
     Args:
         graph: a graph of ATen operators with ``meta["val"]``, or its module.
@@ -64,4 +64,6 @@ def make_kernels_functional(graph: fx.Graph) -> list[Action]:
             actions += functional_forms.rewrite_functionalized(graph, node)
         elif mutating_calls.is_kernel(node.target):
             actions += functional_forms.rewrite_mutable(graph, node)
+        elif functional_helion.is_helion_call(node):
+            actions += functional_helion.rewrite_helion(graph, node)
     return actions

@@ -148,7 +148,7 @@ def choose_fresh(call: Call, candidates: set[int] | None = None) -> tuple[list[s
             break
         fresh = still
     chosen = sorted({at for name in fresh for at in call.bases_of(name)})
-    return fresh, [_fresh(call.bases[at], reasons[at]) for at in chosen]
+    return fresh, [fresh_action(call.bases[at], reasons[at]) for at in chosen]
 
 
 def _costs(base: fx.Node, fills: bool) -> bool:
@@ -158,7 +158,8 @@ def _costs(base: fx.Node, fills: bool) -> bool:
     return is_filled(base, fills) or used_elsewhere
 
 
-def _fresh(base: fx.Node | None, reason: str) -> Action:
+def fresh_action(base: fx.Node | None, reason: str) -> Action:
+    """The action of a pass that made a base fresh."""
     assert base is not None
     value = base.meta["val"]
     known = all(type(size) is int for size in value.shape)

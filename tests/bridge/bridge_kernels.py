@@ -1,9 +1,14 @@
-"""Destination-passing operators as users of other backends have them: no JAX, nothing of this package."""
+"""Destination-passing operators as users of other backends have them; one has a JAX implementation too."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax.numpy as jnp
 import torch
 from torch import Tensor
+
+import tpu_lowering
 
 
 @torch.library.custom_op("bridge::exp_into", mutates_args=("out",))
@@ -52,11 +57,24 @@ def spread(outs: list[Tensor], x: Tensor, extra: Tensor | None = None) -> None:
 
 @torch.library.custom_op("bridge::exp_over", mutates_args=("out",))
 def exp_over(x: Tensor, out: Tensor) -> None:
-    """The same as ``exp_into``; it has a JAX implementation too, that is seen to overwrite all of ``out``."""
+    """The same as ``exp_into``; its JAX implementation is seen to overwrite all of ``out``."""
     out.copy_(x.exp())
+
+
+@tpu_lowering.register_kernel(torch.ops.bridge.exp_over.default)
+def exp_over_in_jax(x: Any, out: Any) -> Any:
+    return jnp.exp(x)
 
 
 @torch.library.custom_op("bridge::iota_into", mutates_args=("out",))
 def iota_into(out: Tensor) -> None:
     """Has no operand but the one it writes."""
     out.copy_(torch.arange(out.numel()).view(out.shape))
+
+
+@torch.library.custom_op("bridge::count_up", mutates_args=("out",))
+def count_up(x: Tensor, out: Tensor) -> None:
+    """Reads, in each step, what the step before wrote, if the two arguments are one buffer."""
+    out[0] = 1
+    for row in range(1, out.shape[0]):
+        out[row] = x[row - 1] + 1
