@@ -102,6 +102,27 @@ def test_arguments_that_share_a_storage(compiled: Callable[..., Any]) -> None:
             torch.testing.assert_close(mine, theirs)
 
 
+def test_a_write_shows_in_a_parameter_with_a_counter_of_its_own(compiled: Callable[..., Any]) -> None:
+    whole = torch.zeros(4)
+    weight = torch.nn.Parameter(whole.data, requires_grad=False)
+    assert weight.untyped_storage() is whole.untyped_storage() and weight._version == whole._version == 0
+    write, read = compiled(lambda x: x.add_(1)), compiled(lambda: weight * 2)
+    for step in range(3):
+        assert read().tolist() == [2 * step] * 4
+        write(whole)
+        assert weight._version == 0
+
+
+def test_one_tensor_that_a_program_writes_and_reads(compiled: Callable[..., Any], programs: list[Any]) -> None:
+    """AOTAutograd merges such arguments, so the program is called without it."""
+    run = compiled(lambda x, out: out.add_(x * 2).sum())
+    run(torch.ones(4), torch.ones(4))
+    both = torch.ones(4)
+    for step in range(3):
+        (total,) = programs[0]([both, both])[:1]
+        assert both.tolist() == [3.0 ** (step + 1)] * 4 and total == both.sum()
+
+
 def test_overlapping_arguments_of_one_call(compiled: Callable[..., Any]) -> None:
     def function(whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
         part.add_(1)
