@@ -38,6 +38,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "passes":
+        return importlib.import_module("tpu_lowering.passes")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'tpu_lowering' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -19,6 +19,7 @@ from tpu_lowering.report.dump import dump_observer
 from tpu_lowering.report.logs import LogObserver
 from tpu_lowering.runtime.base import Runtime
 from tpu_lowering.runtime.cpu import CpuRuntime
+from tpu_lowering.runtime.device import DeviceRuntime
 
 _numbers = itertools.count()
 
@@ -40,7 +41,7 @@ def helion_tpu(
         options: fields of ``Options``.
         mode: accepted because Inductor has one; ignored with a warning.
         observers: told of every stage, besides the log and the dump folder.
-        runtime: where programs run; by default the CPU.
+        runtime: where programs run; by default what ``choose_runtime`` gives.
 
     Returns:
         A callable of the graph's arguments.
@@ -56,23 +57,21 @@ def helion_tpu(
     if again := recompiles.failed_guard():
         observer.acted(f"graph_{number}", "capture", again)
 
-    kernels = runtime or CpuRuntime(chosen.cpu_kernels, chosen.cache)
     # What comes out of AOTAutograd's cache has no stages to observe.
-    restorable_by = (
-        kernels if isinstance(kernels, CpuRuntime) and chosen.cache and not (observers or chosen.dump) else None
-    )
+    keeps = bool(chosen.cache) and not (observers or chosen.dump)
 
     def compiler(kind: str) -> Callable[..., Any]:
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
             if kind == "backward":
                 compat.keep_saved_tensors()
-            captured = CapturedGraph(kind, number, graph, arguments, chosen, observer, kernels)
-            return captured if restorable_by is None else restorable.of(captured, restorable_by, chosen.cache)
+            runs_on = runtime or choose_runtime(chosen, kind)
+            captured = CapturedGraph(kind, number, graph, arguments, chosen, observer, runs_on)
+            return restorable.of(captured, runs_on, chosen.cache) if keeps else captured
 
-        return compile_graph if restorable_by is None else compat.serializable_compiler(Restorable, compile_graph)
+        return compat.serializable_compiler(Restorable, compile_graph) if keeps else compile_graph
 
     def compile_whole(part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
-        with contextlib.nullcontext() if restorable_by is None else restorable.autograd_cache(chosen):
+        with restorable.autograd_cache(chosen) if keeps else contextlib.nullcontext():
             return compat.aot_autograd(
                 fw_compiler=compiler("forward"),
                 bw_compiler=compiler("backward"),
@@ -85,3 +84,18 @@ def helion_tpu(
     if chosen.fallback == "eager":
         return fallback.compile_around(module, examples, compile_whole)
     return compile_whole(module, examples)
+
+
+def choose_runtime(options: Options, kind: str) -> Runtime:
+    """The runtime of a graph.
+
+    Args:
+        options: what the user chose.
+        kind: "forward", "backward" or "inference".
+
+    Raises:
+        TpuLoweringError: TL104 if ``options.device`` names a device that JAX does not have.
+    """
+    if options.device:
+        return DeviceRuntime(options.device, kind, options.cpu_kernels)
+    return CpuRuntime(options.cpu_kernels, options.cache)

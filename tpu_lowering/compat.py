@@ -130,6 +130,19 @@ def keep_saved_tensors() -> None:
         context.fw_metadata.bw_donated_idxs = []
 
 
+def versions_advanced() -> tuple[int, ...]:
+    """Positions of the arguments whose version counters AOTAutograd advances before each call of a graph.
+
+    It does so by one for each argument that the graph writes to where autograd can see it. Asked while the forward or
+    inference graph is compiled; empty outside of AOTAutograd.
+    """
+    context = private("torch", "torch._guards", "TracingContext", "versions of mutated arguments").try_get()
+    metadata = context.fw_metadata if context is not None else None
+    if metadata is None:
+        return ()
+    return tuple(len(metadata.tokens) + index for index in metadata.mutated_graph_handled_indices_seen_by_autograd)
+
+
 @contextlib.contextmanager
 def cold_dynamo() -> Generator[None]:
     """A scope in which nothing compiled before is reused, and after which what was compiled is forgotten."""

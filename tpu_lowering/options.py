@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -44,6 +45,8 @@ class Options:
         buckets: what dynamic sizes are rounded up to, so that one program serves many: "" for nothing,
             "power_of_two", a step (512: to 512, 1024, 1536, ...), or a list of sizes, beyond the last of which
             nothing is rounded. Where rounding could change a result it is not done, and the report says why.
+        device: the JAX device that programs run on, such as "tpu:0" or "cpu:1", for tensors on the CPU; "" for
+            where the tensors are.
     """
 
     verify: bool = False
@@ -55,6 +58,7 @@ class Options:
     dump: str = ""
     cache: str = ""
     buckets: Buckets = ""
+    device: str = ""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -63,6 +67,7 @@ class Options:
         if isinstance(self.buckets, list):
             object.__setattr__(self, "buckets", tuple(self.buckets))
         check_buckets(self.buckets)
+        check_device(self.device)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -123,6 +128,14 @@ def check_buckets(value: Any) -> None:
         expected = "'power_of_two', a step such as 512, or a list of rising sizes such as [128, 512, 2048]"
         raise errors.refuse(
             "TL102", "'buckets'", f"expected {expected}, got {value!r}", f"pass {expected} as options['buckets']"
+        )
+
+
+def check_device(value: str) -> None:
+    if value and not re.fullmatch(r"[a-z]\w*(:\d+)?", value):
+        expected = "a JAX platform and the number of a device, such as 'tpu:0' or 'cpu:1'"
+        raise errors.refuse(
+            "TL102", "'device'", f"expected {expected}, got {value!r}", f"pass {expected} as options['device']"
         )
 
 

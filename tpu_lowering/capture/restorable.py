@@ -17,6 +17,7 @@ from tpu_lowering.ir import graphs, regions
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.options import Options
 from tpu_lowering.runtime import records
+from tpu_lowering.runtime.base import Runtime
 from tpu_lowering.runtime.cpu import CpuProgram, CpuRuntime
 from tpu_lowering.runtime.store import Store, digest, package_digest
 
@@ -61,14 +62,15 @@ def restore(folder: str, key: str) -> Restorable:
     return Restorable(records.load(Store(pathlib.Path(folder)), key), folder, key)
 
 
-def of(graph: CapturedGraph, runtime: CpuRuntime, folder: str) -> Restorable:
+def of(graph: CapturedGraph, runtime: Runtime, folder: str) -> Restorable:
     """A captured graph as AOTAutograd can keep it.
 
     Its cache knows the graph, but not what a registered kernel does, nor sizes that are not numbers: such graphs have
     no record.
     """
     key = None
-    if runtime.store is not None and not graph.symbolic and isinstance(graph.only, CpuProgram):
+    if isinstance(runtime, CpuRuntime) and runtime.store is not None and not graph.symbolic:
+        assert isinstance(graph.only, CpuProgram)
         program = graph.only.interface
         assert isinstance(program, Program)
         if not any(graphs.kernel_calls(module.graph) for module in regions.modules(program.module)):

@@ -45,7 +45,7 @@ def examine() -> list[Finding]:
     found = [Finding("Python", "ok" if sys.version_info >= (3, 11) else "wrong", platform.python_version())]
     found += [_required(package) for package in ("torch", "jax", "jaxlib")]
     found += [_optional(package) for package in OPTIONAL]
-    return [*found, _entry_point(), _cpu_runtime(), _tpu_compiler()]
+    return [*found, _entry_point(), _cpu_runtime(), _jax_devices(), _tpu_compiler()]
 
 
 def _required(package: str) -> Finding:
@@ -78,11 +78,16 @@ RUN = (
     "import torch; f = torch.compile(lambda x: x * 2 + 1, backend='helion_tpu'); "
     "assert torch.equal(f(torch.ones(4)), torch.full((4,), 3.0))"
 )
+DEVICES = "from tpu_lowering.runtime.device import device_names; print(', '.join(device_names()))"
 COMPILE = "import torch, tpu_lowering; tpu_lowering.aot_compile(lambda x: x * 2 + 1, (torch.ones(8, 128),))"
 
 
 def _cpu_runtime() -> Finding:
     return _tried("runtime: JAX on CPU", RUN, "compiled and ran x * 2 + 1")
+
+
+def _jax_devices() -> Finding:
+    return _tried("JAX devices: options={'device': ...}", DEVICES, "")
 
 
 def _tpu_compiler() -> Finding:
@@ -92,10 +97,10 @@ def _tpu_compiler() -> Finding:
 
 
 def _tried(what: str, code: str, success: str) -> Finding:
-    """Runs a line in a process of its own, so that nothing is initialised here."""
+    """Runs a line in a process of its own, so that nothing is initialised here; without ``success``, it prints it."""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     if run.returncode == 0:
-        return Finding(what, "ok", success)
+        return Finding(what, "ok", success or run.stdout.strip())
     return Finding(what, "wrong", (run.stderr.strip().splitlines() or ["failed"])[-1], "see the message")
 
 

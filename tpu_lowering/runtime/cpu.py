@@ -12,10 +12,10 @@ import torch
 
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.ir import arrays, graphs
-from tpu_lowering.ir.kernels import Execution, Kernel
+from tpu_lowering.ir import arrays
+from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.programs import Interface, Program
-from tpu_lowering.kernels import interpreter_findings, vectorized
+from tpu_lowering.kernels import interpreter_findings
 from tpu_lowering.passes.base import Action
 from tpu_lowering.runtime import edge, executables
 from tpu_lowering.runtime.executables import Stored
@@ -68,19 +68,7 @@ class CpuRuntime:
         return compiled, stored if executables.save(self.store, stored.key, compiled) else None
 
     def remarks(self, program: Program) -> list[Action]:
-        """The kernel calls that are left to Pallas's interpreter, each with why."""
-        if self.kernels != "vectorized":
-            return []
-        found = [(node, _why_interpreted(graphs.kernel_of(node))) for node in graphs.kernel_calls(program.module.graph)]
-        return [
-            Action("interpreted", node.name, graphs.source_line(node), "TL506", f"{graphs.kernel_of(node)!r}: {why}", 0)
-            for node, why in found
-            if why
-        ]
-
-
-def _why_interpreted(kernel: Kernel) -> str:
-    return next(filter(None, map(vectorized.why_not, kernel.calls())), "")
+        return edge.interpreted_kernels(program) if self.kernels == "vectorized" else []
 
 
 class CpuProgram:

@@ -8,7 +8,11 @@ from typing import Any
 import torch
 
 from tpu_lowering import errors
-from tpu_lowering.ir.programs import Output, Signature, dense_order
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.kernels import Kernel
+from tpu_lowering.ir.programs import Output, Program, Signature, dense_order
+from tpu_lowering.kernels import vectorized
+from tpu_lowering.passes.base import Action
 
 
 def results(signature: Signature, computed: Sequence[torch.Tensor]) -> list[Any]:
@@ -74,3 +78,17 @@ def check_devices(arguments: Sequence[Any]) -> None:
             "TL104", devices[0], f"expected tensors on a device with a runtime (cpu), got {devices[0]}",
             "move the model and its inputs to the CPU with .to('cpu')",
         )  # fmt: skip
+
+
+def interpreted_kernels(program: Program) -> list[Action]:
+    """The kernel calls that are left to Pallas's interpreter where kernels run vectorized, each with why."""
+    found = [(node, _why_interpreted(graphs.kernel_of(node))) for node in graphs.kernel_calls(program.module.graph)]
+    return [
+        Action("interpreted", node.name, graphs.source_line(node), "TL506", f"{graphs.kernel_of(node)!r}: {why}", 0)
+        for node, why in found
+        if why
+    ]
+
+
+def _why_interpreted(kernel: Kernel) -> str:
+    return next(filter(None, map(vectorized.why_not, kernel.calls())), "")

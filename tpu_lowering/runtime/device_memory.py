@@ -1,0 +1,209 @@
+"""What of torch's memory is on a JAX device: arrays that stay there, and the ways in and out.
+
+The host is the truth. An array on the device stands for a tensor as long as three things hold: the tensor's storage
+is the same object, its place in it is the same, and torch's version counter is where it was. Whatever breaks one of
+them (an update in place, ``tensor.data = ...``, a resize) moves the tensor again.
+
+Two kinds of updates leave the counter alone: fused optimizers, and writes through ``tensor.data``, NumPy or another
+process. The first are met here: after a backward ran on the device, parameters that record gradients move again. The
+second cannot be seen; ``torch.autograd.graph.increment_version(tensor)`` announces them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import weakref
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from tpu_lowering.ir.types import TensorType
+
+Device = Any  # jax.Device, which type checkers take for a variable
+
+
+def on_host(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A NumPy array of the shape and dtype of a dense row-major CPU tensor, in the tensor's memory."""
+    type_ = TensorType.of(tensor)
+    if tensor.numel() == 0:
+        return np.empty(type_.shape, type_.dtype)
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().view(type_.dtype).reshape(type_.shape)
+
+
+def put(tensor: torch.Tensor, device: Device) -> jax.Array:
+    """Starts to move a CPU tensor to a device; its memory must stay as it is until the array is ready.
+
+    The caller holds ``jax.enable_x64(True)``. JAX's CPU devices take NumPy's memory for their own, so it is copied for
+    them: an update of the tensor would otherwise show in an array that stands for the old values.
+    """
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    if device.platform == "cpu":
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
+    return jax.device_put(on_host(tensor.contiguous()), device)
+
+
+def fetch(array: jax.Array) -> torch.Tensor:
+    """A tensor in memory of its own; waits until the array has arrived, see ``jax.Array.copy_to_host_async``."""
+    type_ = TensorType.of(array)
+    tensor = torch.empty(type_.shape, dtype=type_.element.torch)
+    np.copyto(on_host(tensor), np.asarray(array))
+    return tensor
+
+
+def write_back(tensor: torch.Tensor, array: jax.Array) -> None:
+    """Gives a tensor the values of an array, without a copy on the way if it is dense and row-major."""
+    if tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
+        np.copyto(on_host(tensor), np.asarray(array))
+        torch.autograd.graph.increment_version(tensor)
+    else:
+        with torch.no_grad():
+            tensor.copy_(fetch(array))
+
+
+@dataclasses.dataclass(eq=False)
+class Copy:
+    """A tensor's values on a device.
+
+    Attributes:
+        array: the values; None once the array was donated.
+        version: torch's version counter when they were equal.
+        backwards: how many backwards the device had run then.
+    """
+
+    array: jax.Array | None
+    version: int
+    backwards: int
+
+
+class DeviceMemory:
+    """The copies on one device, found by storage and place; all programs of a device share them.
+
+    A copy lives as long as whoever asked for it holds it, or, if it is ``lasting``, as long as the tensor's storage.
+    ``lock`` is held from looking copies up until the program that uses them is enqueued, so that no other thread
+    donates them in between.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.lock = threading.RLock()
+        self.backwards = 0
+        self._copies: weakref.WeakKeyDictionary[torch.UntypedStorage, weakref.WeakValueDictionary[Hashable, Copy]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._lasting: weakref.WeakKeyDictionary[torch.UntypedStorage, dict[Hashable, Copy]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def find(self, tensor: torch.Tensor, ahead: int = 0, in_backward: bool = False) -> Copy | None:
+        """The valid copy of a tensor, or None.
+
+        Args:
+            tensor: a CPU tensor.
+            ahead: by how much AOTAutograd has advanced the version counter for a write that is still to come.
+            in_backward: whether a backward asks: its parameters are those that its forward used.
+        """
+        copies = self._copies.get(tensor.untyped_storage())
+        copy = copies.get(place_of(tensor)) if copies is not None else None
+        if copy is None or copy.array is None or tensor.is_inference() or copy.version != tensor._version - ahead:
+            return None
+        trained = tensor.requires_grad and tensor.is_leaf and not in_backward
+        return None if trained and copy.backwards != self.backwards else copy
+
+    def keep(self, tensor: torch.Tensor, array: jax.Array, ahead: int = 0, lasting: bool = False) -> Copy | None:
+        """Enters an array as the copy of a tensor, in place of an older one.
+
+        Returns:
+            The copy; None for an inference tensor, which has no version counter.
+        """
+        if tensor.is_inference():
+            return None
+        storage, place = tensor.untyped_storage(), place_of(tensor)
+        copy = Copy(array, tensor._version - ahead, self.backwards)
+        self._copies.setdefault(storage, weakref.WeakValueDictionary())[place] = copy
+        if lasting:
+            self._lasting.setdefault(storage, {})[place] = copy
+        return copy
+
+    def forget(self, tensor: torch.Tensor) -> bool:
+        """Drops every copy of a tensor's storage, whatever part; returns whether one of them was lasting."""
+        storage = tensor.untyped_storage()
+        for copy in list(self._copies.pop(storage, {}).values()):
+            copy.array = None
+        return bool(self._lasting.pop(storage, None))
+
+
+def place_of(tensor: torch.Tensor) -> Hashable:
+    """Where a tensor lies in its storage, and as what; a storage whose memory is replaced gives another place."""
+    return (
+        tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg()
+    )  # fmt: skip
+
+
+_lock = threading.Lock()
+_memories: dict[Device, DeviceMemory] = {}
+
+
+def memory_of(device: Device) -> DeviceMemory:
+    """The one ``DeviceMemory`` of a device."""
+    with _lock:
+        return _memories.setdefault(device, DeviceMemory(device))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """A tensor that was seen in a slot, by its storage and place, and its copy if it was kept."""
+
+    storage: weakref.ref[torch.UntypedStorage]
+    place: Hashable
+    copy: Copy | None
+
+
+class Slots:
+    """The arguments of a program on a device, one slot each.
+
+    Parameters and buffers are kept at once and as long as they live. Any other tensor is kept when it comes a second
+    time in a row, or was written by the program, until another tensor takes its slot: the memory that plain arguments
+    take is bounded by one copy a slot.
+
+    Attributes:
+        ahead: for each slot, by how much its version counter is advanced before each call.
+    """
+
+    def __init__(self, memory: DeviceMemory, ahead: Sequence[int], in_backward: bool) -> None:
+        self.memory, self.ahead, self.in_backward = memory, ahead, in_backward
+        self.seen: list[_Seen | None] = [None] * len(ahead)
+
+    def take(self, slot: int, tensor: torch.Tensor) -> tuple[jax.Array, Copy | None]:
+        """The array of a call's argument, moved if it is not on the device; the caller holds ``memory.lock``."""
+        storage, place, ahead = tensor.untyped_storage(), place_of(tensor), self.ahead[slot]
+        last = self.seen[slot]
+        again = last is not None and last.storage() is storage and last.place == place
+        copy = self.memory.find(tensor, ahead, self.in_backward)
+        if copy is not None:
+            array = copy.array
+            assert array is not None
+        else:
+            array = put(tensor, self.memory.device)
+            lasting = is_static(tensor)
+            if lasting or again:
+                copy = self.memory.keep(tensor, array, ahead, lasting)
+        self.see(slot, tensor, copy)
+        return array, copy
+
+    def see(self, slot: int, tensor: torch.Tensor, copy: Copy | None) -> None:
+        """Remembers the tensor of a slot, and holds its copy."""
+        seen = self.seen
+
+        def free(_: weakref.ref[torch.UntypedStorage]) -> None:
+            seen[slot] = None
+
+        seen[slot] = _Seen(weakref.ref(tensor.untyped_storage(), free), place_of(tensor), copy)
+
+
+def is_static(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a parameter, or a buffer of a module that Dynamo traced."""
+    return isinstance(tensor, torch.nn.Parameter) or hasattr(tensor, "_dynamo_static_input_type")
