@@ -16,7 +16,7 @@ from tpu_lowering.options import Options
 from tpu_lowering.report.dump import dump_observer
 from tpu_lowering.report.logs import LogObserver
 from tpu_lowering.runtime.base import Runtime
-from tpu_lowering.runtime.cpu import CpuRuntime
+from tpu_lowering.runtime.choose import runtime_for
 
 _numbers = itertools.count()
 
@@ -38,7 +38,7 @@ def helion_tpu(
         options: fields of ``Options``.
         mode: accepted because Inductor has one; ignored with a warning.
         observers: told of every stage, besides the log and the dump folder.
-        runtime: where programs run; by default the CPU.
+        runtime: where programs run; by default where the graph's tensors are.
 
     Returns:
         A callable of the graph's arguments.
@@ -58,8 +58,8 @@ def helion_tpu(
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
             if kind == "backward":
                 compat.keep_saved_tensors()
-            kernels = runtime or CpuRuntime(chosen.cpu_kernels)
-            return CapturedGraph(kind, number, graph, arguments, chosen, observer, kernels)
+            where = runtime or runtime_for(graph.graph, arguments, chosen.cpu_kernels)
+            return CapturedGraph(kind, number, graph, arguments, chosen, observer, where)
 
         return compile_graph
 

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import torch
 
+from tpu_lowering import compat
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.ir import arrays, graphs
-from tpu_lowering.ir.kernels import Execution, Kernel
+from tpu_lowering.ir import arrays
+from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.programs import Program
-from tpu_lowering.kernels import vectorized
 from tpu_lowering.passes.base import Action
 from tpu_lowering.runtime import edge
 from tpu_lowering.runtime.imports import Imports
@@ -38,19 +38,7 @@ class CpuRuntime:
         return CpuProgram(program, source, self.kernels)
 
     def remarks(self, program: Program) -> list[Action]:
-        """The kernel calls that are left to Pallas's interpreter, each with why."""
-        if self.kernels != "vectorized":
-            return []
-        found = [(node, _why_interpreted(graphs.kernel_of(node))) for node in graphs.kernel_calls(program.module.graph)]
-        return [
-            Action("interpreted", node.name, graphs.source_line(node), "TL506", f"{graphs.kernel_of(node)!r}: {why}", 0)
-            for node, why in found
-            if why
-        ]
-
-
-def _why_interpreted(kernel: Kernel) -> str:
-    return next(filter(None, map(vectorized.why_not, kernel.calls())), "")
+        return edge.interpreted_calls(program) if self.kernels == "vectorized" else []
 
 
 class CpuProgram:
@@ -64,7 +52,7 @@ class CpuProgram:
         self.program = program
         self.imports = Imports(len(program.inputs))
         function = load.load(program, source, kernels)
-        with jax.enable_x64(True):
+        with compat.enable_x64(True):
             self.constants = [arrays.to_jax(value) for value in program.constants().values()]
             self.pointers = [constant.unsafe_buffer_pointer() for constant in self.constants if constant.size]
             # The CPU by name: where JAX finds a TPU or GPU, that would be its default.
@@ -85,7 +73,7 @@ class CpuProgram:
             The results, with the strides eager gives them. Mutated arguments have been written back to.
         """
         arguments = self.program.all_arguments(arguments)
-        with jax.enable_x64(True):
+        with compat.enable_x64(True):
             given = [arguments[position] for position in self.program.inputs]
             inputs = self.imports.take(given)
             results = jax.block_until_ready(self.compiled(*inputs, *self.constants))
