@@ -4,7 +4,7 @@ BIN := .venv/bin
 export JAX_PLATFORMS := cpu
 export TPU_LOG_DIR := disabled
 
-.PHONY: demo test test-ops test-models lint unit sweep bench clean
+.PHONY: demo test test-ops test-models test-xla lint unit sweep bench bench-xla clean
 
 demo: .venv/demo
 	$(BIN)/python -m tpu_lowering demo
@@ -31,6 +31,18 @@ sweep: .venv/dev
 test-models: .venv/dev
 	TPU_LOWERING_MODELS=all $(BIN)/python -m pytest tests/models -n 2
 
+# Tensors of torch_xla, on its CPU, in an environment of their own: torch 2.9 and JAX 0.7, about 8 GB. Then what of
+# the other tests those releases are for: lowerings, draws, arguments kept between calls.
+XLA_TESTS := tests/xla tests/ir tests/random/test_distributions.py tests/random/test_draws.py \
+	tests/random/test_dropout.py tests/ops/test_semantics.py tests/ops/test_strided.py tests/ops/test_foreach.py \
+	tests/backend/test_imports.py
+
+test-xla: .venv-xla/test
+	PJRT_DEVICE=CPU .venv-xla/bin/python -m pytest $(XLA_TESTS) -n 2 --dist worksteal
+
+bench-xla: .venv-xla/test
+	PJRT_DEVICE=CPU .venv-xla/bin/python -m bench.xla
+
 bench: .venv/dev
 	$(BIN)/python -m bench
 
@@ -45,5 +57,10 @@ bench: .venv/dev
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@ .venv/demo
 
+.venv-xla/test: pyproject.toml
+	$(PYTHON) -m venv .venv-xla
+	.venv-xla/bin/python -m pip install --quiet -e '.[xla,test]'
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-xla

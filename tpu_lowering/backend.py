@@ -18,8 +18,7 @@ from tpu_lowering.options import Options
 from tpu_lowering.report.dump import dump_observer
 from tpu_lowering.report.logs import LogObserver
 from tpu_lowering.runtime.base import Runtime
-from tpu_lowering.runtime.cpu import CpuRuntime
-from tpu_lowering.runtime.device import DeviceRuntime
+from tpu_lowering.runtime.choose import runtime_for
 
 _numbers = itertools.count()
 
@@ -41,7 +40,7 @@ def helion_tpu(
         options: fields of ``Options``.
         mode: accepted because Inductor has one; ignored with a warning.
         observers: told of every stage, besides the log and the dump folder.
-        runtime: where programs run; by default what ``choose_runtime`` gives.
+        runtime: where programs run; by default what ``choose.runtime_for`` gives.
 
     Returns:
         A callable of the graph's arguments.
@@ -64,9 +63,9 @@ def helion_tpu(
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
             if kind == "backward":
                 compat.keep_saved_tensors()
-            runs_on = runtime or choose_runtime(chosen, kind)
-            captured = CapturedGraph(kind, number, graph, arguments, chosen, observer, runs_on)
-            return restorable.of(captured, runs_on, chosen.cache) if keeps else captured
+            where = runtime or runtime_for(graph.graph, kind, arguments, chosen)
+            captured = CapturedGraph(kind, number, graph, arguments, chosen, observer, where)
+            return restorable.of(captured, where, chosen.cache) if keeps else captured
 
         return compat.serializable_compiler(Restorable, compile_graph) if keeps else compile_graph
 
@@ -84,18 +83,3 @@ def helion_tpu(
     if chosen.fallback == "eager":
         return fallback.compile_around(module, examples, compile_whole)
     return compile_whole(module, examples)
-
-
-def choose_runtime(options: Options, kind: str) -> Runtime:
-    """The runtime of a graph.
-
-    Args:
-        options: what the user chose.
-        kind: "forward", "backward" or "inference".
-
-    Raises:
-        TpuLoweringError: TL104 if ``options.device`` names a device that JAX does not have.
-    """
-    if options.device:
-        return DeviceRuntime(options.device, kind, options.cpu_kernels)
-    return CpuRuntime(options.cpu_kernels, options.cache)

@@ -9,29 +9,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import importlib.metadata
 import importlib.util
 import inspect
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
+import jax.experimental
 import jax.extend
 import torch
 from torch.fx import node as node_module
 from torch.utils import _pytree
 
 from tpu_lowering import errors
-
-TESTED = {"torch": "2.13.0", "jax": "0.10.2", "helion": "1.5.1"}
-
-
-def version(package: str) -> str | None:
-    """The installed version of a package, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+from tpu_lowering.releases import TESTED, version
 
 
 def private(package: str, module: str, name: str, why: str) -> Any:
@@ -153,6 +144,25 @@ def cold_dynamo() -> Generator[None]:
         torch._dynamo.reset()
 
 
+# JAX: names that its older releases lack -----------------------------------------------------------------
+enable_x64: Any = getattr(jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64")  # noqa: B009
+
+
+def empty(shape: Sequence[int], dtype: Any) -> Any:
+    """A buffer with undefined contents: an allocation without a device operation; zeros, a fill, before JAX 0.8."""
+    make = getattr(jax.lax, "empty", jax.numpy.zeros)
+    return make(tuple(shape), dtype)
+
+
+def chip_scope(device_kind: str) -> contextlib.AbstractContextManager[Any]:
+    """A scope in which kernels that ask for facts of the chip get those of a TPU; JAX 0.7 has no such facts."""
+    abstract_device = getattr(jax.sharding, "AbstractDevice", None)
+    if abstract_device is None:
+        return contextlib.nullcontext()
+    device = abstract_device(device_kind=device_kind, num_cores=1, platform="tpu")
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
+
+
 # JAX: kernels -----------------------------------------------------------------------------------------
 def bind(equation: Any, values: Sequence[Any]) -> list[Any]:
     """Runs one jaxpr equation on values, as JAX's own evaluator does; always a list of results.
@@ -194,6 +204,14 @@ def jaxprs_in(params: dict[str, Any]) -> list[Any]:
     return list(private("jax", "jax._src.core", "jaxprs_in_params", "branches, loops and calls in a kernel")(params))
 
 
+def unnamed(jaxpr: Any, inputs: int) -> Any:
+    """What JAX remembers of a jaxpr's source, without names, for the same jaxpr with another number of inputs."""
+    known = jaxpr.debug_info
+    if hasattr(known, "with_unknown_names"):
+        return known.with_unknown_names()
+    return known._replace(arg_names=("",) * inputs, result_paths=("",) * len(jaxpr.outvars))  # before JAX 0.8
+
+
 def discharged(jaxpr: Any, grid_mapping: Any) -> tuple[Any, list[Any]]:
     """A kernel body as a function of values.
 
@@ -202,7 +220,9 @@ def discharged(jaxpr: Any, grid_mapping: Any) -> tuple[Any, list[Any]]:
         the scratch buffers. Semaphores are integers.
     """
     module, why = "jax._src.pallas.hlo_interpreter", "kernel bodies without references"
-    body, consts, scratch = private("jax", module, "kernel_to_hlo_jaxpr", why)(jaxpr, (), grid_mapping)
+    convert = private("jax", module, "kernel_to_hlo_jaxpr", why)
+    backend = (None,) if "backend" in inspect.signature(convert).parameters else ()  # before JAX 0.8
+    body, consts, scratch = convert(jaxpr, (), grid_mapping, *backend)
     return jax.extend.core.ClosedJaxpr(body, consts), list(scratch)
 
 
@@ -216,6 +236,11 @@ def grid_scope(ids: Sequence[Any], extents: Sequence[Any]) -> Any:
     module, why = "jax._src.pallas.core", "kernel bodies outside a grid"
     axis, scope = private("jax", module, "GridAxis", why), private("jax", module, "grid_env", why)
     return scope(tuple(map(axis, ids, extents)))
+
+
+def blocked_array(block_mapping: Any) -> Any:
+    """Shape and dtype of the array that a block mapping cuts into blocks; by another name before JAX 0.8."""
+    return getattr(block_mapping, "array_aval", None) or block_mapping.array_shape_dtype
 
 
 def start_indices(block_mapping: Any, ids: Sequence[Any], scalars: Sequence[Any]) -> tuple[Any, ...]:
@@ -317,6 +342,30 @@ def rebuild_helion_containers(arguments: dict[str, Any]) -> None:
     private("helion", module, "_rebuild_container_args", "container arguments of Helion calls")(arguments)
 
 
+# torch_xla: imported only for tensors of its device -----------------------------------------------------
+def xla_module(name: str) -> Any:
+    """A public module of torch_xla.
+
+    Raises:
+        TpuLoweringError: TL105 if torch_xla cannot be imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise missing("torch_xla", name, "tensors on device xla", f"{type(error).__name__}: {error}") from error
+
+
+def function_of_xla_kernel(kernel: Any) -> Callable[..., Any] | None:
+    """The JAX function that ``torch_xla.experimental.custom_kernel.make_kernel_from_pallas`` was given; else None.
+
+    It returns a ``functools.partial`` of a function of its own, with that function as the first argument.
+    """
+    made = (
+        getattr(getattr(kernel, "func", None), "__qualname__", "") == "make_kernel_from_pallas.<locals>.wrapped_kernel"
+    )
+    return kernel.args[0] if made else None
+
+
 # torch: operators -------------------------------------------------------------------------------------
 def below_autograd() -> Any:
     """A context in which operators skip their autograd kernels, as a C++ autograd kernel does it."""
@@ -327,6 +376,12 @@ def has_autograd_kernel(name: str) -> bool:
     """Whether an operator (``ns::op``) has an autograd kernel of its own, so that gradients are not dropped."""
     check = private("torch", "torch._C", "_dispatch_has_kernel_for_dispatch_key", "finds operators without backward")
     return bool(check(name, "Autograd") or check(name, "AutogradCPU") or check(name, "CompositeImplicitAutograd"))
+
+
+def is_out_operator(overload: Any) -> bool:
+    """Whether an operator is tagged as one that only writes to arguments it is given; torch 2.9 has no such tag."""
+    tag = getattr(torch.Tag, "out", None)
+    return tag is not None and tag in overload.tags
 
 
 def overload_called(packet: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

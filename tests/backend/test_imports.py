@@ -8,11 +8,12 @@ import weakref
 import jax
 import torch
 
+from tpu_lowering import compat
 from tpu_lowering.runtime.imports import Imports
 
 
 def take(imports: Imports, tensor: torch.Tensor) -> jax.Array:
-    with jax.enable_x64(True):
+    with compat.enable_x64(True):
         return imports.take([tensor])[0]
 
 

@@ -17,6 +17,7 @@ from functorch.compile import aot_module, make_boxed_func
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import tpu_lowering.lower.aten  # noqa: F401  (enters the rows)
+from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType, element_type
 from tpu_lowering.lower.table import TABLE
 from tpu_lowering.normalise.decompositions import decompositions
@@ -120,7 +121,7 @@ def evaluate(graphs: Sequence[torch.fx.GraphModule], inputs: Sequence[Sequence[t
         results = [Evaluator(graph).run(*values) for graph, values in zip(graphs, arrays, strict=True)]
         return [list(result) if isinstance(result, list) else result for result in results]
 
-    with jax.enable_x64(True):
+    with compat.enable_x64(True):
         arrays = [[to_jax(tensor) for tensor in tensors] for tensors in inputs]
         results = jax.jit(program, compiler_options=QUICK_TO_COMPILE)(arrays)
         return pytree.tree_map(lambda x: to_torch(x) if isinstance(x, jax.Array) else x, results)

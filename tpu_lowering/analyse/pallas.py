@@ -82,7 +82,7 @@ def window(mapping: Any, block: Any) -> coverage.BlockWindow | None:
     closed = block.index_map_jaxpr
     arguments = [*program_ids, *([None] * (len(closed.jaxpr.invars) - len(program_ids)))]
     index = scalars.evaluate(closed, arguments, program_ids, grid)
-    shape = tuple(block.array_aval.shape)
+    shape = tuple(compat.blocked_array(block).shape)
     return coverage.BlockWindow(shape, tuple(size or 1 for size in sizes), index[: len(shape)], grid, symbols)
 
 

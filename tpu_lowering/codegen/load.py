@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.export
 
+from tpu_lowering import compat
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir.kernels import Execution, Kernel
 from tpu_lowering.ir.programs import Program
@@ -60,7 +61,7 @@ def save(folder: pathlib.Path, program: Program, source: Source) -> pathlib.Path
     line, _, body = body.partition("\n")
     text = head + first + newline + line + "\n" + LOADER + body + RUNNER.format(name=program.name)
     path.write_text(text)
-    with jax.enable_x64(True):
+    with compat.enable_x64(True):
         for name, kernel in source.kernels.items():
             (folder / f"{program.name}.{name}.jax_export").write_bytes(_export(kernel))
         specs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in input_types(program)]
@@ -89,7 +90,7 @@ def saved_kernels(path: pathlib.Path) -> Callable[[str], Callable[..., Any]]:
 
         def call(*operands: jax.Array | None) -> Any:
             given = [
-                jax.lax.empty(aval.shape, aval.dtype) if operand is None else operand
+                compat.empty(aval.shape, aval.dtype) if operand is None else operand
                 for operand, aval in zip(operands, exported.in_avals, strict=True)
             ]
             return exported.call(*given)
@@ -103,7 +104,7 @@ def run_saved(path: pathlib.Path, function: Callable[..., Any]) -> list[str]:
     """Calls a saved program on ones; returns the types of its results."""
     import ast
 
-    with jax.enable_x64(True):
+    with compat.enable_x64(True):
         arguments: list[jax.Array] = []
         for line in path.with_suffix(".inputs").read_text().splitlines():
             dtype, _, shape = line.partition(" ")

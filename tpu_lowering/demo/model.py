@@ -2,8 +2,9 @@
 
 `decoder(kernels=False)` is the model of the `transformers` library, untouched, and runs anywhere.
 `decoder(kernels=True)` has the same weights and calls a Helion kernel wherever a block has a norm, an
-attention or a gated MLP. Each call allocates its result with `torch.empty_like` and hands it to the
-kernel; such a model needs `torch.compile`, because the kernels are written for TPU.
+attention or a gated MLP; without Helion, a Pallas kernel. Each call allocates its result with
+`torch.empty_like` and hands it to the kernel; such a model needs `torch.compile`, because Helion's kernels
+are written for TPU.
 """
 
 import importlib.metadata
@@ -15,7 +16,12 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from tpu_lowering.demo.kernels import causal_attention_into, rms_norm_into, swiglu_into
+from tpu_lowering import compat
+
+if compat.has_helion():
+    from tpu_lowering.demo.kernels import causal_attention_into, rms_norm_into, swiglu_into
+else:
+    from tpu_lowering.demo.pallas_kernels import causal_attention_into, rms_norm_into, swiglu_into
 
 ATTENTION = "helion_causal"
 """The name under which `causal_attention` is known to `transformers`."""

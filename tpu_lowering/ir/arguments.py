@@ -21,18 +21,20 @@ def split(arguments: Any, is_tensor: Callable[[Any], bool]) -> tuple[Any, list[A
         The template, and the tensors in the order of their slots.
     """
     tensors: list[Any] = []
+    return _split(arguments, is_tensor, tensors), tensors
 
-    def walk(value: Any) -> Any:
-        if is_tensor(value):
-            tensors.append(value)
-            return Slot(len(tensors) - 1)
-        if isinstance(value, (list, tuple)):
-            return _rebuilt(value, [walk(item) for item in value])
-        if isinstance(value, dict):
-            return {key: walk(item) for key, item in value.items()}
-        return value
 
-    return walk(arguments), tensors
+def _split(value: Any, is_tensor: Callable[[Any], bool], tensors: list[Any]) -> Any:
+    # No function inside ``split``, which would refer to itself: such a cycle keeps the tensors until garbage is
+    # collected, and torch 2.9 then forgets which values of a graph being traced they are.
+    if is_tensor(value):
+        tensors.append(value)
+        return Slot(len(tensors) - 1)
+    if isinstance(value, (list, tuple)):
+        return _rebuilt(value, [_split(item, is_tensor, tensors) for item in value])
+    if isinstance(value, dict):
+        return {key: _split(item, is_tensor, tensors) for key, item in value.items()}
+    return value
 
 
 def _rebuilt(value: Any, items: list[Any]) -> Any:

@@ -1,7 +1,7 @@
 """Between torch tensors and JAX arrays on the CPU: zero-copy where the layout allows.
 
 Both ways go through DLPack. JAX imports only dense row-major memory, so anything else is copied first.
-Callers hold ``jax.enable_x64(True)`` while they import, or 64-bit values would be narrowed.
+Callers hold ``compat.enable_x64(True)`` while they import, or 64-bit values would be narrowed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def is_small(tensor: torch.Tensor) -> bool:
 
 
 def to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """The tensor's memory for one call of a compiled JAX function, which copies it."""
+    """The tensor's memory, for one call of a compiled JAX function."""
     return tensor.detach().numpy()
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 import torch
 
-from tpu_lowering import errors
+from tpu_lowering import compat, errors
 from tpu_lowering.ir import arrays, mosaic
 from tpu_lowering.ir.types import TensorType
 
@@ -170,6 +170,6 @@ def kernel_call(kernel: Kernel, operands: tuple[torch.Tensor | None, ...]) -> tu
     if any(arrays.is_fake(value) for value in given):
         device = next((v.device for v in operands if isinstance(v, torch.Tensor)), torch.device("cpu"))
         return tuple(torch.empty(t.shape, dtype=t.element.torch, device=device) for t in kernel.results)
-    with jax.enable_x64(True):
+    with compat.enable_x64(True):
         results = kernel.form("interpret")(*(arrays.to_jax(value) for value in given))
         return tuple(arrays.to_torch(result).clone() for result in results)

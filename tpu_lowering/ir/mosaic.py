@@ -15,6 +15,8 @@ import jax
 import jax.extend.core
 from jax.interpreters import mlir
 
+from tpu_lowering import compat
+
 _kernel = jax.extend.core.Primitive("kernel")
 _kernel.multiple_results = True
 
@@ -34,7 +36,7 @@ def _types(*_: Any, closed: Any) -> list[Any]:
 
 
 def _lower(context: Any, *operands: Any, closed: Any) -> Any:
-    with jax.enable_x64(False):
+    with compat.enable_x64(False):
         return mlir.lower_fun(jax.extend.core.jaxpr_as_fun(closed), multiple_results=True)(context, *operands)
 
 

@@ -26,9 +26,7 @@ def kernel_scope(types: Sequence[TensorType], device_kind: str = "") -> Generato
     Pallas's index arithmetic is int32, so x64 is off unless an operand needs it. Kernels that ask for
     facts of the chip get those of ``device_kind``; on the CPU ("") there is none to ask, and tpu7x answers.
     """
-    device = jax.sharding.AbstractDevice(device_kind=device_kind or "TPU7x", num_cores=1, platform="tpu")
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
-    with jax.enable_x64(any(type_.element.is_64bit for type_ in types)), jax.sharding.use_abstract_mesh(mesh):
+    with compat.enable_x64(any(type_.element.is_64bit for type_ in types)), compat.chip_scope(device_kind or "TPU7x"):
         yield
 
 
@@ -79,7 +77,7 @@ class Fresh:
 
     def materialise(self) -> jax.Array:
         """A buffer with undefined contents; inside a program it costs no device operation."""
-        return jax.lax.empty(self.type.shape, self.type.dtype)
+        return compat.empty(self.type.shape, self.type.dtype)
 
 
 def launched(call: Callable[..., Any], values: Sequence[jax.Array], how: Execution) -> Sequence[jax.Array]:
@@ -189,7 +187,7 @@ def _unwritten(equation: Any, values: Sequence[Any]) -> list[Any]:
     """Results of such a call: aliased operands as they are, other outputs undefined."""
     sources = {output: source for source, output in pallas.aliases(equation).items()}
     return [
-        values[sources[at]] if at in sources else jax.lax.empty(out.aval.shape, out.aval.dtype)
+        values[sources[at]] if at in sources else compat.empty(out.aval.shape, out.aval.dtype)
         for at, out in enumerate(equation.outvars)
     ]
 
@@ -225,10 +223,8 @@ def _drop_inputs(equation: Any, dropped: Sequence[int]) -> Any:
         for source, output in pallas.aliases(equation).items()
         if source not in dropped
     )
-    params["jaxpr"] = jaxpr.replace(
-        invars=[var for at, var in enumerate(jaxpr.invars, mapping.num_dynamic_grid_bounds) if at not in dropped],
-        debug_info=jaxpr.debug_info.with_unknown_names(),
-    )
+    invars = [var for at, var in enumerate(jaxpr.invars, mapping.num_dynamic_grid_bounds) if at not in dropped]
+    params["jaxpr"] = jaxpr.replace(invars=invars, debug_info=compat.unnamed(jaxpr, len(invars)))
     kept = [atom for at, atom in enumerate(equation.invars) if at not in dropped]
     return equation.replace(invars=kept, params=params)
 

@@ -44,7 +44,20 @@ def grouped_mm_backward(input: Any, weight: Any, offs: Any, grad_output: Any) ->
     return by_input, groups_of_rows(input, grad_output, offs)
 
 
+def flash_attention(q: Any, k: Any, v: Any, casual: bool = False) -> jax.Array:
+    """torch_xla's ``flash_attention``, scores unscaled: all [batch, heads, length, width].
+
+    JAX's Pallas kernel, with blocks as large as torch_xla's; ``casual`` is how torch_xla spells it.
+    """
+    from jax.experimental.pallas.ops.tpu import flash_attention as library
+
+    queries, keys = min(512, q.shape[2]), min(512, k.shape[2])
+    sizes = library.BlockSizes(block_q=queries, block_k_major=keys, block_k=keys, block_b=min(2, q.shape[0]))
+    return library.flash_attention(q, k, v, causal=casual, sm_scale=1.0, block_sizes=sizes)
+
+
 LIBRARIES: dict[str, Callable[..., Any]] = {
     "transformers::grouped_mm_fallback": grouped_mm,
     "transformers::grouped_mm_fallback_backward": grouped_mm_backward,
+    "xla::flash_attention": flash_attention,
 }

@@ -11,7 +11,7 @@ import torch
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import arguments, arrays
 from tpu_lowering.ir.types import TensorType
-from tpu_lowering.kernels import jax_function, registry
+from tpu_lowering.kernels import jax_function, registry, xla_tensors
 
 # Operators live as long as their library object.
 _libraries: list[torch.library.Library] = []
@@ -36,7 +36,7 @@ def kernel_op(
         def exp_into(x: torch.Tensor, out: torch.Tensor) -> None:
             return jnp.exp(x)
 
-    The operator works in eager torch on CPU tensors too, by way of JAX.
+    The operator works in eager torch on CPU tensors too, by way of JAX, and on tensors of torch_xla.
 
     Args:
         name: ``namespace::name``.
@@ -112,7 +112,7 @@ def _own_result_types(found: registry.Implementation, bound: Mapping[str, Any]) 
         return []
     template, tensors = arguments.split(dict(bound), _is_tensor)
     specs = [jax.ShapeDtypeStruct(tuple(map(int, t.shape)), TensorType.of(t).dtype) for t in tensors]
-    with jax.enable_x64(True):
+    with compat.enable_x64(True):
         results = jax.eval_shape(lambda *given: found.function(*arguments.fill(template, given).values()), *specs)
     mutated = sum(len(arguments.slots(template[name])) for name in found.mutated)
     return [TensorType.of(result) for result in jax.tree.leaves(results)[mutated:]]
@@ -136,15 +136,21 @@ def _as_returned(found: registry.Implementation, results: tuple[torch.Tensor, ..
 
 
 def _eager(found: registry.Implementation) -> Callable[..., Any]:
-    """The operator on real CPU tensors: run the function through JAX, write back what it mutates."""
+    """The operator on real tensors: run the function through JAX, write back what it mutates.
+
+    On tensors of torch_xla it is one computation of the lazy graph.
+    """
 
     def run(*args: Any, **kwargs: Any) -> Any:
         bound = arguments.bind(found.overload._schema, args, kwargs)
         template, tensors = arguments.split(bound, _is_tensor)
         types = arguments.fill(template, [TensorType.of(tensor) for tensor in tensors])
         kernel = jax_function.specialise(found, types, _own_result_types(found, bound))
-        with jax.enable_x64(True):
-            results = [arrays.to_torch(value) for value in kernel.form("vectorized")(*map(arrays.to_jax, tensors))]
+        if xla_tensors.are_real(tensors):
+            results = xla_tensors.of_kernel(kernel)(tensors)
+        else:
+            with compat.enable_x64(True):
+                results = [arrays.to_torch(value) for value in kernel.form("vectorized")(*map(arrays.to_jax, tensors))]
         for operand, tensor in zip(kernel.operands, tensors, strict=True):
             if operand.result is not None:
                 tensor.copy_(results[operand.result])
@@ -157,11 +163,13 @@ def _autograd(
     found: registry.Implementation, backward: Callable[..., Any] | None, setup_context: Callable[..., None] | None
 ) -> Callable[..., Any]:
     """The operator where gradients may be recorded."""
-    schema = found.overload._schema
+    schema, eager = found.overload._schema, _eager(found)
 
     def below(*args: Any, **kwargs: Any) -> Any:
+        # torch_xla's tensors go on to functionalization, which refuses every operator that mutates.
+        tensors = arguments.split((args, kwargs), _is_tensor)[1]
         with compat.below_autograd():
-            return found.overload(*args, **kwargs)
+            return (eager if xla_tensors.are_real(tensors) else found.overload)(*args, **kwargs)
 
     def refuse_gradient(*args: Any, **kwargs: Any) -> Any:
         bound = arguments.bind(schema, args, kwargs)

@@ -114,6 +114,10 @@ def register_kernel(overload: Any) -> Callable[[Function], Function]:
     in place of tensors, and returns the new values of the mutated arguments in schema order, then the
     operator's own results: one value bare, several as a tuple. A list argument's new value is a list.
 
+    A kernel made by torch_xla's ``make_kernel_from_pallas`` stands for the function it was made of::
+
+        register_kernel(torch.ops.ns.op)(make_kernel_from_pallas(function, shapes))
+
     Args:
         overload: ``torch.ops.ns.op.default`` or, for an operator with one overload, ``torch.ops.ns.op``.
 
@@ -127,7 +131,7 @@ def register_kernel(overload: Any) -> Callable[[Function], Function]:
         overload = getattr(overload, overload.overloads()[0])
 
     def enter(function: Function) -> Function:
-        register(overload, function)
+        register(overload, compat.function_of_xla_kernel(function) or function)
         return function
 
     return enter

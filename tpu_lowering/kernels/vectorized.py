@@ -66,7 +66,7 @@ class _Slot:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.mapping.array_aval.shape)
+        return tuple(compat.blocked_array(self.mapping).shape)
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -114,7 +114,7 @@ class _Call:
         """Contents of an output before the call."""
         if output in self.aliases:
             return self.inputs[self.aliases[output]]
-        return compat.uninitialised(slot.shape, slot.mapping.array_aval.dtype)
+        return compat.uninitialised(slot.shape, compat.blocked_array(slot.mapping).dtype)
 
     def _parallel(
         self,
@@ -218,7 +218,7 @@ def _cut_dim(window: DimWindow, value: jax.Array, dim: int) -> tuple[jax.Array, 
     else:
         value = jax.lax.slice_in_dim(value, 0, value.shape[dim] // block * block, axis=dim)
         whole = value.reshape(*value.shape[:dim], -1, block, *value.shape[dim + 1 :])
-        value = jnp.take(whole, jnp.asarray(window.table.ravel()), axis=dim, mode="clip")
+        value = jnp.take(whole, jnp.asarray(window.table.ravel(), jnp.int32), axis=dim, mode="clip")
         sizes, order = list(window.table.shape), window.axes
     value = value.reshape(*value.shape[:dim], *sizes, block, *value.shape[dim + 1 + (window.order is None) :])
     return jnp.moveaxis(value, range(dim, dim + len(sizes)), range(len(sizes))), tuple(order)
@@ -281,7 +281,7 @@ def _placed(slot: _Slot, value: jax.Array, old: jax.Array) -> jax.Array:
     """An output array of which some blocks are visited, its dimensions given as (blocks, block) pairs."""
     assert slot.window is not None
     dims = slot.window.dims
-    numbers = [(d.table if d.order is None else jnp.sort(d.table.ravel())).ravel() for d in dims]
+    numbers = [(d.table if d.order is None else jnp.sort(d.table.ravel())).ravel().astype(jnp.int32) for d in dims]
     pairs = value.reshape([size for d in dims for size in (d.table.size, d.block)])
     counts = [max(-(-size // d.block), int(d.table.max()) + 1) for size, d in zip(slot.shape, dims, strict=True)]
     whole = _padded(old, [count * d.block for count, d in zip(counts, dims, strict=True)])

@@ -132,7 +132,7 @@ def _functionalized(graph: fx.Graph, node: fx.Node) -> None:
     recorded = node.meta["val"]
     recorded = recorded if isinstance(recorded, (tuple, list)) else (recorded,)
     own_count = len(found.overload._schema.returns)
-    if torch.Tag.out in found.overload.tags and "_all_bases" in given and not given["_all_bases"]:
+    if compat.is_out_operator(found.overload) and "_all_bases" in given and not given["_all_bases"]:
         _out_operator(graph, node, found, given)
         return
     own = _result_types(list(recorded[:own_count]))

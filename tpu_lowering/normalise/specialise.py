@@ -22,7 +22,8 @@ def specialise(module: fx.GraphModule, arguments: Sequence[Any], device_kind: st
     """A copy of a captured graph in which every size is a number.
 
     Placeholders of symbolic integers stay (they are arguments) but have no users left. Every node's
-    ``meta["val"]`` is a fake tensor of concrete shape, dtype and strides, and belongs to one new fake mode.
+    ``meta["val"]`` is a fake tensor of concrete shape, dtype and strides, and belongs to one new fake mode. All are on
+    the CPU, whatever device was captured: where a program runs is its runtime's business.
 
     Args:
         module: graph from AOTAutograd.
@@ -106,6 +107,8 @@ class _Substitution:
                 return self._number(node, item)
             if isinstance(item, torch.Tensor):
                 return self._tensor(node, item)
+            if isinstance(item, torch.device):
+                return torch.device("cpu")
             return Region(item.name, _copy(inline_subgraphs(item.module), self)) if isinstance(item, Region) else item
 
         return compat.tree_map(leaf, value, is_leaf=lambda item: isinstance(item, fx.Node))

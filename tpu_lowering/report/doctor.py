@@ -11,7 +11,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from tpu_lowering import compat
+from tpu_lowering import compat, releases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ OPTIONAL = {
     "transformers": ("the demo model", "pip install 'tpu_lowering[demo]'"),
     "libtpu": ("TPU compiler", "pip install 'tpu_lowering[tpu]'"),
     "torch_tpu": ("tensors on device tpu", "no runtime of this package for it yet"),
-    "torch_xla": ("tensors on device xla", "no runtime of this package for it yet"),
+    "torch_xla": ("tensors on device xla", f"in an environment of its own: {releases.XLA_INSTALL}"),
 }
 
 
@@ -45,7 +45,7 @@ def examine() -> list[Finding]:
     found = [Finding("Python", "ok" if sys.version_info >= (3, 11) else "wrong", platform.python_version())]
     found += [_required(package) for package in ("torch", "jax", "jaxlib")]
     found += [_optional(package) for package in OPTIONAL]
-    return [*found, _entry_point(), _cpu_runtime(), _jax_devices(), _tpu_compiler()]
+    return [*found, _entry_point(), _cpu_runtime(), _jax_devices(), _xla_runtime(), _tpu_compiler()]
 
 
 def _required(package: str) -> Finding:
@@ -79,6 +79,10 @@ RUN = (
     "assert torch.equal(f(torch.ones(4)), torch.full((4,), 3.0))"
 )
 DEVICES = "from tpu_lowering.runtime.device import device_names; print(', '.join(device_names()))"
+RUN_XLA = (
+    "import torch, torch_xla; f = torch.compile(lambda x: x * 2 + 1, backend='helion_tpu'); "
+    "assert torch.equal(f(torch.ones(4, device='xla')).cpu(), torch.full((4,), 3.0))"
+)
 COMPILE = "import torch, tpu_lowering; tpu_lowering.aot_compile(lambda x: x * 2 + 1, (torch.ones(8, 128),))"
 
 
@@ -88,6 +92,13 @@ def _cpu_runtime() -> Finding:
 
 def _jax_devices() -> Finding:
     return _tried("JAX devices: options={'device': ...}", DEVICES, "")
+
+
+def _xla_runtime() -> Finding:
+    what = "runtime: torch_xla"
+    if compat.version("torch_xla") is None:
+        return Finding(what, "missing", "torch_xla is not installed", OPTIONAL["torch_xla"][1])
+    return _tried(what, RUN_XLA, "compiled and ran x * 2 + 1 on torch_xla's device")
 
 
 def _tpu_compiler() -> Finding:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import torch
 
+from tpu_lowering import compat
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import arrays
@@ -41,7 +42,7 @@ class CpuRuntime:
         edge.check_devices(arguments)
 
     def compile(self, program: Program, source: Source) -> CpuProgram:
-        with jax.enable_x64(True):
+        with compat.enable_x64(True):
             constants = list(program.constants().values())
             compiled, stored = self._compiled(program, source)
             if self.kernels == "tpu_interpret":
@@ -68,7 +69,7 @@ class CpuRuntime:
         return compiled, stored if executables.save(self.store, stored.key, compiled) else None
 
     def remarks(self, program: Program) -> list[Action]:
-        return edge.interpreted_kernels(program) if self.kernels == "vectorized" else []
+        return edge.interpreted_calls(program) if self.kernels == "vectorized" else []
 
 
 class CpuProgram:
@@ -81,7 +82,7 @@ class CpuProgram:
     def __init__(
         self, interface: Interface, constants: Sequence[torch.Tensor], compiled: Any, stored: Stored | None = None
     ) -> None:
-        """Made inside ``jax.enable_x64(True)``.
+        """Made inside ``compat.enable_x64(True)``.
 
         Args:
             interface: how the program is called.
@@ -104,7 +105,7 @@ class CpuProgram:
             The results, with the strides eager gives them. Mutated arguments have been written back to.
         """
         arguments = self.interface.all_arguments(arguments)
-        with jax.enable_x64(True):
+        with compat.enable_x64(True):
             given = [arguments[position] for position in self.interface.inputs]
             inputs = self.imports.take(given)
             results = jax.block_until_ready(self.compiled(*inputs, *self.constants))
@@ -124,7 +125,7 @@ def _lowered(program: Program, source: Source, kernels: Execution) -> Any:
     device = jax.devices("cpu")[0]
     sharding = jax.sharding.SingleDeviceSharding(device)
     specs = [jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding) for t in load.input_types(program)]
-    with jax.enable_x64(True), jax.default_device(device):
+    with compat.enable_x64(True), jax.default_device(device):
         return jax.jit(load.load(program, source, kernels)).lower(*specs)
 
 

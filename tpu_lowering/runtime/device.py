@@ -101,7 +101,7 @@ class DeviceRuntime:
         edge.check_devices(arguments)
 
     def remarks(self, program: Program) -> list[Action]:
-        return edge.interpreted_kernels(program) if self.kernels == "vectorized" else []
+        return edge.interpreted_calls(program) if self.kernels == "vectorized" else []
 
     def compile(self, program: Program, source: Source) -> DeviceProgram:
         return DeviceProgram(program, source, self)
@@ -116,7 +116,7 @@ def compile_for(program: Program, source: Source, device: Device, kernels: Execu
     """The executable of a program for one device, with the buffers of mutated inputs donated."""
     function = load.load(program, source, kernels)
     scope = jaxprs.kernel_scope([], device_kind) if device_kind else contextlib.nullcontext()
-    with scope, jax.enable_x64(True):
+    with scope, compat.enable_x64(True):
         sharding = jax.sharding.SingleDeviceSharding(device)
         specs = [jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding) for t in load.input_types(program)]
         jitted = jax.jit(function, donate_argnums=donated_inputs(program), out_shardings=sharding)
@@ -133,7 +133,7 @@ class DeviceProgram:
         self.slots = Slots(self.memory, ahead, runtime.in_backward)
         self.compiled = compile_for(program, source, runtime.device, runtime.kernels, runtime.device_kind)
         self.donated = donated_inputs(program)
-        with jax.enable_x64(True):
+        with compat.enable_x64(True):
             self.constants = [put(value, runtime.device) for value in program.constants().values()]
         self.pointers = frozenset(map(_pointer, self.constants))
 
@@ -147,7 +147,7 @@ class DeviceProgram:
             The results, CPU tensors with the strides eager gives them. Mutated arguments have been written back to.
         """
         arguments = self.program.all_arguments(arguments)
-        with jax.enable_x64(True):
+        with compat.enable_x64(True):
             with self.memory.lock:
                 inputs = self._take(arguments)
                 results = self.compiled(*inputs, *self.constants)

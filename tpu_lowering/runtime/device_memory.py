@@ -37,7 +37,7 @@ def on_host(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 def put(tensor: torch.Tensor, device: Device) -> jax.Array:
     """Starts to move a CPU tensor to a device; its memory must stay as it is until the array is ready.
 
-    The caller holds ``jax.enable_x64(True)``. JAX's CPU devices take NumPy's memory for their own, so it is copied for
+    The caller holds ``compat.enable_x64(True)``. CPU devices take NumPy's memory for their own, so it is copied for
     them: an update of the tensor would otherwise show in an array that stands for the old values.
     """
     tensor = tensor.detach().resolve_conj().resolve_neg()

@@ -64,24 +64,28 @@ def check_devices(arguments: Sequence[Any]) -> None:
     """Refuses tensors that are not all on the CPU.
 
     Raises:
-        TpuLoweringError: TL103 for several devices, TL104 for one without runtime, TL302 for a dtype
-            that JAX does not have.
+        TpuLoweringError: TL103 for several devices, TL104 for one without runtime.
     """
     devices = sorted({str(value.device) for value in arguments if isinstance(value, torch.Tensor)})
     if len(devices) > 1:
-        raise errors.refuse(
-            "TL103", ", ".join(devices), f"expected all tensors on one device, got {' and '.join(devices)}",
-            "move the model and its inputs to one device with .to(device)",
-        )  # fmt: skip
+        raise several_devices(devices)
     if devices and not devices[0].startswith("cpu"):
         raise errors.refuse(
-            "TL104", devices[0], f"expected tensors on a device with a runtime (cpu), got {devices[0]}",
+            "TL104", devices[0], f"expected tensors on a device with a runtime (cpu, xla), got {devices[0]}",
             "move the model and its inputs to the CPU with .to('cpu')",
         )  # fmt: skip
 
 
-def interpreted_kernels(program: Program) -> list[Action]:
-    """The kernel calls that are left to Pallas's interpreter where kernels run vectorized, each with why."""
+def several_devices(devices: Sequence[str], where: str = "") -> errors.TpuLoweringError:
+    """The refusal of tensors on several devices."""
+    return errors.refuse(
+        "TL103", ", ".join(devices), f"expected all tensors on one device, got {' and '.join(devices)}",
+        "move the model and its inputs to one device with .to(device)", where,
+    )  # fmt: skip
+
+
+def interpreted_calls(program: Program) -> list[Action]:
+    """The kernel calls that the vectorizer leaves to Pallas's interpreter, each with why."""
     found = [(node, _why_interpreted(graphs.kernel_of(node))) for node in graphs.kernel_calls(program.module.graph)]
     return [
         Action("interpreted", node.name, graphs.source_line(node), "TL506", f"{graphs.kernel_of(node)!r}: {why}", 0)

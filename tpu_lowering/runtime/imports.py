@@ -34,7 +34,7 @@ class Imports:
         self.slots: list[_Kept | None] = [None] * count
 
     def take(self, tensors: Sequence[Any]) -> list[Any]:
-        """The arrays of a call's arguments, for that call alone; the caller holds ``jax.enable_x64(True)``."""
+        """The arrays of a call's arguments, for that call alone; the caller holds ``compat.enable_x64(True)``."""
         return [self._take(slot, tensor) for slot, tensor in enumerate(tensors)]
 
     def _take(self, slot: int, tensor: torch.Tensor) -> Any:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir.programs import Interface, MemoryView, Output, Signature
 from tpu_lowering.ir.types import element_type
 from tpu_lowering.runtime import executables
@@ -61,7 +62,7 @@ def load(store: Store, key: str) -> CpuProgram:
     head, _, data = contents.partition(b"\n")
     described = json.loads(head)
     inputs, outputs = (list(map(_type, described[name])) for name in ("inputs", "outputs"))
-    with jax.enable_x64(True):
+    with compat.enable_x64(True):
         stored = executables.Stored(described["executable"], inputs, outputs)
         compiled = executables.load(store, stored)
         if compiled is None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower.aten.promotion import cast, compute_dtype
 from tpu_lowering.lower.table import lowers
@@ -25,7 +26,7 @@ aten = torch.ops.aten
 )
 def empty(*_: Any, out: TensorType, **__: Any) -> jax.Array:
     """Undefined contents."""
-    return jax.lax.empty(out.shape, out.dtype)
+    return compat.empty(out.shape, out.dtype)
 
 
 def _filled(value: Any, out: TensorType) -> jax.Array:

@@ -30,9 +30,11 @@ def linalg_householder_product(self: Any, tau: Any, *, out: TensorType) -> jax.A
     return finish(jax.lax.linalg.householder_product(self, tau), out)
 
 
-@lowers(aten.ormqr.default)
-def ormqr(
-    self: Any, input2: Any, input3: Any, left: bool = True, transpose: bool = False, *, out: TensorType
-) -> jax.Array:
-    """Q @ input3 (input3 @ Q unless ``left``; Q^H for Q if ``transpose``), Q the whole product of the reflections."""
-    return finish(jax.lax.linalg.ormqr(self, input2, input3, left=left, transpose=transpose), out)
+if hasattr(jax.lax.linalg, "ormqr"):  # JAX 0.7 lacks it, so the operator has no row there
+
+    @lowers(aten.ormqr.default)
+    def ormqr(
+        self: Any, input2: Any, input3: Any, left: bool = True, transpose: bool = False, *, out: TensorType
+    ) -> jax.Array:
+        """Q @ input3 (input3 @ Q unless ``left``; Q^H for Q if ``transpose``), Q the product of all reflections."""
+        return finish(jax.lax.linalg.ormqr(self, input2, input3, left=left, transpose=transpose), out)

@@ -81,7 +81,6 @@ FLOATING: dict[str, Function] = {
     "sigmoid": jax.lax.logistic,
     "sin": jnp.sin,
     "sinh": jnp.sinh,
-    "special_erfcx": special.erfcx,
     "special_i0e": special.i0e,
     "special_i1": special.i1,
     "special_i1e": special.i1e,
@@ -117,6 +116,8 @@ PREDICATES: dict[str, Function] = {
 
 for _name, _function in (FLOATING | KEEPING_DTYPE).items():
     enter_unary(_name, _function)
+if hasattr(special, "erfcx"):  # JAX 0.7 lacks it, so the operator has no row there
+    enter_unary("special_erfcx", special.erfcx)
 for _name, _function in PREDICATES.items():
     enter_predicate(_name, _function)
 

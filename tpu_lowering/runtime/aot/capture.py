@@ -10,7 +10,7 @@ import jax
 import jax.export
 import torch
 
-from tpu_lowering import errors
+from tpu_lowering import compat, errors
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir.programs import Program
@@ -78,7 +78,7 @@ def lower_for(program: Program, source: Source, target: Target) -> Captured:
     function = load.load(program, source, "mosaic")
     specs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in load.input_types(program)]
     try:
-        with jaxprs.kernel_scope([], target.device_kind), jax.enable_x64(True):
+        with jaxprs.kernel_scope([], target.device_kind), compat.enable_x64(True):
             exported = jax.export.export(jax.jit(function), platforms=["tpu"])(*specs)
     except errors.TpuLoweringError:
         raise

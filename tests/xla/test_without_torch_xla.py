@@ -1,0 +1,16 @@
+"""Where torch_xla is not installed: its runtime says so, with the command that installs it."""
+
+import pytest
+
+from tpu_lowering import errors
+from tpu_lowering.kernels import xla_tensors
+
+
+def test_torch_xla_is_missing() -> None:
+    with pytest.raises(errors.TpuLoweringError) as caught:
+        xla_tensors.check_versions()
+    found = caught.value.refusal
+    assert found.code == "TL105"
+    assert "expected torch 2.9.0, torch_xla 2.9.0, jax 0.7.1, jaxlib 0.7.1" in found.reason
+    assert "torch_xla (not installed)" in found.subject
+    assert found.remedy == "pip install 'tpu_lowering[xla]'"

@@ -1,0 +1,155 @@
+"""The runtime of torch_xla: a program enters the lazy graph of the user's tensors as one HLO computation.
+
+It is neither compiled nor run here: torch_xla does both at its next step boundary (``torch_xla.sync()``), together
+with what else the user recorded. A mutated argument gets its new value as any in-place operation of torch_xla gives
+it one, so that torch_xla donates the old buffer at that boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import torch
+from torch import fx
+
+from tpu_lowering import compat, errors
+from tpu_lowering.codegen import load
+from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.programs import Output, Program, dense_order
+from tpu_lowering.kernels import xla_tensors
+from tpu_lowering.normalise import signature
+from tpu_lowering.passes.base import Action
+from tpu_lowering.runtime import edge
+
+
+class XlaRuntime:
+    """Programs on tensors of device ``xla``, whatever device torch_xla runs on.
+
+    Attributes:
+        device_kind: JAX's name of the TPU behind torch_xla, or "" for its CPU.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        xla_tensors.check_versions()
+        self.device_kind = xla_tensors.device_kind()
+        self.graph = graph
+
+    def check(self, arguments: Sequence[Any]) -> None:
+        """Refuses tensors elsewhere. A single number on the CPU that is only read is taken, as torch_xla takes it.
+
+        Raises:
+            TpuLoweringError: TL103.
+        """
+        written = signature.written_back(self.graph)
+        tensors = [(at, value) for at, value in enumerate(arguments) if isinstance(value, torch.Tensor)]
+        needed = [t for at, t in tensors if t.device.type != "cpu" or t.ndim > 0 or at in written]
+        devices = {str(compat.xla_module("torch_xla").device()), *(str(tensor.device) for tensor in needed)}
+        if len(devices) > 1:
+            raise edge.several_devices(sorted(devices))
+        _check_results(self.graph)
+
+    def remarks(self, program: Program) -> list[Action]:
+        """The kernel calls that run in Pallas's interpreter on torch_xla's CPU, each with why."""
+        return edge.interpreted_calls(program) if xla_tensors.execution() == "vectorized" else []
+
+    def compile(self, program: Program, source: Source) -> XlaProgram:
+        return XlaProgram(program, source)
+
+
+def _check_results(graph: fx.Graph) -> None:
+    """Refuses a result on another device than ``xla``: giving it would wait for the program.
+
+    Raises:
+        TpuLoweringError: TL103.
+    """
+    results: Any = graph.output_node().args[0]
+    for node in results:
+        value = node.meta.get("val") if isinstance(node, fx.Node) else None
+        if isinstance(value, torch.Tensor) and value.device.type != xla_tensors.DEVICE:
+            raise errors.refuse(
+                "TL103",
+                f"result {node.name}",
+                f"expected all results on the device of the arguments (xla), got one on {value.device}",
+                "move it with .to(device) outside of the compiled function, where the program need not wait for it",
+                graphs.source_line(node),
+            )
+
+
+class XlaProgram:
+    """A program as an HLO computation.
+
+    It holds the computation and the constants, on the device. Calling it is thread-safe as far as torch_xla is.
+    """
+
+    def __init__(self, program: Program, source: Source) -> None:
+        self.program = program
+        self.device = compat.xla_module("torch_xla").device()
+        self.constants = [value.to(self.device) for value in program.constants().values()]
+        function = in_logical_order(program, load.load(program, source, xla_tensors.execution()))
+        specs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in load.input_types(program)]
+        self.computation = xla_tensors.Computation(program.name, function, specs, len(program.output_nodes()))
+
+    def __call__(self, arguments: Sequence[Any]) -> list[Any]:
+        """Records one call.
+
+        Args:
+            arguments: the captured graph's arguments: tensors of torch_xla, single numbers, and integers.
+
+        Returns:
+            The results; mutated arguments have their new values, both for torch_xla to compute.
+        """
+        arguments = self.program.all_arguments(arguments)
+        given = [arguments[position] for position in self.program.inputs]
+        inputs = [t if t.device.type == xla_tensors.DEVICE else t.to(self.device) for t in given]
+        edge_of = self.program.signature
+        with torch.no_grad():
+            tensors = self.computation([*inputs, *self.constants])
+            computed = len(tensors) - len(edge_of.mutated)
+            results = _results(edge_of.outputs, tensors[:computed])
+            for position, value in zip(edge_of.mutated, tensors[computed:], strict=True):
+                arguments[position].copy_(value)
+        return results[: edge_of.returned]
+
+
+def in_logical_order(program: Program, function: Callable[..., Any]) -> Callable[..., tuple[jax.Array, ...]]:
+    """A program's function with results in the shapes that the caller expects.
+
+    A program permutes results into eager's storage order (see ``lower.layout``); tensors of torch_xla have none.
+    """
+    computed = [spec for spec in program.signature.outputs if spec.is_computed]
+
+    def restored(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        results = list(function(*arrays))
+        for at, spec in enumerate(computed):
+            assert spec.stride is not None
+            order = dense_order(spec.shape, spec.stride)
+            if order is not None:
+                results[at] = jax.numpy.transpose(results[at], [order.index(dim) for dim in range(len(order))])
+        return tuple(results)
+
+    restored.__name__ = program.name
+    return restored
+
+
+def _results(outputs: Sequence[Output], computed: Sequence[torch.Tensor]) -> list[Any]:
+    """What the caller expects, from the program's results: views of each other where eager's share memory."""
+    given = iter(computed)
+    own = [next(given) if spec.is_computed else spec.constant for spec in outputs]
+    return [_viewed(spec, own, outputs) if spec.view is not None else own[at] for at, spec in enumerate(outputs)]
+
+
+def _viewed(spec: Output, own: Sequence[Any], outputs: Sequence[Output]) -> torch.Tensor:
+    """A result that shares another's memory, as a view of it."""
+    place, stride = spec.view, spec.stride
+    assert place is not None and stride is not None
+    base = outputs[place.base]
+    assert base.stride is not None
+    order = dense_order(base.shape, base.stride)
+    assert order is not None
+    memory = own[place.base].permute(order)
+    if memory.dtype != place.dtype:
+        memory = memory.view(place.dtype)
+    return memory.as_strided(place.shape, stride, place.offset)
