@@ -104,19 +104,32 @@ def test_arguments_that_share_a_storage(compiled: Callable[..., Any]) -> None:
 
 def test_a_write_shows_in_a_parameter_with_a_counter_of_its_own(compiled: Callable[..., Any]) -> None:
     whole = torch.zeros(4)
-    weight = torch.nn.Parameter(whole.data, requires_grad=False)
+    weight = torch.nn.Parameter(whole.data.view(2, 2), requires_grad=False)
     assert weight.untyped_storage() is whole.untyped_storage() and weight._version == whole._version == 0
     write, read = compiled(lambda x: x.add_(1)), compiled(lambda: weight * 2)
     for step in range(3):
-        assert read().tolist() == [2 * step] * 4
+        assert read().tolist() == [[2 * step] * 2] * 2
         write(whole)
         assert weight._version == 0
 
 
 def test_one_tensor_that_a_program_writes_and_reads(compiled: Callable[..., Any], programs: list[Any]) -> None:
-    """AOTAutograd merges such arguments, so the program is called without it."""
-    run = compiled(lambda x, out: out.add_(x * 2).sum())
+    """AOTAutograd merges such arguments, so the program is called without it. What it donates nobody else holds."""
+
+    def function(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        double = x * 2
+        return out.add_(double).sum()
+
+    run = compiled(function)
     run(torch.ones(4), torch.ones(4))
+    programs[0].slots.ahead = [0, 0]  # nobody advances version counters before these calls
+    run_arrays = programs[0].compiled
+
+    def run_distinct(*arrays: Any) -> Any:
+        assert len({array.unsafe_buffer_pointer() for array in arrays}) == len(arrays)
+        return run_arrays(*arrays)
+
+    programs[0].compiled = run_distinct
     both = torch.ones(4)
     for step in range(3):
         (total,) = programs[0]([both, both])[:1]
