@@ -25,6 +25,7 @@ CODES: dict[str, str] = {
     "TL107": "unknown target",
     "TL108": "TPU compiler not installed",
     "TL109": "saved program is damaged or foreign",
+    "TL110": "arguments share memory and one of them is written to",
     # 2xx: kernels
     "TL201": "operator has no JAX implementation",
     "TL202": "kernel result has the wrong shape or dtype",

@@ -75,3 +75,15 @@ def test_other_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
         xla_tensors.platform.__wrapped__()
     assert caught.value.code == "TL104"
     assert caught.value.refusal.remedy == "start Python with PJRT_DEVICE=TPU or PJRT_DEVICE=CPU"
+
+
+def test_views_of_one_tensor_of_which_one_is_written_to() -> None:
+    (base,) = on_xla([torch.arange(12.0).reshape(3, 4)])
+
+    def model(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        a.add_(1)
+        return b * 2
+
+    found = refusal(model, base[:2], base[1:])
+    assert found.code == "TL110"
+    assert found.remedy.startswith("pass the tensor itself and cut the views inside the compiled function")

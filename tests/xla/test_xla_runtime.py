@@ -214,3 +214,31 @@ def test_what_is_pending_is_computed_with_the_program() -> None:
     counts = count(step)
     assert (counts.executions, counts.to_host, counts.to_device, counts.fallbacks) == (1, 0, 0, ())
     same(torch.softmax(x.cpu() * 2, -1), step.result)  # type: ignore[attr-defined]
+
+
+def test_views_of_one_tensor_that_are_only_read() -> None:
+    x = torch.arange(12.0).reshape(3, 4)
+    (base,) = on_xla([x])
+    with torch.no_grad():
+        same(x[:2] @ x[1:].t(), compiled(lambda a, b: a @ b.t())(base[:2], base[1:]))
+
+
+def test_results_that_are_views_of_arguments() -> None:
+    def model(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x.view(-1), x[1:], x.t(), x[:, 1:3], x * 1
+
+    x = torch.arange(20.0).reshape(5, 4)
+    (base,) = on_xla([x])
+    with torch.no_grad():
+        for mine, xla in ((x, base), (x[1:4], base[1:4]), (x[:, 2:], base[:, 2:]), (x.t(), base.t())):
+            if mine.is_contiguous():
+                same(model(mine), compiled(model)(xla))
+            same(mine[1:] + 1, compiled(lambda x: (x[1:], x + 1)[0] + 1)(xla))
+
+
+def test_a_result_that_is_a_view_of_a_mutated_argument() -> None:
+    def model(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x.mul_(2)
+        return x[1:], x.sum()
+
+    check(model, torch.arange(6.0).reshape(3, 2))

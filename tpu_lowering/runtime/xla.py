@@ -50,6 +50,7 @@ class XlaRuntime:
         if len(devices) > 1:
             raise edge.several_devices(sorted(devices))
         _check_results(self.graph)
+        _check_memory(self.graph, written)
 
     def remarks(self, program: Program) -> list[Action]:
         """The kernel calls that run in Pallas's interpreter on torch_xla's CPU, each with why."""
@@ -76,6 +77,29 @@ def _check_results(graph: fx.Graph) -> None:
                 "move it with .to(device) outside of the compiled function, where the program need not wait for it",
                 graphs.source_line(node),
             )
+
+
+def _check_memory(graph: fx.Graph, written: Sequence[int]) -> None:
+    """Refuses arguments that are views of one tensor, of which one is written to.
+
+    AOTAutograd makes one argument of them and cuts the views out of it again, where their strides and offsets say;
+    tensors of torch_xla report those of a tensor of their own.
+
+    Raises:
+        TpuLoweringError: TL110.
+    """
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for position in written:
+        for user in placeholders[position].users:
+            if user.target is torch.ops.aten.as_strided.default:
+                raise errors.refuse(
+                    "TL110",
+                    f"argument {placeholders[position].name}",
+                    "expected arguments with memory of their own, got views of one tensor of torch_xla's, which does "
+                    "not say where in it they lie",
+                    "pass the tensor itself and cut the views inside the compiled function, or .clone() one of them",
+                    graphs.source_line(user),
+                )
 
 
 class XlaProgram:
