@@ -1,7 +1,9 @@
 """How a Pallas grid may run on a machine without grids: which dimensions at once, which one after the other.
 
 A grid dimension is *parallel* if every output has a block of its own for each of its steps, and no scratch
-buffer carries anything from step to step; the others are *sequential*. A flattened dimension, which index maps take
+buffer carries anything from step to step; the others are *sequential*. So are all dimensions of a kernel whose steps
+multiply large matrices: nothing is gained at once, blocks stay in the processor's cache one after the other, and a
+step that ``pl.when`` skips is skipped. A flattened dimension, which index maps take
 apart by division and remainder, is first split into the dimensions it was made of.
 """
 
@@ -18,12 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import sympy
 
+from tpu_lowering import compat
 from tpu_lowering.analyse import pallas, refs, scalars
 from tpu_lowering.analyse.coverage import BlockWindow
 
 Table = npt.NDArray[np.int64]
 
 TABLE_LIMIT = 1 << 22  # grid points for which an index map is tabulated
+HEAVY = 1 << 21  # multiplications of matrix elements in a step beside which a loop costs nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +112,8 @@ class Schedule:
         parallel: axes that run at once.
         sequential: axes that run in order, the last one fastest.
         windows: the window of each input and output; None where the block's position depends on data, where one
-            axis moves two dimensions, or where steps that an axis tells apart write the same block.
+            axis moves two dimensions, where steps that an axis tells apart write the same block, and where no axis
+            runs at once.
     """
 
     grid: SplitGrid
@@ -129,11 +134,12 @@ def schedule(equation: Any) -> Schedule:
     tabulated = [None if window is None else tabulate(window, grid) for window in found]
     outputs = [w if w is not None and w.is_injective else None for w in tabulated[mapping.num_inputs :]]
     windows = (*tabulated[: mapping.num_inputs], *outputs)
-    parallel = _parallel_axes(grid, outputs)
+    parallel = _parallel_axes(grid, outputs) if _multiplications(jaxpr) < HEAVY else ()
     while parallel and (_carries(jaxpr, mapping, grid, parallel) or _indexes(jaxpr, mapping, grid, parallel)):
         parallel = parallel[:-1]
     sequential = tuple(axis for axis in range(len(grid.extents)) if axis not in parallel)
-    return Schedule(grid, parallel, sequential, windows)
+    # One after the other, blocks are taken where they lie.
+    return Schedule(grid, parallel, sequential, windows if parallel else (None,) * len(windows))
 
 
 def split(windows: Sequence[BlockWindow], grid: tuple[int, ...]) -> SplitGrid:
@@ -204,6 +210,18 @@ def _parallel_axes(grid: SplitGrid, outputs: Sequence[Window | None]) -> tuple[i
     if not moving or len(moving) < len(outputs):
         return ()
     return tuple(axis for axis, extent in enumerate(grid.extents) if extent > 1 and all(axis in m for m in moving))
+
+
+def _multiplications(jaxpr: Any) -> int:
+    """Multiplications in a body's matrix products; those of every branch, and of one round of a loop."""
+    count = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            shape = equation.invars[0].aval.shape
+            count += math.prod(equation.outvars[0].aval.shape) * math.prod(shape[dim] for dim in contracted)
+        count += sum(map(_multiplications, compat.jaxprs_in(equation.params)))
+    return count
 
 
 def _carries(jaxpr: Any, mapping: Any, grid: SplitGrid, parallel: Sequence[int]) -> bool:
