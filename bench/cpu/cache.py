@@ -28,20 +28,23 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     from before them.
     """
     samples: dict[str, list[float]] = {}
-    errors: dict[str, str] = {}
+    errors: list[str] = []
     for _ in range(rounds):
         for side, backend in BACKENDS.items():
             with tempfile.TemporaryDirectory() as folder:
-                for state in ("cold", "warm"):
-                    try:
-                        found = first_result(name, backend, folder)
-                    except (subprocess.SubprocessError, ValueError) as error:
-                        errors[f"{side} {state}"] = described(error)
-                        break
-                    samples.setdefault(f"{side} {state}", []).append(found["first"])
-                    samples.setdefault(f"{side} {state}, all", []).append(found["total"])
-    sides = {side: entry(values) for side, values in samples.items()}
-    return {"sides": {**sides, **{side: {"error": text} for side, text in errors.items()}}, "note": f"by {VARIABLE}"}
+                try:
+                    pair = {state: first_result(name, backend, folder) for state in ("cold", "warm")}
+                except subprocess.CalledProcessError as error:
+                    errors.append(f"{side}: {(error.stderr.strip() or str(error)).splitlines()[-1][:300]}")
+                    continue
+                except (subprocess.TimeoutExpired, ValueError) as error:
+                    errors.append(f"{side}: {described(error)}")
+                    continue
+            for state, found in pair.items():
+                samples.setdefault(f"{side} {state}", []).append(found["first"])
+                samples.setdefault(f"{side} {state}, all", []).append(found["total"])
+    failed = "".join(f"; a round failed: {text}" for text in errors)
+    return {"sides": {side: entry(values) for side, values in samples.items()}, "note": f"by {VARIABLE}{failed}"}
 
 
 def first_result(name: str, backend: str, folder: str) -> dict[str, float]:

@@ -52,6 +52,7 @@ def draw(entries: Entries) -> Figure | None:
 def dots(axes: Axes, found: Mapping[str, Entry], base: str, names: Sequence[str]) -> None:
     """A row a case, a mark a side: how many times the base's seconds it takes."""
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.axvline(1, color=plots.INK, linewidth=0.6)
     for name in names:
         label, ink, marker = MARKS[name]
