@@ -11,12 +11,9 @@ from tpu_lowering import kernel_op
 BLOCK = 256  # queries of a block, and keys
 
 
-@kernel_op("bench::flash_attention", fake=lambda q, k, v: torch.empty_like(q))
+@kernel_op("bench::flash_attention")
 def flash_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Causal attention without scale; all [batch, heads, length, width], length a multiple of ``BLOCK``.
-
-    The operator has a ``fake``: its's index maps need JAX's x64 flag off, and the default one has it on.
-    """
+    """Causal attention without scale; all [batch, heads, length, width], length a multiple of ``BLOCK``."""
     queries, keys, values = (value for value in (q, k, v) if isinstance(value, jax.Array))
     blocks = library.BlockSizes(block_b=1, block_q=BLOCK, block_k_major=BLOCK, block_k=BLOCK)
     return library.flash_attention(queries, keys, values, causal=True, block_sizes=blocks)

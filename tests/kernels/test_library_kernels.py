@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from jax.experimental.pallas.ops.tpu import flash_attention as flash
 from jax.experimental.pallas.ops.tpu.matmul import matmul
 from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
@@ -18,6 +19,7 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+import tpu_lowering
 from tpu_lowering.ir.types import TensorType, element_type
 from tpu_lowering.kernels import jaxprs, vectorized
 
@@ -163,3 +165,16 @@ def test_vectorized_is_interpreted(name: str) -> None:
     for one, other in zip(run("vectorized"), run("interpret"), strict=True):
         assert np.isfinite(one).all()
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-5)
+
+
+@tpu_lowering.kernel_op("library_kernels::flash")
+def flash_operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return causal_flash(q, k, v)  # type: ignore[arg-type, return-value]
+
+
+def test_flash_attention_as_an_operator() -> None:
+    """Its index maps are int32: they cannot be traced where 64-bit types are on."""
+    q, k, v = torch.randn(3, 1, 2, 256, 128, generator=torch.Generator().manual_seed(0)).unbind()
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+    result = torch.compile(lambda *given: flash_operator(*given) + 0, backend="helion_tpu", fullgraph=True)(q, k, v)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)

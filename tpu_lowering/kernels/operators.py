@@ -11,7 +11,7 @@ import torch
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import arguments, arrays
 from tpu_lowering.ir.types import TensorType
-from tpu_lowering.kernels import jax_function, registry, xla_tensors
+from tpu_lowering.kernels import jax_function, jaxprs, registry, xla_tensors
 
 # Operators live as long as their library object.
 _libraries: list[torch.library.Library] = []
@@ -112,7 +112,7 @@ def _own_result_types(found: registry.Implementation, bound: Mapping[str, Any]) 
         return []
     template, tensors = arguments.split(dict(bound), _is_tensor)
     specs = [jax.ShapeDtypeStruct(tuple(map(int, t.shape)), TensorType.of(t).dtype) for t in tensors]
-    with compat.enable_x64(True):
+    with jaxprs.kernel_scope([TensorType.of(tensor) for tensor in tensors]):
         results = jax.eval_shape(lambda *given: found.function(*arguments.fill(template, given).values()), *specs)
     mutated = sum(len(arguments.slots(template[name])) for name in found.mutated)
     return [TensorType.of(result) for result in jax.tree.leaves(results)[mutated:]]
