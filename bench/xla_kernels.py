@@ -15,17 +15,18 @@ from torch.nn import functional
 from tpu_lowering import kernel_op
 
 
-def _direct() -> dict[str, Callable[..., Any]]:
-    """`bench.kernels.direct.DIRECT`, without the package around it, which needs Helion."""
+def _load() -> Any:
+    """`bench.kernels.direct`, without the package around it, which needs Helion."""
     path = pathlib.Path(__file__).parent / "kernels" / "direct.py"
     spec = importlib.util.spec_from_file_location("bench_kernels_direct", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.DIRECT
+    return module
 
 
-DIRECT = _direct()
+direct = _load()
+DIRECT: dict[str, Callable[..., Any]] = direct.DIRECT
 
 
 @kernel_op("bench_xla::exp_into", mutates_args=("out",))
@@ -83,16 +84,8 @@ def geglu(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def low_mem_dropout(x: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
     """The same mask, from the same hash; see `bench.kernels.low_mem_dropout`."""
-
-    def mix(value: torch.Tensor) -> torch.Tensor:
-        value = value ^ ((value >> 16) & 0xFFFF)
-        value = value * 0x7FEB352D
-        value = value ^ ((value >> 15) & 0x1FFFF)
-        value = value * (0x846CA68B - (1 << 32))
-        return value ^ ((value >> 16) & 0xFFFF)
-
     index = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape)
-    fraction = ((mix(mix(index) + seed) >> 8) & 0xFFFFFF).float() * 2.0**-24
+    fraction = ((direct.mix(direct.mix(index) + seed) >> 8) & 0xFFFFFF).float() * 2.0**-24
     return torch.where(fraction >= 0.25, x * (1.0 / 0.75), 0.0)
 
 

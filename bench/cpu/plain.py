@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from bench.kernels.direct import mix
+
 COLUMNS = 512  # of a block of the kernel ``welford``
 
 
@@ -55,15 +57,6 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k)
     seen = jnp.tril(jnp.ones(scores.shape[-2:], bool))
     return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1), v)
-
-
-def mix(value: jax.Array) -> jax.Array:
-    """The hash of ``bench.kernels.low_mem_dropout``, int32 to int32."""
-    value = value ^ ((value >> 16) & 0xFFFF)
-    value = value * 0x7FEB352D
-    value = value ^ ((value >> 15) & 0x1FFFF)
-    value = value * (0x846CA68B - (1 << 32))
-    return value ^ ((value >> 16) & 0xFFFF)
 
 
 def low_mem_dropout(x: jax.Array, seed: jax.Array) -> jax.Array:
