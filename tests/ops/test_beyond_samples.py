@@ -132,3 +132,13 @@ def test_the_distance_of_complex_tensors_counts_imaginary_parts(p: float) -> Non
     torch.manual_seed(0)
     x, y = torch.randn(2, 5, 5, dtype=torch.complex64).unbind()
     _check(lambda x, y: [torch.dist(x, y, p), torch.dist(x, y.real, p), torch.dist(x.real.half(), y.real, p)], x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_ends_of_a_narrow_logspace_are_rounded_first(dtype: torch.dtype) -> None:
+    def ranges(x: torch.Tensor, start: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.logspace(4.3, -3, steps, dtype=dtype) + x for steps in (2, 4)] + [
+            torch.logspace(start, -3, 2, dtype=dtype)
+        ]
+
+    _check(ranges, torch.zeros((), dtype=dtype), torch.tensor(4.3))

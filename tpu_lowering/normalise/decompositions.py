@@ -10,10 +10,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from tpu_lowering import compat
 from tpu_lowering.compat import core_aten_decompositions, registered_decompositions
+from tpu_lowering.ir.types import bf16, f16
 from tpu_lowering.normalise import draws
 from tpu_lowering.normalise.foreach import foreach_decompositions
 
@@ -147,6 +149,32 @@ def linspace(
     return torch.where(numbers < steps // 2, start + step * numbers, end - step * (steps - 1 - numbers)).to(dtype)
 
 
+def logspace(
+    floating: Callable[..., torch.Tensor],
+    start: Any,
+    end: Any,
+    steps: int,
+    base: float = 10.0,
+    *,
+    dtype: torch.dtype | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """``torch.logspace``, whose ends eager rounds to a narrow type first (``logspace_kernel`` in ATen's
+    RangeFactoriesKernel.cpp); torch's decomposition, ``floating``, does not."""
+    if dtype in (torch.bfloat16, torch.float16):
+        narrow = (bf16 if dtype == torch.bfloat16 else f16).numpy
+        start, end = (
+            x.to(dtype) if isinstance(x, torch.Tensor) else float(np.asarray(x, narrow)) for x in (start, end)
+        )
+    return floating(start, end, steps, base, dtype=dtype, **kwargs)
+
+
+LOGSPACE = (
+    aten.logspace.default,
+    aten.logspace.Tensor_Tensor,
+    aten.logspace.Tensor_Scalar,
+    aten.logspace.Scalar_Tensor,
+)
 LINSPACE = (
     aten.linspace.default,
     aten.linspace.Tensor_Tensor,
@@ -159,6 +187,7 @@ LINSPACE = (
 def _table() -> dict[OpOverload, Callable[..., Any]]:
     table = core_aten_decompositions() | foreach_decompositions() | draws.DECOMPOSITIONS
     table |= {overload: functools.partial(linspace, table[overload]) for overload in LINSPACE}
+    table |= {overload: functools.partial(logspace, table[overload]) for overload in LOGSPACE}
     for overloads in KEPT.values():
         for overload in overloads:
             del table[overload]
