@@ -12,10 +12,10 @@ import sys
 import tempfile
 from typing import Any
 
-from bench.cpu.first_result import KERNEL
+from bench.cpu.first_result import KERNEL, TRAINING
 from bench.cpu.timing import described, entry
 
-CASES = ("llama", KERNEL)
+CASES = ("llama", f"llama{TRAINING}", KERNEL)
 BACKENDS = {"ours": "helion_tpu", "inductor": "inductor"}
 VARIABLE = "TPU_LOWERING_CACHE_DIR"
 SECONDS = 600.0  # for one process

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 KERNEL = "kernel"
+TRAINING = " training"
 IMPORTS = ("torch", "torch._dynamo", "torch._inductor.compile_fx", "jax", "tpu_lowering.backend", "bench.cpu.sides")
 
 
@@ -22,12 +23,15 @@ def main(case: str, backend: str) -> dict[str, float]:
     began = time.perf_counter()
     for name in (*IMPORTS, "bench.cpu.kernels" if case == KERNEL else "bench.zoo"):
         importlib.import_module(name)
-    function, arguments = kernel(backend) if case == KERNEL else model(case)
+    trained = case.endswith(TRAINING)
+    function, arguments = kernel(backend) if case == KERNEL else model(case.removesuffix(TRAINING), trained)
     ready = time.perf_counter()
     import torch
 
-    with torch.inference_mode():
-        torch.compile(function, backend=backend, fullgraph=True)(*arguments)
+    with torch.inference_mode(not trained):
+        result = torch.compile(function, backend=backend, fullgraph=True)(*arguments)
+        if trained:
+            result[0].backward()  # the loss
     ended = time.perf_counter()
     return {"total": ended - began, "first": ended - ready}
 
@@ -40,7 +44,7 @@ def kernel(backend: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return case.model if backend == "helion_tpu" else case.reference, tuple(case.inputs(case.shapes))
 
 
-def model(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def model(name: str, trained: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """A model of the suite, made larger, and inputs."""
     import torch
 
@@ -49,7 +53,7 @@ def model(name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
     torch.manual_seed(0)
     chosen = zoo.MODELS[name]
-    return chosen.step, (enlarge(chosen.build()).eval(), longer_inputs(chosen))
+    return chosen.step, (enlarge(chosen.build()).train(trained), longer_inputs(chosen))
 
 
 if __name__ == "__main__":
