@@ -112,8 +112,16 @@ def _own_result_types(found: registry.Implementation, bound: Mapping[str, Any]) 
         return []
     template, tensors = arguments.split(dict(bound), _is_tensor)
     specs = [jax.ShapeDtypeStruct(tuple(map(int, t.shape)), TensorType.of(t).dtype) for t in tensors]
-    with jaxprs.kernel_scope([TensorType.of(tensor) for tensor in tensors]):
-        results = jax.eval_shape(lambda *given: found.function(*arguments.fill(template, given).values()), *specs)
+
+    def evaluate(*given: Any) -> Any:
+        return found.function(*arguments.fill(template, given).values())
+
+    try:  # so that a result of 64 bits keeps them
+        with compat.enable_x64(True):
+            results = jax.eval_shape(evaluate, *specs)
+    except TypeError:  # index maps of int32 do not allow it
+        with jaxprs.kernel_scope([TensorType.of(tensor) for tensor in tensors]):
+            results = jax.eval_shape(evaluate, *specs)
     mutated = sum(len(arguments.slots(template[name])) for name in found.mutated)
     return [TensorType.of(result) for result in jax.tree.leaves(results)[mutated:]]
 
