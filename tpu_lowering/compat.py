@@ -146,6 +146,8 @@ def cold_dynamo() -> Generator[None]:
 
 # JAX: names that its older releases lack -----------------------------------------------------------------
 enable_x64: Any = getattr(jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64")  # noqa: B009
+TYPED_NUMBERS = hasattr(jax, "enable_x64")
+"""Whether numbers in jaxprs keep their type in x64 mode: in JAX 0.7 those of an index map become int64."""
 
 
 def empty(shape: Sequence[int], dtype: Any) -> Any:

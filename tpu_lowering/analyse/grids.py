@@ -134,12 +134,14 @@ def schedule(equation: Any) -> Schedule:
     tabulated = [None if window is None else tabulate(window, grid) for window in found]
     outputs = [w if w is not None and w.is_injective else None for w in tabulated[mapping.num_inputs :]]
     windows = (*tabulated[: mapping.num_inputs], *outputs)
-    parallel = _parallel_axes(grid, outputs) if _multiplications(jaxpr) < HEAVY else ()
+    parallel = _parallel_axes(grid, outputs) if not compat.TYPED_NUMBERS or _multiplications(jaxpr) < HEAVY else ()
     while parallel and (_carries(jaxpr, mapping, grid, parallel) or _indexes(jaxpr, mapping, grid, parallel)):
         parallel = parallel[:-1]
     sequential = tuple(axis for axis in range(len(grid.extents)) if axis not in parallel)
-    # One after the other, blocks are taken where they lie.
-    return Schedule(grid, parallel, sequential, windows if parallel else (None,) * len(windows))
+    # One after the other, blocks are taken where they lie: at positions that index maps compute.
+    return Schedule(
+        grid, parallel, sequential, windows if parallel or not compat.TYPED_NUMBERS else (None,) * len(windows)
+    )
 
 
 def split(windows: Sequence[BlockWindow], grid: tuple[int, ...]) -> SplitGrid:
