@@ -14,6 +14,7 @@ from tpu_lowering import compat
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir.kernels import Execution, Kernel
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.ir.types import TensorType
 
 
 def load(program: Program, source: Source, how: Execution) -> Callable[..., tuple[jax.Array, ...]]:
@@ -64,17 +65,16 @@ def save(folder: pathlib.Path, program: Program, source: Source) -> pathlib.Path
     with compat.enable_x64(True):
         for name, kernel in source.kernels.items():
             (folder / f"{program.name}.{name}.jax_export").write_bytes(_export(kernel))
-        specs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in input_types(program)]
+        specs = input_specs(program)
     (folder / f"{program.name}.inputs").write_text("\n".join(f"{s.dtype} {list(s.shape)}" for s in specs) + "\n")
     return path
 
 
-def input_types(program: Program) -> list[Any]:
-    """Types of what a program takes: inputs, then constants."""
-    from tpu_lowering.ir.types import TensorType
-
-    inputs = [TensorType.of(node.meta["val"]) for node in program.input_nodes()]
-    return inputs + [TensorType.of(value) for value in program.constants().values()]
+def input_specs(program: Program, sharding: jax.sharding.Sharding | None = None) -> list[jax.ShapeDtypeStruct]:
+    """What a program takes, as JAX lowers for it: inputs, then constants."""
+    values = [node.meta["val"] for node in program.input_nodes()] + list(program.constants().values())
+    types = [TensorType.of(value) for value in values]
+    return [jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding) for t in types]
 
 
 def _export(kernel: Kernel) -> bytes:

@@ -61,7 +61,8 @@ def _undefined(operands: Sequence[Any], results: Sequence[Any]) -> Generator[tup
 
 
 def _count_nan(value: Any) -> int:
-    return int(jnp.isnan(value).sum()) if jnp.issubdtype(value.dtype, jnp.inexact) else 0
+    value = np.asarray(value)
+    return int(np.isnan(value).sum()) if jnp.issubdtype(value.dtype, jnp.inexact) else 0
 
 
 def watched(compiled: Callable[..., Any], *arguments: Any) -> Any:

@@ -59,7 +59,7 @@ class CpuRuntime:
             return _lowered(program, source, self.kernels).compile(), None
         lowered = _lowered(program, source, self.kernels) if source.kernels else None
         kind, text = ("source", source.text) if lowered is None else ("lowered", lowered.as_text())
-        inputs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in load.input_types(program)]
+        inputs = load.input_specs(program)
         outputs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in program.types()]
         stored = Stored(executables.key(kind, [text, repr(inputs), repr(outputs)]), inputs, outputs)
         found = executables.load(self.store, stored)
@@ -124,7 +124,7 @@ def _lowered(program: Program, source: Source, kernels: Execution) -> Any:
     """The program as StableHLO, for JAX's first CPU device: where JAX finds a TPU or GPU, that is its default."""
     device = jax.devices("cpu")[0]
     sharding = jax.sharding.SingleDeviceSharding(device)
-    specs = [jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding) for t in load.input_types(program)]
+    specs = load.input_specs(program, sharding)
     with compat.enable_x64(True), jax.default_device(device):
         return jax.jit(load.load(program, source, kernels)).lower(*specs)
 

@@ -118,7 +118,7 @@ def compile_for(program: Program, source: Source, device: Device, kernels: Execu
     scope = jaxprs.kernel_scope([], device_kind) if device_kind else contextlib.nullcontext()
     with scope, compat.enable_x64(True):
         sharding = jax.sharding.SingleDeviceSharding(device)
-        specs = [jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding) for t in load.input_types(program)]
+        specs = load.input_specs(program, sharding)
         jitted = jax.jit(function, donate_argnums=donated_inputs(program), out_shardings=sharding)
         return jitted.lower(*specs).compile()
 

@@ -35,7 +35,7 @@ def save(store: Store, program: CpuProgram) -> str | None:
     plain = all(type(output.constant) in PLAIN for output in interface.signature.outputs)
     if program.stored is None or interface.drawn or not plain:
         return None
-    constants = [np.ascontiguousarray(value) for value in program.constants]
+    constants = [np.asarray(value) for value in program.constants]
     described = {
         "executable": program.stored.key,
         "inputs": list(map(_spec, program.stored.inputs)),

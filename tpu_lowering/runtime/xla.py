@@ -113,7 +113,7 @@ class XlaProgram:
         self.device = compat.xla_module("torch_xla").device()
         self.constants = [value.to(self.device) for value in program.constants().values()]
         function = in_logical_order(program, load.load(program, source, xla_tensors.execution()))
-        specs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in load.input_types(program)]
+        specs = load.input_specs(program)
         self.computation = xla_tensors.Computation(program.name, function, specs, len(program.output_nodes()))
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:

@@ -76,7 +76,7 @@ def lower_for(program: Program, source: Source, target: Target) -> Captured:
     """
     refusals.refuse_wide_operands(source, target)
     function = load.load(program, source, "mosaic")
-    specs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in load.input_types(program)]
+    specs = load.input_specs(program)
     try:
         with jaxprs.kernel_scope([], target.device_kind), compat.enable_x64(True):
             exported = jax.export.export(jax.jit(function), platforms=["tpu"])(*specs)
