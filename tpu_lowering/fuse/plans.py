@@ -55,7 +55,6 @@ class Plan:
         """Each operand once, in the order of first use."""
         return list(dict.fromkeys(self.bound.values()))
 
-
     def after(self, replaced: Mapping[fx.Node, fx.Node]) -> Plan:
         """The same plan in a graph where some nodes outside it gave way to others."""
 
