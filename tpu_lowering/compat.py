@@ -245,6 +245,15 @@ def blocked_array(block_mapping: Any) -> Any:
     return getattr(block_mapping, "array_aval", None) or block_mapping.array_shape_dtype
 
 
+def is_pipelined(block_mapping: Any) -> bool:
+    """Whether an operand comes to a kernel block by block, in VMEM: no other memory was asked for.
+
+    A block mapping has its memory space only inside its private aval; None there is Pallas's own choice.
+    """
+    space = getattr(block_mapping.block_aval, "memory_space", None)
+    return space is None or str(space) in ("default", "vmem", "MemorySpace.VMEM")
+
+
 def start_indices(block_mapping: Any, ids: Sequence[Any], scalars: Sequence[Any]) -> tuple[Any, ...]:
     """Position of a block's first element in each dimension, from its index map."""
     return tuple(block_mapping.compute_start_indices_interpret(tuple(ids), *scalars))

@@ -55,6 +55,7 @@ CODES: dict[str, str] = {
     "TL603": "dtype is not supported on the chip",
     "TL604": "the TPU compiler refused the program",
     "TL605": "the TPU compiler did not finish",
+    "TL606": "work around a kernel stays outside of it",
     # 5xx: reasons in reports and warnings (never raised)
     "TL501": "buffer kept: the old contents are defined and the kernel reads them",
     "TL502": "buffer kept: the old contents are defined and the kernel does not provably overwrite them all",

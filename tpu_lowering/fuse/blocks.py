@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -100,7 +100,7 @@ class Body:
     def _constant(self, node: fx.Node) -> fx.Node:
         """A node of equal elements, as one element."""
         value = node.meta["val"]
-        element = _one_element(node)
+        element = constant_element(node)
         return self._call(node, aten.full.default, [1] * len(self.order), element, dtype=value.dtype)
 
     def _call(self, like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
@@ -120,11 +120,8 @@ class Body:
             self.values[member] = self._at_index(member, kind.name)
         else:
             given = compat.map_arg(dict(graphs.bound(member)), lambda used: self._value(member, used))
-            node = self._call(member, member.target, *_positional(member, given), **_named(member, given))
-            value, wanted = node.meta["val"], member.meta["val"].dtype
-            if value.dtype != wanted:  # a scalar tensor, which promotes nothing, has dimensions here
-                node.meta["val"] = value.to(wanted)
-            self.values[member] = node
+            args, kwargs = split_arguments(member, given)
+            self.values[member] = like(member, graphs.call(self.graph, member.target, *args, **kwargs))  # type: ignore[arg-type]
 
     def _whole(self, member: fx.Node, access: Access) -> fx.Node:
         """The first operand of a member, in full along the dimensions of an access."""
@@ -194,24 +191,28 @@ def source_access(plan: Plan, member: fx.Node) -> Access:
     return plan.region.accesses[member]  # a row of constants
 
 
-def _one_element(node: fx.Node) -> Any:
+def constant_element(node: fx.Node) -> Any:
     """The value of a constant's elements."""
     given = graphs.bound(node)
     for name in ("size", "shape"):
         if name in given:
             given[name] = [1]
-    args = [v for n, v in given.items() if not _is_keyword(node, n)]
-    keywords = {n: v for n, v in given.items() if _is_keyword(node, n) and v is not None}
-    return node.target(*args, **keywords).reshape(-1)[0].item()  # type: ignore[operator]
+    args, kwargs = split_arguments(node, given)
+    return node.target(*args, **kwargs).reshape(-1)[0].item()  # type: ignore[operator]
 
 
-def _is_keyword(node: fx.Node, name: str) -> bool:
-    return any(argument.name == name and argument.kwarg_only for argument in node.target._schema.arguments)  # type: ignore[union-attr]
+def split_arguments(node: fx.Node, given: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments by name as positional ones and keywords, without those that say where a tensor lies."""
+    named = {argument.name for argument in node.target._schema.arguments if argument.kwarg_only}  # type: ignore[union-attr]
+    keywords = {n: v for n, v in given.items() if n in named and v is not None and n not in source.IGNORED}
+    return [value for name, value in given.items() if name not in named], keywords
 
 
-def _positional(node: fx.Node, given: dict[str, Any]) -> list[Any]:
-    return [value for name, value in given.items() if not _is_keyword(node, name)]
-
-
-def _named(node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
-    return {n: v for n, v in given.items() if _is_keyword(node, n) and v is not None and n not in source.IGNORED}
+def like(member: fx.Node, node: fx.Node) -> fx.Node:
+    """A node that computes a member on a block, in the member's dtype: a scalar tensor promotes nothing, but has
+    dimensions in a block."""
+    wanted = member.meta["val"].dtype
+    if node.meta["val"].dtype != wanted:
+        node.meta["val"] = node.meta["val"].to(wanted)
+    node.meta |= {key: member.meta[key] for key in graphs.SHARED_META if key in member.meta}
+    return node
