@@ -60,7 +60,7 @@ def test_another_release(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = releases.version
     monkeypatch.setattr(releases, "version", lambda name: "2.8.0" if name == "torch_xla" else installed(name))
     with pytest.raises(errors.TpuLoweringError) as caught:
-        xla_tensors.check_versions()
+        releases.check("torch_xla", "xla")
     found = caught.value.refusal
     assert (found.code, found.subject) == ("TL105", "torch_xla 2.8.0")
     assert found.reason == "expected torch_xla 2.9.0 for tensors on device xla, got torch_xla 2.8.0"
