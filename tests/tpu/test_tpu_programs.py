@@ -173,9 +173,15 @@ def test_views_at_the_edge() -> None:
 def test_kernels_in_eager_torch_and_graphs_without_arguments() -> None:
     found = run(
         """
+        import jax
+        from jax.experimental import pallas as pl
+
+        def double(x_ref, out_ref):
+            out_ref[...] = x_ref[...] * 2
+
         @tpu_lowering.kernel_op("tests_tpu::double_into", mutates_args=("out",))
         def double_into(x: torch.Tensor, out: torch.Tensor) -> None:
-            return x * 2
+            return pl.pallas_call(double, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
 
         out = empty(8, 128)
         torch.ops.tests_tpu.double_into(empty(8, 128), out)
@@ -186,6 +192,62 @@ def test_kernels_in_eager_torch_and_graphs_without_arguments() -> None:
     assert found["made"] == "tpu:0"
     assert found["launches"][0] == ["tests_tpu_double_into", [], [[8, 128], [8, 128]]]
     assert found["launches"][1][1:] == [[], []]
+
+
+def test_models_and_what_they_bring_from_the_cpu() -> None:
+    """Constants are moved once; numbers from the CPU and the key of random numbers with each call."""
+    found = run(
+        """
+        from tpu_lowering.demo import decoder
+
+        def moved_by(function, *arguments):
+            counted = []
+            run = compiled(function)
+            for _ in range(3):
+                transfers.clear()
+                run(*arguments)
+                counted.append(len(transfers))
+            return counted
+
+        x, table = empty(4, 128), torch.arange(128.0)
+        model = decoder(kernels=True).to_empty(device="tpu")
+        run = compiled(lambda tokens: model(tokens, use_cache=False).logits)
+        logits = run(empty(1, 128, dtype=torch.int64))
+        done(
+            constant=moved_by(lambda x: x + torch.tensor([1.0] * 128, device=x.device), x),
+            number=moved_by(lambda x, n: x * n, x, torch.tensor(3.0)),
+            dropout=moved_by(lambda x: torch.nn.functional.dropout(x, 0.5), x),
+            logits=[str(logits.device), list(logits.shape[:2])],
+            kernels=programs[0].registered.exported.mlir_module().count("@tpu_custom_call("),
+            launches=[name for name, *_ in launches].count(programs[0].program.name),
+        )
+        """
+    )
+    assert found["constant"] == [1, 0, 0]
+    assert found["number"] == found["dropout"] == [1, 1, 1]
+    assert found["logits"] == ["tpu:0", [1, 128]]
+    assert found["kernels"] > 0 and found["launches"] == 1
+
+
+def test_attention_is_whatever_operator_torch_tpu_picks() -> None:
+    """torch_tpu's choice for ``scaled_dot_product_attention``, and its own form of ``flex_attention``."""
+    found = run(
+        CHIP,
+        """
+        from torch.nn.attention.flex_attention import flex_attention
+
+        def model(q, k, v):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+        q, k = empty(1, 8, 128, 64), empty(1, 2, 128, 64)
+        result, other = compiled(model)(q, k, k), compiled(flex_attention)(q, q, q)
+        programs.pop()
+        registered.pop()
+        done(result=list(result.shape), other=list(other.shape), chip=on_the_chip(programs[0]))
+        """,
+    )
+    assert found["result"] == found["other"] == [1, 8, 128, 64]
+    assert found["chip"]["operations"]
 
 
 def test_refusals() -> None:

@@ -63,6 +63,16 @@ def program(*arguments):
 
 runtime.TorchTpuProgram = program
 
+transfers = []  # shapes of what was moved to the device, which takes one
+
+def moved(tensor, device):
+    if tensor.device != device:
+        transfers.append(tuple(tensor.shape))
+        tensor = torch.empty_like(tensor, device=device)
+    return tensor
+
+tpu_tensors.moved = moved
+
 def compiled(function, **options):
     return torch.compile(function, backend="helion_tpu", fullgraph=True, options=options)
 
@@ -80,7 +90,7 @@ torch.set_grad_enabled(False)
 """
 
 RECORDED = """
-modes._push_eager_mode(modes._EagerMode.DEFER_AND_FUSE)
+modes._push_eager_mode(modes._EagerMode.INTERNAL_DEFER_ALL)
 """
 """Operations, launches too, are recorded, to be computed together at some later time."""
 

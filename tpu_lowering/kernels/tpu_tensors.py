@@ -57,6 +57,11 @@ def are_real(tensors: Sequence[torch.Tensor]) -> bool:
     return plain and any(tensor.device.type == DEVICE for tensor in tensors)
 
 
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device of torch_tpu's: a constant, or a number from the CPU."""
+    return tensor if tensor.device == device else tensor.to(device)
+
+
 class Registered:
     """A JAX function that torch_tpu knows by name and contents.
 

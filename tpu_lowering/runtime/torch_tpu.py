@@ -55,31 +55,33 @@ class TorchTpuRuntime:
         Raises:
             TpuLoweringError: TL602, TL603 or TL604 for what Pallas refuses to lower for the chip.
         """
+        written = sorted(range(len(program.signature.mutated)), key=program.signature.mutated.__getitem__)
+        mutated = [program.signature.mutated[index] for index in written]
+        donated = tuple(program.inputs.index(position) for position in mutated if position in program.inputs)
         target = Target.of(next(chip for chip, kind in DEVICE_KINDS.items() if kind == self.device_kind))
         refusals.refuse_wide_operands(source, target)
+        function = updates_first(program, load.load(program, source, "mosaic"), written)
         try:
-            return TorchTpuProgram(program, source, self.device)
+            registered = tpu_tensors.Registered(program.name, function, load.input_specs(program), donated)
         except errors.TpuLoweringError:
             raise
         except Exception as error:
             raise refusals.from_message(str(error), type(error).__name__, source, target) from error
+        return TorchTpuProgram(program, registered, mutated, self.device)
 
 
 class TorchTpuProgram:
-    """A registered program. It holds the registration and the constants, on the device.
+    """A registered program and its constants, on the device. Calling it is thread-safe as far as torch_tpu is.
 
-    Calling it is thread-safe as far as torch_tpu is.
+    Attributes:
+        mutated: positions of the arguments whose new values are its first results.
     """
 
-    def __init__(self, program: Program, source: Source, device: torch.device) -> None:
-        self.program, self.device = program, device
-        self.written = sorted(range(len(program.signature.mutated)), key=program.signature.mutated.__getitem__)
-        mutated = [program.signature.mutated[index] for index in self.written]
-        donated = tuple(program.inputs.index(position) for position in mutated if position in program.inputs)
-        self.mutated = mutated
-        function = updates_first(program, load.load(program, source, "mosaic"), self.written)
-        self.registered = tpu_tensors.Registered(program.name, function, load.input_specs(program), donated)
-        self.constants = [value.to(device) for value in program.constants().values()]
+    def __init__(
+        self, program: Program, registered: tpu_tensors.Registered, mutated: Sequence[int], device: torch.device
+    ) -> None:
+        self.program, self.registered, self.mutated, self.device = program, registered, mutated, device
+        self.constants = [tpu_tensors.moved(value, device) for value in program.constants().values()]
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
         """Launches the program.
@@ -94,7 +96,7 @@ class TorchTpuProgram:
         arguments = self.program.all_arguments(arguments)
         inputs = [arguments[position] for position in self.program.inputs]
         with torch.no_grad():
-            inputs = [tensor if tensor.device == self.device else tensor.to(self.device) for tensor in inputs]
+            inputs = [tpu_tensors.moved(tensor, self.device) for tensor in inputs]
             for position in self.registered.donated:
                 if not owns_memory(inputs[position]):
                     inputs[position] = inputs[position].clone()
