@@ -15,6 +15,7 @@ from tpu_lowering import errors
 Fallback = Literal["error", "eager"]
 CpuKernels = Literal["vectorized", "interpret", "tpu_interpret"]
 Random = Literal["jax", "torch"]
+Fuse = Literal["tpu", "always", "never"]
 Buckets = str | int | tuple[int, ...]
 
 
@@ -37,6 +38,9 @@ class Options:
         random: where random values come from: "jax" draws them in the program, from a key that torch's generator
             for the CPU draws for each call; "torch" has eager torch draw them before the program runs, the same
             values that eager draws.
+        fuse: where row reductions (softmax, normalisations, losses and their gradients) become generated Pallas
+            kernels, if one reads its operands fewer times than XLA would: in programs for a "tpu"; "always", on
+            the CPU too, which has no use for it but to test the kernels; or "never".
         dump: folder that receives every stage of every graph, or "" for none.
             Read from ``TPU_LOWERING_DUMP`` where it is not given.
         cache: folder that keeps compiled programs for later processes, or "" for none. Entries of other versions,
@@ -55,6 +59,7 @@ class Options:
     fallback: Fallback = "error"
     cpu_kernels: CpuKernels = "vectorized"
     random: Random = "jax"
+    fuse: Fuse = "tpu"
     dump: str = ""
     cache: str = ""
     buckets: Buckets = ""

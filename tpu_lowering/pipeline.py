@@ -23,6 +23,7 @@ from torch import fx
 from tpu_lowering import errors
 from tpu_lowering.analyse.padding import Padding
 from tpu_lowering.codegen.source import Source
+from tpu_lowering.fuse.fuse_rows import FuseRows
 from tpu_lowering.ir import interpreter, invariants, regions
 from tpu_lowering.ir.programs import Program, Signature
 from tpu_lowering.lower import layout
@@ -95,6 +96,15 @@ PASSES: tuple[Pass, ...] = (
     DropDeadAllocations(),
     UnflattenKernels(),
 )
+
+
+FUSION: tuple[Pass, ...] = (FuseRows(),)
+
+
+def passes(options: Options, device_kind: str) -> tuple[Pass, ...]:
+    """The passes that a program for a device goes through; "" is the CPU."""
+    fuses = options.fuse == "always" or (options.fuse == "tpu" and device_kind != "")
+    return (PASSES + (FUSION if fuses else ())) if options.passes else ()
 
 
 class Observer(Protocol):
@@ -170,7 +180,7 @@ def run(
             step.run(part, options)
             invariants.check(part.graph, step.then, step.name)
         observer.stage(name, step.name, module, time.perf_counter() - began)
-    for pass_ in PASSES if options.passes else ():
+    for pass_ in passes(options, device_kind):
         run_pass(name, pass_, module, options, observer)
     return dataclasses.replace(_lower(name, module, edge, observer), numbers=numbers)
 

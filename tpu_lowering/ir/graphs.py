@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import operator
 import os
 from collections.abc import Callable, Generator, Sequence
@@ -156,6 +157,23 @@ def eliminate_dead_code(graph: fx.Graph, spare: Callable[[fx.Node], bool] = lamb
             erased.append(node)
             graph.erase_node(node)
     return erased
+
+
+def sort_by_use(graph: fx.Graph) -> None:
+    """Puts every node after what it uses; nodes that stand so already keep their order."""
+    position = {node: at for at, node in enumerate(graph.nodes)}
+    missing = {node: len(node.all_input_nodes) for node in graph.nodes}
+    ready = [at for node, at in position.items() if not missing[node]]
+    nodes, output = list(graph.nodes), graph.output_node()
+    heapq.heapify(ready)
+    while ready:
+        node = nodes[heapq.heappop(ready)]
+        if node is not output:
+            output.prepend(node)
+        for user in node.users:
+            missing[user] -= 1
+            if not missing[user]:
+                heapq.heappush(ready, position[user])
 
 
 def source_line(node: fx.Node) -> str:

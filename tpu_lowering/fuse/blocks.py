@@ -1,0 +1,217 @@
+"""A plan's members over one block of its space, as a graph of their own: what one step of the kernel computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpu_lowering import compat
+from tpu_lowering.codegen import source
+from tpu_lowering.fuse.kinds import kind_of
+from tpu_lowering.fuse.plans import Operand, Plan
+from tpu_lowering.fuse.regions import shape_of
+from tpu_lowering.fuse.spaces import Access, Dim, aligned, dims_of
+from tpu_lowering.fuse.tiles import Tiling
+from tpu_lowering.ir import graphs
+
+aten = torch.ops.aten
+
+
+def held_as(dtype: torch.dtype) -> torch.dtype:
+    """The element type of a tensor in the kernel's memory: JAX's kernels hold a bool in 4 bytes, an int8 does; an
+    index has 32 bits."""
+    return {torch.bool: torch.int8, torch.int64: torch.int32}.get(dtype, dtype)
+
+
+def run_along(access: Access, order: Sequence[Dim], sizes: Any) -> tuple[int, ...]:
+    """The shape of a value with one dimension for each of a space's: 1 where it does not run."""
+    dims = dims_of(access)
+    return tuple(sizes(dim) if dim in dims else 1 for dim in order)
+
+
+class Body:
+    """The graph of a plan's members over one block.
+
+    Attributes:
+        module: the graph; its inputs are the operands' blocks, then a mask for each ragged summed dimension.
+        masks: those dimensions.
+    """
+
+    def __init__(self, plan: Plan, tiling: Tiling) -> None:
+        self.plan, self.tiling = plan, tiling
+        self.order = plan.region.space.order()
+        self.graph = fx.Graph()
+        self.values: dict[Any, fx.Node] = {}
+        self.masks: list[Dim] = []
+        mode = compat.FakeTensorMode()
+        for operand in plan.operands():
+            self._placeholder(mode, operand, held_as(operand.node.meta["val"].dtype))
+        sizes = plan.region.space.sizes
+        for dim in self.order:
+            if dim in summed_dims(plan) and sizes[dim] % tiling.block(dim):
+                self.masks.append(dim)
+                node = self.graph.placeholder(f"inside_{self.order.index(dim)}")
+                with mode:
+                    node.meta["val"] = torch.empty(self.shape((dim,)), dtype=torch.bool)
+                self.values[dim] = node
+        self.read = {operand: self._read(operand) for operand in plan.operands()}
+        for member in plan.members:
+            self._compute(member)
+        self.graph.output(tuple(self._stored(member) for member in plan.outputs))
+        self.module = fx.GraphModule({}, self.graph)
+
+    def shape(self, access: Access) -> tuple[int, ...]:
+        return run_along(access, self.order, self.tiling.block)
+
+    def _placeholder(self, mode: Any, operand: Operand, dtype: torch.dtype) -> None:
+        node = self.graph.placeholder(operand.node.name)
+        with mode:
+            node.meta["val"] = torch.empty(self.shape(operand.access), dtype=dtype)
+        self.values[operand] = node
+
+    def _read(self, operand: Operand) -> fx.Node:
+        node = self.values[operand]
+        if operand.node.meta["val"].dtype != torch.bool:
+            return node
+        wide = graphs.call(self.graph, aten._to_copy.default, node, dtype=torch.int32)
+        return graphs.call(self.graph, aten.ne.Scalar, wide, 0)
+
+    def _stored(self, member: fx.Node) -> fx.Node:
+        node = self.values[member]
+        wanted = self.shape(self.plan.region.accesses[member])
+        if shape_of(node) != wanted:
+            node = graphs.call(self.graph, aten.expand.default, node, list(wanted))
+        if node.meta["val"].dtype == torch.bool:
+            node = graphs.call(self.graph, aten._to_copy.default, node, dtype=torch.int8)
+        return node
+
+    def _value(self, member: fx.Node, used: fx.Node) -> fx.Node:
+        """What stands for an operand of a member."""
+        if used in self.values:
+            return self.values[used]
+        if (member, used) in self.plan.bound:
+            return self.read[self.plan.bound[member, used]]
+        self.values[used] = self._constant(used)
+        return self.values[used]
+
+    def _constant(self, node: fx.Node) -> fx.Node:
+        """A node of equal elements, as one element."""
+        value = node.meta["val"]
+        element = _one_element(node)
+        return self._call(node, aten.full.default, [1] * len(self.order), element, dtype=value.dtype)
+
+    def _call(self, like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        node = graphs.call(self.graph, target, *args, **kwargs)
+        node.meta |= {key: like.meta[key] for key in graphs.SHARED_META if key in like.meta}
+        return node
+
+    def _compute(self, member: fx.Node) -> None:
+        kind = kind_of(member)
+        if kind is None:  # a result of a reduction with several
+            self.values[member] = self._call(member, member.target, self.values[member.args[0]], member.args[1])  # type: ignore[index, arg-type]
+        elif kind.name == "view":
+            self.values[member] = self._value(member, member.args[0])  # type: ignore[arg-type]
+        elif kind.name == "reduction":
+            self.values[member] = self._reduce(member)
+        elif kind.name in ("pick", "place"):
+            self.values[member] = self._at_index(member, kind.name)
+        else:
+            given = compat.map_arg(dict(graphs.bound(member)), lambda used: self._value(member, used))
+            node = self._call(member, member.target, *_positional(member, given), **_named(member, given))
+            value, wanted = node.meta["val"], member.meta["val"].dtype
+            if value.dtype != wanted:  # a scalar tensor, which promotes nothing, has dimensions here
+                node.meta["val"] = value.to(wanted)
+            self.values[member] = node
+
+    def _whole(self, member: fx.Node, access: Access) -> fx.Node:
+        """The first operand of a member, in full along the dimensions of an access."""
+        node = self._value(member, member.args[0])  # type: ignore[arg-type]
+        wanted = self.shape(access)
+        return node if shape_of(node) == wanted else self._call(member, aten.expand.default, node, list(wanted))
+
+    def _reduce(self, member: fx.Node) -> fx.Node:
+        region, source = self.plan.region, member.args[0]
+        dims = region.reductions[member]
+        access = source_access(self.plan, member)
+        whole = self._whole(member, access)
+        for dim in self.masks:
+            if dim in dims and region.is_sum(member):
+                zero = self._call(member, aten.full.default, [1] * len(self.order), 0, dtype=whole.meta["val"].dtype)
+                whole = self._call(member, aten.where.self, self.values[dim], whole, zero)
+        positions = [self.order.index(dim) for dim in self.order if dim in dims]
+        given: dict[str, Any] = {**graphs.bound(member)}
+        target: Any = member.target
+        if "dim" not in given:
+            target = target.overloadpacket.dim_IntList if target is aten.sum.default else target.overloadpacket.dim
+        schema = {argument.name: argument for argument in target._schema.arguments}
+        single = str(schema["dim"].type) in ("int", "Optional[int]", "int?")
+        given |= {"dim": positions[0] if single else positions, "keepdim": True}
+        del given[next(iter(given))]
+        assert isinstance(source, fx.Node)
+        if region.is_sum(member) and whole.meta["val"].dtype.is_floating_point:
+            given["dtype"] = torch.float32
+        names = [name for name in schema if name in given and given[name] is not None]
+        keywords = {name: given[name] for name in names if schema[name].kwarg_only}
+        first = [given[name] for name in schema if name in given and not schema[name].kwarg_only]
+        return self._call(member, target, whole, *first, **keywords)
+
+    def _at_index(self, member: fx.Node, name: str) -> fx.Node:
+        """``gather`` and ``scatter`` along a row by comparing every place of it with the index."""
+        given = graphs.bound(member)
+        access = source_access(self.plan, member)
+        dim = access[kind_of(member).dims[0]]  # type: ignore[union-attr]
+        assert dim is not None
+        whole = self._whole(member, access)
+        size = self.tiling.block(dim)
+        places = self._call(member, aten.arange.start_step, 0, size, 1, dtype=torch.int32)
+        places = self._call(member, aten.reshape.default, places, list(self.shape((dim,))))
+        found = self._call(member, aten.eq.Tensor, places, self._value(member, given["index"]))
+        dtype = whole.meta["val"].dtype
+        if name == "place":
+            value = self._call(member, aten.full.default, [1] * len(self.order), given["value"], dtype=dtype)
+            return self._call(member, aten.where.self, found, value, whole)
+        zero = self._call(member, aten.full.default, [1] * len(self.order), 0, dtype=dtype)
+        chosen = self._call(member, aten.where.self, found, whole, zero)
+        return self._call(member, aten.sum.dim_IntList, chosen, [self.order.index(dim)], True, dtype=dtype)
+
+
+def summed_dims(plan: Plan) -> frozenset[Dim]:
+    """The dimensions that sums over the grid run over."""
+    return frozenset(dim for node in plan.members if plan.region.is_sum(node) for dim in plan.region.reductions[node])
+
+
+def source_access(plan: Plan, member: fx.Node) -> Access:
+    """The access of a member's first operand."""
+    source = member.args[0]
+    assert isinstance(source, fx.Node)
+    if (member, source) in plan.bound:
+        return aligned(plan.bound[member, source].access, len(shape_of(source)))
+    if source in plan.region.accesses:
+        return plan.region.accesses[source]
+    return plan.region.accesses[member]  # a row of constants
+
+
+def _one_element(node: fx.Node) -> Any:
+    """The value of a constant's elements."""
+    given = graphs.bound(node)
+    for name in ("size", "shape"):
+        if name in given:
+            given[name] = [1]
+    args = [v for n, v in given.items() if not _is_keyword(node, n)]
+    keywords = {n: v for n, v in given.items() if _is_keyword(node, n) and v is not None}
+    return node.target(*args, **keywords).reshape(-1)[0].item()  # type: ignore[operator]
+
+
+def _is_keyword(node: fx.Node, name: str) -> bool:
+    return any(argument.name == name and argument.kwarg_only for argument in node.target._schema.arguments)  # type: ignore[union-attr]
+
+
+def _positional(node: fx.Node, given: dict[str, Any]) -> list[Any]:
+    return [value for name, value in given.items() if not _is_keyword(node, name)]
+
+
+def _named(node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
+    return {n: v for n, v in given.items() if _is_keyword(node, n) and v is not None and n not in source.IGNORED}

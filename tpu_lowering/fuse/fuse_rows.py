@@ -1,0 +1,180 @@
+"""Fuse rows: a region that reduces rows and uses them again becomes one kernel call.
+
+Before::
+
+    amax = aten.amax(x, [-1], True)
+    sub = aten.sub(x, amax)
+    exp = aten.exp(sub)
+    sum = aten.sum(exp, [-1], True)
+    div = aten.div(exp, sum)
+
+After::
+
+    k = kernel_call(amax_sum_rows, (x,))
+    div = getitem(k, 0)
+
+XLA reads ``x`` three times for this; the kernel reads it once, row by row. A region that one kernel would not run in
+fewer bytes stays as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from tpu_lowering import compat
+from tpu_lowering.fuse.blocks import held_as, summed_dims
+from tpu_lowering.fuse.expand import ORIGIN, expand, merge_equal, parts_of
+from tpu_lowering.fuse.kernels import RowKernel, row_kernel
+from tpu_lowering.fuse.plans import Plan, bytes_as_kernel, bytes_by_xla, plan
+from tpu_lowering.fuse.regions import find_regions
+from tpu_lowering.fuse.spaces import dims_of
+from tpu_lowering.fuse.tiles import STEP_BYTES, Value, tile
+from tpu_lowering.fuse.writing import write
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.kernels import kernel_call
+from tpu_lowering.passes.base import Action
+
+aten = torch.ops.aten
+
+SHARE = 0.75
+"""Of VMEM, what a kernel may use: the compiler keeps values between operations there too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FuseRows:
+    """See the module's docstring.
+
+    Attributes:
+        step_bytes: what one step of a kernel's grid may move.
+    """
+
+    step_bytes: int = STEP_BYTES
+    name: str = "fuse_rows"
+
+    def __call__(self, graph: fx.Graph) -> list[Action]:
+        merge_equal(graph)
+        wanted = self._worth_expanding(graph)
+        expand(graph, [node for node in list(graph.nodes) if node.name in wanted])
+        merge_equal(graph)
+        replaced: dict[fx.Node, fx.Node] = {}
+        plans = [self._fuse(graph, found.after(replaced), replaced) for found in _plans(graph)]
+        actions = [action for action in plans if action is not None]
+        graphs.sort_by_use(graph)
+        return actions
+
+    def _worth_expanding(self, graph: fx.Graph) -> set[str]:
+        """Names of the operators that would be part of a kernel, had they been taken apart."""
+        whole = [node for node in graph.nodes if parts_of(node) is not None]
+        if not whole or graph.owning_module is None:
+            return set()
+        copied = graphs.copy_module(graph.owning_module)
+        names = {node.name for node in whole}
+        same = [node for node in copied.graph.nodes if node.name in names]
+        before = set(copied.graph.nodes)
+        origins: dict[fx.Node, str] = {}
+        for node in same:
+            name = node.name
+            expand(copied.graph, [node])
+            origins |= {new: name for new in copied.graph.nodes if new not in before}
+            before = set(copied.graph.nodes)
+        merge_equal(copied.graph)
+        return {origins[member] for found in _plans(copied.graph) for member in found.members if member in origins}
+
+    def _fuse(self, graph: fx.Graph, found: Plan, replaced: dict[fx.Node, fx.Node]) -> Action | None:
+        kernel = self._kernel(graph, found)
+        if kernel is None:
+            return None
+        last = found.outputs[-1]
+        saved = f"{bytes_as_kernel(found) / 2**20:.1f} MiB where XLA moves about {bytes_by_xla(found) / 2**20:.1f}"
+        action = Action.on("fused", last, f"{len(found.members)} operations are the kernel {kernel.name}: {saved}")
+        replaced |= _replace(graph, found, kernel)
+        return action
+
+    def _kernel(self, graph: fx.Graph, found: Plan) -> RowKernel | None:
+        device_kind = graphs.device_kind(graph)
+        capacity = int(SHARE * compat.tpu_info(device_kind or "TPU7x").vmem_capacity_bytes)
+        sizes = found.region.space.sizes
+        if len(sizes) < 2:
+            return None
+        tiling = tile(
+            sizes, found.region.rows, _moved(found), _live(found), capacity, summed_dims(found), self.step_bytes
+        )
+        if tiling is None:
+            return None
+        written = write(found, tiling, _name(found), capacity)
+        if written is None:
+            return None
+        return row_kernel(written, graphs.source_line(found.members[0]).partition(" in ")[0], device_kind)
+
+
+def _plans(graph: fx.Graph) -> list[Plan]:
+    return [found for region in find_regions(graph) if (found := plan(region)) is not None]
+
+
+def _moved(found: Plan) -> list[Value]:
+    taken = [Value(dims_of(o.access), held_as(o.node.meta["val"].dtype).itemsize) for o in found.operands()]
+    given = [Value(dims_of(found.region.accesses[n]), held_as(n.meta["val"].dtype).itemsize) for n in found.outputs]
+    return taken + given
+
+
+def _live(found: Plan) -> int:
+    """How many values of a whole block are alive at once, computing the members in order."""
+    whole = frozenset(found.region.space.sizes)
+    alive: set[fx.Node] = set()
+    most = 0
+    last = {used: member for member in found.members for used in member.all_input_nodes}
+    for member in found.members:
+        if dims_of(found.region.accesses[member]) == whole:
+            alive.add(member)
+        most = max(most, len(alive))
+        alive -= {used for used in alive if last.get(used) is member}
+    return max(1, most)
+
+
+def _name(found: Plan) -> str:
+    """A name that says what a kernel computes: the operators it was taken from, or its reductions."""
+    origins = [member.meta[ORIGIN] for member in found.members if ORIGIN in member.meta]
+    names = origins or [str(node.target).split(".")[1] for node in found.region.reductions if node in found.members]
+    return "_".join(name.strip("_") for name in list(dict.fromkeys(names))[:3]) + "_rows"
+
+
+def _replace(graph: fx.Graph, found: Plan, kernel: RowKernel) -> dict[fx.Node, fx.Node]:
+    """Sends the users of a plan's outputs to a call of its kernel. The graph's order is mended later.
+
+    Returns:
+        What took the place of each output.
+    """
+    position = {node: at for at, node in enumerate(graph.nodes)}
+    members = set(found.members)
+    new: dict[fx.Node, fx.Node] = {}
+    users = [user for node in found.outputs for user in node.users if user not in members]
+    with graphs.inserting_for(found.members[0]), graph.inserting_before(min(users, key=position.__getitem__)):
+        given = [
+            _shaped(graph, operand.node, slot.type.shape, slot.type.element.torch)
+            for operand, slot in zip(found.operands(), kernel.operands, strict=True)
+        ]
+        call = graphs.call(graph, kernel_call, kernel, tuple(given))
+        for index, node in enumerate(found.outputs):
+            result = graphs.call(graph, operator.getitem, call, index)
+            value = node.meta["val"]
+            new[node] = _shaped(graph, result, tuple(value.shape), value.dtype)
+            node.replace_all_uses_with(new[node], delete_user_cb=lambda user: user not in members)
+    for member in reversed(found.members):
+        if not member.users:
+            graph.erase_node(member)
+    return new
+
+
+def _shaped(graph: fx.Graph, node: fx.Node, shape: Sequence[int], dtype: torch.dtype) -> fx.Node:
+    if node.meta["val"].dtype != dtype:
+        node = graphs.call(graph, aten._to_copy.default, node, dtype=dtype)
+    return (
+        node
+        if tuple(node.meta["val"].shape) == tuple(shape)
+        else graphs.call(graph, aten.reshape.default, node, list(shape))
+    )

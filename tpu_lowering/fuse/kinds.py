@@ -1,0 +1,188 @@
+"""What one node does to an iteration space: found from its types and its JAX primitives, never from its name.
+
+=============  =================================================================================================
+pointwise      each element of the result is computed of the same element of every operand, after broadcasting
+view           the same elements in the same order, with dimensions of size 1 added, dropped or repeated
+reduction      dimensions of the first operand are gone (or have size 1), the others are as they were
+pick           of each row one element, at an index given a row: ``gather`` along one dimension
+place          each row with one element replaced, at an index given a row: ``scatter`` along one dimension
+constant       equal elements that depend on no tensor
+=============  =================================================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import fx
+
+from tpu_lowering import compat
+from tpu_lowering.analyse.pointwise import ELEMENTWISE
+from tpu_lowering.codegen.source import IGNORED
+from tpu_lowering.ir import arguments, graphs
+from tpu_lowering.ir.types import TensorType
+from tpu_lowering.kernels import jaxprs
+from tpu_lowering.lower.families import TABLE
+
+aten = torch.ops.aten
+
+MOVES = frozenset(("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "stop_gradient", "iota"))
+REDUCTIONS = frozenset((
+    "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin",
+))  # fmt: skip
+HELD = frozenset((
+    torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+))  # fmt: skip
+"""Element types that a TPU kernel computes with; it has none of 64 bits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """See the module's docstring.
+
+    Attributes:
+        name: which.
+        dims: dimensions of the first operand that are reduced, picked from or placed into, from 0 up.
+        passes: how many reductions follow one on another inside: a variance takes the mean first.
+        adds: whether it is nothing but a sum.
+    """
+
+    name: Literal["pointwise", "view", "reduction", "pick", "place", "constant"]
+    dims: tuple[int, ...] = ()
+    passes: int = 0
+    adds: bool = False
+
+
+def kind_of(node: fx.Node) -> Kind | None:
+    """What a node is; None for what no row kernel can hold. Memoised by operator and types."""
+    if node.op != "call_function" or node.target not in TABLE:
+        return None
+    values = _tensors(node.meta.get("val"))
+    if not values or any(value.dtype not in HELD for value in values) or any(0 in value.shape for value in values):
+        return None
+    given = {name: _described(value) for name, value in graphs.bound(node).items()}
+    taken = [value for name, value in given.items() if isinstance(value, TensorType) and name != "index"]
+    if any(type_.element.torch not in HELD for type_ in taken):
+        return None
+    results = tuple(map(TensorType.of, values))
+    key = (node.target, arguments.key(tuple(given.items())), results)
+    if key not in _known:
+        _known[key] = _kind(node.target, given, results)
+    return _known[key]
+
+
+_known: dict[Hashable, Kind | None] = {}
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors among a node's results; empty if one is none."""
+    values = list(value) if isinstance(value, (tuple, list)) else [value]
+    return values if all(isinstance(item, torch.Tensor) for item in values) else []
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return TensorType.of(value.meta["val"]) if isinstance(value.meta["val"], torch.Tensor) else value.meta["val"]
+    if isinstance(value, (list, tuple)):
+        return tuple(_described(item) for item in value)
+    return value
+
+
+def _kind(target: Any, given: Mapping[str, Any], results: tuple[TensorType, ...]) -> Kind | None:
+    operands = [value for value in given.values() if isinstance(value, TensorType)]
+    if not operands:
+        return Kind("constant") if len(results) == 1 and _is_elementwise(target, given, results) else None
+    if target in (aten.reshape.default, aten.expand.default):
+        return _view(operands[0].shape, results[0].shape, target is aten.expand.default)
+    if target in (aten.gather.default, aten.scatter.value) and operands[0].shape:
+        return _indexed(target, given, operands)
+    if _is_elementwise(target, given, results):
+        whole = len(results) == 1 and results[0].shape == torch.broadcast_shapes(*(o.shape for o in operands))
+        return Kind("pointwise") if whole else None
+    return _reduction(target, given, operands[0], results)
+
+
+def _view(source: Sequence[int], result: Sequence[int], expands: bool) -> Kind | None:
+    if expands:
+        return Kind("view")
+    return Kind("view") if [s for s in source if s != 1] == [s for s in result if s != 1] else None
+
+
+def _indexed(target: Any, given: Mapping[str, Any], operands: Sequence[TensorType]) -> Kind | None:
+    dim = given["dim"] % len(operands[0].shape)
+    index = given["index"].shape
+    if len(index) != len(operands[0].shape) or index != (*operands[0].shape[:dim], 1, *operands[0].shape[dim + 1 :]):
+        return None
+    return Kind("pick", (dim,), 1) if target is aten.gather.default else Kind("place", (dim,))
+
+
+def _reduction(
+    target: Any, given: Mapping[str, Any], source: TensorType, results: tuple[TensorType, ...]
+) -> Kind | None:
+    rank = len(source.shape)
+    named = given.get("dim")
+    if "dim" not in given and any(result.shape for result in results):
+        return None
+    listed = (named,) if isinstance(named, int) else named or range(rank)
+    dims = tuple(sorted({int(dim) % rank for dim in listed})) if rank else ()
+    kept = tuple(1 if at in dims else size for at, size in enumerate(source.shape))
+    reduced = tuple(size for at, size in enumerate(source.shape) if at not in dims)
+    if not dims or any(result.shape != (kept if given.get("keepdim") else reduced) for result in results):
+        return None
+    equations = _equations(target, given, results)
+    names = [equation.primitive.name for equation in equations or ()]
+    reducing = [name for name in names if name in REDUCTIONS]
+    if equations is None or not reducing or not set(names) <= ELEMENTWISE | MOVES | REDUCTIONS:
+        return None
+    adds = reducing == ["reduce_sum"] and set(names) <= {"reduce_sum", "convert_element_type"} | MOVES
+    return Kind("reduction", dims, _depth(equations), adds)
+
+
+def _depth(equations: Sequence[Any]) -> int:
+    """The longest chain of reductions."""
+    depth: dict[Any, int] = {}
+    for equation in equations:
+        before = max((depth.get(atom, 0) for atom in equation.invars if not hasattr(atom, "val")), default=0)
+        for variable in equation.outvars:
+            depth[variable] = before + (equation.primitive.name in REDUCTIONS)
+    return max(depth.values(), default=0)
+
+
+def _is_elementwise(target: Any, given: Mapping[str, Any], results: tuple[TensorType, ...]) -> bool:
+    if torch.Tag.pointwise in target.tags:
+        return True
+    equations = _equations(target, given, results)
+    return equations is not None and all(e.primitive.name in ELEMENTWISE | MOVES for e in equations)
+
+
+def _equations(target: Any, given: Mapping[str, Any], results: tuple[TensorType, ...]) -> list[Any] | None:
+    """The JAX primitives of an operator's row in the lowering table, calls taken apart; None if it cannot be traced."""
+    template, types = arguments.split(dict(given), lambda value: isinstance(value, TensorType))
+    out = results[0] if len(target._schema.returns) == 1 else results
+    schema = {argument.name: argument for argument in target._schema.arguments}
+
+    def run(*arrays: Any) -> Any:
+        filled = arguments.fill(template, arrays)
+        positional = [value for name, value in filled.items() if not schema[name].kwarg_only]
+        keywords = {n: v for n, v in filled.items() if schema[n].kwarg_only and n not in IGNORED}
+        return TABLE[target].rule(*positional, **keywords, out=out)
+
+    try:
+        return jaxprs.trace(run, types, results).jaxpr.eqns
+    except Exception:  # a rule that refuses these arguments belongs to no kernel
+        return None
+
+
+def holds_rows(node: fx.Node) -> bool:
+    """Whether an operator's row in the table is pointwise work and reductions, at least one of them, but no reduction
+    itself: a softmax, a normalisation, their gradients."""
+    results = [value for value in compat.tree_leaves(node.meta.get("val")) if isinstance(value, torch.Tensor)]
+    if node.target not in TABLE or not results or kind_of(node) is not None:
+        return False
+    given = {name: _described(value) for name, value in graphs.bound(node).items()}
+    equations = _equations(node.target, given, tuple(map(TensorType.of, results)))
+    names = {equation.primitive.name for equation in equations or ()}
+    return bool(names & REDUCTIONS) and names <= ELEMENTWISE | MOVES | REDUCTIONS | {"transpose"}

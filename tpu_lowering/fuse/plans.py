@@ -1,0 +1,264 @@
+"""What a region takes and gives, and what it costs: HBM bytes as one kernel, and as XLA would run it.
+
+XLA fuses pointwise work, and reductions of one operand, into single passes, but starts a new pass over the rows for
+every reduction that waits for another: a softmax reads its rows for the maximum, for the sum and for the quotient
+(``bytes_by_xla``; the compiled programs of ``bench fusion`` say the same). One kernel reads them once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import fx
+
+from tpu_lowering.fuse.kinds import kind_of
+from tpu_lowering.fuse.regions import Region, shape_of, tensor_operands
+from tpu_lowering.fuse.spaces import Access, aligned, dims_of
+from tpu_lowering.ir import graphs
+
+aten = torch.ops.aten
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """A tensor that a region takes.
+
+    Attributes:
+        node: what it is, before any expanding view.
+        access: of ``node`` in the region's space.
+    """
+
+    node: fx.Node
+    access: Access
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """A region that is ready to become a kernel.
+
+    Attributes:
+        region: its space, rows and accesses.
+        members: what the kernel computes, in the graph's order.
+        bound: for each member, what stands for each of its tensor operands that is no member.
+        outputs: the members whose values are needed outside.
+    """
+
+    region: Region
+    members: tuple[fx.Node, ...]
+    bound: dict[tuple[fx.Node, fx.Node], Operand]
+    outputs: tuple[fx.Node, ...]
+
+    def operands(self) -> list[Operand]:
+        """Each operand once, in the order of first use."""
+        return list(dict.fromkeys(self.bound.values()))
+
+
+    def after(self, replaced: Mapping[fx.Node, fx.Node]) -> Plan:
+        """The same plan in a graph where some nodes outside it gave way to others."""
+
+        def now(node: fx.Node) -> fx.Node:
+            return replaced.get(node, node)
+
+        bound = {(m, now(used)): Operand(now(o.node), o.access) for (m, used), o in self.bound.items()}
+        return dataclasses.replace(self, bound=bound)
+
+
+def plan(region: Region) -> Plan | None:
+    """The cheapest plan for a region; None if one kernel moves no fewer bytes than XLA."""
+    members = [member for member in region.accesses if _is_whole_sum(region, member)]
+    members = _without_dot_epilogues(region, members)
+    best = _plan(region, members)
+    if best is None or not any(dims == region.rows for n, dims in region.reductions.items() if n in best.members):
+        return None
+    return best if bytes_as_kernel(best) < bytes_by_xla(best) else None
+
+
+def bytes_as_kernel(plan: Plan) -> int:
+    """Each operand read once, each output written once."""
+    return sum(nbytes(operand.node) for operand in plan.operands()) + sum(map(nbytes, plan.outputs))
+
+
+def bytes_by_xla(plan: Plan) -> int:
+    """Each operand read once for every pass that needs it, each output written once."""
+    level, passes = _levels(plan), {operand: set[int]() for operand in plan.operands()}
+    for sink in plan.members:
+        if sink in plan.region.reductions or sink in plan.outputs:
+            first = level[sink] - _passes(plan, sink)
+            for operand in _read_for(plan, sink):
+                passes[operand] |= set(range(first, max(level[sink], first + 1)))
+    return sum(nbytes(o.node) * len(found) for o, found in passes.items()) + sum(map(nbytes, plan.outputs))
+
+
+def nbytes(node: fx.Node) -> int:
+    return graphs.type_of(node).nbytes
+
+
+def _is_whole_sum(region: Region, member: fx.Node) -> bool:
+    """Whether a member is no sum over the grid, or one over values that run along every dimension."""
+    source = member.args[0]
+    if not region.is_sum(member):
+        return not region.waits(member)
+    return isinstance(source, fx.Node) and dims_of(region.accesses[source]) == frozenset(region.space.sizes)
+
+
+def _without_dot_epilogues(region: Region, members: list[fx.Node]) -> list[fx.Node]:
+    """Without the pointwise work that XLA fuses into the matrix product which it follows, if that is no dearer."""
+    inside = list(members)
+    for member in members:
+        kind = kind_of(member)
+        if kind is None or any(used in inside for used in tensor_operands(member)):
+            continue
+        if kind.name == "view":
+            inside.remove(member)
+        if kind.name != "pointwise":
+            continue
+        products = [used for used in tensor_operands(member) if _is_own_product(used)]
+        outside = any(user not in inside for user in member.users)
+        saved = sum(2 * nbytes(used) for used in products) + (nbytes(member) if outside else 0)
+        if products and 2 * nbytes(member) <= saved:
+            inside.remove(member)
+    return inside
+
+
+def _is_own_product(node: fx.Node) -> bool:
+    """Whether a node is a matrix product or a convolution, or a view of one, that one other node uses."""
+    if len(node.users) != 1 or node.op != "call_function":
+        return False
+    if graphs.is_call(node, aten.reshape.default):
+        return isinstance(node.args[0], fx.Node) and _is_own_product(node.args[0])
+    if kind_of(node) is not None and kind_of(node).name == "pointwise":  # type: ignore[union-attr]
+        return any(_is_own_product(used) for used in tensor_operands(node))
+    return node.target in PRODUCTS
+
+
+PRODUCTS = frozenset((
+    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default,
+))  # fmt: skip
+
+
+def _plan(region: Region, members: Sequence[fx.Node]) -> Plan | None:
+    """A plan for some members of a region, less what nothing needs or what is as cheap outside."""
+    kept = list(members)
+    outputs: list[fx.Node] = []
+    for member in members:
+        needed = [user for user in member.users if user not in kept]
+        if not needed:
+            continue
+        kind = kind_of(member)
+        if kind is not None and kind.name == "view":
+            outputs += [base for base in [_base(member, kept)] if base in kept]
+        elif member.target is not operator.getitem and isinstance(member.meta["val"], (tuple, list)):
+            continue  # its results are members
+        elif not _is_cheap_again(member, kept):
+            outputs.append(member)
+    outputs = [member for member in kept if member in outputs]
+    live: set[fx.Node] = set()
+    for member in reversed(kept):
+        if member in outputs or any(user in live for user in member.users):
+            live.add(member)
+    kept = [member for member in kept if member in live]
+    bound: dict[tuple[fx.Node, fx.Node], Operand] = {}
+    for member in kept:
+        for used in tensor_operands(member):
+            if used not in live and not _is_constant(used):
+                operand = _operand(region, member, used)
+                if operand is None:
+                    return None
+                bound[member, used] = operand
+    return Plan(region, tuple(kept), bound, tuple(outputs)) if outputs else None
+
+
+def _is_constant(node: fx.Node) -> bool:
+    kind = kind_of(node)
+    return kind is not None and kind.name == "constant"
+
+
+def _base(node: fx.Node, members: Sequence[fx.Node]) -> fx.Node:
+    """What a view is a view of."""
+    while (kind := kind_of(node)) is not None and kind.name == "view" and node in members:
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def _is_cheap_again(member: fx.Node, members: Sequence[fx.Node]) -> bool:
+    """Whether computing a member again, outside, reads no more than its value would: it is a cast or the like."""
+    kind = kind_of(member)
+    operands = tensor_operands(member)
+    if kind is None or kind.name != "pointwise" or any(used in members for used in operands):
+        return False
+    return sum(nbytes(used) for used in operands) <= nbytes(member)
+
+
+def _operand(region: Region, member: fx.Node, used: fx.Node) -> Operand | None:
+    """How a member takes a value from outside: what it is an expanding view of, and along which dimensions it runs."""
+    kind, access = kind_of(member), region.accesses[member]
+    if member in region.reductions and used is member.args[0]:
+        whole = _access_of_source(region, member)
+        return None if whole is None else _unexpanded(used, whole)
+    if kind is not None and kind.name in ("pick", "place"):  # the index has the result's shape
+        source = region.accesses.get(member.args[0], access)  # type: ignore[arg-type]
+        index = tuple(None if at in kind.dims else dim for at, dim in enumerate(source))
+        return Operand(used, index)
+    shape = shape_of(used)
+    own = access[len(access) - len(shape) :]
+    return _unexpanded(used, tuple(None if size == 1 else dim for dim, size in zip(own, shape, strict=True)))
+
+
+def _access_of_source(region: Region, reduction: fx.Node) -> Access | None:
+    """The access of a reduction's operand that is no member: it started the region."""
+    shape = shape_of(reduction.args[0])  # type: ignore[arg-type]
+    wanted = [size for size in shape if size != 1]
+    found = [dim for dim, size in region.space.sizes.items() if size in wanted]
+    if [region.space.sizes[dim] for dim in found] != wanted:
+        return None
+    dims = iter(found)
+    return tuple(next(dims) if size != 1 else None for size in shape)
+
+
+def _unexpanded(node: fx.Node, access: Access) -> Operand:
+    """The operand without the views that only repeat its elements."""
+    while graphs.is_call(node, aten.expand.default) and isinstance(node.args[0], fx.Node):
+        source = node.args[0]
+        access = aligned_back(access, shape_of(source))
+        node = source
+    return Operand(node, access)
+
+
+def aligned_back(access: Access, shape: Sequence[int]) -> Access:
+    """The access of an expanded value's source."""
+    own = access[len(access) - len(shape) :] if shape else ()
+    return tuple(None if size == 1 else dim for dim, size in zip(aligned(own, len(shape)), shape, strict=True))
+
+
+def _passes(plan: Plan, node: fx.Node) -> int:
+    kind = kind_of(node)
+    return kind.passes if kind is not None and node in plan.region.reductions else 0
+
+
+def _levels(plan: Plan) -> dict[fx.Node, int]:
+    """For each member, how many reductions over whole rows one after another its value waits for."""
+    level: dict[fx.Node, int] = {}
+    for member in plan.members:
+        before = max((level[used] for used in member.all_input_nodes if used in level), default=0)
+        level[member] = before + _passes(plan, member)
+    return level
+
+
+def _read_for(plan: Plan, sink: fx.Node) -> set[Operand]:
+    """The operands that one pass over the rows reads to compute a member: those it has without another reduction."""
+    found: set[Operand] = set()
+    pending, seen = [sink], {sink}
+    while pending:
+        node = pending.pop()
+        if node is not sink and node in plan.region.reductions:
+            continue
+        for used in node.all_input_nodes:
+            if (node, used) in plan.bound:
+                found.add(plan.bound[node, used])
+            elif used in plan.region.accesses and used not in seen:
+                seen.add(used)
+                pending.append(used)
+    return found

@@ -1,0 +1,267 @@
+"""Regions: connected pointwise work and reductions over one iteration space, found in one walk over the graph.
+
+A node joins the regions that its operands are in, all of which become one, if its own access fits their space and no
+path leaves the region and comes back. A region has *rows*: the dimensions that a reduction takes together and whose
+result meets the row again. They lie in one block. Reductions over other dimensions, such as the gradient of a weight,
+are sums over the grid; nothing in the region may wait for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpu_lowering.fuse.kinds import Kind, kind_of
+from tpu_lowering.fuse.spaces import Access, Dim, Space, aligned, dims_of, joined, mapping, renamed
+from tpu_lowering.ir import graphs
+
+LOOKAHEAD = 64  # nodes that are searched for the place where a reduction meets its row again
+
+
+@dataclasses.dataclass(eq=False)
+class Region:
+    """A region.
+
+    Attributes:
+        space: its iteration space.
+        accesses: of each member; results of a reduction with several are members of their own.
+        rows: dimensions of a row; empty so long as no reduction meets its row again.
+        reductions: the dimensions that each member reduces.
+    """
+
+    space: Space
+    accesses: dict[fx.Node, Access]
+    rows: frozenset[Dim] = frozenset()
+    reductions: dict[fx.Node, frozenset[Dim]] = dataclasses.field(default_factory=dict)
+
+    def is_sum(self, node: fx.Node) -> bool:
+        """Whether a member is a reduction over other dimensions than the rows'."""
+        return node in self.reductions and self.reductions[node] != self.rows
+
+    def waits(self, node: fx.Node) -> bool:
+        """Whether a member is such a reduction, or one of its results."""
+        return self.is_sum(node) or (node.target is operator.getitem and self.is_sum(node.args[0]))  # type: ignore[arg-type]
+
+
+def tensor_operands(node: fx.Node) -> list[fx.Node]:
+    """The nodes among a node's arguments that are tensors."""
+    return [used for used in node.all_input_nodes if isinstance(used.meta.get("val"), torch.Tensor)]
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape)
+
+
+def find_regions(graph: fx.Graph) -> list[Region]:
+    """The regions of a graph that have rows, in the order of their first members."""
+    return _Finder(graph).run()
+
+
+class _Finder:
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.position = {node: at for at, node in enumerate(graph.nodes)}
+        self.region_of: dict[fx.Node, Region] = {}
+
+    def run(self) -> list[Region]:
+        for node in self.graph.nodes:
+            if node.target is operator.getitem and node.op == "call_function":
+                self._follow(node)
+            elif (kind := kind_of(node)) is not None and kind.name != "constant":
+                self._place(node, kind)
+        found = dict.fromkeys(self.region_of.values())
+        return [region for region in found if region.rows]
+
+    def _follow(self, node: fx.Node) -> None:
+        """A result of a reduction with several."""
+        source = node.args[0]
+        region = self.region_of.get(source)  # type: ignore[arg-type]
+        if region is not None:
+            region.accesses[node] = region.accesses[source]  # type: ignore[index]
+            self.region_of[node] = region
+
+    def _place(self, node: fx.Node, kind: Kind) -> None:
+        inside = [used for used in tensor_operands(node) if used in self.region_of]
+        regions = list(dict.fromkeys(self.region_of[used] for used in inside))
+        regions.sort(key=lambda region: (-len(region.rows), -len(region.accesses)))
+        tries = [regions, *([region] for region in regions)] if len(regions) > 1 else [regions]
+        for chosen in tries:
+            if chosen and self._join(node, kind, chosen):
+                return
+        self._start(node, kind)
+
+    def _start(self, node: fx.Node, kind: Kind) -> None:
+        """A region of a node alone."""
+        first = node.args[0] if kind.name in ("reduction", "place") else node
+        if kind.name in ("view", "pick") or not isinstance(first, fx.Node):
+            return
+        space, access = Space.of(shape_of(first))
+        region = Region(space, {})
+        self._enter(node, kind, region, access)
+
+    def _join(self, node: fx.Node, kind: Kind, regions: Sequence[Region]) -> bool:
+        """Joins the regions of a node's operands, and the node to them."""
+        if any(self._must_wait(used) for used in tensor_operands(node) if self.region_of.get(used) in regions):
+            return False
+        merged = self._merged(node, kind, regions)
+        if merged is None:
+            return False
+        access = self._access(node, kind, merged)
+        if access is None or not self._allows(node, kind, merged, access):
+            return False
+        members = {*merged.accesses, node}
+        if self._comes_back(members, regions):
+            return False
+        for member in merged.accesses:
+            self.region_of[member] = merged
+        self._enter(node, kind, merged, access)
+        return True
+
+    def _must_wait(self, used: fx.Node) -> bool:
+        return self.region_of[used].waits(used)
+
+    def _merged(self, node: fx.Node, kind: Kind, regions: Sequence[Region]) -> Region | None:
+        """A new region of all members of some, in the dimensions of the first that has all of them."""
+        if len(regions) == 1:
+            (one,) = regions
+            return Region(Space(dict(one.space.sizes)), dict(one.accesses), one.rows, dict(one.reductions))
+        if kind.name != "pointwise":
+            return None
+        ordered = sorted(regions, key=lambda region: -len(region.space.sizes))
+        merged = self._merged(node, kind, ordered[:1])
+        assert merged is not None
+        mine = self._aligned(node, ordered[:1])
+        for other in ordered[1:]:
+            theirs = self._aligned(node, [other])
+            names = None if mine is None or theirs is None else mapping(mine, theirs)
+            names = None if names is None else merged.space.names_of(other.space, names)
+            if names is None:
+                return None
+            rows = frozenset(names[dim] for dim in other.rows)
+            if rows and merged.rows and rows != merged.rows:
+                return None
+            merged.rows = merged.rows or rows
+            merged.accesses |= {member: renamed(access, names) for member, access in other.accesses.items()}
+            merged.reductions |= {m: frozenset(names[d] for d in dims) for m, dims in other.reductions.items()}
+        where = {member: self.position[member] for member in merged.accesses}
+        merged.accesses = dict(sorted(merged.accesses.items(), key=lambda item: where[item[0]]))
+        return merged
+
+    def _aligned(self, node: fx.Node, regions: Sequence[Region]) -> Access | None:
+        """The access of a pointwise node, as far as its operands in some regions give it."""
+        rank = len(shape_of(node))
+        known = [
+            aligned(region.accesses[used], rank)
+            for used in tensor_operands(node)
+            for region in regions
+            if used in region.accesses
+        ]
+        return joined([(None,) * rank, *known])
+
+    def _access(self, node: fx.Node, kind: Kind, region: Region) -> Access | None:
+        """The access of a node in a region; for a reduction, that of its first operand."""
+        if kind.name == "pointwise":
+            known = self._aligned(node, [region])
+            return None if known is None else region.space.completed(known, shape_of(node))
+        first = node.args[0]
+        if kind.name == "place" and first not in region.accesses:  # a row of constants
+            return None
+        if not isinstance(first, fx.Node) or first not in region.accesses:
+            return None
+        access = region.accesses[first]
+        if kind.name != "view":
+            return access
+        target = shape_of(node)
+        if graphs.is_call(node, torch.ops.aten.expand.default):
+            return region.space.completed(aligned(access, len(target)), target)
+        left = iter(dim for dim, size in zip(access, shape_of(first), strict=True) if size != 1)
+        return tuple(next(left) if size != 1 else None for size in target)
+
+    def _allows(self, node: fx.Node, kind: Kind, region: Region, access: Access) -> bool:
+        """Whether a reduction fits the region's rows: now, or once it is known that the region has some."""
+        if kind.name not in ("reduction", "pick", "place"):
+            return True
+        dims = dims_of(tuple(access[dim] for dim in kind.dims))
+        if not dims:
+            return False
+        if kind.name in ("pick", "place") or _meets_row(node, kind):
+            return region.rows in (frozenset(), dims)
+        return region.rows == dims or (kind.adds and dims_of(access) == frozenset(region.space.sizes))
+
+    def _enter(self, node: fx.Node, kind: Kind, region: Region, access: Access) -> None:
+        if kind.name in ("reduction", "pick", "place"):
+            dims = dims_of(tuple(access[dim] for dim in kind.dims))
+            if not dims:
+                return
+            if kind.name in ("pick", "place") or _meets_row(node, kind):
+                region.rows = dims
+            if kind.name != "place":
+                region.reductions[node] = dims
+        if kind.name in ("reduction", "pick"):
+            access = _reduced(node, kind, access)
+        region.accesses[node] = access
+        self.region_of[node] = region
+
+    def _comes_back(self, members: set[fx.Node], merged: Sequence[Region]) -> bool:
+        """Whether a path leaves a set of nodes and comes back, other regions taken as one node each."""
+        last = max(self.position[member] for member in members)
+        pending = [user for member in members for user in member.users if user not in members]
+        seen: set[Any] = set()
+        while pending:
+            node = pending.pop()
+            region = self.region_of.get(node)
+            key = node if region is None or region in merged else region
+            if key in seen:
+                continue
+            seen.add(key)
+            group = [node] if key is node else list(region.accesses)  # type: ignore[union-attr]
+            if key is node and self.position[node] > last:
+                continue
+            for user in (user for one in group for user in one.users):
+                if user in members:
+                    return True
+                pending.append(user)
+        return False
+
+
+def _reduced(node: fx.Node, kind: Kind, access: Access) -> Access:
+    """The access of a reduction's result, by that of its operand."""
+    value = node.meta["val"]
+    rank = len((value[0] if isinstance(value, (tuple, list)) else value).shape)
+    kept = tuple(None if at in kind.dims else dim for at, dim in enumerate(access))
+    return kept if rank == len(access) else tuple(dim for at, dim in enumerate(access) if at not in kind.dims)
+
+
+def _meets_row(node: fx.Node, kind: Kind) -> bool:
+    """Whether what a reduction gives is combined with whole rows again, by way of pointwise work on its own shape."""
+    source = node.args[0]
+    if kind.name != "reduction" or not isinstance(source, fx.Node):
+        return False
+    whole, pending, seen = shape_of(source), list(node.users), {node}
+    while pending and len(seen) < LOOKAHEAD:
+        user = pending.pop(0)
+        if user in seen:
+            continue
+        seen.add(user)
+        if user.target is operator.getitem:
+            pending += user.users
+            continue
+        found = kind_of(user)
+        if found is None or found.name not in ("pointwise", "view"):
+            continue
+        if _count(shape_of(user)) >= _count(whole):
+            return [s for s in shape_of(user) if s != 1] == [s for s in whole if s != 1]
+        pending += user.users
+    return False
+
+
+def _count(shape: Sequence[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

@@ -1,0 +1,104 @@
+"""Blocks: how much of a region's space one step of the grid holds.
+
+A TPU's tile of float32 is 8 by 128; narrower types pack 2 or 4 rows into one, so a block is a multiple of 32 rows of
+128, or as large as the array (JAX's Pallas documentation, "TPU details", block shapes). The pipeline holds every block
+of operands and outputs twice; values between them lie in VMEM too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from tpu_lowering.fuse.spaces import Dim
+
+ROWS = 32
+COLUMNS = 128
+STEP_BYTES = 4 << 20  # of the operands' and outputs' blocks together: a step of the grid costs some 460 cycles
+BUFFERS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """Blocks and grid.
+
+    Attributes:
+        blocks: size of the block along each dimension, from the outermost to the innermost.
+        grid: the dimensions that the grid runs over, outermost first, with the number of steps.
+    """
+
+    blocks: tuple[tuple[Dim, int], ...]
+    grid: tuple[tuple[Dim, int], ...]
+
+    def block(self, dim: Dim | None) -> int:
+        return 1 if dim is None else dict(self.blocks)[dim]
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A value in a block: the dimensions it runs along, and the bytes of an element."""
+
+    dims: frozenset[Dim]
+    itemsize: int
+
+    def nbytes(self, blocks: Mapping[Dim, int]) -> int:
+        """Bytes in VMEM, where the last two dimensions are padded to tiles."""
+        sizes = [blocks[dim] if dim in self.dims else 1 for dim in blocks]
+        sizes[-1] = math.ceil(sizes[-1] / COLUMNS) * COLUMNS
+        if len(sizes) > 1:
+            sizes[-2] = math.ceil(sizes[-2] / 8) * 8
+        return math.prod(sizes) * self.itemsize
+
+
+def tile(
+    sizes: Mapping[Dim, int],
+    rows: frozenset[Dim],
+    moved: Sequence[Value],
+    live: int,
+    capacity: int,
+    summed: frozenset[Dim] = frozenset(),
+    step_bytes: int = STEP_BYTES,
+) -> Tiling | None:
+    """The blocks of a region; None if not even the smallest fit.
+
+    Args:
+        sizes: of the dimensions, from the outermost to the innermost; at least two.
+        rows: dimensions that lie whole in one block.
+        moved: operands and outputs.
+        live: how many whole blocks of 4-byte values are alive at once between them.
+        capacity: bytes of VMEM.
+        summed: dimensions that a sum runs over; the grid runs over them last.
+        step_bytes: what a step may move.
+    """
+    blocks = {dim: size if dim in rows else _smallest(sizes, dim) for dim, size in sizes.items()}
+    between = Value(frozenset(sizes), 4)
+
+    def fits(blocks: Mapping[Dim, int]) -> bool:
+        moving = sum(value.nbytes(blocks) for value in moved)
+        return moving <= step_bytes and needed_bytes(blocks) <= capacity
+
+    def needed_bytes(blocks: Mapping[Dim, int]) -> int:
+        return BUFFERS * sum(value.nbytes(blocks) for value in moved) + live * between.nbytes(blocks)
+
+    if needed_bytes(blocks) > capacity:
+        return None
+    for dim in reversed([dim for dim in sizes if dim not in rows]):
+        while blocks[dim] < sizes[dim]:
+            larger = min(2 * blocks[dim], sizes[dim])
+            if not fits({**blocks, dim: larger}):
+                break
+            blocks[dim] = larger
+        if blocks[dim] < sizes[dim]:
+            break
+    steps = {dim: -(-size // blocks[dim]) for dim, size in sizes.items() if blocks[dim] < size}
+    order = sorted(steps, key=lambda dim: dim in summed)
+    return Tiling(tuple(blocks.items()), tuple((dim, steps[dim]) for dim in order))
+
+
+def _smallest(sizes: Mapping[Dim, int], dim: Dim) -> int:
+    """The smallest block along a dimension that the chip's tiles allow."""
+    position = list(sizes).index(dim)
+    if position == len(sizes) - 1:
+        return min(COLUMNS, sizes[dim])
+    return min(ROWS, sizes[dim]) if position == len(sizes) - 2 else 1

@@ -1,0 +1,197 @@
+"""A plan as a kernel's source: its members over one block, and the ``pallas_call`` around them.
+
+::
+
+    def softmax_rows(x):
+        with jax.named_scope("model.py:8"):
+            amax = aten.amax(x, [1], True, out=f32[128, 1])
+            ...
+        return (div,)
+
+
+    def softmax_rows_kernel(x_ref, div_ref):
+        (div,) = softmax_rows(x_ref[...])
+        div_ref[...] = div
+
+
+    def softmax_rows_launch(x, *, interpret):
+        return pl.pallas_call(
+            softmax_rows_kernel,
+            grid=(64,),
+            in_specs=[pl.BlockSpec((128, 8192), lambda i: (i, 0))],
+            ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpu_lowering.codegen import source
+from tpu_lowering.fuse.blocks import Body, held_as, run_along
+from tpu_lowering.fuse.plans import Plan
+from tpu_lowering.fuse.spaces import Access, Dim, dims_of
+from tpu_lowering.fuse.tiles import Tiling
+from tpu_lowering.ir.programs import Program, Signature
+from tpu_lowering.ir.types import TensorType, element_type
+
+aten = torch.ops.aten
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A kernel's source and what it is called with.
+
+    Attributes:
+        name: of the function over a block; ``<name>_launch`` is the whole.
+        text: the source.
+        operands: types of the operands: one size for each dimension of the space, 1 where a value does not run.
+        results: types of the results, likewise; a bool is held as int8.
+    """
+
+    name: str
+    text: str
+    operands: tuple[TensorType, ...]
+    results: tuple[TensorType, ...]
+
+
+def write(plan: Plan, tiling: Tiling, name: str, vmem_bytes: int) -> Written | None:
+    """The source of a plan's kernel; None if a sum over the grid would be visited again after another block.
+
+    Args:
+        plan: what it computes.
+        tiling: its blocks.
+        name: of the function.
+        vmem_bytes: what the kernel may use of VMEM.
+    """
+    order, sizes, grid = plan.region.space.order(), plan.region.space.sizes, [dim for dim, _ in tiling.grid]
+    for node in plan.outputs:
+        kept = [dim in dims_of(plan.region.accesses[node]) for dim in grid]
+        if plan.region.is_sum(node) and kept != sorted(kept, reverse=True):
+            return None
+    body = Body(plan, tiling)
+    count = sum(node.op == "placeholder" for node in body.graph.nodes)
+    program = Program(tuple(range(count)), Signature((), 0, ()), name=name, module=body.module)
+    function = source.generate(program).text
+    operands = [_held_type(operand.node, operand.access, order, sizes) for operand in plan.operands()]
+    results = [
+        _held_type(node, plan.region.accesses[node], order, sizes, plan.region.is_sum(node)) for node in plan.outputs
+    ]
+    kernel = _Kernel(plan, tiling, body, name, results, vmem_bytes)
+    text = "\n".join([function, "", *kernel.body(), "", "", *kernel.launch()]) + "\n"
+    return Written(name, text, tuple(operands), tuple(results))
+
+
+def _held_type(node: fx.Node, access: Access, order: Sequence[Dim], sizes: Any, sums: bool = False) -> TensorType:
+    """The type of an operand or a result in memory; a sum over the grid of narrow floats is kept in float32."""
+    dtype = node.meta["val"].dtype
+    dtype = torch.float32 if sums and dtype.is_floating_point else held_as(dtype)
+    element = element_type(dtype)
+    assert element is not None
+    return TensorType(element, run_along(access, order, sizes.__getitem__))
+
+
+GRID_NAMES = "ijklmn"
+
+
+class _Kernel:
+    """The parts of the source that say where blocks lie."""
+
+    def __init__(
+        self, plan: Plan, tiling: Tiling, body: Body, name: str, results: Sequence[TensorType], vmem_bytes: int
+    ) -> None:
+        self.plan, self.tiling, self.body_graph, self.name = plan, tiling, body, name
+        self.results, self.vmem_bytes = results, vmem_bytes
+        self.order = plan.region.space.order()
+        self.index = {dim: GRID_NAMES[at] for at, (dim, _) in enumerate(tiling.grid)}
+        self.operand_names = _distinct([operand.node.name for operand in plan.operands()])
+        self.result_names = _distinct([node.name for node in plan.outputs], self.operand_names)
+
+    def body(self) -> list[str]:
+        """The function over references."""
+        refs = ", ".join(f"{name}_ref" for name in (*self.operand_names, *self.result_names))
+        lines = [f"def {self.name}_kernel({refs}):"]
+        summed = {dim for node in self.plan.outputs for dim in self._first_steps(node)}
+        used = [dim for dim in self.index if dim in summed or dim in self.body_graph.masks]
+        lines += [f"    {self.index[dim]} = pl.program_id({list(self.index).index(dim)})" for dim in used]
+        for dim in self.body_graph.masks:
+            shape, position = self.body_graph.shape((dim,)), self.order.index(dim)
+            places = f"jax.lax.broadcasted_iota(jnp.int32, {shape}, {position})"
+            size = self.plan.region.space.sizes[dim]
+            lines.append(f"    inside_{position} = {self.index[dim]} * {self.tiling.block(dim)} + {places} < {size}")
+        given = [f"{name}_ref[...]" for name in self.operand_names]
+        given += [f"inside_{self.order.index(dim)}" for dim in self.body_graph.masks]
+        lines.append(f"    ({', '.join(self.result_names)},) = {self.name}({', '.join(given)})")
+        for node, name in zip(self.plan.outputs, self.result_names, strict=True):
+            first = self._first_steps(node)
+            if not first:
+                lines.append(f"    {name}_ref[...] = {name}")
+                continue
+            condition = " & ".join(f"({self.index[dim]} == 0)" for dim in first)
+            lines += [
+                "",
+                f"    @pl.when({condition})",
+                f"    def start_{name}():",
+                f"        {name}_ref[...] = jnp.zeros_like({name}_ref)",
+                "",
+                f"    {name}_ref[...] += {name}",
+            ]
+        return lines
+
+    def _first_steps(self, node: fx.Node) -> list[Dim]:
+        """The grid's dimensions that a sum runs over; empty for any other result."""
+        if not self.plan.region.is_sum(node):
+            return []
+        return [dim for dim in self.index if dim not in dims_of(self.plan.region.accesses[node])]
+
+    def launch(self) -> list[str]:
+        """The function over arrays."""
+        accesses = [operand.access for operand in self.plan.operands()]
+        outputs = [self.plan.region.accesses[node] for node in self.plan.outputs]
+        summed = {dim for node in self.plan.outputs for dim in self._first_steps(node)}
+        semantics = tuple("arbitrary" if dim in summed else "parallel" for dim in self.index)
+        shapes = [f"jax.ShapeDtypeStruct({r.shape}, jnp.{r.dtype})" for r in self.results]
+        return [
+            f"def {self.name}_launch({', '.join(self.operand_names)}, *, interpret):",
+            "    return pl.pallas_call(",
+            f"        {self.name}_kernel,",
+            f"        grid={tuple(steps for _, steps in self.tiling.grid)},",
+            "        in_specs=[",
+            *self._specs(accesses, self.operand_names),
+            "        ],",
+            "        out_specs=[",
+            *self._specs(outputs, self.result_names),
+            "        ],",
+            f"        out_shape=[{', '.join(shapes)}],",
+            f"        compiler_params=pltpu.CompilerParams(dimension_semantics={semantics}, "
+            f"vmem_limit_bytes={self.vmem_bytes}),",
+            "        interpret=interpret,",
+            f'        name="{self.name}",',
+            f"    )({', '.join(self.operand_names)})",
+        ]
+
+    def _specs(self, accesses: Sequence[Access], names: Sequence[str]) -> list[str]:
+        """One line for each block spec."""
+        arguments = ", ".join(self.index.values())
+        head = f"lambda {arguments}" if arguments else "lambda"
+        lines: list[str] = []
+        for access, name in zip(accesses, names, strict=True):
+            dims = dims_of(access)
+            places = [self.index[dim] if dim in dims and dim in self.index else "0" for dim in self.order]
+            block = self.body_graph.shape(access)
+            lines.append(f"            pl.BlockSpec({block}, {head}: ({', '.join(places)})),  # {name}")
+        return lines
+
+
+def _distinct(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    found: list[str] = []
+    for name in names:
+        new = name
+        while new in found or new in taken:
+            new += "_"
+        found.append(new)
+    return found
