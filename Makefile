@@ -4,7 +4,7 @@ BIN := .venv/bin
 export JAX_PLATFORMS := cpu
 export TPU_LOG_DIR := disabled
 
-.PHONY: demo test test-ops test-models test-xla lint unit sweep bench bench-xla clean
+.PHONY: demo test test-ops test-models test-xla test-tpu lint unit sweep bench bench-xla clean
 
 demo: .venv/demo
 	$(BIN)/python -m tpu_lowering demo
@@ -40,6 +40,11 @@ XLA_TESTS := tests/xla tests/ir tests/random/test_distributions.py tests/random/
 test-xla: .venv-xla/test
 	PJRT_DEVICE=CPU .venv-xla/bin/python -m pytest $(XLA_TESTS) -n 2 --dist worksteal
 
+# Tensors of torch_tpu, without a TPU: programs up to their launch, in an environment of their own, because torch
+# loads torch_tpu by itself.
+test-tpu: .venv-tpu/test
+	.venv-tpu/bin/python -m pytest tests/tpu -n 2 --dist worksteal
+
 bench-xla: .venv-xla/test
 	PJRT_DEVICE=CPU .venv-xla/bin/python -m bench.xla
 
@@ -62,5 +67,10 @@ bench: .venv/dev
 	.venv-xla/bin/python -m pip install --quiet -e '.[xla,test]'
 	touch $@
 
+.venv-tpu/test: pyproject.toml
+	$(PYTHON) -m venv .venv-tpu
+	.venv-tpu/bin/python -m pip install --quiet -e '.[helion,tpu,test]'
+	touch $@
+
 clean:
-	rm -rf .venv .venv-xla
+	rm -rf .venv .venv-xla .venv-tpu

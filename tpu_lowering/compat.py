@@ -377,6 +377,35 @@ def function_of_xla_kernel(kernel: Any) -> Callable[..., Any] | None:
     return kernel.args[0] if made else None
 
 
+# torch_tpu: imported only for tensors of its device ------------------------------------------------------
+def tpu_callable(name: str, jitted: Any, donated: Sequence[int]) -> Any:
+    """torch_tpu's ``JaxCallable`` of a jitted function; its ``exported`` exports the function for a TPU."""
+    module, why = "torch_tpu._internal.pallas.pallas", "JAX functions on tensors of device tpu"
+    kind = private("torch_tpu", module, "JaxCallable", why)
+    return kind(name=name, jit_fn=jitted, trace_key=name, donate_argnums=list(donated))
+
+
+def tpu_kernels() -> Any:
+    """What ``JaxCallable`` registers and calls its functions with: ``register_custom_kernel``, ``call_custom_kernel``.
+
+    Torch's Inductor calls them for its Pallas kernels. A ``JaxCallable`` exports and registers at its first call, and
+    builds a key of all shapes at every call (0.5 ms for 300 tensors) to know whether it is the first.
+    """
+    return private("torch_tpu", "torch_tpu._internal.pallas", "tpu_torch_pallas", "programs on tensors of device tpu")
+
+
+def tpu_name() -> str:
+    """torch_tpu's name of this machine's TPU, "TPU v7"; "TPU" without one. The public function warns when called."""
+    module, why = "torch_tpu._internal.utils.hardware", "kernels are lowered for one kind of TPU"
+    return str(private("torch_tpu", module, "get_tpu_device_name", why)())
+
+
+def exports_for_now() -> contextlib.AbstractContextManager[Any]:
+    """A scope in which JAX exports for its own release, as torch_tpu exports: not for the last months' too."""
+    name, why = "export_ignore_forward_compatibility", "JAX holds back newer lowerings from exports otherwise"
+    return private("jax", "jax._src.config", name, why)(True)
+
+
 # torch: operators -------------------------------------------------------------------------------------
 def below_autograd() -> Any:
     """A context in which operators skip their autograd kernels, as a C++ autograd kernel does it."""

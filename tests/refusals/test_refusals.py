@@ -551,7 +551,7 @@ def test_mixed_devices() -> None:
         refused(lambda x: x + 1, torch.ones(2, device="meta")),
         """\
 [TL104] device has no runtime: meta
-  why  expected tensors on a device with a runtime (cpu, xla), got meta
+  why  expected tensors on a device with a runtime (cpu, tpu, xla), got meta
   fix  move the model and its inputs to the CPU with .to('cpu')""",
     )
 

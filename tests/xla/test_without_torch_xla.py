@@ -2,13 +2,12 @@
 
 import pytest
 
-from tpu_lowering import errors
-from tpu_lowering.kernels import xla_tensors
+from tpu_lowering import errors, releases
 
 
 def test_torch_xla_is_missing() -> None:
     with pytest.raises(errors.TpuLoweringError) as caught:
-        xla_tensors.check_versions()
+        releases.check("torch_xla", "xla")
     found = caught.value.refusal
     assert found.code == "TL105"
     assert "expected torch 2.9.0, torch_xla 2.9.0, jax 0.7.1, jaxlib 0.7.1" in found.reason

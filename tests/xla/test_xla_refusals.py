@@ -56,11 +56,24 @@ def test_a_result_on_xla_of_arguments_on_the_cpu() -> None:
     assert refusal(lambda x: x.to("xla") * 2, torch.ones(3)).code == "TL103"
 
 
+def test_a_jax_device_for_tensors_of_torch_xla() -> None:
+    (x,) = on_xla([torch.ones(3)])
+    with torch.no_grad(), pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as caught:
+        compiled(lambda x: x + 1, device="cpu:0")(x)
+    assert str(caught.value.inner_exception) == "\n".join(
+        (
+            "[TL103] tensors on more than one device: options['device'] = 'cpu:0'",
+            "  why  expected tensors on the CPU, which options['device'] moves to a JAX device, got one on xla:0",
+            "  fix  leave options['device'] out: the program runs where its tensors are",
+        )
+    )
+
+
 def test_another_release(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = releases.version
     monkeypatch.setattr(releases, "version", lambda name: "2.8.0" if name == "torch_xla" else installed(name))
     with pytest.raises(errors.TpuLoweringError) as caught:
-        xla_tensors.check_versions()
+        releases.check("torch_xla", "xla")
     found = caught.value.refusal
     assert (found.code, found.subject) == ("TL105", "torch_xla 2.8.0")
     assert found.reason == "expected torch_xla 2.9.0 for tensors on device xla, got torch_xla 2.8.0"

@@ -11,7 +11,7 @@ import torch
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import arguments, arrays
 from tpu_lowering.ir.types import TensorType
-from tpu_lowering.kernels import jax_function, jaxprs, registry, xla_tensors
+from tpu_lowering.kernels import jax_function, jaxprs, registry, tpu_tensors, xla_tensors
 
 # Operators live as long as their library object.
 _libraries: list[torch.library.Library] = []
@@ -36,7 +36,7 @@ def kernel_op(
         def exp_into(x: torch.Tensor, out: torch.Tensor) -> None:
             return jnp.exp(x)
 
-    The operator works in eager torch on CPU tensors too, by way of JAX, and on tensors of torch_xla.
+    The operator works in eager torch on CPU tensors too, by way of JAX, and on tensors of torch_xla and torch_tpu.
 
     Args:
         name: ``namespace::name``.
@@ -146,7 +146,7 @@ def _as_returned(found: registry.Implementation, results: tuple[torch.Tensor, ..
 def _eager(found: registry.Implementation) -> Callable[..., Any]:
     """The operator on real tensors: run the function through JAX, write back what it mutates.
 
-    On tensors of torch_xla it is one computation of the lazy graph.
+    On tensors of torch_xla it is one computation of the lazy graph, on those of torch_tpu one launch.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -156,6 +156,8 @@ def _eager(found: registry.Implementation) -> Callable[..., Any]:
         kernel = jax_function.specialise(found, types, _own_result_types(found, bound))
         if xla_tensors.are_real(tensors):
             results = xla_tensors.of_kernel(kernel)(tensors)
+        elif tpu_tensors.are_real(tensors):
+            results = tpu_tensors.of_kernel(kernel)(tensors)
         else:
             with compat.enable_x64(True):
                 results = [arrays.to_torch(value) for value in kernel.form("vectorized")(*map(arrays.to_jax, tensors))]

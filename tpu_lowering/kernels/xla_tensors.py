@@ -30,7 +30,7 @@ def platform() -> str:
     Raises:
         TpuLoweringError: TL104 for anything else than a CPU or a TPU; TL105 for an untested torch_xla.
     """
-    check_versions()
+    releases.check("torch_xla", DEVICE)
     found = str(compat.xla_module("torch_xla.runtime").device_type())
     if found not in PLATFORMS:
         raise errors.refuse(
@@ -40,25 +40,6 @@ def platform() -> str:
             "start Python with PJRT_DEVICE=TPU or PJRT_DEVICE=CPU",
         )
     return PLATFORMS[found]
-
-
-def check_versions() -> None:
-    """Checks that torch_xla, and the torch and JAX beside it, are the tested releases.
-
-    Raises:
-        TpuLoweringError: TL105, with the command that installs them.
-    """
-    tested = releases.RELEASES["torch_xla"]
-    wrong = {
-        package: releases.version(package) for package in tested if not releases.is_tested(package, tested[package])
-    }
-    if not wrong:
-        return
-    expected = ", ".join(f"{package} {tested[package]}" for package in wrong)
-    found = ", ".join(f"{package} {version or '(not installed)'}" for package, version in wrong.items())
-    raise errors.refuse(
-        "TL105", found, f"expected {expected} for tensors on device xla, got {found}", releases.XLA_INSTALL
-    )  # fmt: skip
 
 
 def are_real(tensors: Sequence[torch.Tensor]) -> bool:

@@ -16,7 +16,7 @@ import torch
 from tpu_lowering import compat
 from tpu_lowering.compat import core_aten_decompositions, registered_decompositions
 from tpu_lowering.ir.types import bf16, f16
-from tpu_lowering.normalise import draws
+from tpu_lowering.normalise import attention, draws
 from tpu_lowering.normalise.foreach import foreach_decompositions
 
 aten = torch.ops.aten
@@ -186,6 +186,7 @@ LINSPACE = (
 @functools.cache
 def _table() -> dict[OpOverload, Callable[..., Any]]:
     table = core_aten_decompositions() | foreach_decompositions() | draws.DECOMPOSITIONS
+    table |= attention.DECOMPOSITIONS
     table |= {overload: functools.partial(linspace, table[overload]) for overload in LINSPACE}
     table |= {overload: functools.partial(logspace, table[overload]) for overload in LOGSPACE}
     for overloads in KEPT.values():

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from tpu_lowering.kernels.xla_tensors import DEVICE
+from tpu_lowering import errors
+from tpu_lowering.kernels import tpu_tensors, xla_tensors
 from tpu_lowering.options import Options
 from tpu_lowering.runtime.base import Runtime
 from tpu_lowering.runtime.cpu import CpuRuntime
 from tpu_lowering.runtime.device import DeviceRuntime
+from tpu_lowering.runtime.torch_tpu import TorchTpuRuntime
 from tpu_lowering.runtime.xla import XlaRuntime
 
 
@@ -26,13 +28,22 @@ def runtime_for(graph: fx.Graph, kind: str, arguments: Sequence[Any], options: O
         options: what the user chose.
 
     Raises:
-        TpuLoweringError: TL103 for several devices; TL104 if ``options.device`` names a device that JAX does not have;
-            TL104 or TL105 for torch_xla on another machine or in another release than it is tested with.
+        TpuLoweringError: TL103 for several devices, or tensors of torch_tpu or torch_xla with ``options.device``;
+            TL104 if ``options.device`` names a device that JAX does not have; TL104 or TL105 for torch_tpu or
+            torch_xla on another machine or in another release than it is tested with.
     """
     results: Any = graph.output_node().args[0]
-    tensors = [*arguments, *(node.meta.get("val") for node in results if isinstance(node, fx.Node))]
-    if any(isinstance(tensor, torch.Tensor) and tensor.device.type == DEVICE for tensor in tensors):
-        return XlaRuntime(graph)
+    values = [*arguments, *(node.meta.get("val") for node in results if isinstance(node, fx.Node))]
+    devices = {value.device for value in values if isinstance(value, torch.Tensor)}
+    elsewhere = sorted((d for d in devices if d.type in (tpu_tensors.DEVICE, xla_tensors.DEVICE)), key=str)
+    if elsewhere and options.device:
+        raise errors.refuse(
+            "TL103", f"options['device'] = {options.device!r}",
+            f"expected tensors on the CPU, which options['device'] moves to a JAX device, got one on {elsewhere[0]}",
+            "leave options['device'] out: the program runs where its tensors are",
+        )  # fmt: skip
+    if elsewhere:
+        return TorchTpuRuntime(graph, elsewhere[0]) if elsewhere[0].type == tpu_tensors.DEVICE else XlaRuntime(graph)
     if options.device:
         return DeviceRuntime(options.device, kind, options.cpu_kernels)
     return CpuRuntime(options.cpu_kernels, options.cache)

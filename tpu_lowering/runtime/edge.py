@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import fx
 
 from tpu_lowering import errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import Kernel
 from tpu_lowering.ir.programs import Output, Program, Signature, dense_order
 from tpu_lowering.kernels import vectorized
+from tpu_lowering.normalise import signature as edges
 from tpu_lowering.passes.base import Action
 
 
@@ -48,13 +50,14 @@ def _viewed(spec: Output, tensor: Any, outputs: Sequence[Any]) -> Any:
     """A result; one that shares another's memory is made here, as a view of it."""
     if spec.view is None or spec.stride is None:
         return tensor
-    memory, place = outputs[spec.view.base].untyped_storage(), spec.view
-    return torch.empty(0, dtype=place.dtype).set_(memory, place.offset, place.shape, spec.stride)
+    base, place = outputs[spec.view.base], spec.view
+    view = torch.empty(0, dtype=place.dtype, device=base.device)
+    return view.set_(base.untyped_storage(), place.offset, place.shape, spec.stride)
 
 
 def strided_copy(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
     """A copy with strides that are not dense: gaps stay undefined, expanded dimensions share one element."""
-    result = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype)
+    result = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device)
     once = tuple(slice(0, 1) if step == 0 else slice(None) for step in stride)
     result[once].copy_(tensor[once])
     return result
@@ -71,9 +74,40 @@ def check_devices(arguments: Sequence[Any]) -> None:
         raise several_devices(devices)
     if devices and not devices[0].startswith("cpu"):
         raise errors.refuse(
-            "TL104", devices[0], f"expected tensors on a device with a runtime (cpu, xla), got {devices[0]}",
+            "TL104", devices[0], f"expected tensors on a device with a runtime (cpu, tpu, xla), got {devices[0]}",
             "move the model and its inputs to the CPU with .to('cpu')",
         )  # fmt: skip
+
+
+def check_on_device(graph: fx.Graph, arguments: Sequence[Any], device: str) -> None:
+    """Refuses tensors elsewhere than on one device. A single number on the CPU that is only read is taken.
+
+    Args:
+        graph: the captured graph.
+        arguments: what it is called with.
+        device: "tpu:0", "xla:0".
+
+    Raises:
+        TpuLoweringError: TL103; for a result elsewhere too: giving it would wait for the program.
+    """
+    written = edges.written_back(graph)
+    tensors = [(at, value) for at, value in enumerate(arguments) if isinstance(value, torch.Tensor)]
+    needed = [t for at, t in tensors if t.device.type != "cpu" or t.ndim > 0 or at in written]
+    devices = {device, *(str(tensor.device) for tensor in needed)}
+    if len(devices) > 1:
+        raise several_devices(sorted(devices))
+    kind = device.partition(":")[0]
+    results: Any = graph.output_node().args[0]
+    for node in results:
+        value = node.meta.get("val") if isinstance(node, fx.Node) else None
+        if isinstance(value, torch.Tensor) and value.device.type != kind:
+            raise errors.refuse(
+                "TL103",
+                f"result {node.name}",
+                f"expected all results on the device of the arguments ({kind}), got one on {value.device}",
+                "move it with .to(device) outside of the compiled function, where the program need not wait for it",
+                graphs.source_line(node),
+            )
 
 
 def several_devices(devices: Sequence[str], where: str = "") -> errors.TpuLoweringError:

@@ -14,7 +14,7 @@ import jax
 import torch
 from torch import fx
 
-from tpu_lowering import compat, errors
+from tpu_lowering import compat, errors, releases
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import graphs
@@ -33,24 +33,18 @@ class XlaRuntime:
     """
 
     def __init__(self, graph: fx.Graph) -> None:
-        xla_tensors.check_versions()
+        releases.check("torch_xla", xla_tensors.DEVICE)
         self.device_kind = xla_tensors.device_kind()
         self.graph = graph
 
     def check(self, arguments: Sequence[Any]) -> None:
-        """Refuses tensors elsewhere. A single number on the CPU that is only read is taken, as torch_xla takes it.
+        """Refuses tensors elsewhere, and arguments whose memory torch_xla does not tell.
 
         Raises:
-            TpuLoweringError: TL103.
+            TpuLoweringError: TL103, TL110.
         """
-        written = signature.written_back(self.graph)
-        tensors = [(at, value) for at, value in enumerate(arguments) if isinstance(value, torch.Tensor)]
-        needed = [t for at, t in tensors if t.device.type != "cpu" or t.ndim > 0 or at in written]
-        devices = {str(compat.xla_module("torch_xla").device()), *(str(tensor.device) for tensor in needed)}
-        if len(devices) > 1:
-            raise edge.several_devices(sorted(devices))
-        _check_results(self.graph)
-        _check_memory(self.graph, written)
+        edge.check_on_device(self.graph, arguments, str(compat.xla_module("torch_xla").device()))
+        _check_memory(self.graph, signature.written_back(self.graph))
 
     def remarks(self, program: Program) -> list[Action]:
         """The kernel calls that run in Pallas's interpreter on torch_xla's CPU, each with why."""
@@ -58,25 +52,6 @@ class XlaRuntime:
 
     def compile(self, program: Program, source: Source) -> XlaProgram:
         return XlaProgram(program, source)
-
-
-def _check_results(graph: fx.Graph) -> None:
-    """Refuses a result on another device than ``xla``: giving it would wait for the program.
-
-    Raises:
-        TpuLoweringError: TL103.
-    """
-    results: Any = graph.output_node().args[0]
-    for node in results:
-        value = node.meta.get("val") if isinstance(node, fx.Node) else None
-        if isinstance(value, torch.Tensor) and value.device.type != xla_tensors.DEVICE:
-            raise errors.refuse(
-                "TL103",
-                f"result {node.name}",
-                f"expected all results on the device of the arguments (xla), got one on {value.device}",
-                "move it with .to(device) outside of the compiled function, where the program need not wait for it",
-                graphs.source_line(node),
-            )
 
 
 def _check_memory(graph: fx.Graph, written: Sequence[int]) -> None:

@@ -66,7 +66,7 @@ def require_libtpu() -> None:
             "TL108",
             "libtpu",
             "expected the package libtpu, which holds the TPU compiler and needs no TPU, got none",
-            "pip install 'tpu_lowering[tpu]'",
+            "pip install 'tpu_lowering[aot]'",
         )
 
 

@@ -1,0 +1,119 @@
+"""JAX functions on tensors of torch_tpu: each is exported for a TPU, and registered with torch_tpu under a name.
+
+Both are done before the first call, and need no TPU. A call is torch_tpu's launch and nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import torch
+from jax.interpreters import mlir
+
+from tpu_lowering import compat, errors, releases
+from tpu_lowering.ir.kernels import Kernel
+from tpu_lowering.ir.types import TensorType
+from tpu_lowering.kernels import jaxprs
+
+DEVICE = "tpu"
+"""torch's name of the device of torch_tpu's tensors."""
+
+KINDS = {
+    "TPU v4": "TPU v4",
+    "TPU v5e": "TPU v5 lite",
+    "TPU v5p": "TPU v5",
+    "TPU v6e": "TPU v6 lite",
+    "TPU v7": "TPU7x",
+}
+"""torch_tpu's names of TPUs, by their PCI numbers, and JAX's of one device of each."""
+
+
+@functools.cache
+def device_kind() -> str:
+    """JAX's name of the TPU that torch_tpu runs on.
+
+    Raises:
+        TpuLoweringError: TL105 for an untested torch_tpu, TL104 for a TPU that is none of ``KINDS``, or no TPU.
+    """
+    releases.check("torch_tpu", DEVICE)
+    found = compat.tpu_name()
+    if found not in KINDS:
+        raise errors.refuse(
+            "TL104",
+            f"torch_tpu on {found}",
+            f"expected this machine to have one of {', '.join(KINDS)}, got {found}",
+            "run it on a machine that has one; without one, compile it with tpu_lowering.aot_compile",
+        )
+    return KINDS[found]
+
+
+def are_real(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether some tensors are torch_tpu's and none is a stand-in that something is traced with."""
+    plain = all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
+    return plain and any(tensor.device.type == DEVICE for tensor in tensors)
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device of torch_tpu's: a constant, or a number from the CPU."""
+    return tensor if tensor.device == device else tensor.to(device)
+
+
+class Registered:
+    """A JAX function that torch_tpu knows by name and contents.
+
+    Attributes:
+        exported: the function for a TPU; its ``mlir_module_serialized`` is what torch_tpu compiles.
+        key: digest of its StableHLO without source locations, so that processes share what torch_tpu compiled.
+        donated: positions of the arguments whose buffers it may overwrite.
+    """
+
+    def __init__(
+        self, name: str, function: Callable[..., Any], specs: Sequence[Any], donated: tuple[int, ...] = ()
+    ) -> None:
+        """Exports and registers.
+
+        Args:
+            name: any; profiles show it.
+            function: of positional arrays; returns a tuple of arrays.
+            specs: shape and dtype of each argument.
+            donated: no other position is donated, so no result is aliased to anything else.
+        """
+        self.donated = donated
+        jitted = jax.jit(function, donate_argnums=donated, keep_unused=True)
+        with jaxprs.kernel_scope([], device_kind()), compat.enable_x64(True), compat.exports_for_now():
+            self.exported = compat.tpu_callable(name, jitted, donated).exported(*specs)
+        self.key = digest(self.exported.mlir_module())
+        kernels = compat.tpu_kernels()
+        kernels.register_custom_kernel(name, self.key, serialized_mlir_module=self.exported.mlir_module_serialized)
+        # torch_tpu takes the types of results as tensors; it never computes these.
+        types = [TensorType.of(result) for result in self.exported.out_avals]
+        results = [torch.empty(type_.shape, dtype=type_.element.torch, device=DEVICE) for type_ in types]
+        self.launch = functools.partial(
+            kernels.call_custom_kernel, name, self.key, output_shapes=results, donate_argnums=list(donated)
+        )
+
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The results of one call on tensors of the device; waits for nothing. Donated ones are invalid afterwards."""
+        return self.launch(inputs=list(tensors))
+
+
+def digest(stablehlo: str) -> str:
+    """A digest of a module without its source locations, as torch_tpu names what it registers itself."""
+    with mlir.make_ir_context():
+        text = mlir.ir.Module.parse(stablehlo).operation.get_asm(enable_debug_info=False)
+    return hashlib.blake2b(str(text).encode(), digest_size=16).hexdigest()
+
+
+_of_kernels: dict[Kernel, Registered] = {}
+
+
+def of_kernel(kernel: Kernel) -> Registered:
+    """A kernel by itself, as eager torch calls it: its operands to its results."""
+    if kernel not in _of_kernels:
+        specs = [jax.ShapeDtypeStruct(operand.type.shape, operand.type.dtype) for operand in kernel.operands]
+        _of_kernels.setdefault(kernel, Registered(kernel.name.replace("::", "_"), kernel.form("mosaic"), specs))
+    return _of_kernels[kernel]
