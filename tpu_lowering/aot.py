@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from tpu_lowering import compat
+from tpu_lowering import compat, errors
 from tpu_lowering.backend import helion_tpu
 from tpu_lowering.kernels import function_values
+from tpu_lowering.kernels.jax_function import first_line
+from tpu_lowering.options import Options
 from tpu_lowering.pipeline import Observer
 from tpu_lowering.runtime.aot import compiler
 from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
@@ -40,6 +43,9 @@ def aot_compile(
         options: backend options, as ``torch.compile`` takes them.
         donate: whether the buffers of mutated inputs are donated, so that they are updated in place.
 
+    With ``options={"fuse": "tpu"}``, the default, the program is compiled without generated kernels too, and it is
+    what is returned if the kernels move no fewer bytes, or if the compiler refuses them: see ``TpuProgram.fusion``.
+
     Returns:
         The compiled program. Its arguments are the captured tensors and, if it draws random numbers, a key; see
         ``TpuProgram.drawn_inputs``.
@@ -50,8 +56,33 @@ def aot_compile(
     """
     chosen = Target.of(target)
     compiler.require_libtpu()
-    captured = capture(fn, args, kwargs or {}, chosen, options or {}, ())
-    return compile_captured(captured, chosen, donate)
+    given = dict(options or {})
+    if Options.create(given).fuse != "tpu":
+        return compile_captured(capture(fn, args, kwargs or {}, chosen, given, ()), chosen, donate)
+
+    def plain(remark: str) -> TpuProgram:
+        captured = capture(fn, args, kwargs or {}, chosen, {**given, "fuse": "never"}, ())
+        return dataclasses.replace(compile_captured(captured, chosen, donate), fusion=remark)
+
+    try:
+        captured = capture(fn, args, kwargs or {}, chosen, given, ())
+        fused = compile_captured(captured, chosen, donate)
+    except (errors.TpuLoweringError, compat.BackendCompilerFailed) as error:
+        return plain(f"without generated kernels: {refusal_of(error)}")
+    kernels = [name for name, kernel in captured.source.kernels.items() if kernel.generated]
+    if not kernels:
+        return fused
+    other = plain("")
+    figures = f"{fused.hbm_bytes / 2**20:.1f} MiB with {', '.join(kernels)}, {other.hbm_bytes / 2**20:.1f} MiB without"
+    return dataclasses.replace(fused if fused.hbm_bytes < other.hbm_bytes else other, fusion=figures)
+
+
+def refusal_of(error: Exception) -> str:
+    """The code and reason of an error, or its first line."""
+    inner = getattr(error, "inner_exception", error)
+    if isinstance(inner, errors.TpuLoweringError):
+        return f"{inner.code}, {inner.refusal.reason}"
+    return f"{type(inner).__name__}: {first_line(inner)}"
 
 
 def capture(

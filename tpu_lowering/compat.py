@@ -245,6 +245,12 @@ def blocked_array(block_mapping: Any) -> Any:
     return getattr(block_mapping, "array_aval", None) or block_mapping.array_shape_dtype
 
 
+# What Dynamo raises around a backend's error; its module is private.
+BackendCompilerFailed: type[Exception] = private(
+    "torch", "torch._dynamo.exc", "BackendCompilerFailed", "errors of capture"
+)
+
+
 def is_pipelined(block_mapping: Any) -> bool:
     """Whether an operand comes to a kernel block by block, in VMEM: no other memory was asked for.
 

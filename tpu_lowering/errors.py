@@ -56,6 +56,8 @@ CODES: dict[str, str] = {
     "TL604": "the TPU compiler refused the program",
     "TL605": "the TPU compiler did not finish",
     "TL606": "work around a kernel stays outside of it",
+    "TL607": "no block of a region fits the chip's memory",
+    "TL608": "a kernel would move no fewer bytes than XLA",
     # 5xx: reasons in reports and warnings (never raised)
     "TL501": "buffer kept: the old contents are defined and the kernel reads them",
     "TL502": "buffer kept: the old contents are defined and the kernel does not provably overwrite them all",

@@ -41,6 +41,9 @@ class Options:
         fuse: where row reductions (softmax, normalisations, losses and their gradients) become generated Pallas
             kernels, if one reads its operands fewer times than XLA would: in programs for a "tpu"; "always", on
             the CPU too, which has no use for it but to test the kernels; or "never".
+        tune: for a TPU, compile each region that could become a kernel in several forms with libtpu's compiler, and
+            take the one that moves the fewest bytes. With ``cache``, what it said is kept, and used without ``tune``
+            too.
         dump: folder that receives every stage of every graph, or "" for none.
             Read from ``TPU_LOWERING_DUMP`` where it is not given.
         cache: folder that keeps compiled programs for later processes, or "" for none. Entries of other versions,
@@ -60,6 +63,7 @@ class Options:
     cpu_kernels: CpuKernels = "vectorized"
     random: Random = "jax"
     fuse: Fuse = "tpu"
+    tune: bool = False
     dump: str = ""
     cache: str = ""
     buckets: Buckets = ""

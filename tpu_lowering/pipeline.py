@@ -14,6 +14,7 @@ runtime        compiled once, called with the user's tensors
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -48,6 +49,9 @@ from tpu_lowering.passes.drop_overwritten_values import DropOverwrittenValues
 from tpu_lowering.passes.return_fresh_buffers import ReturnFreshBuffers
 from tpu_lowering.passes.simplify_views import SimplifyViews
 from tpu_lowering.passes.unflatten_kernels import UnflattenKernels
+from tpu_lowering.runtime.aot.choosing import CompilerChooser
+from tpu_lowering.runtime.aot.targets import Target
+from tpu_lowering.runtime.store import Store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +103,19 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-FUSION: tuple[Pass, ...] = (FuseAroundKernels(), FuseRows())
-
-
 def passes(options: Options, device_kind: str) -> tuple[Pass, ...]:
     """The passes that a program for a device goes through; "" is the CPU."""
     fuses = options.fuse == "always" or (options.fuse == "tpu" and device_kind != "")
-    return (PASSES + (FUSION if fuses else ())) if options.passes else ()
+    return (PASSES + (fusion(options, device_kind) if fuses else ())) if options.passes else ()
+
+
+def fusion(options: Options, device_kind: str) -> tuple[Pass, ...]:
+    """The passes that make kernels, for a device."""
+    chooser = None
+    if device_kind and (options.tune or options.cache):
+        store = Store(pathlib.Path(options.cache)) if options.cache else None
+        chooser = CompilerChooser(Target.of_kind(device_kind), store, options.tune)
+    return (FuseAroundKernels(), FuseRows(chooser))
 
 
 class Observer(Protocol):

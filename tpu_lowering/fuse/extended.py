@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import linecache
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.extend.core
@@ -66,6 +66,8 @@ class Extended(Kernel):
         before: work on operands.
         after: work on results.
     """
+
+    generated: ClassVar[bool] = True
 
     call: Any
     sources: tuple[int, ...]

@@ -28,18 +28,22 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.fuse.blocks import held_as, summed_dims
+from tpu_lowering.fuse.choices import Candidates, Choice, Chooser
 from tpu_lowering.fuse.expand import ORIGIN, expand, merge_equal, parts_of
 from tpu_lowering.fuse.kernels import RowKernel, row_kernel
 from tpu_lowering.fuse.plans import Plan, bytes_as_kernel, bytes_by_xla, plan
 from tpu_lowering.fuse.regions import find_regions
 from tpu_lowering.fuse.spaces import dims_of
 from tpu_lowering.fuse.tiles import STEP_BYTES, Value, tile
-from tpu_lowering.fuse.writing import write
+from tpu_lowering.fuse.writing import plain_form, write
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.passes.base import Action
 
 aten = torch.ops.aten
+
+STEPS = (STEP_BYTES, 2 * STEP_BYTES, STEP_BYTES // 2, STEP_BYTES // 4)
+"""What one step of a grid may move, in the candidates for a region."""
 
 SHARE = 0.75
 """Of VMEM, what a kernel may use: the compiler keeps values between operations there too."""
@@ -50,10 +54,10 @@ class FuseRows:
     """See the module's docstring.
 
     Attributes:
-        step_bytes: what one step of a kernel's grid may move.
+        chooser: chooses between XLA's form and kernels of several block sizes; None takes the default blocks.
     """
 
-    step_bytes: int = STEP_BYTES
+    chooser: Chooser | None = None
     name: str = "fuse_rows"
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
@@ -86,30 +90,45 @@ class FuseRows:
         return {origins[member] for found in _plans(copied.graph) for member in found.members if member in origins}
 
     def _fuse(self, graph: fx.Graph, found: Plan, replaced: dict[fx.Node, fx.Node]) -> Action | None:
-        kernel = self._kernel(graph, found)
-        if kernel is None:
-            return None
+        kernels = self._kernels(graph, found)
         last = found.outputs[-1]
-        saved = f"{bytes_as_kernel(found) / 2**20:.1f} MiB where XLA moves about {bytes_by_xla(found) / 2**20:.1f}"
-        action = Action.on("fused", last, f"{len(found.members)} operations are the kernel {kernel.name}: {saved}")
+        if not kernels:
+            return Action.on("kept", last, "no block of its rows fits the chip's memory", "TL607")
+        model = f"{bytes_as_kernel(found) / 2**20:.1f} MiB where XLA moves about {bytes_by_xla(found) / 2**20:.1f}"
+        choice = None
+        if self.chooser is not None:
+            choice = self.chooser.choose(Candidates(plain_form(found, _name(found)), tuple(kernels)))
+        choice = choice or Choice(0, model)
+        if choice.kernel is None:
+            return Action.on("kept", last, choice.reason, "TL608")
+        kernel = kernels[choice.kernel]
+        reason = f"{len(found.members)} operations are the kernel {kernel.name}: {choice.reason}"
+        action = Action.on("fused", last, reason)
         replaced |= _replace(graph, found, kernel)
         return action
 
-    def _kernel(self, graph: fx.Graph, found: Plan) -> RowKernel | None:
+    def _kernels(self, graph: fx.Graph, found: Plan) -> list[RowKernel]:
+        """The kernel of default blocks; where there is a choice, those of others too."""
         device_kind = graphs.device_kind(graph)
         capacity = int(SHARE * compat.tpu_info(device_kind or "TPU7x").vmem_capacity_bytes)
-        sizes = found.region.space.sizes
-        if len(sizes) < 2:
-            return None
-        tiling = tile(
-            sizes, found.region.rows, _moved(found), _live(found), capacity, summed_dims(found), self.step_bytes
-        )
-        if tiling is None:
-            return None
-        written = write(found, tiling, _name(found), capacity)
-        if written is None:
-            return None
-        return row_kernel(written, graphs.source_line(found.members[0]).partition(" in ")[0], device_kind)
+        space, where = found.region.space, graphs.source_line(found.members[0]).partition(" in ")[0]
+        kernels: list[RowKernel] = []
+        for step_bytes in STEPS if self.chooser is not None else STEPS[:1]:
+            tiling = None
+            if len(space.sizes) >= 2:
+                tiling = tile(
+                    space.sizes,
+                    found.region.rows,
+                    _moved(found),
+                    _live(found),
+                    capacity,
+                    summed_dims(found),
+                    step_bytes,
+                )
+            written = None if tiling is None else write(found, tiling, _name(found), capacity)
+            if written is not None:
+                kernels.append(row_kernel(written, where, device_kind))
+        return list(dict.fromkeys(kernels))
 
 
 def _plans(graph: fx.Graph) -> list[Plan]:

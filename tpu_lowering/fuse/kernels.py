@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import linecache
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ class RowKernel(Kernel):
     Attributes:
         text: its source; runs on its own.
     """
+
+    generated: ClassVar[bool] = True
 
     text: str
 

@@ -36,7 +36,7 @@ from tpu_lowering.fuse.blocks import Body, held_as, run_along
 from tpu_lowering.fuse.plans import Plan
 from tpu_lowering.fuse.spaces import Access, Dim, dims_of
 from tpu_lowering.fuse.tiles import Tiling
-from tpu_lowering.ir.programs import Program, Signature
+from tpu_lowering.ir.programs import Output, Program, Signature
 from tpu_lowering.ir.types import TensorType, element_type
 
 aten = torch.ops.aten
@@ -84,6 +84,16 @@ def write(plan: Plan, tiling: Tiling, name: str, vmem_bytes: int) -> Written | N
     kernel = _Kernel(plan, tiling, body, name, results, vmem_bytes)
     text = "\n".join([function, "", *kernel.body(), "", "", *kernel.launch()]) + "\n"
     return Written(name, text, tuple(operands), tuple(results))
+
+
+def plain_form(plan: Plan, name: str) -> tuple[Program, source.Source]:
+    """A plan as a program of its own, without a kernel: the same operands and results as its kernels have."""
+    sizes = plan.region.space.sizes
+    body = Body(plan, Tiling(tuple(sizes.items()), ()))
+    count = len(plan.operands())
+    results = tuple(Output.of(node.meta["val"]) for node in body.graph.output_node().args[0])  # type: ignore[union-attr]
+    program = Program(tuple(range(count)), Signature(results, len(results), ()), name=name, module=body.module)
+    return program, source.generate(program)
 
 
 def _held_type(node: fx.Node, access: Access, order: Sequence[Dim], sizes: Any, sums: bool = False) -> TensorType:

@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import torch
@@ -72,7 +72,10 @@ class Kernel(abc.ABC):
         results: types of the results. A result tied to an operand is that operand's new value.
         where: the source line the kernel was defined on, or "".
         device_kind: JAX's name of the TPU whose facts it was traced with, or "" for the CPU.
+        generated: whether a pass made it; the user's kernels are not.
     """
+
+    generated: ClassVar[bool] = False
 
     name: str
     operands: tuple[Operand, ...]

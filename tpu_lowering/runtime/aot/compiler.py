@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -68,6 +69,10 @@ def require_libtpu() -> None:
             "expected the package libtpu, which holds the TPU compiler and needs no TPU, got none",
             "pip install 'tpu_lowering[aot]'",
         )
+
+
+def libtpu_version() -> str:
+    return importlib.metadata.version("libtpu")
 
 
 def compile_artifact(

@@ -59,6 +59,7 @@ class TpuProgram:
         drawn_inputs: what the program's last arguments are, if it draws random numbers; whoever runs it draws them
             anew for every call. "key" is a uint32 [2] of random bits, of which all random numbers are made; with
             ``options={"random": "torch"}`` each operator's values are an argument, under the operator's name.
+        fusion: what generated kernels came to, or why there are none; "" where nothing was fused.
     """
 
     name: str
@@ -74,6 +75,7 @@ class TpuProgram:
     executable: bytes
     schedule_failure: str
     drawn_inputs: tuple[str, ...] = ()
+    fusion: str = ""
 
     @property
     def hbm_bytes_read(self) -> int:

@@ -68,3 +68,8 @@ class Target:
             float(info.mem_bw_bytes_per_second),
             int(info.vmem_capacity_bytes),
         )
+
+    @staticmethod
+    def of_kind(device_kind: str) -> Target:
+        """The target whose devices JAX calls so."""
+        return Target.of(next(chip for chip, kind in DEVICE_KINDS.items() if kind == device_kind))
