@@ -1,6 +1,7 @@
 """One process of a test: compiles a function with a cache folder, prints results and how often XLA compiled.
 
-``python child.py CASE FOLDER [OPTION=VALUE ...]``; prints one line of JSON.
+``python child.py CASE FOLDER [OPTION=VALUE ...]``; prints one line of JSON. Where torch's precompilation is on, what it
+found is kept for later processes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import torch
 from jax.experimental import pallas as pl
+from torch._dynamo.utils import counters
 
 import tpu_lowering
 
@@ -92,7 +94,7 @@ def kernel(run: Callable[..., Any]) -> list[torch.Tensor]:
     return [run(function)(torch.randn(4, 8))]
 
 
-CASES = {case.__name__: case for case in (plain, training, factorised, kernel)}
+CASES = {case.__name__: case for case in (plain, inference, views, dynamic, training, factorised, kernel)}
 
 
 def main(case: str, folder: str, *settings: str) -> None:
@@ -110,7 +112,10 @@ def main(case: str, folder: str, *settings: str) -> None:
 
     torch.manual_seed(0)
     results = [value.tolist() for value in CASES[case](run)]
-    print(json.dumps({"results": results, "compilations": len(compilations)}))
+    if torch._dynamo.config.caching_precompile:
+        torch.compiler.save_cache_artifacts()
+    graphs = counters["stats"]["unique_graphs"]
+    print(json.dumps({"results": results, "compilations": len(compilations), "graphs": graphs}))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ PACKAGES = ("jax", "jaxlib", "numpy", "torch", "tpu_lowering")
 
 
 @functools.cache
-def _surroundings() -> str:
+def surroundings() -> str:
     """What an executable depends on beside its program: versions, this package, XLA's flags and the processor."""
     client = jax.devices("cpu")[0].client
     versions = {package: compat.version(package) for package in PACKAGES}
@@ -40,7 +40,7 @@ def _processor() -> str:
 
 def key(kind: str, parts: Sequence[str]) -> str:
     """The key of an executable: of what kind its description is, and the description."""
-    return digest([kind, _surroundings(), *parts])
+    return digest([kind, surroundings(), *parts])
 
 
 @dataclasses.dataclass(frozen=True)
