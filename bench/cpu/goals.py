@@ -139,5 +139,6 @@ GOALS: Mapping[str, Callable[[Entries], Sequence[Goal]]] = {
     "models": model_goals,
     "cache": cache_goals,
     "layers": layer_goals,
+    "profiles": lambda entries: [],
 }
 """By section."""

@@ -179,7 +179,9 @@ def all_goals(entries: Entries) -> list[Goal]:
 def about(entries: Entries) -> list[str]:
     """Machine and versions behind the results; several lines where results are from several runs."""
     found: set[str] = set()
-    for entry in entries.values():
+    for key, entry in entries.items():
+        if key.startswith("profiles/"):
+            continue
         versions = (f"{name} {version}" for name, version in entry["versions"].items() if version)
         found.add(
             ", ".join(
