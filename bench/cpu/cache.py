@@ -1,10 +1,12 @@
 """How much of a process's first result a second process has for nothing: a cold cache folder, then the same one warm.
 
-Each measurement is two new processes. Inductor with its own cache folder is measured beside ours.
+Each measurement is two new processes. Inductor with its own cache folder is measured beside ours, and both also with
+torch's precompilation, which spares a second process Dynamo's work, too.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -17,7 +19,9 @@ from bench.cpu.timing import described, entry
 
 CASES = ("llama", f"llama{TRAINING}", KERNEL)
 BACKENDS = {"ours": "helion_tpu", "inductor": "inductor"}
+PRECOMPILED = ", precompiled"
 VARIABLE = "TPU_LOWERING_CACHE_DIR"
+PRECOMPILE = "TORCH_CACHING_PRECOMPILE"
 SECONDS = 600.0  # for one process
 
 
@@ -25,15 +29,16 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     """The entry of one case.
 
     Its sides are ``<side> cold`` and ``<side> warm``, after imports, and ``<side> cold, all`` and ``<side> warm, all``,
-    from before them.
+    from before them; ``<side>, precompiled cold`` and so on are with torch's precompilation.
     """
     samples: dict[str, list[float]] = {}
     errors: list[str] = []
     for _ in range(rounds):
-        for side, backend in BACKENDS.items():
+        for who, precompiled in itertools.product(BACKENDS, (False, True)):
+            side = who + PRECOMPILED * precompiled
             with tempfile.TemporaryDirectory() as folder:
                 try:
-                    pair = {state: first_result(name, backend, folder) for state in ("cold", "warm")}
+                    pair = {state: first_result(name, BACKENDS[who], folder, precompiled) for state in ("cold", "warm")}
                 except subprocess.CalledProcessError as error:
                     errors.append(f"{side}: {(error.stderr.strip() or str(error)).splitlines()[-1][:300]}")
                     continue
@@ -44,10 +49,11 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
                 samples.setdefault(f"{side} {state}", []).append(found["first"])
                 samples.setdefault(f"{side} {state}, all", []).append(found["total"])
     failed = "".join(f"; a round failed: {text}" for text in errors)
-    return {"sides": {side: entry(values) for side, values in samples.items()}, "note": f"by {VARIABLE}{failed}"}
+    note = f"by {VARIABLE}; precompiled: and {PRECOMPILE}{failed}"
+    return {"sides": {side: entry(values) for side, values in samples.items()}, "note": note}
 
 
-def first_result(name: str, backend: str, folder: str) -> dict[str, float]:
+def first_result(name: str, backend: str, folder: str, precompiled: bool) -> dict[str, float]:
     """What a new process that caches in a folder says of itself.
 
     Raises:
@@ -57,6 +63,7 @@ def first_result(name: str, backend: str, folder: str) -> dict[str, float]:
         **os.environ,
         VARIABLE: os.path.join(folder, "ours"),
         "TORCHINDUCTOR_CACHE_DIR": os.path.join(folder, "inductor"),
+        PRECOMPILE: str(int(precompiled)),
         "JAX_PLATFORMS": "cpu",
         "TPU_LOG_DIR": "disabled",
         "HF_HUB_OFFLINE": "1",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.compile_time import linear_fit
+from bench.cpu.cache import PRECOMPILED
 from bench.cpu.timing import Ratio
 from bench.model_compile_time import geometric_mean
 from bench.store import Entry
@@ -107,8 +108,12 @@ def model_goals(entries: Entries) -> list[Goal]:
 
 def cache_goals(entries: Entries) -> list[Goal]:
     return [
-        _goal(f"{name}: warm / cold, after imports", ratio(entry, "ours warm", "ours cold"), CACHE_LIMIT)
+        _goal(
+            f"{name}: warm / cold, after imports{how}", ratio(entry, f"ours{how} warm", f"ours{how} cold"), CACHE_LIMIT
+        )
         for name, entry in cases(entries, "cache").items()
+        for how in ("", PRECOMPILED)
+        if side(entry, f"ours{how} warm")
     ]
 
 
@@ -134,5 +139,6 @@ GOALS: Mapping[str, Callable[[Entries], Sequence[Goal]]] = {
     "models": model_goals,
     "cache": cache_goals,
     "layers": layer_goals,
+    "profiles": lambda entries: [],
 }
 """By section."""

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from bench import markdown
 from bench.cpu import SECTIONS, goals
+from bench.cpu.cache import PRECOMPILED
 from bench.cpu.goals import Entries, Goal, cases, ratio, side
 from bench.cpu.timing import Ratio, digits
 from bench.store import Entry
@@ -24,6 +25,7 @@ is taken within each round, and is given as the median over the rounds with its 
 - *Inductor*: `backend="inductor"` of the PyTorch that the kernel replaces, in C++; *Inductor, Pallas*: the same with
   `cpu_backend = "pallas"`, which runs in Pallas's interpreter and traces anew in every call.
 - *Helion*: Helion's own launcher of the kernel, in Pallas's interpreter, at 1,024 elements.
+- *precompiled*: with torch's own precompilation (`TORCH_CACHING_PRECOMPILE=1`), which keeps what Dynamo found.
 """
 
 TITLES = {
@@ -123,11 +125,16 @@ def sheets(entries: Entries) -> Iterator[Sheet]:
         yield compared(TITLES["models"], models, names, pairs, 1e3)
     cache = cases(entries, "cache")
     if cache:
-        names = [
-            f"{who} {state}" for who in ("ours", "inductor") for state in ("cold", "warm", "cold, all", "warm, all")
-        ]
-        pairs = [("ours warm", "ours cold"), ("ours warm, all", "ours cold, all"), ("inductor warm", "inductor cold")]
-        yield compared(TITLES["cache"], cache, names, pairs, 1.0)
+        for how in ("", PRECOMPILED):
+            pairs = [
+                (f"{who}{how} warm{what}", f"{who}{how} cold{what}")
+                for who in ("ours", "inductor")
+                for what in ("", ", all")
+            ]
+            names = [name for warm, cold in pairs for name in (cold, warm)]
+            found = {case: entry for case, entry in cache.items() if side(entry, f"ours{how} warm")}
+            if found:
+                yield compared(TITLES["cache"] + how, found, names, pairs, 1.0)
     for name, entry in cases(entries, "layers").items():
         yield layer_sheet(name, entry)
 
@@ -172,7 +179,9 @@ def all_goals(entries: Entries) -> list[Goal]:
 def about(entries: Entries) -> list[str]:
     """Machine and versions behind the results; several lines where results are from several runs."""
     found: set[str] = set()
-    for entry in entries.values():
+    for key, entry in entries.items():
+        if key.startswith("profiles/"):
+            continue
         versions = (f"{name} {version}" for name, version in entry["versions"].items() if version)
         found.add(
             ", ".join(

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from bench.cpu import SECTIONS
+from bench.cpu import SECTIONS, goals
 from bench.store import Store, versions
 
 RESULTS = pathlib.Path(__file__).parent.parent / "results"
@@ -29,7 +29,7 @@ def cases_of(section: str) -> list[str]:
         return list(PLAIN)
     if section == "dispatch":
         return ["one_block", "mlp"]
-    if section == "models":
+    if section in ("models", "profiles"):
         from bench.zoo import MODELS
 
         return list(MODELS)
@@ -69,11 +69,13 @@ def tidy(store: Store) -> dict[str, Any]:
 
 
 def write(entries: Mapping[str, Any], folder: pathlib.Path) -> None:
-    """Writes ``cpu.md`` and, if there are kernels or models, ``cpu.png``."""
+    """Writes ``cpu.md``, ``cpu_profiles.md`` if there are any, and ``cpu.png`` if there are kernels or models."""
     from bench import plots
-    from bench.cpu import plot, report
+    from bench.cpu import plot, profiles, report
 
     (folder / "cpu.md").write_text(report.document(entries))
+    if goals.cases(entries, "profiles"):
+        (folder / "cpu_profiles.md").write_text(profiles.document(entries))
     figure = plot.draw(entries)
     if figure is not None:
         plots.save(figure, folder / "cpu.png")

@@ -7,13 +7,15 @@ import subprocess
 import types
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 import torch
 from rich.console import Console
 
 from bench import __main__ as command
 from bench import zoo
-from bench.cpu import SECTIONS, goals, models, plot, report, run, sides, timing
+from bench.cpu import SECTIONS, goals, models, plot, profiles, report, run, sides, timing
 from bench.store import Store
 
 
@@ -152,8 +154,9 @@ def test_every_case_that_is_listed_can_be_measured() -> None:
     from bench.cpu import cache, dispatch, kernels, layers
 
     known = {"kernels": kernels.CASES, "dispatch": dispatch.CASES, "models": zoo.MODELS, "cache": cache.CASES}
+    known |= {"layers": layers.CASES, "profiles": zoo.MODELS}
     for section in SECTIONS:
-        assert list(run.cases_of(section)) == list({**known, "layers": layers.CASES}[section])
+        assert list(run.cases_of(section)) == list(known[section])
 
 
 def test_a_round_counts_if_both_of_its_processes_gave_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +164,7 @@ def test_a_round_counts_if_both_of_its_processes_gave_a_result(monkeypatch: pyte
 
     folders: list[str] = []
 
-    def first_result(name: str, backend: str, folder: str) -> dict[str, float]:
+    def first_result(name: str, backend: str, folder: str, precompiled: bool) -> dict[str, float]:
         folders.append(folder)
         if len(folders) == 2:
             raise subprocess.CalledProcessError(-6, "python", stderr="warning\nout of threads\n")
@@ -171,7 +174,30 @@ def test_a_round_counts_if_both_of_its_processes_gave_a_result(monkeypatch: pyte
     found = cache.measure("kernel", 2)
     assert found["sides"]["ours cold"]["samples"] == [4.0] and found["sides"]["ours warm"]["samples"] == [1.0]
     assert found["sides"]["inductor warm, all"]["samples"] == [9.0, 9.0] and "out of threads" in found["note"]
-    assert len(set(folders)) == 4, "every pair has a folder of its own"
+    assert found["sides"]["ours, precompiled warm"]["samples"] == [1.0, 1.0]
+    assert len(set(folders)) == 8, "every pair has a folder of its own"
+
+
+def test_instructions_are_told_apart_by_what_they_compute() -> None:
+    @jax.jit
+    def function(x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
+        return jnp.sort(x @ y, axis=0), jnp.sin(x) + 1
+
+    hlo = function.lower(jnp.ones((64, 64)), jnp.ones((64, 64))).compile().as_text()
+    found = {one.kind: one.source for one in profiles.instructions_of(hlo).values()}
+    assert {"matrix products", "sorts", "elementwise"} <= set(found)
+    assert found["matrix products"] == "dot_general"
+    assert profiles.kind_of({"fusion", "copy", "parameter"}) == "copies"
+
+
+def test_a_model_is_profiled() -> None:
+    entry = profiles.measure("resnet", 1)
+    count, seconds = entry["kinds"]["convolutions"]
+    assert count == 9 and seconds > 0
+    assert 0 < sum(seconds for _, seconds in entry["kinds"].values()) < 1
+    assert entry["eager"]["convolutions"] > 0 and len(entry["slowest"]) == profiles.SLOWEST
+    text = profiles.document({"profiles/resnet": entry, "profiles/other": {"error": "it failed", "sides": {}}})
+    assert "## resnet: ours " in text and "it failed" in text
 
 
 def test_copies_of_a_function_have_code_of_their_own() -> None:

@@ -1,6 +1,7 @@
 """One process of a test: compiles a function with a cache folder, prints results and how often XLA compiled.
 
-``python child.py CASE FOLDER [OPTION=VALUE ...]``; prints one line of JSON.
+``python child.py CASE FOLDER [OPTION=VALUE ...]``; prints one line of JSON. Where torch's precompilation is on, what it
+found is kept for later processes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import torch
 from jax.experimental import pallas as pl
+from torch._dynamo.utils import counters
 
 import tpu_lowering
 
@@ -61,6 +63,11 @@ def factorised(run: Callable[..., Any]) -> list[torch.Tensor]:
     return [run(lambda x: torch.linalg.inv(x @ x.T + torch.eye(4)))(x)]
 
 
+def largest(run: Callable[..., Any]) -> list[torch.Tensor]:
+    """A call into XLA's own runtime, by its name."""
+    return list(run(lambda x: tuple(torch.topk(x.sin(), 3)))(torch.randn(4, 32)))
+
+
 def dynamic(run: Callable[..., Any]) -> list[torch.Tensor]:
     compiled = run(lambda x: x.cos() * x.shape[0], dynamic=True)
     return [compiled(torch.randn(size, 3)) for size in (4, 6)]
@@ -92,7 +99,7 @@ def kernel(run: Callable[..., Any]) -> list[torch.Tensor]:
     return [run(function)(torch.randn(4, 8))]
 
 
-CASES = {case.__name__: case for case in (plain, training, factorised, kernel)}
+CASES = {case.__name__: case for case in (plain, inference, views, largest, dynamic, training, factorised, kernel)}
 
 
 def main(case: str, folder: str, *settings: str) -> None:
@@ -110,7 +117,10 @@ def main(case: str, folder: str, *settings: str) -> None:
 
     torch.manual_seed(0)
     results = [value.tolist() for value in CASES[case](run)]
-    print(json.dumps({"results": results, "compilations": len(compilations)}))
+    if torch._dynamo.config.caching_precompile:
+        torch.compiler.save_cache_artifacts()
+    graphs = counters["stats"]["unique_graphs"]
+    print(json.dumps({"results": results, "compilations": len(compilations), "graphs": graphs}))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,22 @@ def test_experts_of_transformers_equal_eager(offsets: list[int], dtype: torch.dt
         torch.testing.assert_close(mine, theirs, **TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("offsets", [[70, 70, 199, 200], [0, 1, 64, 190], [200, 200, 200, 200]])
+def test_groups_of_many_rows_keep_to_themselves(offsets: list[int]) -> None:
+    """Groups of more rows than are multiplied at once, and a NaN that stays in its row."""
+    torch.manual_seed(0)
+    rows, weights, ends = torch.randn(200, 16), torch.randn(4, 24, 16).transpose(1, 2), torch.tensor(offsets)
+    rows[69, 3] = torch.nan
+
+    def function(rows: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        return torch.ops.transformers.grouped_mm_fallback(rows, weights, ends)
+
+    expected = function(rows, weights, ends)
+    assert expected.isnan().any(1).sum() == 1
+    found = compiled(function)(rows, weights, ends)
+    torch.testing.assert_close(found, expected, equal_nan=True, **TOLERANCE[torch.float32])
+
+
 def test_a_registered_function_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_implementations", {})
     overload = torch.ops.transformers.grouped_mm_fallback.default

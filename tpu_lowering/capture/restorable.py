@@ -2,6 +2,10 @@
 
 AOTAutograd keeps a cache of its own, on disk, by Dynamo's graph. It pickles what a backend compiled; of ours that is a
 key and a folder, and the record under that key is checked like every entry of the store.
+
+So does Dynamo, where the user turned on its precompilation (``torch._dynamo.config.caching_precompile``): it keeps its
+bytecode and guards beside AOTAutograd's result, and looks them up by the function. What else a program depends on,
+versions and the processor, is only in the record.
 """
 
 from __future__ import annotations
@@ -42,6 +46,9 @@ class Restorable(compat.OutputCode):
 
     def __copy__(self) -> Restorable:
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Restorable:
+        return self  # Dynamo's precompilation copies what it keeps, and a copy would be loaded from the store
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return restore, (self.folder, self.key)

@@ -5,11 +5,15 @@ A function that the user registers for the same operator goes first.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+ROWS_AT_ONCE = 64
+"""Rows of a group that one product takes on the CPU: half a block a group is computed for nothing."""
 
 
 def sizes_of(offsets: Any) -> jax.Array:
@@ -22,7 +26,35 @@ def rows_times_groups(rows: Any, weights: Any, offsets: Any, **options: Any) -> 
 
     Rows past the last group are zeros.
     """
-    return jax.lax.ragged_dot(rows, weights, sizes_of(offsets), **options)
+    ragged = functools.partial(jax.lax.ragged_dot, **options)
+    blocked = functools.partial(_blocks_times_groups, **options)
+    return jax.lax.platform_dependent(rows, weights, sizes_of(offsets), cpu=blocked, default=ragged)
+
+
+def _blocks_times_groups(rows: Any, weights: Any, sizes: Any, **options: Any) -> jax.Array:
+    """``jax.lax.ragged_dot`` for XLA's CPU compiler, which multiplies every row by the matrices of all groups.
+
+    Blocks of rows are multiplied one after the other, those of each group from its first row on; what a group's last
+    block computes for rows of later groups is overwritten by theirs. Matrices are taken transposed: so are experts
+    stored.
+    """
+    count, size = rows.shape[0], max(1, min(ROWS_AT_ONCE, rows.shape[0]))
+    ends, blocks = jnp.cumsum(sizes), -(-sizes // size)
+    last = jnp.cumsum(blocks)
+    padded, transposed = jnp.pad(rows, ((0, size), (0, 0))), weights.swapaxes(1, 2)
+
+    def multiply(block: Any, result: jax.Array) -> jax.Array:
+        group = jnp.searchsorted(last, block, side="right", method="compare_all")
+        at = ends[group] - sizes[group] + (block - last[group] + blocks[group]) * size
+        some = jax.lax.dynamic_slice_in_dim(padded, at, size)
+        matrix = jax.lax.dynamic_index_in_dim(transposed, group, keepdims=False)
+        product = jax.lax.dot_general(some, matrix, (((1,), (1,)), ((), ())), **options)
+        return jax.lax.dynamic_update_slice_in_dim(result, product, at, 0)
+
+    dtype = options.get("preferred_element_type") or rows.dtype
+    result = jnp.zeros((count + size, weights.shape[2]), dtype)
+    result = jax.lax.fori_loop(jnp.zeros_like(last[-1]), last[-1], multiply, result)[:count]
+    return jnp.where((jnp.arange(count) < ends[-1])[:, None], result, jnp.zeros((), dtype))
 
 
 def groups_of_rows(left: Any, right: Any, offsets: Any, **options: Any) -> jax.Array:

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +17,15 @@ import jax
 from tpu_lowering import compat
 from tpu_lowering.runtime.store import Store, digest, package_digest
 
+CALLED = re.compile(r'custom_call_target="([^"]*)"')
+OWN_CALLS = {"TopK"}
+"""Targets of custom calls that XLA's runtime has itself, in every process."""
+
 PACKAGES = ("jax", "jaxlib", "numpy", "torch", "tpu_lowering")
 
 
 @functools.cache
-def _surroundings() -> str:
+def surroundings() -> str:
     """What an executable depends on beside its program: versions, this package, XLA's flags and the processor."""
     client = jax.devices("cpu")[0].client
     versions = {package: compat.version(package) for package in PACKAGES}
@@ -40,7 +45,7 @@ def _processor() -> str:
 
 def key(kind: str, parts: Sequence[str]) -> str:
     """The key of an executable: of what kind its description is, and the description."""
-    return digest([kind, _surroundings(), *parts])
+    return digest([kind, surroundings(), *parts])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +69,8 @@ def save(store: Store, key: str, compiled: Any) -> bool:
     Calls out of XLA's own code, to LAPACK or to Python, are bound when a program is lowered, so a program with one
     has to be lowered in each process.
     """
-    found = None if "custom_call_target" in compiled.as_text() else compat.executable_bytes(compiled)
+    called = set(CALLED.findall(compiled.as_text()))
+    found = compat.executable_bytes(compiled) if called <= OWN_CALLS else None
     if found is not None:
         kept, data = found
         store.write(key, json.dumps(kept).encode() + b"\n" + data)

@@ -37,6 +37,7 @@ def save(store: Store, program: CpuProgram) -> str | None:
         return None
     constants = [np.asarray(value) for value in program.constants]
     described = {
+        "surroundings": digest([executables.surroundings()]),
         "executable": program.stored.key,
         "inputs": list(map(_spec, program.stored.inputs)),
         "outputs": list(map(_spec, program.stored.outputs)),
@@ -54,13 +55,15 @@ def load(store: Store, key: str) -> CpuProgram:
     """The program of a record.
 
     Raises:
-        LookupError: the record or its executable is not there.
+        LookupError: the record or its executable is not there, or is of other versions, flags or another processor.
     """
     contents = store.read(key)
     if contents is None:
         raise LookupError(f"expected a record under {key}, got none")
     head, _, data = contents.partition(b"\n")
     described = json.loads(head)
+    if described["surroundings"] != digest([executables.surroundings()]):
+        raise LookupError(f"expected a record of these versions, flags and this processor under {key}, got another")
     inputs, outputs = (list(map(_type, described[name])) for name in ("inputs", "outputs"))
     with compat.enable_x64(True):
         stored = executables.Stored(described["executable"], inputs, outputs)

@@ -55,6 +55,27 @@ def _relu(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, jnp.zeros((), x.dtype))
 
 
+def _once(function: Function) -> Function:
+    """``function``, for tables of positions on the CPU in a loop of two steps.
+
+    XLA's CPU compiler computes sines and cosines anew wherever they are used: in rotary embeddings for every head and
+    layer. It does not take a loop apart. Small results are not worth one; large ones would be written to memory.
+    """
+
+    def halves(x: jax.Array) -> jax.Array:
+        return jax.lax.map(function, x.reshape(2, -1)).reshape(x.shape)
+
+    def computed(x: jax.Array) -> jax.Array:
+        if not TABLE_SIZES[0] <= x.size <= TABLE_SIZES[1] or x.size % 2:
+            return function(x)
+        return jax.lax.platform_dependent(x, cpu=halves, default=function)
+
+    return computed
+
+
+TABLE_SIZES = 1 << 11, 1 << 18
+"""The least and the most elements of a result that ``_once`` computes in a loop."""
+
 FLOATING: dict[str, Function] = {
     "acos": jnp.arccos,
     "acosh": jnp.arccosh,
@@ -62,7 +83,7 @@ FLOATING: dict[str, Function] = {
     "asinh": jnp.arcsinh,
     "atan": jnp.arctan,
     "atanh": jnp.arctanh,
-    "cos": jnp.cos,
+    "cos": _once(jnp.cos),
     "cosh": jnp.cosh,
     "erf": special.erf,
     "erfc": special.erfc,
@@ -79,7 +100,7 @@ FLOATING: dict[str, Function] = {
     "reciprocal": jnp.reciprocal,
     "rsqrt": jax.lax.rsqrt,
     "sigmoid": jax.lax.logistic,
-    "sin": jnp.sin,
+    "sin": _once(jnp.sin),
     "sinh": jnp.sinh,
     "special_i0e": special.i0e,
     "special_i1": special.i1,
