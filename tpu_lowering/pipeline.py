@@ -23,6 +23,7 @@ from torch import fx
 from tpu_lowering import errors
 from tpu_lowering.analyse.padding import Padding
 from tpu_lowering.codegen.source import Source
+from tpu_lowering.fuse.fuse_attention import FuseAttention
 from tpu_lowering.fuse.fuse_rows import FuseRows
 from tpu_lowering.ir import interpreter, invariants, regions
 from tpu_lowering.ir.programs import Program, Signature
@@ -98,7 +99,7 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-FUSION: tuple[Pass, ...] = (FuseRows(),)
+FUSION: tuple[Pass, ...] = (FuseAttention(), FuseRows())
 
 
 def passes(options: Options, device_kind: str) -> tuple[Pass, ...]:
