@@ -269,14 +269,14 @@ def tpu_info(device_kind: str) -> Any:
     return private("jax", module, "get_tpu_info_for_chip", why)(version_, 1)
 
 
-def flash_attention_sums(*operands: Any, scale: float, blocks: Any) -> Any:
+def flash_attention_sums(operands: Sequence[Any], is_causal: bool, scale: float, blocks: Any) -> Any:
     """JAX's flash attention of (query, key, value, bias): (result, sums, tops), of which a logsumexp is made.
 
     The public function gives the result alone.
     """
     module, why = "jax.experimental.pallas.ops.tpu.flash_attention", "logsumexp of an attention"
     call = private("jax", module, "_flash_attention", why)
-    return call(*operands, None, True, False, scale, blocks, False)
+    return call(*operands, None, True, is_causal, scale, blocks, False)
 
 
 def splash_attention_gradients(kernel: Any, operands: Sequence[Any], kept: Sequence[Any], gradient: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Block sizes of JAX's splash attention, for the fewest bytes of HBM.
+"""Block sizes of JAX's kernels for attention, for the fewest bytes of HBM.
 
-The kernel walks over the heads, in each over the blocks of queries, in each over the blocks of keys that one of those
+A kernel walks over the heads, in each over the blocks of queries, in each over the blocks of keys that one of those
 queries sees; a block is fetched when it is another than in the step before. With all keys in one block they are
 fetched once, but scores above the diagonal of a causal mask are computed for nothing; with many small blocks hardly
 any are, but the keys are fetched again for every block of queries. The rule:
@@ -21,11 +21,15 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from tpu_lowering.fuse.attention_masks import MOST, StaticMask
+
+Library = Literal["flash", "splash", "splash_gradient"]
+"""A kernel of JAX's; see ``attention_kernels``."""
 
 LANES = 128
 LARGEST = 2048
@@ -107,21 +111,22 @@ class Cost:
 
 
 @functools.cache
-def choose(heads: Heads, mask: StaticMask | None, vmem: int, is_gradient: bool) -> tuple[Blocks, Cost] | None:
+def choose(heads: Heads, mask: StaticMask | None, vmem: int, library: Library) -> tuple[Blocks, Cost] | None:
     """The blocks of the rule above, and what they cost; None if none fit.
 
     Args:
         heads: sizes.
         mask: what each query sees; None for every key.
         vmem: bytes of VMEM that the kernel may use.
-        is_gradient: whether they are for the kernel of the gradients, which walks over the blocks of keys first.
+        library: the kernel that they are for. That of the gradients walks over the blocks of keys first.
     """
     found: list[tuple[Blocks, Cost]] = []
     for queries, keys in itertools.product(sizes(heads.queries), sizes(heads.keys)):
         blocks = Blocks(queries, keys)
         tiles = tiles_of(heads, mask, blocks)
-        if is_gradient and mask is not None and mask.is_causal:
-            tiles = dataclasses.replace(tiles, patterns={})  # this kernel computes them from few positions
+        if mask is not None and mask.is_causal and library != "splash":
+            tiles = dataclasses.replace(tiles, patterns={})  # these kernels compute them from positions
+        is_gradient = library == "splash_gradient"
         held = _gradient_vmem(heads, blocks, tiles) if is_gradient else _forward_vmem(heads, blocks, tiles)
         if held <= vmem:
             moved = _gradient_bytes(heads, blocks, tiles) if is_gradient else _forward_bytes(heads, blocks, tiles)
@@ -143,8 +148,8 @@ class Tiles:
         patterns: for each block in which not every query sees every key, (row, column): what tells it from others.
     """
 
-    any: np.ndarray[tuple[int, int], np.dtype[np.bool_]]
-    patterns: dict[tuple[int, int], Hashable]
+    any: np.ndarray[Any, Any]
+    patterns: Mapping[tuple[int, int], Hashable]
 
 
 def tiles_of(heads: Heads, mask: StaticMask | None, blocks: Blocks) -> Tiles:
@@ -186,7 +191,8 @@ def _laid_out(width: int) -> int:
 def _forward_bytes(heads: Heads, blocks: Blocks, tiles: Tiles) -> int:
     visited = np.argwhere(tiles.any).tolist()
     keys = fetched([j for _, j in visited], heads.count, heads.groups) * blocks.keys * heads.query_bytes
-    moved = heads.count * heads.queries * (heads.query_bytes + heads.keys * heads.bias) + keys
+    moved = heads.count * heads.queries * heads.query_bytes + keys
+    moved += heads.count * len(visited) * blocks.queries * blocks.keys * heads.bias
     partial = [tiles.patterns[i, j] for i, j in visited if (i, j) in tiles.patterns]
     if partial:
         moved += fetched(partial, heads.count, heads.count) * blocks.queries * blocks.keys * 4

@@ -1,11 +1,12 @@
 """JAX's library kernels for attention as ``Kernel``s.
 
-``splash_attention`` takes masks that are known while compiling, of which it skips what nobody sees, and shares keys
-between heads; it has gradients. ``flash_attention`` adds a bias to the scores, which splash cannot. Both are traced,
-with what XLA computes around them, and then given what their authors left out:
+``flash_attention`` scales the scores itself and knows causal masks and biases; it is the one for a result alone.
+``splash_attention`` takes any mask that is known while compiling, of which it skips what nobody sees, and has the
+logsumexp and the gradients in fewer bytes. Both are traced, with what XLA computes around them, and then given what
+their authors left out:
 
-* the keys, multiplied by the scale of the scores, are not written first: XLA may compute them where they are fetched;
-* they may use as much VMEM as their blocks were chosen for.
+* they may use as much VMEM as their blocks were chosen for;
+* the keys that splash wants scaled are not written first where XLA can compute them as they are fetched.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import jax
 import jax.extend.core
 import jax.numpy as jnp
+import numpy as np
 
 from tpu_lowering import compat
 from tpu_lowering.fuse.attention_blocks import Blocks
@@ -116,15 +118,18 @@ def splash_gradient_kernel(call: Call) -> JaxKernel:
 
 @functools.cache
 def flash_kernel(call: Call) -> JaxKernel:
-    """softmax(scale * query @ keyᵀ + biases) @ value; a query that no key is left of gives ``call.empty``."""
+    """softmax(scale * query @ keyᵀ + biases) @ value; a query that no key is left of gives ``call.empty``.
+
+    The only mask it has is a causal one.
+    """
 
     def run(query: jax.Array, key: jax.Array, value: jax.Array, *biases: jax.Array) -> list[jax.Array]:
-        total = _total(call, biases)
-        results = _mapped(call)(*_split(call, query, key, value), _prepared(call, total))
+        total = _total(call, biases) if biases else None
+        results = _mapped(call, *_split(call, query, key, value), None if total is None else _prepared(call, total))
         out, lse = results if call.gives_logsumexp else (results, None)
-        alive = jnp.any(total > -jnp.inf, axis=-1, keepdims=True)
-        out = jnp.where(alive, out.reshape((*call.leading, *out.shape[-2:])), call.empty).astype(call.result.dtype)
-        found = [out.reshape(call.result.shape)]
+        if total is not None:
+            out = jnp.where(_alive(call, total), out.reshape((*call.leading, *out.shape[-2:])), call.empty)
+        found = [out.astype(call.result.dtype).reshape(call.result.shape)]
         return found if lse is None else [*found, lse.reshape(call.logsumexp.shape)]
 
     types = {"query": call.query, "key": call.key, "value": call.value}
@@ -160,7 +165,7 @@ def _completed(closed: Any, call: Call) -> Any:
 
 
 def _scaled(rows: jax.Array, scale: float) -> jax.Array:
-    return rows if scale == 1 else (rows.astype(jnp.float32) * scale).astype(rows.dtype)
+    return rows if scale == 1 else (jax.lax.optimization_barrier(rows).astype(jnp.float32) * scale).astype(rows.dtype)
 
 
 def _splash(call: Call, is_gradient: bool) -> Any:
@@ -233,27 +238,37 @@ def _split(call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> tu
     )
 
 
-def _mapped(call: Call) -> Callable[..., Any]:
+def _alive(call: Call, total: jax.Array) -> jax.Array:
+    """Which queries are left a key: bool, the scores' shape with one key."""
+    seen = total > -jnp.inf
+    if call.mask is not None:
+        seen &= np.tri(call.query.shape[1], call.key.shape[1], dtype=bool)
+    return jnp.any(seen, axis=-1, keepdims=True)
+
+
+def _mapped(call: Call, query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None) -> Any:
     """The library's kernel over all leading dimensions, with keys and biases where they are: not one is repeated."""
     from jax.experimental.pallas.ops.tpu import flash_attention as library
 
     sizes = library.BlockSizes(
         block_q=call.blocks.queries, block_k_major=call.blocks.keys, block_k=call.blocks.computed, block_b=1
     )
+    is_causal = call.mask is not None
 
-    def one(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array) -> Any:
-        given = [x[None, None] for x in (query, key, value, bias)]
+    def one(*given: jax.Array | None) -> Any:
+        operands = [x if x is None else x[None, None] for x in given]
         if not call.gives_logsumexp:
-            return library.flash_attention(*given, sm_scale=call.scale, block_sizes=sizes)[0, 0]
-        result, sums, tops = compat.flash_attention_sums(*given, scale=call.scale, blocks=sizes)
+            result = library.flash_attention(*operands, causal=is_causal, sm_scale=call.scale, block_sizes=sizes)
+            return result[0, 0]
+        result, sums, tops = compat.flash_attention_sums(operands, is_causal, call.scale, sizes)
         return result[0, 0], (tops + jnp.log(sums))[0, 0]
 
-    def over(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array) -> Any:
-        leading = bias.shape[:-2]
-        function = one
-        for at in reversed(range(len(leading))):
-            shared = None if at == len(leading) - 1 else 0
-            function = jax.vmap(function, in_axes=(0, shared, shared, 0 if leading[at] > 1 else None))
-        return function(query, key, value, bias.reshape((*(n for n in leading if n > 1), *bias.shape[-2:])))
-
-    return over
+    function: Callable[..., Any] = one
+    leading = query.shape[:-2]
+    own = (1,) * len(leading) if bias is None else bias.shape[:-2]
+    for at in reversed(range(len(leading))):
+        shared = None if at == len(leading) - 1 else 0
+        function = jax.vmap(function, in_axes=(0, shared, shared, 0 if own[at] > 1 else None))
+    if bias is not None:
+        bias = bias.reshape((*(size for size in own if size > 1), *bias.shape[-2:]))
+    return function(query, key, value, bias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -85,9 +86,9 @@ class Term:
         """Whether it is seen to do nothing but hide keys."""
         if self.value is not None:
             return self.value <= HIDDEN
-        node = self.node
+        node: Any = self.node
         while node.op == "call_function" and node.target in (aten.reshape.default, aten.expand.default):
-            node = node.args[0]  # type: ignore[assignment]
+            node = node.args[0]
         if not graphs.is_call(node, aten.where.self):
             return False
         given = [number(arg) for arg in node.args[1:]]
@@ -132,30 +133,43 @@ def _run(node: fx.Node, values: dict[fx.Node, torch.Tensor]) -> torch.Tensor:
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def static_mask(terms: tuple[Term, ...], is_causal: bool, queries: int, keys: int) -> StaticMask | None:
-    """The mask that terms are together, if all are constants that only hide keys, the same in every head, and leave
-    each query a key; None if not. Without terms, a mask only if the attention is causal."""
-    seen = np.tri(queries, keys, dtype=bool) if terms and is_causal else None
-    for term in terms:
-        shape = tuple(graphs.type_of(term.node).shape)
-        if any(size != 1 for size in shape[:-2]) or (found := _seen(term)) is None:
-            return None
-        own = np.broadcast_to(found.reshape(found.shape[-2:]), (queries, keys))
-        seen = own if seen is None else seen & own
-    if seen is None:
-        return StaticMask(queries, keys) if is_causal else None
-    return StaticMask.of(seen) if seen.any(axis=1).all() else None
+def split(
+    terms: Sequence[Term], is_causal: bool, queries: int, keys: int
+) -> tuple[StaticMask | None, tuple[Term, ...]]:
+    """The part of a mask that is known, and the terms that are left to compute.
+
+    A known part is the same in every head and leaves each query a key. Beside terms that are left it is a causal mask
+    or none, as the kernel that adds biases knows no other; and one of -inf, as a query that is left no key sees those
+    with a finite score.
+
+    Returns:
+        (None if nothing is known to hide a key, the other terms).
+    """
+    causal = StaticMask(queries, keys) if is_causal else None
+    found = [(term, _hidden(term)) for term in terms]
+    rest = tuple(term for term, hidden in found if hidden is None)
+    known = [hidden for _, hidden in found if hidden is not None]
+    if not known:
+        return causal, rest
+    shown = [np.tri(queries, keys, dtype=bool)] if is_causal else []
+    seen = np.logical_and.reduce([*shown, *(np.broadcast_to(hidden == 0, (queries, keys)) for hidden in known)])
+    mask = StaticMask.of(seen) if seen.any(axis=1).all() else None
+    is_exact = mask is not None and mask.is_causal and all(np.isin(hidden, (0, -np.inf)).all() for hidden in known)
+    if mask is None or (rest and not is_exact):
+        return causal, tuple(terms)
+    return mask, rest
 
 
-def _seen(term: Term) -> np.ndarray[Any, Any] | None:
-    """Where a term leaves the scores as they are, at least 2-d; None if it does more than hide others."""
-    value = constant(term.node)
-    if value is None:
+def _hidden(term: Term) -> np.ndarray[Any, Any] | None:
+    """What a constant term adds to the scores of every head, float [.., ..]: 0, or what hides a key; None if it does
+    anything else."""
+    leading = tuple(graphs.type_of(term.node).shape)[:-2]
+    found = constant(term.node) if all(size == 1 for size in leading) else None
+    if found is None:
         return None
-    value = torch.atleast_2d(value)
+    value: Any = found
     if term.value is not None:
-        return (value != term.where).numpy() if term.hides else None
-    if not value.dtype.is_floating_point:
+        value = torch.where(value == term.where, term.value, 0.0)
+    if not value.dtype.is_floating_point or not bool(((value <= HIDDEN) | (value == 0)).all()):
         return None
-    hidden = value <= HIDDEN
-    return (~hidden).numpy() if bool((hidden | (value == 0)).all()) else None
+    return torch.atleast_2d(value.double()).flatten(0, -2).numpy()

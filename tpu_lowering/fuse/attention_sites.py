@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -63,6 +64,10 @@ class Attention:
     @property
     def is_gradient(self) -> bool:
         return bool(self.given)
+
+    @property
+    def wants_logsumexp(self) -> bool:
+        return not self.is_gradient and len(self.outputs) > 1 and self.outputs[1] is not None
 
     @property
     def node(self) -> fx.Node:
@@ -138,17 +143,13 @@ class _Scores:
 
 
 def _of_pattern(node: fx.Node) -> Attention | None:
-    softmax = _softmax(node)
-    if softmax is None:
-        return None
-    taken, empty, own = softmax
-    down = _down(node)
-    up = _up(taken, own)
-    if down is None or up is None:
+    softmax, down = _softmax(node), _down(node)
+    up = None if softmax is None or down is None else _up(softmax.source, softmax.users)
+    if softmax is None or down is None or up is None:
         return None
     result, shared, dropout = down
-    query_node, key_node, value_node = up.product.args[0], up.product.args[1], result.args[1]
-    assert isinstance(query_node, fx.Node) and isinstance(key_node, fx.Node) and isinstance(value_node, fx.Node)
+    given: Any = (*up.product.args, result.args[1])
+    query_node, key_node, value_node = given
     query, key = rows_of(query_node, factors=True), rows_of(key_node, swapped=True, factors=True)
     scale = up.scale * query.factor * key.factor
     query, key = (dataclasses.replace(rows, factor=1.0) for rows in (query, key))
@@ -157,27 +158,42 @@ def _of_pattern(node: fx.Node) -> Attention | None:
         return None
     leading = up.leading if up.leading is not None else tuple(graphs.type_of(query_node).shape[:-2])
     return Attention(
-        query, key, value, leading, scale, False, up.terms, dropout, empty, shared or up.shared, (result,)
+        query, key, value, leading, scale, False, up.terms, dropout, softmax.empty, shared or up.shared, (result,)
     )
 
 
-def _softmax(node: fx.Node) -> tuple[fx.Node, float, set[fx.Node]] | None:
-    """(what it is taken of, its value for a row without keys, its own users of that) of a softmax along rows."""
+@dataclasses.dataclass(frozen=True)
+class _Softmax:
+    """A softmax along rows.
+
+    Attributes:
+        source: what it is taken of.
+        users: its own users of that.
+        empty: what it gives for a row of -inf.
+    """
+
+    source: fx.Node
+    users: frozenset[fx.Node]
+    empty: float
+
+
+def _softmax(node: fx.Node) -> _Softmax | None:
+    """The softmax that a node is, or, for a division, the last operator of; None if it is none."""
+    args: Any = node.args
     if node.target in SOFTMAXES:
-        source, dim = node.args[0], node.args[1]
-        assert isinstance(source, fx.Node) and isinstance(dim, int)
-        rank = len(graphs.type_of(source).shape)
-        return (source, SOFTMAXES[node.target], {node}) if rank > 1 and dim % rank == rank - 1 else None
-    exp, total = node.args[:2]
+        rank = len(graphs.type_of(args[0]).shape)
+        along_rows = rank > 1 and args[1] % rank == rank - 1
+        return _Softmax(args[0], frozenset((node,)), SOFTMAXES[node.target]) if along_rows else None  # type: ignore[index]
+    exp, total = args[:2]
     if not (graphs.is_call(exp, aten.exp.default) and graphs.is_call(total, aten.sum.dim_IntList)):
         return None
-    sub = exp.args[0]  # type: ignore[union-attr]
-    if total.args[0] is not exp or not _along_rows(total) or not graphs.is_call(sub, aten.sub.Tensor):  # type: ignore[union-attr, arg-type]
+    sub = exp.args[0]
+    if total.args[0] is not exp or not _along_rows(total) or not graphs.is_call(sub, aten.sub.Tensor):
         return None
-    source, top = sub.args[:2]  # type: ignore[union-attr]
-    if not graphs.is_call(top, aten.amax.default) or top.args[0] is not source or not _along_rows(top):  # type: ignore[union-attr, arg-type]
+    source, top = sub.args[:2]
+    if not graphs.is_call(top, aten.amax.default) or top.args[0] is not source or not _along_rows(top):
         return None
-    return source, math.nan, {sub, top}  # type: ignore[return-value]
+    return _Softmax(source, frozenset((sub, top)), math.nan)
 
 
 def _along_rows(node: fx.Node) -> bool:
@@ -218,31 +234,33 @@ def _keeps_rows(node: fx.Node) -> bool:
     """Whether a node is a view that leaves the last two dimensions alone."""
     if node.target not in (aten.reshape.default, aten.expand.default):
         return False
-    before, after = graphs.type_of(node.args[0]).shape, graphs.type_of(node).shape  # type: ignore[arg-type]
+    args: Any = node.args
+    before, after = graphs.type_of(args[0]).shape, graphs.type_of(node).shape
     same = math.prod(before) == math.prod(after)
     return same and len(before) > 1 and len(after) > 1 and before[-2:] == after[-2:]
 
 
-def _up(node: fx.Node, users: set[fx.Node]) -> _Scores | None:
+def _up(node: fx.Node, users: Collection[fx.Node]) -> _Scores | None:
     """From what a softmax is taken of to the product of queries and keys; ``users`` are those on the way."""
     if node.op != "call_function":
         return None
     found = _Scores(node) if node.target is aten.bmm.default else _up_step(node)
     if found is None:
         return None
-    return dataclasses.replace(found, shared=node) if set(node.users) - users else found
+    return dataclasses.replace(found, shared=node) if set(node.users) - set(users) else found
 
 
 def _up_step(node: fx.Node) -> _Scores | None:
+    args: Any = node.args
     if node.target is aten._to_copy.default or _keeps_rows(node):
-        return _up(node.args[0], {node})  # type: ignore[arg-type]
+        return _up(args[0], (node,))
     if (factor := factor_of(node)) is not None:
-        found = _up(node.args[0], {node})  # type: ignore[arg-type]
+        found = _up(args[0], (node,))
         if found is None or (found.terms and factor != 1):
             return None
         return dataclasses.replace(found, scale=found.scale * factor)
     for scores, term in _terms_of(node):
-        found = _up(scores, {node})
+        found = _up(scores, (node,))
         leading = tuple(graphs.type_of(node).shape[:-2])
         if found is not None and graphs.type_of(scores).shape == graphs.type_of(node).shape:
             if found.leading not in (None, leading):
@@ -253,17 +271,17 @@ def _up_step(node: fx.Node) -> _Scores | None:
 
 def _terms_of(node: fx.Node) -> list[tuple[fx.Node, Term]]:
     """What a node may be: (scores, what it does to them)."""
-    args = node.args
+    args: Any = node.args
     if node.target is aten.add.Tensor and not node.kwargs and all(isinstance(arg, fx.Node) for arg in args):
-        return [(args[0], Term(args[1])), (args[1], Term(args[0]))]  # type: ignore[list-item, arg-type]
+        return [(args[0], Term(args[1])), (args[1], Term(args[0]))]
     if node.target is aten.masked_fill.Scalar:
-        return [(args[0], Term(args[1], float(args[2])))]  # type: ignore[list-item, arg-type]
+        return [(args[0], Term(args[1], float(args[2])))]
     if node.target is aten.masked_fill.Tensor and (value := number(args[2])) is not None:
-        return [(args[0], Term(args[1], value))]  # type: ignore[list-item, arg-type]
+        return [(args[0], Term(args[1], value))]
     if node.target is aten.where.self:
         filled = [(1, 2, False), (2, 1, True)]
         return [
-            (args[scores], Term(args[0], value, where))  # type: ignore[list-item, arg-type]
+            (args[scores], Term(args[0], value, where))
             for scores, other, where in filled
             if (value := number(args[other])) is not None
         ]

@@ -10,7 +10,7 @@ Before::
 
 After::
 
-    k = kernel_call(splash_attention, (query, key, value))
+    k = kernel_call(flash_attention, (query, key, value))
     out = getitem(k, 0)
 
 XLA writes and reads scores and weights, twice each; the kernel keeps a block of them in VMEM. Operands are taken from
@@ -22,18 +22,20 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.attention_blocks import LANES, Blocks, Cost, Heads, choose
+from tpu_lowering.fuse.attention_blocks import LANES, Blocks, Cost, Heads, Library, choose
 from tpu_lowering.fuse.attention_kernels import Bias, Call, flash_kernel, splash_gradient_kernel, splash_kernel
-from tpu_lowering.fuse.attention_masks import StaticMask, static_mask
+from tpu_lowering.fuse.attention_masks import StaticMask, Term, split
 from tpu_lowering.fuse.attention_sites import Attention, find
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.types import TensorType
+from tpu_lowering.kernels.jax_function import JaxKernel
 from tpu_lowering.passes.base import Action
 
 aten = torch.ops.aten
@@ -46,6 +48,13 @@ PASSES, GRADIENT_PASSES = 4, 8
 """How often XLA writes or reads all scores, or what is made of them."""
 
 
+KERNELS: dict[Library, Callable[[Call], JaxKernel]] = {
+    "flash": flash_kernel,
+    "splash": splash_kernel,
+    "splash_gradient": splash_gradient_kernel,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """An attention, and the kernel that it becomes.
@@ -53,13 +62,17 @@ class Plan:
     Attributes:
         site: where it is.
         heads: its sizes.
-        mask: the keys that each query sees, if that is known; None for all.
-        blocks, cost: of the kernel.
+        mask: the keys that each query sees, as far as that is known; None for all.
+        terms: what else is done to the scores.
+        library: the kernel.
+        blocks, cost: of it.
     """
 
     site: Attention
     heads: Heads
     mask: StaticMask | None
+    terms: tuple[Term, ...]
+    library: Library
     blocks: Blocks
     cost: Cost
 
@@ -87,24 +100,37 @@ def _plan(site: Attention, capacity: int, device_kind: str) -> Plan | Action:
     if refusal := _unfit(site):
         return Action.on("kept", site.node, refusal, "TL521")
     query, key = site.query, site.key
-    mask = static_mask(site.terms, site.is_causal, query.length, key.length)
-    is_static = mask is not None or not site.terms
-    if not is_static and (refusal := _unfit_for_bias(site)):
+    mask, terms = split(site.terms, site.is_causal, query.length, key.length)
+    if terms and (refusal := _unfit_for_bias(site)):
         return Action.on("kept", site.node, refusal, "TL521")
-    element = graphs.type_of(query.node).element
-    itemsize = element.numpy.itemsize
-    narrow = all(term.hides for term in site.terms)
-    bias = 0 if is_static else itemsize if narrow else 4
+    library = _library(site, mask, terms)
+    itemsize = graphs.type_of(query.node).element.numpy.itemsize
+    bias = 0 if not terms else itemsize if all(term.hides for term in terms) else 4
     heads = Heads(query.heads, site.groups, query.length, key.length, query.width, site.value.width, itemsize, bias)
-    chosen = choose(heads, mask, int(SHARE * capacity), site.is_gradient)
+    chosen = choose(heads, mask, int(SHARE * capacity), library)
     if chosen is None:
-        reason = f"expected blocks that fit {SHARE * capacity / 2**20:g} MiB of VMEM, got rows of {query.width} elements"
+        reason = (
+            f"expected blocks that fit {SHARE * capacity / 2**20:g} MiB of VMEM, got rows of {query.width} elements"
+        )
         return Action.on("kept", site.node, reason, "TL521")
     by_xla = bytes_by_xla(heads, site.is_gradient, HELD * capacity if device_kind else 0)
     if chosen[1].nbytes >= by_xla:
         moved = f"{chosen[1].nbytes / 2**20:.1f} MiB where XLA moves about {by_xla / 2**20:.1f}"
         return Action.on("kept", site.node, f"expected fewer bytes than XLA's, got {moved}", "TL523")
-    return Plan(site, heads, mask, *chosen)
+    return Plan(site, heads, mask, terms, library, *chosen)
+
+
+def _library(site: Attention, mask: StaticMask | None, terms: Sequence[Term]) -> Library:
+    """The kernel that moves the fewest bytes of those that can do it."""
+    if site.is_gradient:
+        return "splash_gradient"
+    is_plain = (mask is None or mask.is_causal) and not site.wants_logsumexp and _fits_flash(site)
+    return "flash" if terms or is_plain else "splash"
+
+
+def _fits_flash(site: Attention) -> bool:
+    width = site.query.width
+    return site.value.width == width and (width <= LANES or width % LANES == 0) and site.leading[-1] % site.groups == 0
 
 
 def bytes_by_xla(heads: Heads, is_gradient: bool, held: float) -> int:
@@ -143,9 +169,9 @@ def _unfit_for_bias(site: Attention) -> str:
     """Why flash attention does not take an attention with terms that are no constants; "" if it does."""
     if site.is_gradient:
         return "expected a mask that depends on no input, for gradients, got one that does"
-    if site.value.width != site.query.width or (site.query.width > LANES and site.query.width % LANES):
+    if not _fits_flash(site):
         return f"expected, with a mask, rows of at most {LANES} or a multiple of it, got {site.query.width}"
-    if site.leading[-1] % site.groups or any(len(_shape(term.node)) > len(site.leading) + 2 for term in site.terms):
+    if any(len(_shape(term.node)) > len(site.leading) + 2 for term in site.terms):
         return f"expected a mask that broadcasts with scores of {len(site.leading) + 2} dimensions, got others"
     return ""
 
@@ -164,28 +190,26 @@ def _fused(graph: fx.Graph, plan: Plan, capacity: int, device_kind: str) -> Acti
         rows = [rows.placed(graph) for rows in (site.query, site.key, site.value)]
         call = _call(plan, rows, capacity, device_kind)
         others = [_folded(graph, node, type_) for node, type_ in zip(site.given, _given(call), strict=False)]
-        biases = [term.node for term in site.terms] if call.biases else []
-        kernel = splash_gradient_kernel(call) if site.is_gradient else flash_kernel(call) if biases else None
-        kernel = kernel or splash_kernel(call)
+        biases = [term.node for term in plan.terms]
+        kernel = KERNELS[plan.library](call)
         operands = (*others[:1], *rows, *others[1:], *biases)
         node = graphs.call(graph, kernel_call, kernel, operands)
-        new = [
-            None if old is None else _folded(graph, graphs.call(graph, operator.getitem, node, index), graphs.type_of(old))
+        replaced = [
+            (old, _folded(graph, graphs.call(graph, operator.getitem, node, index), graphs.type_of(old)))
             for index, old in enumerate(site.outputs)
+            if old is not None
         ]
     saved = f"{plan.cost.nbytes / 2**20:.1f} MiB where XLA moves about"
     by_xla = bytes_by_xla(plan.heads, site.is_gradient, 0) / 2**20
     tiling = f"blocks of {blocks.queries} queries and {blocks.keys} keys"
     action = Action.on("fused", site.node, f"attention is the kernel {kernel.name}, {tiling}: {saved} {by_xla:.1f}")
-    for old, replacement in zip(site.outputs, new, strict=True):
-        if old is not None and replacement is not None:
-            graphs.replace(old, replacement)
+    for old, new in replaced:
+        graphs.replace(old, new)
     return action
 
 
 def _call(plan: Plan, rows: list[fx.Node], capacity: int, device_kind: str) -> Call:
-    site = plan.site
-    terms = () if plan.mask is not None else site.terms
+    site, terms = plan.site, plan.terms
     rank = len(site.leading) + 2
     biases = tuple(
         Bias(term.value, term.where, (1,) * (rank - len(_shape(term.node))) + _shape(term.node)) for term in terms
@@ -193,7 +217,7 @@ def _call(plan: Plan, rows: list[fx.Node], capacity: int, device_kind: str) -> C
     query, key, value = map(graphs.type_of, rows)
     return Call(
         query, key, value, site.scale, plan.blocks, int(SHARE * capacity), graphs.source_line(site.node), device_kind,
-        plan.mask, not site.is_gradient and len(site.outputs) > 1 and site.outputs[1] is not None,
+        plan.mask, site.wants_logsumexp,
         site.leading, biases, tuple(graphs.type_of(term.node) for term in terms), all(t.hides for t in terms),
         site.empty,
     )  # fmt: skip
