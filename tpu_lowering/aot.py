@@ -70,9 +70,9 @@ def capture(
     return runtime.captured[-1]
 
 
-def compile_captured(captured: Captured, target: Target, donate: bool) -> TpuProgram:
-    """Compiles a captured program."""
+def compile_captured(captured: Captured, target: Target, donate: bool, simulate: bool | None = None) -> TpuProgram:
+    """Compiles a captured program; ``simulate`` is as for ``compiler.compile_artifact``."""
     positions = captured.mutated_inputs if donate else ()
-    compiled = compiler.compile_artifact(captured.artifact, target, positions, captured.source)
+    compiled = compiler.compile_artifact(captured.artifact, target, positions, captured.source, simulate)
     drawn = captured.program.drawn_inputs()
     return TpuProgram.of(captured.program.name, target, compiled, captured.artifact, drawn)

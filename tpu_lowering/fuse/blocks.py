@@ -120,9 +120,11 @@ class Body:
             self.values[member] = self._at_index(member, kind.name)
         else:
             given = compat.map_arg(dict(graphs.bound(member)), lambda used: self._value(member, used))
-            self.values[member] = self._call(
-                member, member.target, *_positional(member, given), **_named(member, given)
-            )
+            node = self._call(member, member.target, *_positional(member, given), **_named(member, given))
+            value, wanted = node.meta["val"], member.meta["val"].dtype
+            if value.dtype != wanted:  # a scalar tensor, which promotes nothing, has dimensions here
+                node.meta["val"] = value.to(wanted)
+            self.values[member] = node
 
     def _whole(self, member: fx.Node, access: Access) -> fx.Node:
         """The first operand of a member, in full along the dimensions of an access."""

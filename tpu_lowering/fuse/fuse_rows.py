@@ -61,7 +61,9 @@ class FuseRows:
         wanted = self._worth_expanding(graph)
         expand(graph, [node for node in list(graph.nodes) if node.name in wanted])
         merge_equal(graph)
-        actions = [action for found in _plans(graph) if (action := self._fuse(graph, found)) is not None]
+        replaced: dict[fx.Node, fx.Node] = {}
+        plans = [self._fuse(graph, found.after(replaced), replaced) for found in _plans(graph)]
+        actions = [action for action in plans if action is not None]
         graphs.sort_by_use(graph)
         return actions
 
@@ -83,14 +85,14 @@ class FuseRows:
         merge_equal(copied.graph)
         return {origins[member] for found in _plans(copied.graph) for member in found.members if member in origins}
 
-    def _fuse(self, graph: fx.Graph, found: Plan) -> Action | None:
+    def _fuse(self, graph: fx.Graph, found: Plan, replaced: dict[fx.Node, fx.Node]) -> Action | None:
         kernel = self._kernel(graph, found)
         if kernel is None:
             return None
         last = found.outputs[-1]
         saved = f"{bytes_as_kernel(found) / 2**20:.1f} MiB where XLA moves about {bytes_by_xla(found) / 2**20:.1f}"
         action = Action.on("fused", last, f"{len(found.members)} operations are the kernel {kernel.name}: {saved}")
-        _replace(graph, found, kernel)
+        replaced |= _replace(graph, found, kernel)
         return action
 
     def _kernel(self, graph: fx.Graph, found: Plan) -> RowKernel | None:
@@ -141,10 +143,15 @@ def _name(found: Plan) -> str:
     return "_".join(name.strip("_") for name in list(dict.fromkeys(names))[:3]) + "_rows"
 
 
-def _replace(graph: fx.Graph, found: Plan, kernel: RowKernel) -> None:
-    """Sends the users of a plan's outputs to a call of its kernel. The graph's order is mended later."""
+def _replace(graph: fx.Graph, found: Plan, kernel: RowKernel) -> dict[fx.Node, fx.Node]:
+    """Sends the users of a plan's outputs to a call of its kernel. The graph's order is mended later.
+
+    Returns:
+        What took the place of each output.
+    """
     position = {node: at for at, node in enumerate(graph.nodes)}
     members = set(found.members)
+    new: dict[fx.Node, fx.Node] = {}
     users = [user for node in found.outputs for user in node.users if user not in members]
     with graphs.inserting_for(found.members[0]), graph.inserting_before(min(users, key=position.__getitem__)):
         given = [
@@ -155,11 +162,12 @@ def _replace(graph: fx.Graph, found: Plan, kernel: RowKernel) -> None:
         for index, node in enumerate(found.outputs):
             result = graphs.call(graph, operator.getitem, call, index)
             value = node.meta["val"]
-            new = _shaped(graph, result, tuple(value.shape), value.dtype)
-            node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in members)
+            new[node] = _shaped(graph, result, tuple(value.shape), value.dtype)
+            node.replace_all_uses_with(new[node], delete_user_cb=lambda user: user not in members)
     for member in reversed(found.members):
         if not member.users:
             graph.erase_node(member)
+    return new
 
 
 def _shaped(graph: fx.Graph, node: fx.Node, shape: Sequence[int], dtype: torch.dtype) -> fx.Node:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import fx
@@ -55,6 +55,15 @@ class Plan:
         """Each operand once, in the order of first use."""
         return list(dict.fromkeys(self.bound.values()))
 
+    def after(self, replaced: Mapping[fx.Node, fx.Node]) -> Plan:
+        """The same plan in a graph where some nodes outside it gave way to others."""
+
+        def now(node: fx.Node) -> fx.Node:
+            return replaced.get(node, node)
+
+        bound = {(m, now(used)): Operand(now(o.node), o.access) for (m, used), o in self.bound.items()}
+        return dataclasses.replace(self, bound=bound)
+
 
 def plan(region: Region) -> Plan | None:
     """The cheapest plan for a region; None if one kernel moves no fewer bytes than XLA."""
@@ -99,7 +108,11 @@ def _without_dot_epilogues(region: Region, members: list[fx.Node]) -> list[fx.No
     inside = list(members)
     for member in members:
         kind = kind_of(member)
-        if kind is None or kind.name != "pointwise" or any(used in inside for used in tensor_operands(member)):
+        if kind is None or any(used in inside for used in tensor_operands(member)):
+            continue
+        if kind.name == "view":
+            inside.remove(member)
+        if kind.name != "pointwise":
             continue
         products = [used for used in tensor_operands(member) if _is_own_product(used)]
         outside = any(user not in inside for user in member.users)

@@ -139,7 +139,8 @@ class _Finder:
         for other in ordered[1:]:
             theirs = self._aligned(node, [other])
             names = None if mine is None or theirs is None else mapping(mine, theirs)
-            if names is None or any(dim not in names for dim in other.space.sizes):
+            names = None if names is None else merged.space.names_of(other.space, names)
+            if names is None:
                 return None
             rows = frozenset(names[dim] for dim in other.rows)
             if rows and merged.rows and rows != merged.rows:

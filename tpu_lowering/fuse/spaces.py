@@ -58,6 +58,15 @@ class Space:
                 after = position
         return tuple(full)
 
+    def names_of(self, other: Space, known: Mapping[Dim, Dim]) -> dict[Dim, Dim] | None:
+        """This space's dimension for each of another's: those known, and between them those of the same sizes; None
+        where there is none."""
+        trial = Space(dict(self.sizes))
+        found = trial.completed([known.get(dim) for dim in other.sizes], list(other.sizes.values()))
+        if found is None or len(trial.sizes) != len(self.sizes):
+            return None
+        return {theirs: mine for theirs, mine in zip(other.sizes, found, strict=True) if mine is not None}
+
     def _insert(self, position: int, size: int) -> int:
         items = list(self.sizes.items())
         items.insert(position, (next(_numbers), size))

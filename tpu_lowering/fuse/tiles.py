@@ -8,6 +8,7 @@ of operands and outputs twice; values between them lie in VMEM too.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +16,7 @@ from tpu_lowering.fuse.spaces import Dim
 
 ROWS = 32
 COLUMNS = 128
-STEP_BYTES = 4 << 20  # of the operands' and outputs' blocks together: a step of the grid costs some 460 cycles
+STEP_BYTES = 8 << 20  # of the operands' and outputs' blocks together: a step of the grid costs some 460 cycles
 BUFFERS = 2
 
 
@@ -92,8 +93,22 @@ def tile(
         if blocks[dim] < sizes[dim]:
             break
     steps = {dim: -(-size // blocks[dim]) for dim, size in sizes.items() if blocks[dim] < size}
-    order = sorted(steps, key=lambda dim: dim in summed)
-    return Tiling(tuple(blocks.items()), tuple((dim, steps[dim]) for dim in order))
+    orders = [o for o in itertools.permutations(steps) if _kept_first(o, summed)]
+    best = min(orders, key=lambda order: sum(fetched_bytes(value, order, blocks, steps) for value in moved))
+    return Tiling(tuple(blocks.items()), tuple((dim, steps[dim]) for dim in best))
+
+
+def _kept_first(order: Sequence[Dim], summed: frozenset[Dim]) -> bool:
+    """Whether the grid runs over the dimensions of a sum last, so that it comes back to no block."""
+    return [dim in summed for dim in order] == sorted(dim in summed for dim in order)
+
+
+def fetched_bytes(value: Value, order: Sequence[Dim], blocks: Mapping[Dim, int], steps: Mapping[Dim, int]) -> int:
+    """Bytes that a grid moves for one value: its block stays where it is while only dimensions change that it does
+    not run along."""
+    moving = [at for at, dim in enumerate(order) if dim in value.dims]
+    visits = math.prod(steps[dim] for dim in order[: moving[-1] + 1]) if moving else 1
+    return visits * value.nbytes(blocks)
 
 
 def _smallest(sizes: Mapping[Dim, int], dim: Dim) -> int:

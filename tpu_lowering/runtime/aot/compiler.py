@@ -70,8 +70,17 @@ def require_libtpu() -> None:
         )
 
 
-def compile_artifact(artifact: bytes, target: Target, donate: tuple[int, ...], source: Source) -> Compiled:
-    """Compiles a ``jax.export`` artifact for a target; a second time, if it has kernels, for their schedule.
+def compile_artifact(
+    artifact: bytes, target: Target, donate: tuple[int, ...], source: Source, simulate: bool | None = None
+) -> Compiled:
+    """Compiles a ``jax.export`` artifact for a target; a second time for its static schedule.
+
+    Args:
+        artifact: what ``jax.export`` serialised.
+        target: the chip.
+        donate: positions of the inputs whose buffers are donated.
+        source: what it was made of, for errors.
+        simulate: whether to compile it a second time; by default only a program that has kernels.
 
     Raises:
         TpuLoweringError: TL108 without libtpu; TL601 to TL605 for what the compiler refuses.
@@ -94,7 +103,8 @@ def compile_artifact(artifact: bytes, target: Target, donate: tuple[int, ...], s
         flags = {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_static_llo_profile_to={bundles} {DUMP_BUNDLES}"}
         has_kernels = any(operation.is_kernel for operation in hlo.entry_operations(text))
         modules = folder / "modules" if (folder / "modules").exists() else None
-        second = _run(folder / "schedule", artifact_file, target, donate, flags, modules) if has_kernels else {}
+        again = has_kernels if simulate is None else simulate
+        second = _run(folder / "schedule", artifact_file, target, donate, flags, modules) if again else {}
         executable = facts / "executable.bin"
         return Compiled(
             hlo=text,

@@ -1,0 +1,128 @@
+"""What fusion is measured on: row reductions with their gradients, at the shapes of a large model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+aten = torch.ops.aten
+bf16, f32 = torch.bfloat16, torch.float32
+Function = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class FusionCase:
+    """One computation.
+
+    Attributes:
+        name: as tables show it.
+        fn: the computation.
+        shapes: dtype and shape of its arguments.
+        goal: HBM bytes over those of XLA alone that are asked for at most; None if none are.
+    """
+
+    name: str
+    fn: Function
+    shapes: tuple[tuple[torch.dtype, tuple[int, ...]], ...]
+    goal: float | None = None
+
+    def example(self) -> tuple[torch.Tensor, ...]:
+        """Arguments; their values mean nothing."""
+        return tuple(torch.zeros(shape, dtype=dtype) for dtype, shape in self.shapes)
+
+    def note(self) -> str:
+        return ", ".join(f"{str(dtype).removeprefix('torch.')} {list(shape)}" for dtype, shape in self.shapes)
+
+
+def softmax(x: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(x, -1)
+
+
+def masked_softmax(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Scores of attention, scaled, with an additive mask for all heads."""
+    return torch.softmax(x * 0.125 + mask, -1)
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(x, (x.shape[-1],), weight, bias)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """As Llama writes it: the statistics in float32."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    total = x + residual
+    return total, rms_norm(total, weight)
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits, labels)
+
+
+def cross_entropy_gradient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return torch.func.grad(cross_entropy)(logits, labels)
+
+
+def softmax_backward(gradient: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    return aten._softmax_backward_data(gradient, result, -1, result.dtype)
+
+
+def layer_norm_backward(
+    gradient: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor
+) -> Any:
+    """Gradients of the input, of the weight and of the bias."""
+    return aten.native_layer_norm_backward(
+        gradient, x, [x.shape[-1]], mean, rstd, weight, torch.zeros_like(weight), [True, True, True]
+    )
+
+
+def rms_norm_gradients(x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> Any:
+    return torch.func.vjp(rms_norm, x, weight)[1](gradient)
+
+
+def quantised_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 with a scale for each row."""
+    scale = x.abs().amax(-1, keepdim=True).float() / 127
+    return (x.float() / scale).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def normalised(x: torch.Tensor) -> torch.Tensor:
+    return F.normalize(x, dim=-1)
+
+
+def kl_divergence(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return F.kl_div(F.log_softmax(x, -1), F.log_softmax(y, -1), log_target=True, reduction="batchmean")
+
+
+ROWS = (8192, 4096)
+CASES: tuple[FusionCase, ...] = (
+    FusionCase("softmax f32", softmax, ((f32, (8192, 8192)),), 0.50),
+    FusionCase("softmax bf16", softmax, ((bf16, (8192, 8192)),), 0.50),
+    FusionCase("softmax of columns", functools.partial(torch.softmax, dim=0), ((bf16, (4096, 8192)),)),
+    FusionCase("log_softmax", functools.partial(torch.log_softmax, dim=-1), ((bf16, (8192, 8192)),)),
+    FusionCase("masked softmax", masked_softmax, ((bf16, (4, 16, 1024, 1024)), (bf16, (4, 1, 1024, 1024)))),
+    FusionCase("layer_norm", layer_norm, ((bf16, ROWS), (bf16, (4096,)), (bf16, (4096,))), 0.50),
+    FusionCase("rms_norm", rms_norm, ((bf16, ROWS), (bf16, (4096,))), 0.67),
+    FusionCase("add and rms_norm", add_rms_norm, ((bf16, ROWS), (bf16, ROWS), (bf16, (4096,))), 0.67),
+    FusionCase("cross entropy", cross_entropy, ((bf16, (8192, 32768)), (torch.int64, (8192,))), 0.18),
+    FusionCase("cross entropy gradient", cross_entropy_gradient, ((bf16, (8192, 32768)), (torch.int64, (8192,)))),
+    FusionCase("softmax backward", softmax_backward, ((bf16, ROWS), (bf16, ROWS)), 0.67),
+    FusionCase(
+        "layer_norm backward",
+        layer_norm_backward,
+        ((bf16, ROWS), (bf16, ROWS), (f32, (8192, 1)), (f32, (8192, 1)), (bf16, (4096,))),
+        0.67,
+    ),
+    FusionCase("rms_norm with gradients", rms_norm_gradients, ((bf16, ROWS), (bf16, (4096,)), (bf16, ROWS))),
+    FusionCase("quantise rows", quantised_rows, ((bf16, ROWS),)),
+    FusionCase("normalise rows", normalised, ((bf16, ROWS),)),
+    FusionCase("KL divergence", kl_divergence, ((bf16, (8192, 8192)), (bf16, (8192, 8192)))),
+)

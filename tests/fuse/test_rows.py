@@ -1,0 +1,210 @@
+"""Row kernels against eager: what is found, what it computes, in which blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from tpu_lowering.backend import helion_tpu
+from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir.programs import Program
+from tpu_lowering.passes.base import Action
+
+bf16, f32 = torch.bfloat16, torch.float32
+ROWS, ROW = 100, 300  # neither is a multiple of a tile
+TOLERANCE = {f32: {"rtol": 1e-5, "atol": 1e-5}, bf16: {"rtol": 3e-2, "atol": 3e-2}}
+LABELS = torch.arange(ROWS) * 7 % ROW
+
+
+@dataclasses.dataclass
+class Seen:
+    """An observer that keeps what the pass did, and the sources of the kernels."""
+
+    actions: list[tuple[str, Action]] = dataclasses.field(default_factory=list)
+    texts: list[str] = dataclasses.field(default_factory=list)
+
+    def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
+        """Nothing of it is kept."""
+
+    def acted(self, program: str, name: str, actions: Sequence[Action]) -> None:
+        self.actions += [(program.partition("_")[0], action) for action in actions if name == "fuse_rows"]
+
+    def compiled(self, program: Program, source: Source) -> None:
+        self.texts += [kernel.text for kernel in source.kernels.values()]  # type: ignore[attr-defined]
+
+    def kernels(self, program: str) -> list[str]:
+        """Names of the kernels of one program."""
+        found = [action for name, action in self.actions if name == program and action.kind == "fused"]
+        return [action.reason.partition(" are the kernel ")[2].partition(":")[0] for action in found]
+
+
+def fused(fn: Callable[..., Any], seen: Seen, **options: Any) -> Callable[..., Any]:
+    chosen = {"fuse": "always", **options}
+    return torch.compile(fn, backend=functools.partial(helion_tpu, options=chosen, observers=(seen,)), fullgraph=True)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def add_rms_norm(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x + y, rms_norm(x + y, weight)
+
+
+def standardised(x: torch.Tensor, dim: int) -> torch.Tensor:
+    return (x - x.mean(dim, keepdim=True)) / x.std(dim, keepdim=True)
+
+
+def two_losses(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return F.kl_div(F.log_softmax(x, -1), F.softmax(y, -1), reduction="batchmean")
+
+
+Case = tuple[Callable[..., Any], tuple[tuple[int, ...], ...], list[str], list[str]]
+CASES: dict[str, Case] = {
+    "softmax": (lambda x: torch.softmax(x, -1), ((ROWS, ROW),), ["softmax_rows"], ["softmax_backward_data_rows"]),
+    "softmax of columns": (
+        lambda x: torch.softmax(x, 0), ((ROWS, ROW),), ["softmax_rows"], ["softmax_backward_data_rows"],
+    ),
+    "softmax of the middle": (
+        lambda x: torch.softmax(x, 1), ((5, ROWS, 70),), ["softmax_rows"], ["softmax_backward_data_rows"],
+    ),
+    "log_softmax": (
+        lambda x: torch.log_softmax(x, -1), ((ROWS, ROW),), ["log_softmax_rows"], ["log_softmax_backward_data_rows"],
+    ),
+    "layer_norm": (
+        lambda x, w, b: F.layer_norm(x, (ROW,), w, b),
+        ((3, 50, ROW), (ROW,), (ROW,)),
+        ["native_layer_norm_rows"],
+        ["native_layer_norm_backward_rows"],
+    ),
+    "rms_norm": (rms_norm, ((4, 33, ROW), (ROW,)), ["mean_rows"], ["sum_rows"]),
+    "add and rms_norm": (
+        add_rms_norm, ((4, 33, ROW), (4, 33, ROW), (ROW,)), ["mean_rows"], ["sum_rows"],
+    ),
+    "cross entropy": (
+        lambda x: F.cross_entropy(x, LABELS, ignore_index=7),
+        ((ROWS, ROW),),
+        ["log_softmax_rows"],
+        ["log_softmax_backward_data_rows"],
+    ),
+    "label smoothing": (
+        lambda x: F.cross_entropy(x, LABELS, label_smoothing=0.1),
+        ((ROWS, ROW),),
+        ["log_softmax_rows"],
+        ["log_softmax_backward_data_rows"],
+    ),
+    "two losses": (
+        two_losses,
+        ((ROWS, ROW), (ROWS, ROW)),
+        ["log_softmax_softmax_rows"],
+        ["softmax_backward_data_log_softmax_backward_data_rows"],
+    ),
+    "scaled and masked": (
+        lambda x, m: torch.softmax(x * 0.125 + m, -1),
+        ((2, 4, 60, 60), (2, 1, 60, 60)),
+        ["softmax_rows"],
+        ["softmax_backward_data_rows"],
+    ),
+    "a vector along rows and columns": (
+        lambda x, b: torch.softmax(x + b + b[:, None], -1),
+        ((64, 64), (64,)),
+        ["softmax_rows"],
+        ["softmax_backward_data_rows"],
+    ),
+    "cosine": (
+        lambda x, y: F.cosine_similarity(x, y),
+        ((ROWS, ROW), (ROWS, ROW)),
+        ["linalg_vector_norm_sum_rows"],
+        ["sum_rows"],
+    ),
+    "standardised": (lambda x: standardised(x, -1), ((ROWS, ROW),), ["mean_var_rows"], ["sum_rows"]),
+    "instance norm": (lambda x: F.instance_norm(x), ((2, 8, 10, 10),), ["native_batch_norm_legit_rows"], []),
+    "after a product": (
+        lambda x, w: F.layer_norm(x + F.gelu(x @ w), (ROW,)),
+        ((64, ROW), (ROW, ROW)),
+        ["native_layer_norm_rows"],
+        [],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [f32, bf16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_a_kernel_equals_eager(name: str, dtype: torch.dtype) -> None:
+    fn, shapes, forward, backward = CASES[name]
+    torch.manual_seed(0)
+    args = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    copies = [value.detach().clone().requires_grad_() for value in args]
+    seen = Seen()
+    results, wanted = fused(fn, seen)(*args), fn(*copies)
+    torch.testing.assert_close(results, wanted, **TOLERANCE[dtype])
+    assert name == "standardised" or seen.kernels("forward") == forward
+    gradient = [torch.randn_like(value) for value in (wanted if isinstance(wanted, tuple) else (wanted,))]
+    torch.autograd.backward(results, gradient)
+    torch.autograd.backward(wanted, gradient)
+    for value, copy in zip(args, copies, strict=True):
+        scale = copy.grad.abs().max()  # type: ignore[union-attr]
+        torch.testing.assert_close(value.grad / scale, copy.grad / scale, **TOLERANCE[dtype])  # type: ignore[operator]
+    assert set(backward) <= set(seen.kernels("backward"))
+
+
+@pytest.mark.parametrize("how", ["interpret", "tpu_interpret"])
+def test_a_kernel_in_the_interpreters(how: str) -> None:
+    """The TPU interpreter finds no race and nothing uninitialised: it would raise TL212, or warn with TL507."""
+    x, w, b = torch.randn(70, 256, requires_grad=True), torch.randn(256), torch.randn(256)
+    seen = Seen()
+    run = fused(lambda x, w, b: F.layer_norm(x, (256,), w, b), seen, cpu_kernels=how)
+    result = run(x, w.requires_grad_(), b.requires_grad_())
+    torch.testing.assert_close(result, F.layer_norm(x, (256,), w, b))
+    result.sum().backward()
+    assert seen.kernels("backward") == ["native_layer_norm_backward_rows"]
+    torch.testing.assert_close(b.grad, torch.full((256,), 70.0))
+
+
+def test_what_is_not_fused() -> None:
+    """Pointwise chains, plain reductions and products are XLA's; so are types that a TPU kernel does not hold."""
+
+    def fn(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.relu(x * 2 + 1), x.sum(-1), x @ x.t(), torch.softmax(y, -1)
+
+    seen = Seen()
+    x, y = torch.randn(64, 256), torch.randn(64, 256, dtype=torch.float64)
+    torch.testing.assert_close(fused(fn, seen)(x, y), fn(x, y), rtol=1e-5, atol=1e-4)
+    assert seen.actions == []
+
+
+def test_a_value_needed_outside_that_waits_for_outside_work() -> None:
+    """The maximum goes out through a product and comes back: one kernel for both ends would wait for itself."""
+
+    def fn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        p = torch.softmax(x, -1)
+        return torch.softmax(p + p @ w, -1)
+
+    seen = Seen()
+    x, w = torch.randn(64, 256), torch.randn(256, 256)
+    torch.testing.assert_close(fused(fn, seen)(x, w), fn(x, w))
+    assert seen.kernels("inference") == ["softmax_rows", "softmax_rows"]
+
+
+def test_verify_and_poison_hold() -> None:
+    seen = Seen()
+    x = torch.randn(33, 70)
+    run = fused(lambda x: torch.softmax(x.masked_fill(x > 1, -1e9), -1), seen, verify=True, poison=True)
+    torch.testing.assert_close(run(x), torch.softmax(x.masked_fill(x > 1, -1e9), -1))
+    assert seen.kernels("inference") == ["softmax_rows"]
+
+
+def test_not_a_number_and_infinity_come_out_as_eager_has_them() -> None:
+    x = torch.randn(40, 130)
+    x[3, 5], x[7, :], x[9, 2] = float("nan"), float("-inf"), float("inf")
+    seen = Seen()
+    torch.testing.assert_close(fused(lambda x: torch.softmax(x, -1), seen)(x), torch.softmax(x, -1), equal_nan=True)
+    assert seen.kernels("inference") == ["softmax_rows"]
