@@ -166,7 +166,8 @@ def tiles_of(heads: Heads, mask: StaticMask | None, blocks: Blocks) -> Tiles:
             return Tiles(seen, {})
         return Tiles(seen, {(i, j): i * blocks.queries - j * blocks.keys for i, j in partial})
     cut = mask.array.reshape(rows, blocks.queries, columns, blocks.keys)
-    seen, whole = cut.any((1, 3)), cut.all((1, 3))
+    seen: Any = cut.any((1, 3))
+    whole: Any = cut.all((1, 3))
     patterns = {(i, j): cut[i, :, j].tobytes() for i, j in np.argwhere(seen & ~whole).tolist()}
     return Tiles(seen, patterns)
 
