@@ -39,8 +39,8 @@ class Options:
             for the CPU draws for each call; "torch" has eager torch draw them before the program runs, the same
             values that eager draws.
         fuse: where row reductions (softmax, normalisations, losses and their gradients) become generated Pallas
-            kernels, if one reads its operands fewer times than XLA would: in programs for a "tpu"; "always", on
-            the CPU too, which has no use for it but to test the kernels; or "never".
+            kernels, and attention JAX's library kernels, if one moves fewer bytes than XLA would: in programs for a
+            "tpu"; "always", on the CPU too, which has no use for it but to test the kernels; or "never".
         dump: folder that receives every stage of every graph, or "" for none.
             Read from ``TPU_LOWERING_DUMP`` where it is not given.
         cache: folder that keeps compiled programs for later processes, or "" for none. Entries of other versions,
