@@ -269,6 +269,13 @@ def tpu_info(device_kind: str) -> Any:
     return private("jax", module, "get_tpu_info_for_chip", why)(version_, 1)
 
 
+def compiler_params(given: Any, **changes: Any) -> Any:
+    """The compiler parameters of a traced ``pallas_call``, changed; before JAX 0.8 they are a table by backend."""
+    if not hasattr(given, "items"):
+        return dataclasses.replace(given, **changes)
+    return {name: dataclasses.replace(params, **changes) for name, params in given.items()}
+
+
 def flash_attention_sums(operands: Sequence[Any], is_causal: bool, scale: float, blocks: Any) -> Any:
     """JAX's flash attention of (query, key, value, bias): (result, sums, tops), of which a logsumexp is made.
 

@@ -154,11 +154,11 @@ def _completed(closed: Any, call: Call) -> Any:
         if equation.primitive.name != "pallas_call":
             return equation
         fused = tuple(atom in computed and atom.aval.shape == call.key.shape for atom in equation.invars)
-        chosen = dataclasses.replace(
-            equation.params["compiler_params"], vmem_limit_bytes=call.vmem, allow_input_fusion=fused
-        )
+        given = equation.params["compiler_params"]
+        chosen = compat.compiler_params(given, vmem_limit_bytes=call.vmem, allow_input_fusion=fused)
         # The metadata is text of many lines for a profiler; it is of no use in programs that are read line by line.
-        return equation.replace(params={**equation.params, "compiler_params": chosen, "metadata": None})
+        named = {"metadata": None} if "metadata" in equation.params else {}
+        return equation.replace(params={**equation.params, "compiler_params": chosen, **named})
 
     equations = [complete(equation) for equation in closed.jaxpr.eqns]
     return jax.extend.core.ClosedJaxpr(closed.jaxpr.replace(eqns=equations), closed.consts)
