@@ -284,6 +284,42 @@ def tpu_info(device_kind: str) -> Any:
     return private("jax", module, "get_tpu_info_for_chip", why)(version_, 1)
 
 
+def compiler_params(given: Any, **changes: Any) -> Any:
+    """The compiler parameters of a traced ``pallas_call``, changed; before JAX 0.8 they are a table by backend."""
+    if not hasattr(given, "items"):
+        return dataclasses.replace(given, **changes)
+    return {name: dataclasses.replace(params, **changes) for name, params in given.items()}
+
+
+def flash_attention_sums(operands: Sequence[Any], is_causal: bool, scale: float, blocks: Any) -> Any:
+    """JAX's flash attention of (query, key, value, bias): (result, sums, tops), of which a logsumexp is made.
+
+    The public function gives the result alone.
+    """
+    module, why = "jax.experimental.pallas.ops.tpu.flash_attention", "logsumexp of an attention"
+    call = private("jax", module, "_flash_attention", why)
+    return call(*operands, None, True, is_causal, scale, blocks, False)
+
+
+def splash_attention_gradients(kernel: Any, operands: Sequence[Any], kept: Sequence[Any], gradient: Any) -> Any:
+    """Gradients of (query, key, value) by JAX's splash attention, from a forward that ran elsewhere.
+
+    The public way runs the forward again.
+
+    Args:
+        kernel: what ``make_splash_mha`` gives.
+        operands: query, key, value.
+        kept: the result and the logsumexp.
+        gradient: that of the result.
+    """
+    module = "jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel"
+    backward = private("jax", module, "_splash_attention_bwd", "gradients of an attention")
+    known = ("save_residuals", "mask_value", "is_mqa", "block_sizes", "residual_checkpoint_name", "mask_function")
+    chosen = [kernel.kwargs[name] for name in (*known, "attn_logits_soft_cap", "interpret")]
+    residuals = (*operands, None, None, *kept, kernel.dq_mask_info, kernel.dkv_mask_info)
+    return backward(*chosen, residuals, gradient)[3:6]
+
+
 # Helion: kernels --------------------------------------------------------------------------------------
 def has_helion() -> bool:
     """Whether Helion is installed. It is imported only when a graph holds one of its kernels."""

@@ -25,6 +25,7 @@ from tpu_lowering import errors
 from tpu_lowering.analyse.padding import Padding
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.fuse.fuse_around_kernels import FuseAroundKernels
+from tpu_lowering.fuse.fuse_attention import FuseAttention
 from tpu_lowering.fuse.fuse_rows import FuseRows
 from tpu_lowering.ir import interpreter, invariants, regions
 from tpu_lowering.ir.programs import Program, Signature
@@ -115,7 +116,7 @@ def fusion(options: Options, device_kind: str) -> tuple[Pass, ...]:
     if device_kind and (options.tune or options.cache):
         store = Store(pathlib.Path(options.cache)) if options.cache else None
         chooser = CompilerChooser(Target.of_kind(device_kind), store, options.tune)
-    return (FuseAroundKernels(), FuseRows(chooser))
+    return (FuseAttention(), FuseAroundKernels(), FuseRows(chooser))
 
 
 class Observer(Protocol):

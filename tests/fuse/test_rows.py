@@ -194,6 +194,28 @@ def test_a_value_needed_outside_that_waits_for_outside_work() -> None:
     assert seen.kernels("inference") == ["softmax_rows", "softmax_rows"]
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        lambda x: torch.triu(x, 1),
+        lambda x: torch.tril(x),
+        lambda x: x + torch.eye(64),
+        lambda x: x + torch.arange(64.0),
+        lambda x: torch.where(torch.arange(64)[:, None] >= torch.arange(64), x, -1e9),
+        lambda x: x.flip(0),
+        lambda x: x.roll(1, 1),
+    ],
+)
+def test_what_depends_on_the_place_is_not_pointwise(mask: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    seen, x = Seen(), torch.randn(64, 64)
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(mask(x * 2) + 1, -1)
+
+    torch.testing.assert_close(fused(fn, seen)(x), fn(x))
+    assert seen.kernels("inference") == ["softmax_rows"]
+
+
 def test_verify_and_poison_hold() -> None:
     seen = Seen()
     x = torch.randn(33, 70)

@@ -29,7 +29,7 @@ from tpu_lowering.lower.families import TABLE
 
 aten = torch.ops.aten
 
-MOVES = frozenset(("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "stop_gradient", "iota"))
+MOVES = frozenset(("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "stop_gradient"))
 REDUCTIONS = frozenset((
     "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin",
 ))  # fmt: skip
@@ -171,9 +171,10 @@ def _equations(target: Any, given: Mapping[str, Any], results: tuple[TensorType,
         return TABLE[target].rule(*positional, **keywords, out=out)
 
     try:
-        return jaxprs.trace(run, types, results).jaxpr.eqns
+        closed = jaxprs.trace(run, types, results)
     except Exception:  # a rule that refuses these arguments belongs to no kernel
         return None
+    return None if any(getattr(value, "ndim", 0) for value in closed.consts) else closed.jaxpr.eqns
 
 
 def holds_rows(node: fx.Node) -> bool:

@@ -1,7 +1,7 @@
 """Scaled dot-product attention and its gradient, as eager CPU's fused operator defines them.
 
 Scores, probabilities and their gradients are float32 for narrower floats. Shapes: query [b, h, q, d], key
-and value [b, h, k, d], logsumexp [b, h, q].
+and value [b, h / g, k, d], of which each head stands for g heads of the query, logsumexp [b, h, q].
 """
 
 from __future__ import annotations
@@ -49,6 +49,16 @@ def _scale_of(query: Any, scale: float | None) -> float:
     return 1 / math.sqrt(query.shape[-1]) if scale is None else scale
 
 
+def _for_each_head(query: Any, rows: Any) -> jax.Array:
+    """Keys or values, once for each head of the query."""
+    return jnp.repeat(rows, query.shape[1] // rows.shape[1], axis=1) if rows.shape[1] != query.shape[1] else rows
+
+
+def _of_own_heads(gradient: jax.Array, out: TensorType) -> jax.Array:
+    """The sum of the gradients of keys or values that several heads of the query share."""
+    return jnp.sum(gradient.reshape((*out.shape[:2], -1, *out.shape[2:])), axis=2)
+
+
 @lowers(aten._scaled_dot_product_flash_attention_for_cpu.default)
 def attention(
     query: Any,
@@ -62,6 +72,7 @@ def attention(
     out: tuple[TensorType, TensorType],
 ) -> tuple[jax.Array, jax.Array]:
     """softmax(scale * query @ key^T + mask) @ value, and the rows' logsumexp. A fully masked row gives 0."""
+    key, value = _for_each_head(query, key), _for_each_head(query, value)
     scores = _scores(query, key, attn_mask, is_causal, _scale_of(query, scale))
     probabilities, lse = _softmax(scores)
     return finish(_einsum("bhqk,bhkd->bhqd", cast(probabilities, value.dtype), value), out[0]), finish(lse, out[1])
@@ -87,6 +98,7 @@ def attention_backward(
     The probabilities P are computed anew: exp(score - logsumexp) would lose digits where scores are large.
     """
     factor = _scale_of(query, scale)
+    key, value = _for_each_head(query, key), _for_each_head(query, value)
     probabilities, _ = _softmax(_scores(query, key, attn_mask, is_causal, factor))
     wide = probabilities.dtype
     delta = jnp.sum(cast(grad_out, wide) * cast(out_, wide), axis=-1, keepdims=True)
@@ -94,6 +106,6 @@ def attention_backward(
     narrow = cast(d_scores, query.dtype)
     return (
         finish(_einsum("bhqk,bhkd->bhqd", narrow, key), out[0]),
-        finish(_einsum("bhqk,bhqd->bhkd", narrow, query), out[1]),
-        finish(_einsum("bhqk,bhqd->bhkd", cast(probabilities, value.dtype), grad_out), out[2]),
+        finish(_of_own_heads(_einsum("bhqk,bhqd->bhkd", narrow, query), out[1]), out[1]),
+        finish(_of_own_heads(_einsum("bhqk,bhqd->bhkd", cast(probabilities, value.dtype), grad_out), out[2]), out[2]),
     )
