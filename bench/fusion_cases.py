@@ -10,6 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from bench import fusion_attention
+from bench.kernels.exp import exp_into
+
 aten = torch.ops.aten
 bf16, f32 = torch.bfloat16, torch.float32
 Function = Callable[..., Any]
@@ -24,12 +27,14 @@ class FusionCase:
         fn: the computation.
         shapes: dtype and shape of its arguments.
         goal: HBM bytes over those of XLA alone that are asked for at most; None if none are.
+        simulate: whether its schedule is simulated; that of flash attention takes minutes and gigabytes.
     """
 
     name: str
     fn: Function
     shapes: tuple[tuple[torch.dtype, tuple[int, ...]], ...]
     goal: float | None = None
+    simulate: bool = True
 
     def example(self) -> tuple[torch.Tensor, ...]:
         """Arguments; their values mean nothing."""
@@ -102,7 +107,16 @@ def kl_divergence(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return F.kl_div(F.log_softmax(x, -1), F.log_softmax(y, -1), log_target=True, reduction="batchmean")
 
 
+def around_a_kernel(x: torch.Tensor) -> torch.Tensor:
+    """`exp` in destination-passing style, between two pointwise operators."""
+    twice = x * 2
+    out = torch.empty_like(x)
+    exp_into(twice, out)
+    return out + 1
+
+
 ROWS = (8192, 4096)
+HEADS = (bf16, (8, 16, 2048, 128))
 CASES: tuple[FusionCase, ...] = (
     FusionCase("softmax f32", softmax, ((f32, (8192, 8192)),), 0.50),
     FusionCase("softmax bf16", softmax, ((bf16, (8192, 8192)),), 0.50),
@@ -124,5 +138,10 @@ CASES: tuple[FusionCase, ...] = (
     FusionCase("rms_norm with gradients", rms_norm_gradients, ((bf16, ROWS), (bf16, (4096,)), (bf16, ROWS))),
     FusionCase("quantise rows", quantised_rows, ((bf16, ROWS),)),
     FusionCase("normalise rows", normalised, ((bf16, ROWS),)),
+    FusionCase("x*2, kernel, +1", around_a_kernel, ((f32, (102_400, 1024)),), 0.34),
+    FusionCase("causal attention", fusion_attention.fused, (HEADS, HEADS, HEADS), 0.10, simulate=False),
+    FusionCase(
+        "causal attention, written out", fusion_attention.written_out, (HEADS, HEADS, HEADS), 0.10, simulate=False
+    ),
     FusionCase("KL divergence", kl_divergence, ((bf16, (8192, 8192)), (bf16, (8192, 8192)))),
 )

@@ -36,6 +36,14 @@ def after(fn: Callable[..., Any], args: Sequence[Any], target: str, *, donate: b
     return [aot.aot_compile(fn, args, target=target, donate=donate)]
 
 
+def fusion(fn: Callable[..., Any], args: Sequence[Any], target: str, fuse: str, simulate: bool) -> list[TpuProgram]:
+    """The one program with generated kernels ("tpu") or without ("never")."""
+    chosen = Target.of(target)
+    compiler.require_libtpu()
+    captured = aot.capture(fn, args, {}, chosen, {"fuse": fuse}, ())
+    return [aot.compile_captured(captured, chosen, True, simulate)]
+
+
 def direct(fn: Callable[..., Any], args: Sequence[Any], target: str) -> list[TpuProgram]:
     """A JAX function compiled by itself; ``args`` are PyTorch tensors or anything else with shape and dtype.
 

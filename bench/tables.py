@@ -50,6 +50,7 @@ def document(entries: Entries) -> str:
         ("growth", growth_section),
         ("kernels", kernel_section),
         ("models", model_section),
+        ("fusion", fusion_section),
     )
     parts = [HEADER.format(**bandwidths()), version_line(entries)]
     parts += [build(entries) for group, build in sections if any(key.startswith(f"{group}/") for key in entries)]
@@ -230,3 +231,32 @@ def failure_section(entries: Entries) -> str:
         return ""
     lines = (f"- {key}: {error['code']}: {error['text'].splitlines()[0][:200]}\n" for key, error in failed)
     return "## Failed\n\n" + "".join(lines)
+
+
+def fusion_section(entries: Entries) -> str:
+    """XLA alone against generated kernels."""
+    names = list(dict.fromkeys(key.split("/")[1] for key in entries if key.startswith("fusion/")))
+    rows = []
+    for target in targets_of(entries, "fusion"):
+        for name in names:
+            alone, fused = (figures(entries, "fusion", name, row, target) for row in ("xla", "fused"))
+            (before, after), source = traffic((alone, fused))
+            least = value(fused, "least_bytes")
+            cycles = [value(entry, "schedule_cycles") for entry in (alone, fused)]
+            goal = fused.get("goal") if fused else None
+            rows.append((
+                target, name, mib(before), mib(after), mib(least), ratio(after, before), str(goal or NONE),
+                ratio(after, least), source, whole(cycles[0]), whole(cycles[1]), ratio(cycles[1], cycles[0]),
+            ))  # fmt: skip
+    headers = (
+        "target", "case", "HBM MiB by XLA", "with kernels", "least", "kernels/XLA", "asked for", "kernels/least",
+        "from", "cycles by XLA", "with kernels", "kernels/XLA",
+    )  # fmt: skip
+    notes = {key.split("/")[1]: entry["note"] for key, entry in entries.items() if key.startswith("fusion/")}
+    lines = "".join(f"- {name}: {notes[name]}.\n" for name in names)
+    return f"""## Fusion: XLA alone, and with generated kernels
+
+*least*: each input read once and each result written once. *cycles* are of all operations, one after the other.
+
+{table(headers, rows)}
+{lines}"""

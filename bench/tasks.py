@@ -13,7 +13,7 @@ import helion.language as hl
 import jax.numpy as jnp
 import torch
 
-from bench import GROUPS, models, programs
+from bench import GROUPS, fusion_cases, models, programs
 from bench.blocks import block_bytes
 from bench.figures import MIB, Figures, copies_of
 from bench.kernels import KERNELS, KernelCase, direct
@@ -159,11 +159,28 @@ def run_decode(row: str, target: str) -> dict[str, Any]:
     return {**figures(compiled), "cache_copies": sum(copies_of(one, models.CACHE_SHAPE) for one in compiled)}
 
 
+def fusion_tasks(targets: Sequence[str]) -> Iterator[Task]:
+    """Row reductions, attention and a kernel with work around it: XLA alone, and with generated kernels."""
+    for target in targets:
+        for case in fusion_cases.CASES:
+            for row in ("xla", "fused"):
+                run = functools.partial(run_fusion, case, row, target)
+                yield Task("fusion", case.name, row, target, case.note(), run)
+
+
+def run_fusion(case: fusion_cases.FusionCase, row: str, target: str) -> dict[str, Any]:
+    args = case.example()
+    compiled = programs.fusion(case.fn, args, target, "never" if row == "xla" else "tpu", case.simulate)
+    least = sum(program.argument_bytes + program.output_bytes for program in compiled)
+    return {**figures(compiled), "least_bytes": least, "goal": case.goal}
+
+
 BY_GROUP: dict[str, Callable[[Sequence[str]], Iterator[Task]]] = {
     "seed": seed_tasks,
     "growth": growth_tasks,
     "kernels": kernel_tasks,
     "models": model_tasks,
+    "fusion": fusion_tasks,
 }
 
 

@@ -56,17 +56,29 @@ def aot_compile(
     """
     chosen = Target.of(target)
     compiler.require_libtpu()
-    given = dict(options or {})
-    if Options.create(given).fuse != "tpu":
-        return compile_captured(capture(fn, args, kwargs or {}, chosen, given, ()), chosen, donate)
+    return compile_best(fn, args, kwargs or {}, chosen, options or {}, donate, ())
+
+
+def compile_best(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    target: Target,
+    options: Mapping[str, Any],
+    donate: bool,
+    observers: Sequence[Observer],
+) -> TpuProgram:
+    """The program with generated kernels or without, whichever moves fewer bytes; observers see the former."""
+    if Options.create(options).fuse != "tpu":
+        return compile_captured(capture(fn, args, kwargs, target, options, observers), target, donate)
 
     def plain(remark: str) -> TpuProgram:
-        captured = capture(fn, args, kwargs or {}, chosen, {**given, "fuse": "never"}, ())
-        return dataclasses.replace(compile_captured(captured, chosen, donate), fusion=remark)
+        captured = capture(fn, args, kwargs, target, {**options, "fuse": "never"}, ())
+        return dataclasses.replace(compile_captured(captured, target, donate), fusion=remark)
 
     try:
-        captured = capture(fn, args, kwargs or {}, chosen, given, ())
-        fused = compile_captured(captured, chosen, donate)
+        captured = capture(fn, args, kwargs, target, options, observers)
+        fused = compile_captured(captured, target, donate)
     except (errors.TpuLoweringError, compat.BackendCompilerFailed) as error:
         return plain(f"without generated kernels: {refusal_of(error)}")
     kernels = [name for name, kernel in captured.source.kernels.items() if kernel.generated]

@@ -23,42 +23,37 @@ Buckets = str | int | tuple[int, ...]
 class Options:
     """What a user can choose, through ``torch.compile(..., options={...})``.
 
-        Attributes:
-            verify: run the graph before and after every pass on the reference interpreter, undefined memory
-                poisoned, and name the pass that changed a result. Slow; for tests and bug reports.
-            poison: fill memory that eager leaves undefined with NaN (the largest integer for integer types)
-                in the compiled program too.
-            passes: run the optimising passes. False leaves allocations and aliases as the user wrote them.
-            fallback: what an operator without a JAX implementation does: "error" raises a coded error,
-                "eager" runs it in eager torch, between two programs; so it does with one whose result's shape
-                depends on data.
-            cpu_kernels: how Pallas kernels run on the CPU: "vectorized" as plain JAX, what cannot be so in Pallas's
-                interpreter; "interpret" all in that interpreter; "tpu_interpret" in JAX's TPU interpreter, which fills
-                memory that nothing was stored to with NaN, and reports races. The last two are slow.
-            random: where random values come from: "jax" draws them in the program, from a key that torch's generator
-                for the CPU draws for each call; "torch" has eager torch draw them before the program runs, the same
-                values that eager draws.
-            fuse: where row reductions (softmax, normalisations, losses and their gradients) become generated Pallas
-    <<<<<<< HEAD
-                kernels, if one reads its operands fewer times than XLA would: in programs for a "tpu"; "always", on
-                the CPU too, which has no use for it but to test the kernels; or "never".
-            tune: for a TPU, compile each region that could become a kernel in several forms with libtpu's compiler, and
-                take the one that moves the fewest bytes. With ``cache``, what it said is kept, and used without ``tune``
-                too.
-    =======
-                kernels, and attention JAX's library kernels, if one moves fewer bytes than XLA would: in programs for a
-                "tpu"; "always", on the CPU too, which has no use for it but to test the kernels; or "never".
-    >>>>>>> cc4292785c2b97f3fe40a002f535a0061ada2a5e
-            dump: folder that receives every stage of every graph, or "" for none.
-                Read from ``TPU_LOWERING_DUMP`` where it is not given.
-            cache: folder that keeps compiled programs for later processes, or "" for none. Entries of other versions,
-                other sources of this package or another processor are left alone.
-                Read from ``TPU_LOWERING_CACHE_DIR`` where it is not given.
-            buckets: what dynamic sizes are rounded up to, so that one program serves many: "" for nothing,
-                "power_of_two", a step (512: to 512, 1024, 1536, ...), or a list of sizes, beyond the last of which
-                nothing is rounded. Where rounding could change a result it is not done, and the report says why.
-            device: the JAX device that programs run on, such as "tpu:0" or "cpu:1", for tensors on the CPU; "" for
-                where the tensors are.
+    Attributes:
+        verify: run the graph before and after every pass on the reference interpreter, undefined memory
+            poisoned, and name the pass that changed a result. Slow; for tests and bug reports.
+        poison: fill memory that eager leaves undefined with NaN (the largest integer for integer types)
+            in the compiled program too.
+        passes: run the optimising passes. False leaves allocations and aliases as the user wrote them.
+        fallback: what an operator without a JAX implementation does: "error" raises a coded error,
+            "eager" runs it in eager torch, between two programs; so it does with one whose result's shape
+            depends on data.
+        cpu_kernels: how Pallas kernels run on the CPU: "vectorized" as plain JAX, what cannot be so in Pallas's
+            interpreter; "interpret" all in that interpreter; "tpu_interpret" in JAX's TPU interpreter, which fills
+            memory that nothing was stored to with NaN, and reports races. The last two are slow.
+        random: where random values come from: "jax" draws them in the program, from a key that torch's generator
+            for the CPU draws for each call; "torch" has eager torch draw them before the program runs, the same
+            values that eager draws.
+        fuse: where row reductions (softmax, normalisations, losses and their gradients) become generated Pallas
+            kernels, and attention JAX's library kernels, if one moves fewer bytes than XLA would: in programs for a
+            "tpu"; "always", on the CPU too, which has no use for it but to test the kernels; or "never".
+        tune: for a TPU, compile each region that could become a kernel in several forms with libtpu's compiler, and
+            take the one that moves the fewest bytes. With ``cache``, what it said is kept, and used without ``tune``
+            too.
+        dump: folder that receives every stage of every graph, or "" for none.
+            Read from ``TPU_LOWERING_DUMP`` where it is not given.
+        cache: folder that keeps compiled programs for later processes, or "" for none. Entries of other versions,
+            other sources of this package or another processor are left alone.
+            Read from ``TPU_LOWERING_CACHE_DIR`` where it is not given.
+        buckets: what dynamic sizes are rounded up to, so that one program serves many: "" for nothing,
+            "power_of_two", a step (512: to 512, 1024, 1536, ...), or a list of sizes, beyond the last of which
+            nothing is rounded. Where rounding could change a result it is not done, and the report says why.
+        device: the JAX device that programs run on, such as "tpu:0" or "cpu:1", for tensors on the CPU; "" for
+            where the tensors are.
     """
 
     verify: bool = False

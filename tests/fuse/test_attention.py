@@ -202,7 +202,7 @@ def test_gradients_of_a_masked_attention(function: Callable[..., Any], others: t
     """The forward is a kernel, the gradients are XLA's, of what the kernel kept: a mask is among their inputs."""
     record = check_gradients(function, 2, *others)
     found = [action for graph in ("forward", "backward") for action in actions(record, graph)]
-    assert [action.kind for action in found] == ["fused", "kept"]
+    assert [action.kind for action in found] == ["fused", "unfused"]
     inline(found[1].reason, "expected a mask that depends on no input, for gradients, got one that does")
 
 
@@ -225,7 +225,7 @@ def kept(function: Callable[..., Any], *given: torch.Tensor) -> str:
     run, record = compiled(function)
     result = run(*given)
     (action,) = actions(record)
-    assert action.kind == "kept"
+    assert action.kind == "unfused"
     if function is not dropped:
         close(result, function(*given))
     return f"[{action.code}] {action.reason}"

@@ -75,7 +75,7 @@ def _extend(graph: fx.Graph, node: fx.Node) -> Action | None:
     if call is None:
         where = next(iter((*wanted.before.values(), *wanted.after.values()))).result
         return Action.on(
-            "kept",
+            "unfused",
             where,
             f"the work around {kernel.name} stays outside: the kernel is no single pallas_call of blocks",
             "TL606",

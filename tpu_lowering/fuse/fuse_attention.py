@@ -96,13 +96,13 @@ class FuseAttention:
 def _plan(site: Attention, capacity: int, device_kind: str) -> Plan | Action:
     if site.shared is not None:
         reason = f"expected scores and weights that nothing else uses, got another use of {site.shared.name}"
-        return Action.on("kept", site.node, reason, "TL522")
+        return Action.on("unfused", site.node, reason, "TL522")
     if refusal := _unfit(site):
-        return Action.on("kept", site.node, refusal, "TL521")
+        return Action.on("unfused", site.node, refusal, "TL521")
     query, key = site.query, site.key
     mask, terms = split(site.terms, site.is_causal, query.length, key.length)
     if terms and (refusal := _unfit_for_bias(site)):
-        return Action.on("kept", site.node, refusal, "TL521")
+        return Action.on("unfused", site.node, refusal, "TL521")
     library = _library(site, mask, terms)
     itemsize = graphs.type_of(query.node).element.numpy.itemsize
     bias = 0 if not terms else itemsize if all(term.hides for term in terms) else 4
@@ -112,11 +112,11 @@ def _plan(site: Attention, capacity: int, device_kind: str) -> Plan | Action:
         reason = (
             f"expected blocks that fit {SHARE * capacity / 2**20:g} MiB of VMEM, got rows of {query.width} elements"
         )
-        return Action.on("kept", site.node, reason, "TL521")
+        return Action.on("unfused", site.node, reason, "TL521")
     by_xla = bytes_by_xla(heads, site.is_gradient, HELD * capacity if device_kind else 0)
     if chosen[1].nbytes >= by_xla:
         moved = f"{chosen[1].nbytes / 2**20:.1f} MiB where XLA moves about {by_xla / 2**20:.1f}"
-        return Action.on("kept", site.node, f"expected fewer bytes than XLA's, got {moved}", "TL523")
+        return Action.on("unfused", site.node, f"expected fewer bytes than XLA's, got {moved}", "TL523")
     return Plan(site, heads, mask, terms, library, *chosen)
 
 

@@ -93,14 +93,14 @@ class FuseRows:
         kernels = self._kernels(graph, found)
         last = found.outputs[-1]
         if not kernels:
-            return Action.on("kept", last, "no block of its rows fits the chip's memory", "TL607")
+            return Action.on("unfused", last, "no block of its rows fits the chip's memory", "TL607")
         model = f"{bytes_as_kernel(found) / 2**20:.1f} MiB where XLA moves about {bytes_by_xla(found) / 2**20:.1f}"
         choice = None
         if self.chooser is not None:
             choice = self.chooser.choose(Candidates(plain_form(found, _name(found)), tuple(kernels)))
         choice = choice or Choice(0, model)
         if choice.kernel is None:
-            return Action.on("kept", last, choice.reason, "TL608")
+            return Action.on("unfused", last, choice.reason, "TL608")
         kernel = kernels[choice.kernel]
         reason = f"{len(found.members)} operations are the kernel {kernel.name}: {choice.reason}"
         action = Action.on("fused", last, reason)

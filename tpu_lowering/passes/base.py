@@ -17,7 +17,8 @@ class Action:
     Attributes:
         kind: "fresh" (an operand became a fresh buffer), "removed" (an allocation or fill is gone),
             "kept" (a buffer stays), "moved" (an equivalent form was chosen), "exact" (a size is not rounded up),
-            "recompiled" (something was compiled again).
+            "recompiled" (something was compiled again), "fused" (operators became a kernel), "unfused" (they could
+            have, but did not).
         node: name of the node it is about.
         where: the user's source line.
         code: a code of ``errors.CODES`` for a refusal or remark, else "".

@@ -39,33 +39,33 @@ class Normalised:
         """So does code."""
 
 
-def view(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], target: str) -> Chip:
-    """Compiles a function for a target both ways.
+def view(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    target: str,
+    options: Mapping[str, Any],
+    observer: pipeline.Observer,
+) -> Chip:
+    """Compiles a function for a target both ways; the observer is told of what our backend does.
 
     Raises:
         TpuLoweringError: see ``aot.aot_compile``.
     """
-    before, after = compile_both(fn, args, kwargs, target)
+    chosen = Target.of(target)
+    compiler.require_libtpu()
+    normalised = Normalised()
+    given = copy.deepcopy((tuple(args), dict(kwargs)))
+    after = aot.compile_best(fn, *given, chosen, options, True, (normalised, observer))
+    before = compile_as_written(normalised.modules[-1], chosen)
     return Chip(
         target=target,
         programs=(len(before), 1),
         hbm_bytes=(sum(part.hbm_bytes for part in before), after.hbm_bytes),
         peak_bytes=(max((part.peak_bytes for part in before), default=0), after.peak_bytes),
         device_operations=(sum(len(part.entry_operations) for part in before), len(after.entry_operations)),
+        fusion=after.fusion,
     )
-
-
-def compile_both(
-    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], target: str, donate: bool = True
-) -> tuple[list[TpuProgram], TpuProgram]:
-    """The programs of torch_tpu's split rule for the graph as written, and the one program after our passes."""
-    chosen = Target.of(target)
-    compiler.require_libtpu()
-    normalised = Normalised()
-    given = copy.deepcopy((tuple(args), dict(kwargs)))
-    captured = aot.capture(fn, *given, chosen, {}, (normalised,))
-    after = aot.compile_captured(captured, chosen, donate)
-    return compile_as_written(normalised.modules[-1], chosen), after
 
 
 def compile_as_written(module: fx.GraphModule, target: Target) -> list[TpuProgram]:

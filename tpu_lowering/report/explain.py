@@ -81,12 +81,17 @@ class Collector:
             programs=tuple(self.programs),
             draws=tuple(self.draws),
             seconds=dict(self.seconds),
-            sizes_kept=tuple(self._buffer(p, a) for p, a in self.actions if a.kind == "exact"),
-            recompiles=tuple(self._buffer(p, a) for p, a in self.actions if a.kind == "recompiled"),
+            sizes_kept=self._of_kind("exact"),
+            recompiles=self._of_kind("recompiled"),
+            fused=self._of_kind("fused"),
+            unfused=self._of_kind("unfused"),
         )
 
     def _is_made(self, buffer: Buffer) -> bool:
         return (buffer.program, buffer.node) in self.made
+
+    def _of_kind(self, kind: str) -> tuple[Buffer, ...]:
+        return tuple(self._buffer(program, action) for program, action in self.actions if action.kind == kind)
 
     @staticmethod
     def _buffer(program: str, action: Action) -> Buffer:
@@ -144,7 +149,10 @@ def explain(
     report = _compiled_and_run(fn, [args, *calls], kwargs, options)
     if target is None:
         return report
-    return dataclasses.replace(report, chip=chip.view(original(fn), args, kwargs, target))
+    collector = Collector()
+    view = chip.view(original(fn), args, kwargs, target, options or {}, collector)
+    on_chip = collector.report()
+    return dataclasses.replace(report, chip=view, fused=on_chip.fused, unfused=on_chip.unfused)
 
 
 def _compiled_and_run(

@@ -19,6 +19,12 @@ REMEDIES: dict[str, str] = {
     "TL511": "nothing to do if few sizes are met; else write the line with operators that have a rule for padding",
     "TL512": "with many sizes: options={'buckets': 'power_of_two'}, or a step or list of sizes of your own",
     "TL513": "mark what changes: torch._dynamo.mark_dynamic(x, dim), or keep the value that the guard names equal",
+    "TL521": "pad lengths to multiples of 128, use float32 or bfloat16, and drop nothing from the weights",
+    "TL522": "do not return or reuse the weights; in training call scaled_dot_product_attention",
+    "TL523": "nothing to do",
+    "TL606": "nothing to do for a TPU's bytes but to write the kernel as one pallas_call with blocks",
+    "TL607": "use shorter rows, or a narrower dtype",
+    "TL608": "nothing to do",
     "TL505": "nothing to do if the fill must show; else let the kernel store every element of every block",
 }
 
@@ -76,6 +82,7 @@ class Chip:
         hbm_bytes: HBM bytes moved, added up over the programs.
         peak_bytes: the largest peak of a program.
         device_operations: operations that move bytes.
+        fusion: what generated kernels came to against XLA alone; "" where there are none.
     """
 
     target: str
@@ -83,6 +90,7 @@ class Chip:
     hbm_bytes: tuple[int, int]
     peak_bytes: tuple[int, int]
     device_operations: tuple[int, int]
+    fusion: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +117,9 @@ class Report:
         chip: the TPU compiler's view, if a target was asked for.
         sizes_kept: dynamic sizes that ``buckets`` leaves as they are, each with the operator and the reason.
         recompiles: why a graph or a program was compiled again: the sizes that changed, the guard that failed.
+        fused: results of operators that became a kernel: for the chip that was asked for, or for the CPU with
+            ``options={"fuse": "always"}``.
+        unfused: those that could have, and why they did not.
     """
 
     programs_before: int
@@ -127,6 +138,8 @@ class Report:
     chip: Chip | None = None
     sizes_kept: tuple[Buffer, ...] = ()
     recompiles: tuple[Buffer, ...] = ()
+    fused: tuple[Buffer, ...] = ()
+    unfused: tuple[Buffer, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dictionaries, lists, strings and numbers, ready for JSON."""
@@ -153,6 +166,8 @@ class Report:
             ("Remarks", self.notes),
             ("Sizes not rounded up", self.sizes_kept),
             ("Compiled again", self.recompiles),
+            ("Became kernels", self.fused),
+            ("Did not become kernels", self.unfused),
         ):
             if buffers:
                 console.print(_buffer_table(title, buffers))
@@ -195,6 +210,8 @@ def _add_chip(table: Table, chip: Chip) -> None:
     table.add_row("  HBM bytes moved", *map(size_text, chip.hbm_bytes))
     table.add_row("  peak memory", *map(size_text, chip.peak_bytes))
     table.add_row("  device operations", *map(str, chip.device_operations))
+    if chip.fusion:
+        table.caption = f"Generated kernels: {chip.fusion}."
 
 
 def _buffer_table(title: str, buffers: tuple[Buffer, ...]) -> Table:
@@ -205,7 +222,7 @@ def _buffer_table(title: str, buffers: tuple[Buffer, ...]) -> Table:
         table.add_row(
             f"{buffer.node}\n{size_text(buffer.nbytes)}" if buffer.nbytes else buffer.program,
             buffer.where,
-            f"[{buffer.code}] {buffer.reason}".replace("[", "\\["),
+            (f"[{buffer.code}] " if buffer.code else "").replace("[", "\\[") + buffer.reason.replace("[", "\\["),
             buffer.remedy,
         )
     return table
