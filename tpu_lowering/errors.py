@@ -56,7 +56,7 @@ CODES: dict[str, str] = {
     "TL604": "the TPU compiler refused the program",
     "TL605": "the TPU compiler did not finish",
     "TL606": "work around a kernel stays outside of it",
-    "TL607": "no block of a region fits the chip's memory",
+    "TL607": "a region has no blocks that a kernel could run in",
     "TL608": "a kernel would move no fewer bytes than XLA",
     # 5xx: reasons in reports and warnings (never raised)
     "TL501": "buffer kept: the old contents are defined and the kernel reads them",

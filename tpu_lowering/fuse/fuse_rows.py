@@ -31,6 +31,7 @@ from tpu_lowering.fuse.blocks import held_as, summed_dims
 from tpu_lowering.fuse.choices import Candidates, Choice, Chooser
 from tpu_lowering.fuse.expand import ORIGIN, expand, merge_equal, parts_of
 from tpu_lowering.fuse.kernels import RowKernel, row_kernel
+from tpu_lowering.fuse.kinds import kind_of
 from tpu_lowering.fuse.plans import Plan, bytes_as_kernel, bytes_by_xla, plan
 from tpu_lowering.fuse.regions import find_regions
 from tpu_lowering.fuse.spaces import dims_of
@@ -45,8 +46,9 @@ aten = torch.ops.aten
 STEPS = (STEP_BYTES, 2 * STEP_BYTES, STEP_BYTES // 2, STEP_BYTES // 4)
 """What one step of a grid may move, in the candidates for a region."""
 
-SHARE = 0.75
-"""Of VMEM, what a kernel may use: the compiler keeps values between operations there too."""
+ALLOWED, PLANNED = 0.75, 0.5
+"""Of VMEM, what a kernel may use, since the compiler keeps values between operations there too, and what its blocks are
+planned for, since the compiler makes temporaries of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,8 @@ class FuseRows:
         kernels = self._kernels(graph, found)
         last = found.outputs[-1]
         if not kernels:
-            return Action.on("unfused", last, "no block of its rows fits the chip's memory", "TL607")
+            why = "no block of its rows fits the chip's memory, or its sums need the grid in two orders"
+            return Action.on("unfused", last, why, "TL607")
         model = f"{bytes_as_kernel(found) / 2**20:.1f} MiB where XLA moves about {bytes_by_xla(found) / 2**20:.1f}"
         choice = None
         if self.chooser is not None:
@@ -110,35 +113,34 @@ class FuseRows:
     def _kernels(self, graph: fx.Graph, found: Plan) -> list[RowKernel]:
         """The kernel of default blocks; where there is a choice, those of others too."""
         device_kind = graphs.device_kind(graph)
-        capacity = int(SHARE * compat.tpu_info(device_kind or "TPU7x").vmem_capacity_bytes)
+        vmem = compat.tpu_info(device_kind or "TPU7x").vmem_capacity_bytes
         space, where = found.region.space, graphs.source_line(found.members[0]).partition(" in ")[0]
         kernels: list[RowKernel] = []
         for step_bytes in STEPS if self.chooser is not None else STEPS[:1]:
-            tiling = None
-            if len(space.sizes) >= 2:
-                tiling = tile(
-                    space.sizes,
-                    found.region.rows,
-                    _moved(found),
-                    _live(found),
-                    capacity,
-                    summed_dims(found),
-                    step_bytes,
-                )
-            written = None if tiling is None else write(found, tiling, _name(found), capacity)
+            planned = int(PLANNED * vmem)
+            tiling = tile(
+                space.sizes, found.region.rows, _moved(found), _live(found), planned, summed_dims(found), step_bytes
+            )
+            written = None if tiling is None else write(found, tiling, _name(found), int(ALLOWED * vmem))
             if written is not None:
                 kernels.append(row_kernel(written, where, device_kind))
         return list(dict.fromkeys(kernels))
 
 
 def _plans(graph: fx.Graph) -> list[Plan]:
-    return [found for region in find_regions(graph) if (found := plan(region)) is not None]
+    """Plans of the regions that have blocks of two dimensions or more: a vector alone is no row among others."""
+    regions = [region for region in find_regions(graph) if len(region.space.sizes) >= 2]
+    return [found for region in regions if (found := plan(region)) is not None]
 
 
 def _moved(found: Plan) -> list[Value]:
     taken = [Value(dims_of(o.access), held_as(o.node.meta["val"].dtype).itemsize) for o in found.operands()]
     given = [Value(dims_of(found.region.accesses[n]), held_as(n.meta["val"].dtype).itemsize) for n in found.outputs]
     return taken + given
+
+
+COMPARED = 3
+"""Values of a whole block that finding an index in a row makes: places, which of them is it, and what is taken."""
 
 
 def _live(found: Plan) -> int:
@@ -150,7 +152,8 @@ def _live(found: Plan) -> int:
     for member in found.members:
         if dims_of(found.region.accesses[member]) == whole:
             alive.add(member)
-        most = max(most, len(alive))
+        kind = kind_of(member)
+        most = max(most, len(alive) + (COMPARED if kind is not None and kind.name in ("pick", "place") else 0))
         alive -= {used for used in alive if last.get(used) is member}
     return max(1, most)
 
