@@ -13,7 +13,7 @@ import helion.language as hl
 import jax.numpy as jnp
 import torch
 
-from bench import GROUPS, fusion_cases, models, programs
+from bench import GROUPS, fusion_cases, fusion_models, models, programs
 from bench.blocks import block_bytes
 from bench.figures import MIB, Figures, copies_of
 from bench.kernels import KERNELS, KernelCase, direct
@@ -167,12 +167,27 @@ def fusion_tasks(targets: Sequence[str]) -> Iterator[Task]:
                 run = functools.partial(run_fusion, case, row, target)
                 yield Task("fusion", case.name, row, target, case.note(), run)
 
+        for model in fusion_models.MODELS:
+            for row in ("xla", "fused"):
+                run = functools.partial(run_training, model, row, target)
+                yield Task("fusion", model, row, target, "bfloat16; see bench/fusion_models.py", run)
+
+
+def run_training(model: str, row: str, target: str) -> dict[str, Any]:
+    compiled = fusion_models.training_programs(model, target, "never" if row == "xla" else "tpu")
+    return fusion_figures(compiled, fusion_models.GOAL)
+
+
+def fusion_figures(compiled: Sequence[TpuProgram], goal: float | None) -> dict[str, Any]:
+    """Figures, and the bytes of all arguments and results."""
+    least = sum(program.argument_bytes + program.output_bytes for program in compiled)
+    return {**figures(compiled), "least_bytes": least, "goal": goal}
+
 
 def run_fusion(case: fusion_cases.FusionCase, row: str, target: str) -> dict[str, Any]:
     args = case.example()
     compiled = programs.fusion(case.fn, args, target, "never" if row == "xla" else "tpu", case.simulate)
-    least = sum(program.argument_bytes + program.output_bytes for program in compiled)
-    return {**figures(compiled), "least_bytes": least, "goal": case.goal}
+    return fusion_figures(compiled, case.goal)
 
 
 BY_GROUP: dict[str, Callable[[Sequence[str]], Iterator[Task]]] = {

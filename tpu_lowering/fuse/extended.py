@@ -110,7 +110,7 @@ class Extended(Kernel):
                 for at, out in enumerate(outputs, count)
             ],
             scratch_shapes=[*scratch, *(pltpu.VMEM(a.shape, a.dtype) for a in mapping.scratch_avals)],
-            compiler_params=params["compiler_params"] if how == "mosaic" else None,
+            compiler_params=_parameters(params["compiler_params"]) if how == "mosaic" else None,
             interpret=how != "mosaic",
             name=self.name,
         )(*shaped)
@@ -133,6 +133,11 @@ class Extended(Kernel):
             (given[work.at - mapping.num_inputs][...],) = work.function()(*values)
 
 
+def _parameters(given: Any) -> Any:
+    """Compiler parameters without those that name operands one by one."""
+    return dataclasses.replace(given, allow_input_fusion=None) if hasattr(given, "allow_input_fusion") else given
+
+
 def block_sizes(block: Any) -> tuple[int, ...]:
     """A block's shape, squeezed dimensions as 1."""
     return tuple(size or 1 for size in compat.blocked_sizes(block.block_shape))
@@ -153,19 +158,20 @@ def spec(block: Any, shape: Sequence[int]) -> pl.BlockSpec:
 
 
 def touchable(call: Any, at: int) -> bool:
-    """Whether work can be done on a block: it is a whole tile in VMEM, without dropped dimensions or an alias."""
+    """Whether work can be done on a block: it has all dimensions of its array."""
     mapping = call.params["grid_mapping"]
     block = mapping.block_mappings[at]
     try:
         sizes = compat.blocked_sizes(block.block_shape)
     except NotImplementedError:
         return False
-    return None not in sizes and compat.is_pipelined(block)
+    return None not in sizes
 
 
 def expressible(call: Any) -> bool:
-    """Whether a ``pallas_call`` has nothing but a static grid, blocks, and scratch memory in VMEM."""
+    """Whether a ``pallas_call`` has nothing but a static grid, blocks in VMEM, and scratch memory there."""
     mapping = call.params["grid_mapping"]
     plain = not mapping.num_index_operands and all(isinstance(extent, int) for extent in mapping.grid)
+    plain = plain and all(compat.is_pipelined(block) for block in mapping.block_mappings)
     scratch = all(str(getattr(aval, "memory_space", "")) == "vmem" for aval in mapping.scratch_avals)
     return plain and scratch and not call.params["input_output_aliases"] and bool(mapping.grid)

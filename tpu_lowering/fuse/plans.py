@@ -211,7 +211,8 @@ def _access_of_source(region: Region, reduction: fx.Node) -> Access | None:
     shape = shape_of(reduction.args[0])  # type: ignore[arg-type]
     wanted = [size for size in shape if size != 1]
     found = [dim for dim, size in region.space.sizes.items() if size in wanted]
-    if [region.space.sizes[dim] for dim in found] != wanted:
+    runs_along = region.reductions[reduction] | dims_of(region.accesses[reduction])
+    if [region.space.sizes[dim] for dim in found] != wanted or frozenset(found) != runs_along:
         return None
     dims = iter(found)
     return tuple(next(dims) if size != 1 else None for size in shape)

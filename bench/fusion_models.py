@@ -1,0 +1,58 @@
+"""Training steps of models, for the tables on fusion: forward and backward, bfloat16, random weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+import transformers
+from torch import nn
+
+from tpu_lowering import aot, compat
+from tpu_lowering.backend import helion_tpu
+from tpu_lowering.kernels import function_values
+from tpu_lowering.runtime.aot.capture import TpuRuntime
+from tpu_lowering.runtime.aot.program import TpuProgram
+from tpu_lowering.runtime.aot.targets import Target
+
+
+def bert() -> tuple[nn.Module, torch.Tensor]:
+    """Two layers of BERT, 8 by 512 tokens."""
+    config = transformers.BertConfig(
+        hidden_size=768, num_hidden_layers=2, num_attention_heads=6, intermediate_size=3072, vocab_size=30592,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return transformers.BertForMaskedLM(config), torch.zeros(8, 512, dtype=torch.int64)
+
+
+def decoder() -> tuple[nn.Module, torch.Tensor]:
+    """Two layers of a Llama-style decoder, as the demo's but wider, 4 by 1024 tokens."""
+    config = transformers.LlamaConfig(
+        hidden_size=1024, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=8, intermediate_size=2816,
+        vocab_size=32000, use_cache=False,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config), torch.zeros(4, 1024, dtype=torch.int64)
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor]]] = {
+    "BERT, training step": bert,
+    "decoder, training step": decoder,
+}
+GOAL = 0.75
+
+
+def training_programs(name: str, target: str, fuse: str) -> list[TpuProgram]:
+    """The forward and the backward of a model's loss, with generated kernels ("tpu") or without ("never")."""
+    chosen = Target.of(target)
+    model, tokens = MODELS[name]()
+    model = model.to(torch.bfloat16)
+    runtime = TpuRuntime(chosen)
+    backend = functools.partial(helion_tpu, options={"fuse": fuse}, runtime=runtime)
+
+    def loss(model: nn.Module) -> torch.Tensor:
+        return model(input_ids=tokens, labels=tokens).loss
+
+    with compat.cold_dynamo(), function_values.allowed():
+        torch.compile(loss, backend=backend, fullgraph=True, dynamic=False)(model).backward()
+    return [aot.compile_captured(captured, chosen, True, simulate=False) for captured in runtime.captured]
