@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
+import re
+import runpy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +26,39 @@ bf16, f32 = torch.bfloat16, torch.float32
 ROWS, ROW = 100, 300  # neither is a multiple of a tile
 TOLERANCE = {f32: {"rtol": 1e-5, "atol": 1e-5}, bf16: {"rtol": 3e-2, "atol": 3e-2}}
 LABELS = torch.arange(ROWS) * 7 % ROW
+
+
+SOFTMAX = """\
+def softmax_rows(arg0_1):
+    with jax.named_scope("test_rows.py:N"):
+        amax_default = aten.amax(arg0_1, [1], True, out=f32[40, 1])
+        sub_tensor = aten.sub(arg0_1, amax_default, alpha=1, out=f32[40, 256])
+        exp_default = aten.exp(sub_tensor, out=f32[40, 256])
+        sum_dim_int_list = aten.sum(exp_default, [1], True, out=f32[40, 1])
+        div_tensor = aten.div(exp_default, sum_dim_int_list, out=f32[40, 256])
+    return (div_tensor,)
+
+
+def softmax_rows_kernel(arg0_1_ref, div_ref):
+    (div,) = softmax_rows(arg0_1_ref[...])
+    div_ref[...] = div
+
+
+def softmax_rows_launch(arg0_1, *, interpret):
+    return pl.pallas_call(
+        softmax_rows_kernel,
+        grid=(),
+        in_specs=[
+            pl.BlockSpec((40, 256), lambda: (0, 0)),  # arg0_1
+        ],
+        out_specs=[
+            pl.BlockSpec((40, 256), lambda: (0, 0)),  # div
+        ],
+        out_shape=[jax.ShapeDtypeStruct((40, 256), jnp.float32)],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=(), vmem_limit_bytes=50331648),
+        interpret=interpret,
+        name="softmax_rows",
+    )(arg0_1)"""
 
 
 @dataclasses.dataclass
@@ -230,3 +268,16 @@ def test_not_a_number_and_infinity_come_out_as_eager_has_them() -> None:
     seen = Seen()
     torch.testing.assert_close(fused(lambda x: torch.softmax(x, -1), seen)(x), torch.softmax(x, -1), equal_nan=True)
     assert seen.kernels("inference") == ["softmax_rows"]
+
+
+def test_a_kernel_as_it_is_written(tmp_path: pathlib.Path) -> None:
+    """The dump folder has its source, which runs on its own."""
+    x = torch.randn(40, 256)
+    fused(lambda x: torch.softmax(x, -1), Seen(), dump=str(tmp_path))(x)
+    (path,) = tmp_path.rglob("softmax_rows.py")
+    namespace = runpy.run_path(str(path))
+    (result,) = namespace["softmax_rows_launch"](jnp.asarray(x.numpy()), interpret=True)
+    torch.testing.assert_close(torch.from_numpy(np.array(result)), torch.softmax(x, -1))
+    lines = re.sub(r"test_rows.py:\d+", "test_rows.py:N", path.read_text()).splitlines()
+    body = "\n".join(lines[lines.index("def softmax_rows(arg0_1):") :])
+    assert body == SOFTMAX

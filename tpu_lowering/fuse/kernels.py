@@ -9,9 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from tpu_lowering.fuse.writing import Written
 from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
@@ -44,7 +41,7 @@ class RowKernel(Kernel):
     def _launch(self) -> Callable[..., Any]:
         filename = f"<tpu_lowering {self.name}>"
         linecache.cache[filename] = (len(self.text), None, self.text.splitlines(keepends=True), filename)
-        namespace: dict[str, Any] = {"jnp": jnp, "pl": pl, "pltpu": pltpu, "__name__": self.name}
+        namespace: dict[str, Any] = {"__name__": self.name}
         exec(compile(self.text, filename, "exec"), namespace)
         return namespace[f"{self.name}_launch"]
 

@@ -59,6 +59,15 @@ class Written:
     results: tuple[TensorType, ...]
 
 
+PLAIN_IMPORTS = "import jax\nimport torch\n"
+IMPORTS = """import jax
+import jax.numpy as jnp
+import torch
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+"""
+
+
 def write(plan: Plan, tiling: Tiling, name: str, vmem_bytes: int) -> Written | None:
     """The source of a plan's kernel; None if a sum over the grid would be visited again after another block.
 
@@ -76,7 +85,7 @@ def write(plan: Plan, tiling: Tiling, name: str, vmem_bytes: int) -> Written | N
     body = Body(plan, tiling)
     count = sum(node.op == "placeholder" for node in body.graph.nodes)
     program = Program(tuple(range(count)), Signature((), 0, ()), name=name, module=body.module)
-    function = source.generate(program).text
+    function = source.generate(program).text.replace(PLAIN_IMPORTS, IMPORTS, 1)
     operands = [_held_type(operand.node, operand.access, order, sizes) for operand in plan.operands()]
     results = [
         _held_type(node, plan.region.accesses[node], order, sizes, plan.region.is_sum(node)) for node in plan.outputs

@@ -10,13 +10,15 @@ from torch import fx
 
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
+from tpu_lowering.fuse.kernels import RowKernel
 from tpu_lowering.ir.printer import print_graph
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.passes.base import Action
 
 
 class DumpObserver:
-    """Writes ``<program>/<nn>_<stage>.graph``, ``<program>/actions.txt`` and ``<program>/<program>.py``."""
+    """Writes ``<program>/<nn>_<stage>.graph``, ``<program>/actions.txt`` and ``<program>/<program>.py``; generated
+    kernels as ``<program>/<kernel>.py``."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
@@ -37,7 +39,11 @@ class DumpObserver:
                 file.write(f"{name}: {action.kind} {action.node} {action.code} {action.reason} [{action.where}]\n")
 
     def compiled(self, program: Program, source: Source) -> None:
-        load.save(self._of(program.name), program, source)
+        folder = self._of(program.name)
+        load.save(folder, program, source)
+        for name, kernel in source.kernels.items():
+            if isinstance(kernel, RowKernel):
+                (folder / f"{name}.py").write_text(kernel.text)
 
 
 def dump_observer(folder: str) -> list[DumpObserver]:
