@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from tpu_lowering import compat
+from tpu_lowering.releases import version
 from tpu_lowering.runtime.store import Store, digest, package_digest
 
 CALLED = re.compile(r'custom_call_target="([^"]*)"')
@@ -28,7 +29,7 @@ PACKAGES = ("jax", "jaxlib", "numpy", "torch", "tpu_lowering")
 def surroundings() -> str:
     """What an executable depends on beside its program: versions, this package, XLA's flags and the processor."""
     client = jax.devices("cpu")[0].client
-    versions = {package: compat.version(package) for package in PACKAGES}
+    versions = {package: version(package) for package in PACKAGES}
     settings = [client.platform_version, os.environ.get("XLA_FLAGS", ""), package_digest(), _processor()]
     return json.dumps([versions, *settings])
 

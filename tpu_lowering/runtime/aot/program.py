@@ -9,7 +9,8 @@ import pathlib
 import zipfile
 from typing import Any
 
-from tpu_lowering import compat, errors
+from tpu_lowering import errors
+from tpu_lowering.releases import version
 from tpu_lowering.runtime.aot import hlo
 from tpu_lowering.runtime.aot.compiler import Compiled
 from tpu_lowering.runtime.aot.targets import Target
@@ -179,7 +180,7 @@ def _entry_operations(compiled: Compiled) -> tuple[EntryOperation, ...]:
 
 def versions() -> dict[str, str]:
     """Versions that a saved program depends on."""
-    return {package: compat.version(package) or "" for package in ("jax", "jaxlib", "libtpu")}
+    return {package: version(package) or "" for package in ("jax", "jaxlib", "libtpu")}
 
 
 def load(path: str | pathlib.Path) -> TpuProgram:

@@ -1,0 +1,87 @@
+"""Private names of Helion: its kernels inside Dynamo's graphs."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from tpu_lowering.compat.lookup import missing, private
+
+
+# Helion: kernels --------------------------------------------------------------------------------------
+def has_helion() -> bool:
+    """Whether Helion is installed. It is imported only when a graph holds one of its kernels."""
+    return importlib.util.find_spec("helion") is not None
+
+
+def helion_operators() -> tuple[Any, Any]:
+    """(mutating, functional) higher-order operators that Dynamo writes for a Helion kernel call."""
+    module = "helion._compiler._dynamo.higher_order_ops"
+    why = "call form of Helion kernels"
+    return (
+        private("helion", module, "helion_kernel_wrapper_mutation", why),
+        private("helion", module, "helion_kernel_wrapper_functional", why),
+    )
+
+
+def helion_kernel(index: int) -> Any:
+    """The Helion kernel behind a ``kernel_idx`` in a graph: an index into a table of the process."""
+    module = "helion._compiler._dynamo.higher_order_ops"
+    return private("helion", module, "get_helion_kernel", "kernel behind a graph's kernel_idx")(index)
+
+
+def helion_kernel_class() -> Any:
+    """Helion's ``Kernel``: built again with settings of ours, so that the user's kernel stays as it is."""
+    return private("helion", "helion.runtime.kernel", "Kernel", "a kernel with settings of our target")
+
+
+def helion_capture(name: str) -> tuple[Any, Callable[[Sequence[Any]], Sequence[Any]]]:
+    """The kernel behind an operator of ``helion_capture``, and the function that folds its numbers.
+
+    Helion keeps no table of these operators; both are variables of the operator's fake implementation.
+    """
+    registry = private("torch", "torch._library.simple_registry", "singleton", "kernel of a helion_capture operator")
+    known = inspect.getclosurevars(registry.find(name).fake_impl.kernel.func).nonlocals
+    while "kernel" not in known and callable(known.get("func")):  # torch wraps what it registers
+        known = inspect.getclosurevars(known["func"]).nonlocals
+    if "kernel" not in known:
+        raise missing("helion", "the closure of a helion_capture operator", "names 'kernel' and 'reconstruct'")
+    return known["kernel"], known["reconstruct"]
+
+
+@contextlib.contextmanager
+def carried_functions(carry: Callable[[Any], Any]) -> Generator[None]:
+    """A scope in which Dynamo takes functions as arguments of Helion kernels.
+
+    Helion writes them into the graph as they are, which FX refuses; here they are written as what ``carry`` makes
+    of them.
+    """
+    module, name = "helion._compiler._dynamo.variables", "_call_function_and_unflatten_output"
+    write = private("helion", module, name, "functions as arguments of Helion kernels")
+
+    def write_carried(translator: Any, operator: Any, args: Any, kwargs: dict[str, Any], *rest: Any) -> Any:
+        constants = {key: carry(value) for key, value in kwargs["constant_args"].items()}
+        return write(translator, operator, args, {**kwargs, "constant_args": constants}, *rest)
+
+    setattr(importlib.import_module(module), name, write_carried)
+    try:
+        yield
+    finally:
+        setattr(importlib.import_module(module), name, write)
+
+
+def register_graph_value(kind: type) -> None:
+    """Lets FX keep values of a class in graphs as they are; the class has ``__eq__``, ``__hash__``, ``__fx_repr__``."""
+    register = private("torch", "torch._library.opaque_object", "register_opaque_type", "functions in graphs")
+    if not private("torch", "torch._library.opaque_object", "is_opaque_value_type", "functions in graphs")(kind):
+        register(kind, typ="value")
+
+
+def rebuild_helion_containers(arguments: dict[str, Any]) -> None:
+    """Puts flattened tuple, list and dict arguments of a Helion call together again, in place."""
+    module = "helion._compiler._dynamo.higher_order_ops"
+    private("helion", module, "_rebuild_container_args", "container arguments of Helion calls")(arguments)
