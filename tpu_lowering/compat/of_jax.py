@@ -124,6 +124,11 @@ def is_pipelined(block_mapping: Any) -> bool:
     return space is None or str(space) in ("default", "vmem", "MemorySpace.VMEM")
 
 
+def is_left_in_hbm(block_mapping: Any) -> bool:
+    """Whether an operand stays where it is, and the kernel copies what it needs."""
+    return str(getattr(block_mapping.block_aval, "memory_space", None)) in ("hbm", "any")
+
+
 def start_indices(block_mapping: Any, ids: Sequence[Any], scalars: Sequence[Any]) -> tuple[Any, ...]:
     """Position of a block's first element in each dimension, from its index map."""
     return tuple(block_mapping.compute_start_indices_interpret(tuple(ids), *scalars))

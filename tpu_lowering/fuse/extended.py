@@ -146,6 +146,8 @@ def block_sizes(block: Any) -> tuple[int, ...]:
 def spec(block: Any, shape: Sequence[int]) -> pl.BlockSpec:
     """The ``BlockSpec`` of an array that lies like a block of a ``pallas_call``, or broadcasts to what does."""
     whole = compat.blocked_array(block).shape
+    if not compat.is_pipelined(block):
+        return pl.BlockSpec(memory_space=block.block_aval.memory_space)
     closed = block.index_map_jaxpr
 
     def index_map(*step: Any) -> tuple[Any, ...]:
@@ -158,20 +160,23 @@ def spec(block: Any, shape: Sequence[int]) -> pl.BlockSpec:
 
 
 def touchable(call: Any, at: int) -> bool:
-    """Whether work can be done on a block: it has all dimensions of its array."""
+    """Whether work can be done on a block: it comes to VMEM by itself, with all dimensions of its array."""
     mapping = call.params["grid_mapping"]
     block = mapping.block_mappings[at]
     try:
         sizes = compat.blocked_sizes(block.block_shape)
     except NotImplementedError:
         return False
-    return None not in sizes
+    return None not in sizes and compat.is_pipelined(block)
 
 
 def expressible(call: Any) -> bool:
-    """Whether a ``pallas_call`` has nothing but a static grid, blocks in VMEM, and scratch memory there."""
+    """Whether a ``pallas_call`` has nothing but a static grid, operands that come to VMEM in blocks or stay in HBM
+    whole, and scratch memory in VMEM."""
     mapping = call.params["grid_mapping"]
     plain = not mapping.num_index_operands and all(isinstance(extent, int) for extent in mapping.grid)
-    plain = plain and all(compat.is_pipelined(block) for block in mapping.block_mappings)
+    plain = plain and all(
+        compat.is_pipelined(block) or compat.is_left_in_hbm(block) for block in mapping.block_mappings
+    )
     scratch = all(str(getattr(aval, "memory_space", "")) == "vmem" for aval in mapping.scratch_avals)
     return plain and scratch and not call.params["input_output_aliases"] and bool(mapping.grid)
