@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import Any
 
-from tpu_lowering import compat
+from tpu_lowering.releases import version
 
 Entry = dict[str, Any]
 """Figures of a task, ``note`` and ``versions``; or ``error`` instead of the figures."""
@@ -17,7 +17,7 @@ PACKAGES = ("torch", "helion", "jax", "jaxlib", "libtpu", "transformers", "tpu_l
 
 def versions() -> dict[str, str]:
     """The versions that figures depend on. A change of tpu_lowering between releases is not among them."""
-    return {package: compat.version(package) or "" for package in PACKAGES}
+    return {package: version(package) or "" for package in PACKAGES}
 
 
 class Store:

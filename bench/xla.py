@@ -22,8 +22,8 @@ from bench import xla_report
 from bench.store import Store, versions
 from bench.xla_counts import Counts, count, settle
 from bench.xla_kernels import CASES
-from tpu_lowering import compat
 from tpu_lowering.demo import decoder, text_tokens
+from tpu_lowering.releases import version
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 ROUNDS = 20
@@ -165,7 +165,7 @@ def main(rounds: int = ROUNDS, folder: pathlib.Path = RESULTS) -> int:
     path.unlink(missing_ok=True)
     store = Store(path, slashes=1)
     machine = {
-        "versions": {**versions(), "torch_xla": compat.version("torch_xla") or ""},
+        "versions": {**versions(), "torch_xla": version("torch_xla") or ""},
         "cores": os.cpu_count(),
         "rounds": rounds,
     }
