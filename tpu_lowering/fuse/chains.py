@@ -16,7 +16,6 @@ from tpu_lowering.fuse.kinds import HELD, kind_of
 from tpu_lowering.fuse.regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.programs import Program, Signature
-from tpu_lowering.ir.types import TensorType
 
 aten = torch.ops.aten
 Shape = tuple[int, ...]
@@ -112,19 +111,14 @@ def block_of(shape: Sequence[int], block: Sequence[int]) -> Shape:
     return tuple(1 if size == 1 else part for size, part in zip(whole, block, strict=True))
 
 
-def write(chain: Chain, block: Shape, name: str) -> tuple[str, tuple[TensorType, ...]]:
-    """The function that computes a chain's result on one block, as source.
-
-    Returns:
-        The source, and the types of its arguments: blocks of ``chain.inputs``.
-    """
+def write(chain: Chain, block: Shape, name: str) -> str:
+    """The source of the function that computes a chain's result on one block, of blocks of ``chain.inputs``."""
     graph, mode = fx.Graph(), compat.FakeTensorMode()
     values: dict[fx.Node, fx.Node] = {}
     for node in chain.inputs:
         values[node] = graph.placeholder(node.name)
         with mode:
             values[node].meta["val"] = torch.empty(block_of(shape_of(node), block), dtype=node.meta["val"].dtype)
-    types = tuple(graphs.type_of(value) for value in values.values())
 
     def value(used: fx.Node) -> fx.Node:
         if used not in values:
@@ -139,5 +133,5 @@ def write(chain: Chain, block: Shape, name: str) -> tuple[str, tuple[TensorType,
         values[member] = like(member, graphs.call(graph, member.target, *args, **kwargs))  # type: ignore[arg-type]
     graph.output((values[chain.result],))
     module = fx.GraphModule({}, graph)
-    program = Program(tuple(range(len(types))), Signature((), 0, ()), name=name, module=module)
-    return source.generate(program).text, types
+    program = Program(tuple(range(len(chain.inputs))), Signature((), 0, ()), name=name, module=module)
+    return source.generate(program).text

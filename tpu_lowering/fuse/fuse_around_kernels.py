@@ -81,7 +81,7 @@ def _extend(graph: fx.Graph, node: fx.Node) -> Action | None:
             "TL606",
         )
     around = _Around(
-        {at: chain for at, chain in wanted.before.items() if touchable(call, at) and _is_read_no_more(call, at, chain)},
+        {at: chain for at, chain in wanted.before.items() if touchable(call, at) and _is_read_no_more(chain)},
         {at: chain for at, chain in wanted.after.items() if touchable(call, at)},
     )
     if not (around.before or around.after):
@@ -110,9 +110,8 @@ def _call_of(kernel: Kernel) -> Any | None:
     return jaxpr.eqns[0] if expressible(jaxpr.eqns[0]) else None
 
 
-def _is_read_no_more(call: Any, at: int, chain: Chain) -> bool:
-    """Whether reading what a chain takes, as often as the grid visits the block, is no dearer than its result."""
-    del call, at
+def _is_read_no_more(chain: Chain) -> bool:
+    """Whether reading what a chain takes is no dearer than reading its result, however often a kernel does."""
     return chain.nbytes <= graphs.type_of(chain.result).nbytes
 
 
@@ -138,7 +137,7 @@ def _replace(
     def work(at: int, chain: Chain, own: fx.Node | None) -> Work:
         name = f"{'_'.join(str(m.target).split('.')[1] for m in chain.members[:3])}_{at}"
         names.append(name.rpartition("_")[0])
-        text, _ = chains.write(chain, block_sizes(blocks[at]), name)
+        text = chains.write(chain, block_sizes(blocks[at]), name)
         takes = tuple(-1 if value is own else operand(value, at) for value in chain.inputs)
         return Work(at, text, name, takes, graphs.type_of(chain.result))
 
