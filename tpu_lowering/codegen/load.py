@@ -18,16 +18,21 @@ from tpu_lowering.ir.types import TensorType
 
 
 def load(program: Program, source: Source, how: Execution) -> Callable[..., tuple[jax.Array, ...]]:
-    """The function that a program's source defines, over JAX arrays; not jitted.
+    """The function that a program's source defines, over JAX arrays; not jitted."""
+    kernels = {name: k.form(how) for name, k in source.kernels.items()}
+    return define(program.name, source.text, kernel=kernels.__getitem__)[program.name]
+
+
+def define(name: str, text: str, **known: Any) -> dict[str, Any]:
+    """What a generated module defines; ``known`` are further names that it may use.
 
     The text is kept for tracebacks, under a file name in angle brackets.
     """
-    kernels = {name: k.form(how) for name, k in source.kernels.items()}
-    filename = f"<tpu_lowering {program.name}>"
-    linecache.cache[filename] = (len(source.text), None, source.text.splitlines(keepends=True), filename)
-    namespace: dict[str, Any] = {"kernel": kernels.__getitem__, "__name__": program.name}
-    exec(compile(source.text, filename, "exec"), namespace)
-    return namespace[program.name]
+    filename = f"<tpu_lowering {name}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    namespace: dict[str, Any] = {**known, "__name__": name}
+    exec(compile(text, filename, "exec"), namespace)
+    return namespace
 
 
 RUNNER = """

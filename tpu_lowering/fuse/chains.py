@@ -12,7 +12,7 @@ from torch import fx
 from tpu_lowering import compat
 from tpu_lowering.codegen import source
 from tpu_lowering.fuse.blocks import constant_element, like, split_arguments
-from tpu_lowering.fuse.kinds import HELD, kind_of
+from tpu_lowering.fuse.kinds import HELD, is_constant, kind_of
 from tpu_lowering.fuse.regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.programs import Program, Signature
@@ -75,7 +75,7 @@ def _chain(members: Sequence[fx.Node]) -> Chain | None:
     position = {node: at for at, node in enumerate(members[0].graph.nodes)}
     ordered = sorted(members, key=position.__getitem__)
     taken = [used for member in ordered for used in tensor_operands(member) if used not in members]
-    inputs = tuple(dict.fromkeys(used for used in taken if not _is_constant(used)))
+    inputs = tuple(dict.fromkeys(used for used in taken if not is_constant(used)))
     if any(value.meta["val"].dtype not in HELD - {torch.bool} for value in (*inputs, ordered[-1])):
         return None
     return Chain(tuple(ordered), inputs)
@@ -84,11 +84,6 @@ def _chain(members: Sequence[fx.Node]) -> Chain | None:
 def _is_pointwise(node: fx.Node, shape: Shape) -> bool:
     kind = kind_of(node)
     return kind is not None and kind.name == "pointwise" and shape_of(node) == shape and len(shape) >= 2
-
-
-def _is_constant(node: fx.Node) -> bool:
-    kind = kind_of(node)
-    return kind is not None and kind.name == "constant"
 
 
 def _waits_for(node: fx.Node, other: fx.Node) -> bool:

@@ -22,6 +22,9 @@ from tpu_lowering.normalise.views import normalise_views
 ORIGIN = "fused_from"
 """Key of a node's metadata: the name of the operator that it is a part of."""
 
+PART_OF = "part_of"
+"""Key of a node's metadata: the name of the node that it is a part of."""
+
 
 def parts_of(node: fx.Node) -> Callable[..., Any] | None:
     """torch's decomposition of an operator that reduces rows inside; None for any other node."""
@@ -78,7 +81,7 @@ def _inline(graph: fx.Graph, node: fx.Node, parts: Callable[..., Any]) -> None:
                 values[part] = next(given)
             elif part.op != "output":
                 values[part] = graph.node_copy(part, values.__getitem__)
-                values[part].meta = {"val": part.meta["val"], ORIGIN: origin}
+                values[part].meta = {"val": part.meta["val"], ORIGIN: origin, PART_OF: node.name}
     _replace(graph, node, compat.map_arg(traced.graph.output_node().args[0], values.__getitem__))
 
 

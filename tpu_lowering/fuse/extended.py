@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import linecache
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from tpu_lowering import compat
+from tpu_lowering.codegen import load
 from tpu_lowering.fuse.chains import block_of
 from tpu_lowering.ir.kernels import Access, Execution, Kernel
 from tpu_lowering.ir.types import TensorType
@@ -48,11 +48,7 @@ class Work:
     gives: TensorType
 
     def function(self) -> Callable[..., Any]:
-        filename = f"<tpu_lowering {self.name}>"
-        linecache.cache[filename] = (len(self.text), None, self.text.splitlines(keepends=True), filename)
-        namespace: dict[str, Any] = {"__name__": self.name}
-        exec(compile(self.text, filename, "exec"), namespace)
-        return namespace[self.name]
+        return load.define(self.name, self.text)[self.name]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

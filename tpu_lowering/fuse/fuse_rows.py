@@ -29,7 +29,7 @@ from torch import fx
 from tpu_lowering import compat
 from tpu_lowering.fuse.blocks import held_as, summed_dims
 from tpu_lowering.fuse.choices import Candidates, Choice, Chooser
-from tpu_lowering.fuse.expand import ORIGIN, expand, merge_equal, parts_of
+from tpu_lowering.fuse.expand import ORIGIN, PART_OF, expand, merge_equal, parts_of
 from tpu_lowering.fuse.kernels import RowKernel, row_kernel
 from tpu_lowering.fuse.kinds import kind_of
 from tpu_lowering.fuse.plans import Plan, bytes_as_kernel, bytes_by_xla, plan
@@ -80,16 +80,10 @@ class FuseRows:
             return set()
         copied = graphs.copy_module(graph.owning_module)
         names = {node.name for node in whole}
-        same = [node for node in copied.graph.nodes if node.name in names]
-        before = set(copied.graph.nodes)
-        origins: dict[fx.Node, str] = {}
-        for node in same:
-            name = node.name
-            expand(copied.graph, [node])
-            origins |= {new: name for new in copied.graph.nodes if new not in before}
-            before = set(copied.graph.nodes)
+        expand(copied.graph, [node for node in copied.graph.nodes if node.name in names])
         merge_equal(copied.graph)
-        return {origins[member] for found in _plans(copied.graph) for member in found.members if member in origins}
+        members = [member for found in _plans(copied.graph) for member in found.members]
+        return {member.meta[PART_OF] for member in members if PART_OF in member.meta}
 
     def _fuse(self, graph: fx.Graph, found: Plan, replaced: dict[fx.Node, fx.Node]) -> Action | None:
         kernels = self._kernels(graph, found)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import linecache
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
 
+from tpu_lowering.codegen import load
 from tpu_lowering.fuse.writing import Written
 from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
 from tpu_lowering.kernels import jaxprs
@@ -39,11 +39,7 @@ class RowKernel(Kernel):
 
     @functools.cached_property
     def _launch(self) -> Callable[..., Any]:
-        filename = f"<tpu_lowering {self.name}>"
-        linecache.cache[filename] = (len(self.text), None, self.text.splitlines(keepends=True), filename)
-        namespace: dict[str, Any] = {"__name__": self.name}
-        exec(compile(self.text, filename, "exec"), namespace)
-        return namespace[f"{self.name}_launch"]
+        return load.define(self.name, self.text)[f"{self.name}_launch"]
 
 
 @functools.cache

@@ -77,6 +77,11 @@ def kind_of(node: fx.Node) -> Kind | None:
 _known: dict[Hashable, Kind | None] = {}
 
 
+def is_constant(node: fx.Node) -> bool:
+    kind = kind_of(node)
+    return kind is not None and kind.name == "constant"
+
+
 def _tensors(value: Any) -> list[torch.Tensor]:
     """The tensors among a node's results; empty if one is none."""
     values = list(value) if isinstance(value, (tuple, list)) else [value]

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import fx
 
-from tpu_lowering.fuse.kinds import kind_of
+from tpu_lowering.fuse.kinds import is_constant, kind_of
 from tpu_lowering.fuse.regions import Region, shape_of, tensor_operands
 from tpu_lowering.fuse.spaces import Access, aligned, dims_of
 from tpu_lowering.ir import graphs
@@ -162,17 +162,12 @@ def _plan(region: Region, members: Sequence[fx.Node]) -> Plan | None:
     bound: dict[tuple[fx.Node, fx.Node], Operand] = {}
     for member in kept:
         for used in tensor_operands(member):
-            if used not in live and not _is_constant(used):
+            if used not in live and not is_constant(used):
                 operand = _operand(region, member, used)
                 if operand is None:
                     return None
                 bound[member, used] = operand
     return Plan(region, tuple(kept), bound, tuple(outputs)) if outputs else None
-
-
-def _is_constant(node: fx.Node) -> bool:
-    kind = kind_of(node)
-    return kind is not None and kind.name == "constant"
 
 
 def _base(node: fx.Node, members: Sequence[fx.Node]) -> fx.Node:

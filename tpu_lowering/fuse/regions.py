@@ -9,6 +9,7 @@ are sums over the grid; nothing in the region may wait for them.
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -254,14 +255,7 @@ def _meets_row(node: fx.Node, kind: Kind) -> bool:
         found = kind_of(user)
         if found is None or found.name not in ("pointwise", "view"):
             continue
-        if _count(shape_of(user)) >= _count(whole):
+        if math.prod(shape_of(user)) >= math.prod(whole):
             return [s for s in shape_of(user) if s != 1] == [s for s in whole if s != 1]
         pending += user.users
     return False
-
-
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
