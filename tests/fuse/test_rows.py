@@ -270,6 +270,13 @@ def test_not_a_number_and_infinity_come_out_as_eager_has_them() -> None:
     assert seen.kernels("inference") == ["softmax_rows"]
 
 
+def test_an_element_of_a_row_is_taken_before_anything_is_computed_of_it() -> None:
+    seen, x = Seen(), torch.randn(ROWS, ROW).bfloat16()
+    fused(lambda x: F.cross_entropy(x.float(), LABELS, reduction="none").bfloat16(), seen)(x)
+    taken = re.findall(r"aten.where\(eq_\w+, (\w+), ", seen.texts[0])
+    assert taken and set(taken) == set(re.findall(r"(\w+) = aten.to\(arg0_1, dtype=torch.float32", seen.texts[0]))
+
+
 def test_a_kernel_as_it_is_written(tmp_path: pathlib.Path) -> None:
     """The dump folder has its source, which runs on its own."""
     x = torch.randn(40, 256)

@@ -200,3 +200,20 @@ def test_empty_has_the_type_and_no_contents_to_speak_of(options: dict[str, Any])
     assert [n.target for n in graph.graph.nodes if n.op == "call_function"] == [torch.ops.aten.empty_like.default]
     (got,) = evaluate([graph], [[x]])
     assert (got.shape, got.dtype) == (x.shape, x.dtype)
+
+
+BF16 = torch.arange(-(2**15), 2**15).short().view(torch.bfloat16)  # every bit pattern
+BF16 = BF16[BF16.float().abs() >= 2.0**-60]  # less subnormal sums and products: XLA's CPU counts them as zero
+OTHERS = BF16[torch.randperm(len(BF16), generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [torch.add, torch.sub, torch.mul, torch.maximum, torch.minimum, lambda x, _: x + 0.5, lambda x, _: 0.1 * x],
+    ids=["add", "sub", "mul", "maximum", "minimum", "exact scalar", "inexact scalar"],
+)
+@pytest.mark.parametrize("other", [OTHERS, BF16.roll(1)], ids=["any", "near"])
+def test_bfloat16_gives_the_bits_of_eager(function: Callable[..., torch.Tensor], other: torch.Tensor) -> None:
+    expected = function(BF16, other)
+    (got,) = pytree.tree_leaves(evaluate([capture(function, BF16, other)], [(BF16, other)]))
+    assert torch.equal(got.view(torch.int16), expected.view(torch.int16))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from tpu_lowering import compat
 from tpu_lowering.codegen import source
 from tpu_lowering.fuse.kinds import kind_of
 from tpu_lowering.fuse.plans import Operand, Plan
-from tpu_lowering.fuse.regions import shape_of
+from tpu_lowering.fuse.regions import shape_of, tensor_operands
 from tpu_lowering.fuse.spaces import Access, Dim, aligned, dims_of
 from tpu_lowering.fuse.tiles import Tiling
 from tpu_lowering.ir import graphs
@@ -61,6 +61,7 @@ class Body:
         for member in plan.members:
             self._compute(member)
         self.graph.output(tuple(self._stored(member) for member in plan.outputs))
+        graphs.eliminate_dead_code(self.graph)
         self.module = fx.GraphModule({}, self.graph)
 
     def shape(self, access: Access) -> tuple[int, ...]:
@@ -119,9 +120,12 @@ class Body:
         elif kind.name in ("pick", "place"):
             self.values[member] = self._at_index(member, kind.name)
         else:
-            given = compat.map_arg(dict(graphs.bound(member)), lambda used: self._value(member, used))
-            args, kwargs = split_arguments(member, given)
-            self.values[member] = like(member, graphs.call(self.graph, member.target, *args, **kwargs))  # type: ignore[arg-type]
+            self.values[member] = self._pointwise(member, lambda used: self._value(member, used))
+
+    def _pointwise(self, member: fx.Node, value: Callable[[fx.Node], fx.Node]) -> fx.Node:
+        """A member's operator, with what stands for each of its operands."""
+        args, kwargs = split_arguments(member, compat.map_arg(dict(graphs.bound(member)), value))
+        return like(member, graphs.call(self.graph, member.target, *args, **kwargs))  # type: ignore[arg-type]
 
     def _whole(self, member: fx.Node, access: Access) -> fx.Node:
         """The first operand of a member, in full along the dimensions of an access."""
@@ -161,18 +165,47 @@ class Body:
         access = source_access(self.plan, member)
         dim = access[kind_of(member).dims[0]]  # type: ignore[union-attr]
         assert dim is not None
-        whole = self._whole(member, access)
         size = self.tiling.block(dim)
         places = self._call(member, aten.arange.start_step, 0, size, 1, dtype=torch.int32)
         places = self._call(member, aten.reshape.default, places, list(self.shape((dim,))))
         found = self._call(member, aten.eq.Tensor, places, self._value(member, given["index"]))
-        dtype = whole.meta["val"].dtype
         if name == "place":
+            whole = self._whole(member, access)
+            dtype = whole.meta["val"].dtype
             value = self._call(member, aten.full.default, [1] * len(self.order), given["value"], dtype=dtype)
             return self._call(member, aten.where.self, found, value, whole)
+        return self._picked(member, member.args[0], dim, found)  # type: ignore[arg-type]
+
+    def _picked(self, member: fx.Node, used: fx.Node, dim: Dim, found: fx.Node) -> fx.Node:
+        """The element of an operand where ``found`` holds: of a value computed of one value of the row, point by
+        point, what is computed of that one's element."""
+        source = self._one_source(used, dim)
+        if source is not None:
+            return self._pointwise(
+                used, lambda o: self._picked(used, o, dim, found) if o is source else self._value(used, o)
+            )
+        whole = self._value(member, used)
+        dtype = whole.meta["val"].dtype
         zero = self._call(member, aten.full.default, [1] * len(self.order), 0, dtype=dtype)
         chosen = self._call(member, aten.where.self, found, whole, zero)
         return self._call(member, aten.sum.dim_IntList, chosen, [self.order.index(dim)], True, dtype=dtype)
+
+    def _one_source(self, node: fx.Node, dim: Dim) -> fx.Node | None:
+        """The one operand of a pointwise member that runs along a dimension, if it is no narrower than the member:
+        comparing places gives a mask for elements of 4 bytes."""
+        kind = kind_of(node)
+        if node not in self.plan.members or kind is None or kind.name != "pointwise":
+            return None
+        running = [used for used in tensor_operands(node) if dim in self._dims(node, used)]
+        if len(running) != 1 or running[0].meta["val"].itemsize < node.meta["val"].itemsize:
+            return None
+        return running[0]
+
+    def _dims(self, member: fx.Node, used: fx.Node) -> frozenset[Dim]:
+        """The dimensions that an operand of a member runs along."""
+        if (member, used) in self.plan.bound:
+            return dims_of(self.plan.bound[member, used].access)
+        return dims_of(self.plan.region.accesses[used]) if used in self.plan.region.accesses else frozenset()
 
 
 def summed_dims(plan: Plan) -> frozenset[Dim]:

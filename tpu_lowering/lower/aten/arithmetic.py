@@ -1,6 +1,6 @@
 """Pointwise operators of two tensors, or of a tensor and a Python scalar, with arithmetic results.
 
-Operands are cast to the compute dtype of the result (``promotion.compute_dtype``) and broadcast.
+Operands are cast to the compute dtype of the result (``promotion.compute_dtype``, ``exact_dtype``) and broadcast.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower.aten.naming import Function, enter_binary
-from tpu_lowering.lower.aten.promotion import cast, compute_dtype, finish
+from tpu_lowering.lower.aten.promotion import cast, compute_dtype, exact_dtype, finish
 from tpu_lowering.lower.table import lowers
 
 aten = torch.ops.aten
@@ -59,19 +59,24 @@ BINARY: dict[str, tuple[Function, tuple[str, ...]]] = {
     "igamma": (special.gammainc, ("default",)),
     "igammac": (special.gammaincc, ("default",)),
     "lcm": (jnp.lcm, ("default",)),
+    "remainder": (jnp.remainder, ("Tensor", "Scalar", "Scalar_Tensor")),
+}
+EXACT: dict[str, tuple[Function, tuple[str, ...]]] = {
     "maximum": (jnp.maximum, ("default",)),
     "minimum": (jnp.minimum, ("default",)),
     "mul": (jnp.multiply, ("Tensor", "Scalar")),
-    "remainder": (jnp.remainder, ("Tensor", "Scalar", "Scalar_Tensor")),
 }
+"""Those that ``exact_dtype`` speaks of."""
 
 for _name, (_function, _overloads) in BINARY.items():
     enter_binary(_name, _function, _overloads)
+for _name, (_function, _overloads) in EXACT.items():
+    enter_binary(_name, _function, _overloads, exact_dtype)
 
 
 def _sum_of_scaled(self: Any, other: Any, alpha: Any, sign: int, out: TensorType) -> jax.Array:
     """self + sign * alpha * other."""
-    dtype = compute_dtype(out.dtype)
+    dtype = exact_dtype(out.dtype, self, other) if alpha == 1 else compute_dtype(out.dtype)
     x, y = cast(self, dtype), cast(other, dtype)
     if alpha != 1:
         y = y * cast(alpha, dtype)

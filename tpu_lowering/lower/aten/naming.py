@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import torch
 
 from tpu_lowering import compat
@@ -44,11 +45,17 @@ def enter_predicate(name: str, function: Function) -> None:
     _enter(name, rule, ("default",))
 
 
-def enter_binary(name: str, function: Function, overloads: tuple[str, ...] = ("default",)) -> None:
-    """Enters overloads of ``aten.<name>``: both operands are cast to the compute dtype of the result."""
+def enter_binary(
+    name: str,
+    function: Function,
+    overloads: tuple[str, ...] = ("default",),
+    computed_in: Callable[..., np.dtype[Any]] = lambda dtype, *_: compute_dtype(dtype),
+) -> None:
+    """Enters overloads of ``aten.<name>``: both operands are cast to the dtype that ``computed_in`` gives for the
+    result's and them."""
 
     def rule(self: Any, other: Any, *, out: TensorType) -> jax.Array:
-        dtype = compute_dtype(out.dtype)
+        dtype = computed_in(out.dtype, self, other)
         return finish(function(cast(self, dtype), cast(other, dtype)), out)
 
     _enter(name, rule, overloads)

@@ -38,6 +38,22 @@ def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float32) if element is not None and element.torch in _NARROW_FLOATS else dtype
 
 
+def exact_dtype(dtype: np.dtype[Any], *values: Any) -> np.dtype[Any]:
+    """The dtype to compute a sum, difference, product or extreme of two values in, for a result of ``dtype``: as
+    ``compute_dtype``, but bfloat16 where both values have it or are scalars that it holds.
+
+    Source: rounding to 24 bits and then to 8 is rounding to 8, since 24 >= 2 * 8 + 2 (Figueroa, "When is double
+    rounding innocuous?", 1995); the bits are those of float32, without conversions that a TPU would pay for.
+    """
+    return dtype if dtype == jnp.bfloat16 and all(_is_bfloat16(value) for value in values) else compute_dtype(dtype)
+
+
+def _is_bfloat16(value: Any) -> bool:
+    if isinstance(value, bool | int | float):
+        return float(np.float32(value).astype(jnp.bfloat16)) == value
+    return not isinstance(value, complex) and value.dtype == jnp.bfloat16
+
+
 def cast(value: Any, dtype: np.dtype[Any]) -> jax.Array:
     """An array or a Python scalar as a strongly typed array of ``dtype`` (complex to real drops the rest)."""
     if isinstance(value, bool | int | float | complex):

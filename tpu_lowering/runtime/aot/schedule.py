@@ -38,14 +38,22 @@ class Schedule:
     dma: dict[str, Dma]
 
 
-def read_schedule(folder: pathlib.Path) -> Schedule:
-    """Reads a dump folder; an empty one gives an empty schedule."""
+def read_schedule(folder: pathlib.Path, whole: bool = True) -> Schedule:
+    """Reads a dump folder; an empty one gives an empty schedule.
+
+    Args:
+        folder: what libtpu wrote into.
+        whole: whether it came to the end. If a check of its failed (it does, on packed bf16 values that are spilled:
+            "Expected vector-bf16packed, got vector-int16"), cycles that it wrote before stand; bundles may be cut off.
+    """
     cycles: dict[str, int] = {}
     for path in sorted(folder.glob("*_static_llo_profile.textproto")):
         found = _CYCLES.search(path.read_text())
         if found:
             name = path.name.removesuffix("_static_llo_profile.textproto").rpartition("_")[0]
             cycles[name] = int(found[1])
+    if not whole:
+        return Schedule(cycles, {})
     dma = {path.name.removesuffix("_bundles.txt"): dma_of(path) for path in sorted(folder.glob("*_bundles.txt"))}
     return Schedule(cycles, {name: found for name, found in dma.items() if found is not None})
 
