@@ -105,6 +105,16 @@ def two_losses(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return F.kl_div(F.log_softmax(x, -1), F.softmax(y, -1), reduction="batchmean")
 
 
+def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
+
+
+def mixed_pieces(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Three pieces of two tensors' rows, of sizes of their own."""
+    return torch.cat((y[..., 200:], x[..., 10:60].exp(), x[..., 100:250]), -1) * x.sin()
+
+
 Case = tuple[Callable[..., Any], tuple[tuple[int, ...], ...], list[str], list[str]]
 CASES: dict[str, Case] = {
     "softmax": (lambda x: torch.softmax(x, -1), ((ROWS, ROW),), ["softmax_rows"], ["softmax_backward_data_rows"]),
@@ -139,6 +149,9 @@ CASES: dict[str, Case] = {
         ["log_softmax_rows"],
         ["log_softmax_backward_data_rows"],
     ),
+    "rotary embedding": (rotary, ((2, 3, 40, 64), (2, 1, 40, 64), (1, 1, 40, 64)), ["pieces_rows"], ["pieces_rows"]),
+    "mixed pieces": (mixed_pieces, ((40, ROW), (40, ROW)), ["pieces_rows"], ["pieces_rows"]),
+    "running sum": (lambda x: (2 * x).cumsum(-1) / ROW, ((ROWS, ROW),), ["cumsum_rows"], ["cumsum_rows"]),
     "two losses": (
         two_losses,
         ((ROWS, ROW), (ROWS, ROW)),

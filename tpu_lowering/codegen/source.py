@@ -43,10 +43,11 @@ from tpu_lowering.ir.operators import ALLOCATIONS
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.ir.random import Like, derive_key, draw, pack_key, unpack_key
 from tpu_lowering.ir.regions import Region, modules, regions_of
+from tpu_lowering.ir.rows import running_sum
 from tpu_lowering.ir.types import ELEMENT_TYPES, TensorType
 from tpu_lowering.lower.families import DRAWS, TABLE
 
-NAMED = (read_box, write_box, derive_key, pack_key, unpack_key)
+NAMED = (read_box, write_box, derive_key, pack_key, unpack_key, running_sum)
 IMPORTED = ("aten", "box", "control_flow", "read_box", "undefined", "write_box")
 IGNORED = ("device", "layout", "pin_memory", "memory_format", "non_blocking")
 
@@ -115,16 +116,16 @@ class _Writer:
             "import torch",
             "",
             f"from tpu_lowering.codegen.names import {', '.join(IMPORTED)}",
-            *self._random_names(),
+            *self._rare_names(),
             f"from tpu_lowering.ir.types import {types}",
         ]
         for name, kernel in self.kernels.items():
             lines.append(f'{name} = kernel("{name}")' + (f"  # {kernel.where}" if kernel.where else ""))
         return lines
 
-    def _random_names(self) -> list[str]:
+    def _rare_names(self) -> list[str]:
         targets = {node.target for node in self.program.module.graph.nodes}
-        used = [function.__name__ for function in (derive_key, pack_key, unpack_key) if function in targets]
+        used = [f.__name__ for f in NAMED if f in targets and f.__name__ not in IMPORTED]
         return [f"from tpu_lowering.codegen.names import {', '.join(used)}"] if used else []
 
     def _body(self, nodes: list[fx.Node]) -> list[str]:

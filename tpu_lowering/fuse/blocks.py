@@ -16,6 +16,7 @@ from tpu_lowering.fuse.regions import shape_of, tensor_operands
 from tpu_lowering.fuse.spaces import Access, Dim, aligned, dims_of
 from tpu_lowering.fuse.tiles import Tiling
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.rows import running_sum
 
 aten = torch.ops.aten
 
@@ -40,8 +41,8 @@ class Body:
         masks: those dimensions.
     """
 
-    def __init__(self, plan: Plan, tiling: Tiling) -> None:
-        self.plan, self.tiling = plan, tiling
+    def __init__(self, plan: Plan, tiling: Tiling, in_kernel: bool = True) -> None:
+        self.plan, self.tiling, self.in_kernel = plan, tiling, in_kernel
         self.order = plan.region.space.order()
         self.graph = fx.Graph()
         self.values: dict[Any, fx.Node] = {}
@@ -119,6 +120,8 @@ class Body:
             self.values[member] = self._reduce(member)
         elif kind.name in ("pick", "place"):
             self.values[member] = self._at_index(member, kind.name)
+        elif kind.name == "along":
+            self.values[member] = self._along(member, kind.dims[0])
         else:
             self.values[member] = self._pointwise(member, lambda used: self._value(member, used))
 
@@ -158,6 +161,17 @@ class Body:
         keywords = {name: given[name] for name in names if schema[name].kwarg_only}
         first = [given[name] for name in schema if name in given and not schema[name].kwarg_only]
         return self._call(member, target, whole, *first, **keywords)
+
+    def _along(self, member: fx.Node, dim: int) -> fx.Node:
+        """A rotation or a running sum of whole rows."""
+        access = self.plan.region.accesses[member]
+        whole, position = self._whole(member, access), self.order.index(access[dim])  # type: ignore[arg-type]
+        if member.target is aten.roll.default:
+            return self._call(member, aten.roll.default, whole, graphs.bound(member)["shifts"], [position])
+        dtype = member.meta["val"].dtype
+        if not self.in_kernel:
+            return self._call(member, aten.cumsum.default, whole, position, dtype=dtype)
+        return self._call(member, running_sum, whole, dtype)
 
     def _at_index(self, member: fx.Node, name: str) -> fx.Node:
         """``gather`` and ``scatter`` along a row by comparing every place of it with the index."""

@@ -1,6 +1,7 @@
 """Operators that hold whole rows (a softmax, a normalisation, their gradients) taken apart into what a region is of.
 
-The parts are torch's own decompositions, which compute in float32 inside where eager does.
+The parts are torch's own decompositions, which compute in float32 inside where eager does. Rows put together of pieces
+of rows are taken apart as ``pieces`` says.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tpu_lowering import compat
 from tpu_lowering.fuse.kinds import holds_rows, kind_of
+from tpu_lowering.fuse.pieces import Parts, pieces_of
 from tpu_lowering.ir import arguments, graphs
 from tpu_lowering.normalise.views import normalise_views
 
@@ -26,11 +28,24 @@ PART_OF = "part_of"
 """Key of a node's metadata: the name of the node that it is a part of."""
 
 
-def parts_of(node: fx.Node) -> Callable[..., Any] | None:
-    """torch's decomposition of an operator that reduces rows inside; None for any other node."""
-    if node.op != "call_function" or not isinstance(node.target, compat.OpOverload) or not holds_rows(node):
+def parts_of(node: fx.Node) -> Parts | None:
+    """What a node that holds whole rows is computed of, and how; None for any other node."""
+    if node.op != "call_function":
         return None
-    return _decomposition(node.target)
+    if not isinstance(node.target, compat.OpOverload) or not holds_rows(node):
+        return pieces_of(node)
+    decomposition = _decomposition(node.target)
+    if decomposition is None:
+        return None
+    tensors = list(node.all_input_nodes)
+
+    def run(*values: Any) -> Any:
+        given = dict(zip(tensors, values, strict=True))
+        args, kwargs = compat.map_arg((node.args, dict(node.kwargs)), lambda used: given[used])
+        results = decomposition(*args, **kwargs)
+        return tuple(results) if isinstance(results, tuple) else results  # torch's named tuples are calls in a graph
+
+    return tensors, run
 
 
 @functools.cache
@@ -43,7 +58,7 @@ def expand(graph: fx.Graph, nodes: Iterable[fx.Node]) -> None:
     for node in nodes:
         parts = parts_of(node)
         assert parts is not None
-        _inline(graph, node, parts)
+        _inline(graph, node, *parts)
     graphs.eliminate_dead_code(graph)
 
 
@@ -59,22 +74,15 @@ def merge_equal(graph: fx.Graph) -> None:
             graphs.replace(node, first)
 
 
-def _inline(graph: fx.Graph, node: fx.Node, parts: Callable[..., Any]) -> None:
-    tensors = list(node.all_input_nodes)
+def _inline(graph: fx.Graph, node: fx.Node, tensors: list[fx.Node], run: Callable[..., Any]) -> None:
     mode = graphs.fake_mode(graph)
-
-    def run(*values: Any) -> Any:
-        given = dict(zip(tensors, values, strict=True))
-        args, kwargs = compat.map_arg((node.args, dict(node.kwargs)), lambda used: given[used])
-        results = parts(*args, **kwargs)
-        return tuple(results) if isinstance(results, tuple) else results  # torch's named tuples are calls in a graph
-
     with mode, torch.no_grad():
         traced = make_fx(run)(*(used.meta["val"] for used in tensors))
     normalise_views(traced.graph)
     values: dict[Any, fx.Node] = {}
     given = iter(tensors)
-    origin = node.target._schema.name.partition("::")[2]  # type: ignore[union-attr]
+    origin = node.target._schema.name.partition("::")[2] if isinstance(node.target, compat.OpOverload) else "pieces"
+    origin = "pieces" if origin == "cat" else origin
     with graphs.inserting_for(node):
         for part in traced.graph.nodes:
             if part.op == "placeholder":

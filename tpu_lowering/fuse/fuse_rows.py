@@ -32,7 +32,7 @@ from tpu_lowering.fuse.choices import Candidates, Choice, Chooser
 from tpu_lowering.fuse.expand import ORIGIN, PART_OF, expand, merge_equal, parts_of
 from tpu_lowering.fuse.kernels import RowKernel, row_kernel
 from tpu_lowering.fuse.kinds import kind_of
-from tpu_lowering.fuse.plans import Plan, bytes_as_kernel, bytes_by_xla, plan
+from tpu_lowering.fuse.plans import Plan, bytes_as_kernel, bytes_by_xla, ends_pass, plan
 from tpu_lowering.fuse.regions import find_regions
 from tpu_lowering.fuse.spaces import dims_of
 from tpu_lowering.fuse.tiles import STEP_BYTES, Value, tile
@@ -155,7 +155,7 @@ def _live(found: Plan) -> int:
 def _name(found: Plan) -> str:
     """A name that says what a kernel computes: the operators it was taken from, or its reductions."""
     origins = [member.meta[ORIGIN] for member in found.members if ORIGIN in member.meta]
-    names = origins or [str(node.target).split(".")[1] for node in found.region.reductions if node in found.members]
+    names = origins or [str(node.target).split(".")[1] for node in found.members if ends_pass(found.region, node)]
     return "_".join(name.strip("_") for name in list(dict.fromkeys(names))[:3]) + "_rows"
 
 

@@ -6,6 +6,7 @@ view           the same elements in the same order, with dimensions of size 1 ad
 reduction      dimensions of the first operand are gone (or have size 1), the others are as they were
 pick           of each row one element, at an index given a row: ``gather`` along one dimension
 place          each row with one element replaced, at an index given a row: ``scatter`` along one dimension
+along          each element is computed of other elements of its row: rows rotated (``roll``), running sums (``cumsum``)
 constant       equal elements that depend on no tensor
 =============  =================================================================================================
 """
@@ -45,12 +46,13 @@ class Kind:
 
     Attributes:
         name: which.
-        dims: dimensions of the first operand that are reduced, picked from or placed into, from 0 up.
-        passes: how many reductions follow one on another inside: a variance takes the mean first.
+        dims: dimensions of the first operand that are reduced, picked from, placed into or computed along, from 0 up.
+        passes: how many reductions follow one on another inside: a variance takes the mean first; of "along", how often
+            XLA reads rows for it.
         adds: whether it is nothing but a sum.
     """
 
-    name: Literal["pointwise", "view", "reduction", "pick", "place", "constant"]
+    name: Literal["pointwise", "view", "reduction", "pick", "place", "along", "constant"]
     dims: tuple[int, ...] = ()
     passes: int = 0
     adds: bool = False
@@ -104,6 +106,8 @@ def _kind(target: Any, given: Mapping[str, Any], results: tuple[TensorType, ...]
         return _view(operands[0].shape, results[0].shape, target is aten.expand.default)
     if target in (aten.gather.default, aten.scatter.value) and operands[0].shape:
         return _indexed(target, given, operands)
+    if target in (aten.roll.default, aten.cumsum.default):
+        return _along(target, given, operands[0], results[0])
     if _is_elementwise(target, given, results):
         whole = len(results) == 1 and results[0].shape == torch.broadcast_shapes(*(o.shape for o in operands))
         return Kind("pointwise") if whole else None
@@ -122,6 +126,21 @@ def _indexed(target: Any, given: Mapping[str, Any], operands: Sequence[TensorTyp
     if len(index) != len(operands[0].shape) or index != (*operands[0].shape[:dim], 1, *operands[0].shape[dim + 1 :]):
         return None
     return Kind("pick", (dim,), 1) if target is aten.gather.default else Kind("place", (dim,))
+
+
+ROTATION_PASSES, RUNNING_PASSES = 1, 2
+"""How often XLA reads rows at least: to write pieces of them, which are read again; for sums of windows, and to add up
+what comes before each (libtpu 0.0.52 moves six times the least bytes for a running sum)."""
+
+
+def _along(target: Any, given: Mapping[str, Any], source: TensorType, result: TensorType) -> Kind | None:
+    rank = len(source.shape)
+    if target is aten.roll.default:
+        dims = [dim % rank for dim in given["dims"]]
+        return Kind("along", (dims[0],), ROTATION_PASSES) if len(dims) == 1 else None
+    dim = given["dim"] % rank if rank else -1
+    is_last = dim == rank - 1 and dim >= 0 and source.shape[dim] > 1
+    return Kind("along", (dim,), RUNNING_PASSES) if is_last and result.element.torch.is_floating_point else None
 
 
 def _reduction(

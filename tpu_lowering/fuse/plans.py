@@ -70,7 +70,7 @@ def plan(region: Region) -> Plan | None:
     members = [member for member in region.accesses if _is_whole_sum(region, member)]
     members = _without_dot_epilogues(region, members)
     best = _plan(region, members)
-    if best is None or not any(dims == region.rows for n, dims in region.reductions.items() if n in best.members):
+    if best is None or not any(ends_pass(region, member) and not region.is_sum(member) for member in best.members):
         return None
     return best if bytes_as_kernel(best) < bytes_by_xla(best) else None
 
@@ -84,7 +84,7 @@ def bytes_by_xla(plan: Plan) -> int:
     """Each operand read once for every pass that needs it, each output written once."""
     level, passes = _levels(plan), {operand: set[int]() for operand in plan.operands()}
     for sink in plan.members:
-        if sink in plan.region.reductions or sink in plan.outputs:
+        if ends_pass(plan.region, sink) or sink in plan.outputs:
             first = level[sink] - _passes(plan, sink)
             for operand in _read_for(plan, sink):
                 passes[operand] |= set(range(first, max(level[sink], first + 1)))
@@ -230,7 +230,13 @@ def aligned_back(access: Access, shape: Sequence[int]) -> Access:
 
 def _passes(plan: Plan, node: fx.Node) -> int:
     kind = kind_of(node)
-    return kind.passes if kind is not None and node in plan.region.reductions else 0
+    return kind.passes if kind is not None and ends_pass(plan.region, node) else 0
+
+
+def ends_pass(region: Region, node: fx.Node) -> bool:
+    """Whether XLA goes over rows to compute a node, and again for what is computed of it."""
+    kind = kind_of(node)
+    return node in region.reductions or (kind is not None and kind.name == "along")
 
 
 def _levels(plan: Plan) -> dict[fx.Node, int]:
@@ -243,7 +249,8 @@ def _levels(plan: Plan) -> dict[fx.Node, int]:
 
 
 def _read_for(plan: Plan, sink: fx.Node) -> set[Operand]:
-    """The operands that one pass over the rows reads to compute a member: those it has without another reduction."""
+    """The operands that one pass over the rows reads to compute a member: those it has without another reduction. They
+    also stand for rotated rows and running sums, which XLA writes, and reads in place of them."""
     found: set[Operand] = set()
     pending, seen = [sink], {sink}
     while pending:

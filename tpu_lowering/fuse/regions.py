@@ -21,6 +21,7 @@ from tpu_lowering.fuse.kinds import Kind, kind_of
 from tpu_lowering.fuse.spaces import Access, Dim, Space, aligned, dims_of, joined, mapping, renamed
 from tpu_lowering.ir import graphs
 
+ROW_KINDS = ("reduction", "pick", "place", "along")
 LOOKAHEAD = 64  # nodes that are searched for the place where a reduction meets its row again
 
 
@@ -98,7 +99,7 @@ class _Finder:
 
     def _start(self, node: fx.Node, kind: Kind) -> None:
         """A region of a node alone."""
-        first = node.args[0] if kind.name in ("reduction", "place") else node
+        first = node.args[0] if kind.name in ("reduction", "place", "along") else node
         if kind.name in ("view", "pick") or not isinstance(first, fx.Node):
             return
         space, access = Space.of(shape_of(first))
@@ -185,23 +186,23 @@ class _Finder:
 
     def _allows(self, node: fx.Node, kind: Kind, region: Region, access: Access) -> bool:
         """Whether a reduction fits the region's rows: now, or once it is known that the region has some."""
-        if kind.name not in ("reduction", "pick", "place"):
+        if kind.name not in ROW_KINDS:
             return True
         dims = dims_of(tuple(access[dim] for dim in kind.dims))
         if not dims:
             return False
-        if kind.name in ("pick", "place") or _meets_row(node, kind):
+        if kind.name != "reduction" or _meets_row(node, kind):
             return region.rows in (frozenset(), dims)
         return region.rows == dims or (kind.adds and dims_of(access) == frozenset(region.space.sizes))
 
     def _enter(self, node: fx.Node, kind: Kind, region: Region, access: Access) -> None:
-        if kind.name in ("reduction", "pick", "place"):
+        if kind.name in ROW_KINDS:
             dims = dims_of(tuple(access[dim] for dim in kind.dims))
             if not dims:
                 return
-            if kind.name in ("pick", "place") or _meets_row(node, kind):
+            if kind.name != "reduction" or _meets_row(node, kind):
                 region.rows = dims
-            if kind.name != "place":
+            if kind.name in ("reduction", "pick"):
                 region.reductions[node] = dims
         if kind.name in ("reduction", "pick"):
             access = _reduced(node, kind, access)

@@ -98,7 +98,7 @@ def write(plan: Plan, tiling: Tiling, name: str, vmem_bytes: int) -> Written | N
 def plain_form(plan: Plan, name: str) -> tuple[Program, source.Source]:
     """A plan as a program of its own, without a kernel: the same operands and results as its kernels have."""
     sizes = plan.region.space.sizes
-    body = Body(plan, Tiling(tuple(sizes.items()), ()))
+    body = Body(plan, Tiling(tuple(sizes.items()), ()), in_kernel=False)
     count = len(plan.operands())
     results = tuple(Output.of(node.meta["val"]) for node in body.graph.output_node().args[0])  # type: ignore[union-attr]
     program = Program(tuple(range(count)), Signature(results, len(results), ()), name=name, module=body.module)
