@@ -25,6 +25,15 @@ DEVICE_KINDS: dict[str, str] = {
     "tpu7x": "TPU7x",
 }
 
+# Clock of a TensorCore. JAX has no table of clocks, and libtpu states none.
+CYCLES_PER_SECOND: dict[str, float] = {
+    "v4": 1.05e9,
+    "v5e": 1.5e9,
+    "v5p": 1.75e9,
+    "v6e": 1.75e9,
+    "tpu7x": 2.2e9,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:
@@ -44,6 +53,11 @@ class Target:
     device_kind: str
     hbm_bytes_per_second: float
     vmem_bytes: int
+
+    @property
+    def cycles_per_second(self) -> float:
+        """Clock of one core; see ``CYCLES_PER_SECOND``."""
+        return CYCLES_PER_SECOND[self.chip]
 
     @staticmethod
     def of(name: str) -> Target:

@@ -1,0 +1,112 @@
+"""Choose launches: a Helion kernel is launched in the form that moves the fewest bytes, or takes the fewest cycles.
+
+Before::
+
+    k = kernel_call(bmm_into, (a, b, None))
+
+After::
+
+    k = kernel_call(bmm_into, (a, b, None))    # its loop is a dimension of the grid; or it has other blocks
+
+The forms are: the launch as Helion's config describes it; with the pipeline that it runs in every step as a dimension
+of its grid (``kernels/flat_grids.py``); and, for a kernel that has no config of its own, both with other blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+from torch import fx
+
+from tpu_lowering.fuse.choices import Choice, Chooser, Form, Made, made
+from tpu_lowering.ir import graphs
+from tpu_lowering.kernels.launch import Launch
+from tpu_lowering.passes.base import Action
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Launches:
+    """The forms of one launch.
+
+    Attributes:
+        name: the kernel's name.
+        labels: what each form is called.
+        make: makes each launch; one may raise.
+        text: what the launch does as it is.
+        replaces_configs: whether some have other configs.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    make: tuple[Callable[[], Launch], ...]
+    text: str
+    replaces_configs: bool
+    has_plain: bool = False
+
+    @staticmethod
+    def of(launch: Launch, replaces_configs: bool) -> Launches:
+        """The forms of a launch, what is taken without further knowledge first."""
+        known = forms(launch)
+        labels, make = list(known), [lambda found=found: found for found in known.values()]
+        for variant in launch.variants if replaces_configs else ():
+            built = functools.cache(variant.make)
+            labels.append(variant.label)
+            make.append(lambda built=built: next(iter(forms(built()).values())))
+        return Launches(launch.name, tuple(labels), tuple(make), launch.text, replaces_configs)
+
+    @property
+    def known_by(self) -> Sequence[str]:
+        return [self.text]
+
+    @property
+    def forms(self) -> Sequence[Form]:
+        def build(make: Callable[[], Launch]) -> Made:
+            return made(make())
+
+        return [Form(label, functools.partial(build, make)) for label, make in zip(self.labels, self.make, strict=True)]
+
+
+def forms(launch: Launch) -> dict[str, Launch]:
+    """The forms of a launch under its config, by label, what is taken without further knowledge first."""
+    flat = launch.flattened
+    return {"as it is": launch} if flat is None else {"loop in the grid": flat, "loop in each step": launch}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChooseLaunches:
+    """See the module's docstring.
+
+    Attributes:
+        chooser: chooses between the forms; None takes the first.
+    """
+
+    chooser: Chooser | None = None
+    name: str = "choose_launches"
+
+    def __call__(self, graph: fx.Graph) -> list[Action]:
+        return [action for node in graphs.kernel_calls(graph) if (action := self._choose(node)) is not None]
+
+    def _choose(self, node: fx.Node) -> Action | None:
+        launch = graphs.kernel_of(node)
+        slots = zip(launch.operands, graphs.operands_of(node), strict=True)
+        if not isinstance(launch, Launch) or any(
+            slot.result is not None and value is not None for slot, value in slots
+        ):
+            return None
+        questions = [Launches.of(launch, with_configs) for with_configs in (True, False)[not launch.variants :]]
+        answers = [(question, choice) for question in questions if (choice := self._ask(question)) is not None]
+        question, choice = next(iter(answers), (questions[-1], Choice(0, "the default")))
+        if choice.kernel is None:
+            return None
+        chosen = question.make[choice.kernel]()
+        if chosen is launch:
+            return None
+        graphs.set_kernel(node, chosen)
+        return Action.on(
+            "moved", node, f"{launch.name} is launched with {question.labels[choice.kernel]}: {choice.reason}"
+        )
+
+    def _ask(self, question: Launches) -> Choice | None:
+        return self.chooser.choose(question) if self.chooser is not None and len(question.labels) > 1 else None
