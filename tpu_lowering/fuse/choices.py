@@ -88,7 +88,7 @@ class Candidates:
             return load.load(program, source, "mosaic"), load.input_specs(program)
 
         numbered = [
-            Form(f"kernel, blocks {number}", lambda kernel=kernel: made(kernel))
+            Form(f"kernel {number}", lambda kernel=kernel: made(kernel))
             for number, kernel in enumerate(self.kernels, start=1)
         ]
         return [Form("XLA", plain), *numbered]

@@ -89,24 +89,20 @@ class ChooseLaunches:
         return [action for node in graphs.kernel_calls(graph) if (action := self._choose(node)) is not None]
 
     def _choose(self, node: fx.Node) -> Action | None:
-        launch = graphs.kernel_of(node)
-        slots = zip(launch.operands, graphs.operands_of(node), strict=True)
-        if not isinstance(launch, Launch) or any(
-            slot.result is not None and value is not None for slot, value in slots
-        ):
+        launch, given = graphs.kernel_of(node), graphs.operands_of(node)
+        if not isinstance(launch, Launch) or any(given[at] is not None for at in launch.tied()):
             return None
         questions = [Launches.of(launch, with_configs) for with_configs in (True, False)[not launch.variants :]]
-        answers = [(question, choice) for question in questions if (choice := self._ask(question)) is not None]
-        question, choice = next(iter(answers), (questions[-1], Choice(0, "the default")))
+        answers = ((question, choice) for question in questions if (choice := self._ask(question)) is not None)
+        question, choice = next(answers, (questions[-1], Choice(0, "the default")))
         if choice.kernel is None:
             return None
         chosen = question.make[choice.kernel]()
         if chosen is launch:
             return None
         graphs.set_kernel(node, chosen)
-        return Action.on(
-            "moved", node, f"{launch.name} is launched with {question.labels[choice.kernel]}: {choice.reason}"
-        )
+        reason = f"{launch.name}, {question.labels[choice.kernel]}: {choice.reason}"
+        return Action("moved", node.name, graphs.source_line(node), "", reason, 0)
 
     def _ask(self, question: Launches) -> Choice | None:
         return self.chooser.choose(question) if self.chooser is not None and len(question.labels) > 1 else None

@@ -67,15 +67,13 @@ def show(answers: Mapping[Answer, int], target: Target, console: Console) -> Non
     for answer, times in answers.items():
         name = answer.name if times == 1 else f"{answer.name}, {times} times"
         for at, (label, score) in enumerate(zip(answer.labels, answer.scores, strict=True)):
-            table.add_row(name if at == 0 else "", label, *_row(score, target), "taken" if at == answer.chosen else "")
+            table.add_row("" if at else name, label, *_cells(score, target, at == answer.chosen))
         table.add_section()
     console.print(table)
 
 
-def _row(score: Score | None, target: Target) -> tuple[str, str, str]:
-    if score is None:
-        return "not compiled", "", ""
-    if score.error:
-        return score.error.partition(",")[0], "", ""
+def _cells(score: Score | None, target: Target, taken: bool) -> tuple[str, str, str, str]:
+    if score is None or score.error:
+        return "-", "-", "-", "not compiled: time was up" if score is None else score.error
     cycles = "-" if score.cycles is None else f"{score.cycles:,}"
-    return f"{score.hbm_bytes / 2**20:,.1f}", cycles, f"{score.seconds(target) * 1e6:,.1f}"
+    return f"{score.hbm_bytes / 2**20:,.1f}", cycles, f"{score.seconds(target) * 1e6:,.1f}", "taken" if taken else ""
