@@ -124,7 +124,8 @@ def unknown_option(name: str, known: tuple[str, ...]) -> errors.TpuLoweringError
 
 def check_option(name: str, hint: Any, value: Any) -> None:
     if get_origin(hint) is Literal:
-        valid, expected = value in get_args(hint), f"one of {', '.join(map(repr, get_args(hint)))}"
+        valid = any(type(value) is type(known) and value == known for known in get_args(hint))  # 0 is not False
+        expected = f"one of {', '.join(map(repr, get_args(hint)))}"
     else:
         valid, expected = type(value) is hint, f"a {hint.__name__}"
     if not valid:

@@ -22,7 +22,7 @@ from torch import fx
 
 from tpu_lowering.fuse.choices import Choice, Chooser, Form, Made, made
 from tpu_lowering.ir import graphs
-from tpu_lowering.kernels.launch import Launch
+from tpu_lowering.kernels.launch import Launch, Variant
 from tpu_lowering.passes.base import Action
 
 
@@ -48,13 +48,12 @@ class Launches:
     @staticmethod
     def of(launch: Launch, replaces_configs: bool) -> Launches:
         """The forms of a launch, what is taken without further knowledge first."""
-        known = forms(launch)
-        labels, make = list(known), [lambda found=found: found for found in known.values()]
+        make: dict[str, Callable[[], Launch]] = {}
+        for label, found in forms(launch).items():
+            make[label] = functools.partial(_itself, found)
         for variant in launch.variants if replaces_configs else ():
-            built = functools.cache(variant.make)
-            labels.append(variant.label)
-            make.append(lambda built=built: next(iter(forms(built()).values())))
-        return Launches(launch.name, tuple(labels), tuple(make), launch.text, replaces_configs)
+            make[variant.label] = functools.cache(functools.partial(_first_form, variant))
+        return Launches(launch.name, tuple(make), tuple(make.values()), launch.text, replaces_configs)
 
     @property
     def known_by(self) -> Sequence[str]:
@@ -66,6 +65,15 @@ class Launches:
             return made(make())
 
         return [Form(label, functools.partial(build, make)) for label, make in zip(self.labels, self.make, strict=True)]
+
+
+def _itself(launch: Launch) -> Launch:
+    return launch
+
+
+def _first_form(variant: Variant) -> Launch:
+    """A launch under another config, in the form that is taken without further knowledge."""
+    return next(iter(forms(variant.make()).values()))
 
 
 def forms(launch: Launch) -> dict[str, Launch]:

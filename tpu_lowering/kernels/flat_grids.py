@@ -25,7 +25,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from tpu_lowering import compat
-from tpu_lowering.kernels.evaluation import evaluate, mentions
+from tpu_lowering.kernels.evaluation import STEP, evaluate, mentions
 from tpu_lowering.kernels.pipelines import EmitPipeline, divides, sequence
 
 DEAR = (
@@ -88,9 +88,15 @@ class _Pipeline:
     dtypes: tuple[Any, ...]
 
     @property
+    def blocks(self) -> list[tuple[int, ...]]:
+        """The shape of each block."""
+        shapes: list[tuple[Any, ...]] = [tuple(spec.block_shape or ()) for spec in self.specs]
+        return shapes
+
+    @property
     def rank(self) -> int:
         """Dimensions of all blocks together."""
-        return sum(len(spec.block_shape or ()) for spec in self.specs)
+        return sum(map(len, self.blocks))
 
 
 def _only_pipeline(call: Call, inputs: Sequence[Any], outputs: Sequence[Any]) -> _Pipeline | None:
@@ -106,7 +112,7 @@ def _only_pipeline(call: Call, inputs: Sequence[Any], outputs: Sequence[Any]) ->
         def run(*refs: Any, **more: Any) -> None:
             places = [at for ref in refs for at, other in enumerate(given) if ref is other]
             plain = not more and set(options) <= {"_explicit_indices"} and len(grid) == 1 and isinstance(grid[0], int)
-            each_once = len(places) == len(refs) == len(set(places)) == len(specs)
+            each_once = 0 < len(places) == len(refs) == len(set(places)) == len(specs)
             if not plain or not each_once or not all(map(_is_plain, specs, refs)):
                 seen.append(None)
                 return
@@ -156,11 +162,8 @@ def _marked(call: Call, found: _Pipeline, inputs: Sequence[Any], outputs: Sequen
     After the scratch come references to the pipeline's blocks, and one to numbers: before the pipeline's body the
     position of each block is stored there, and after it one number more, which says where it ends.
     """
-    blocks = [
-        pltpu.VMEM(tuple(spec.block_shape or ()), dtype) for spec, dtype in zip(found.specs, found.dtypes, strict=True)
-    ]
-
-    places = pltpu.SMEM((found.rank + 1,), jnp.int32)
+    blocks = [pltpu.VMEM(block, dtype) for block, dtype in zip(found.blocks, found.dtypes, strict=True)]
+    numbers = pltpu.SMEM((found.rank + 1,), jnp.int32)
 
     def body(*refs: Any) -> None:
         own, held, places = refs[: -1 - len(blocks)], refs[-1 - len(blocks) : -1], refs[-1]
@@ -187,7 +190,7 @@ def _marked(call: Call, found: _Pipeline, inputs: Sequence[Any], outputs: Sequen
 
     widened = [_outer(spec) for spec in call.in_specs], [_outer(spec) for spec in call.out_specs]
     grid = (*call.grid, found.extent)
-    return _body_of(body, grid, *widened, [*call.scratch, *blocks, places], inputs, outputs)
+    return _body_of(body, grid, *widened, [*call.scratch, *blocks, numbers], inputs, outputs)
 
 
 def _outer(spec: pl.BlockSpec) -> pl.BlockSpec:
@@ -261,14 +264,16 @@ class _Parts:
         inside, after = equations[starts[-1] + 1 : last], equations[last + 1 :]
         positions = [equations[at].invars[1] for at in starts]  # a store has the value second
         arrays = {jaxpr.invars[at] for at in found.refs}
-        if arrays & _taken([*before, *inside, *after]) or _made(inside) & _taken(after):
+        asks = mentions(_Part((), inside, ()), STEP)  # of which grid, Pallas leaves open
+        if asks or arrays & _taken([*before, *inside, *after]) or _made(inside) & _taken(after):
             return None
         needed = _behind(before, _variables(positions) | _taken([*inside, *after]))
         placed = _behind(before, _variables(positions))
         loads = set(jaxpr.invars[:inputs])
         if not all(_is_cheap(e, loads) for e in needed) or not all(_is_cheap(e, set()) for e in placed):
             return None
-        rest = [equation for equation in before if equation not in needed]
+        shared = set(map(id, needed))
+        rest = [equation for equation in before if id(equation) not in shared]
         known = [*jaxpr.invars, *_made(needed)]
         return _Parts(
             jaxpr.invars,
@@ -336,7 +341,7 @@ class _Flat:
 
     def _index(self, number: int, *ids: Any) -> tuple[Any, ...]:
         """Where a block of the pipeline is in a step."""
-        ranks = [len(spec.block_shape or ()) for spec in self.found.specs]
+        ranks = [len(block) for block in self.found.blocks]
         start = sum(ranks[:number])
         return tuple(self.parts.indices.run({}, ids, self.grid)[start : start + ranks[number]])
 
@@ -345,9 +350,13 @@ class _Flat:
         blocks = [refs[at] for at in self.found.refs]
         known = dict(zip(self.parts.refs, [*refs, *blocks, None], strict=True))
         known = dict(zip(self.parts.shared.outvars, self.parts.shared.run(known, ids, self.grid), strict=True))
-        pl.when(ids[-1] == 0)(lambda: self._run(self.parts.before, known, ids))
-        self._run(self.parts.inside, known, ids)
-        pl.when(ids[-1] == self.found.extent - 1)(lambda: self._run(self.parts.after, known, ids))
 
-    def _run(self, part: _Part, known: Mapping[Any, Any], ids: Sequence[Any]) -> None:
-        part.run(known, ids, self.grid)
+        @pl.when(ids[-1] == 0)
+        def _() -> None:
+            self.parts.before.run(known, ids, self.grid)
+
+        self.parts.inside.run(known, ids, self.grid)
+
+        @pl.when(ids[-1] == self.found.extent - 1)
+        def _() -> None:
+            self.parts.after.run(known, ids, self.grid)

@@ -289,8 +289,9 @@ class _PallasCall:
 
     def form(self) -> Call:
         """The call as Helion's facts describe it."""
+        function: Any = self.launch.device_function
         return Call(
-            lambda emit: functools.partial(self._body, with_pipelines(self.launch.device_function, emit)),
+            lambda emit: functools.partial(self._body, with_pipelines(function, emit)),
             self.launch.grid or (1,),
             tuple(self._spec(at) for at in self.inputs),
             tuple(self._spec(at) for at in self.results),

@@ -60,7 +60,7 @@ class CompilerChooser:
     def choose(self, question: Question) -> Choice | None:
         key = self._key(question)
         forms = question.forms
-        scores = self.known.get(key) or self._read(key) or [None] * len(forms)
+        scores: Scores = self.known.get(key) or self._read(key) or [None for _ in forms]
         if self.compiles and (self.configs or not question.replaces_configs) and None in scores:
             self._score(question.name, forms, scores)
             if self.store is not None and any(scores):
