@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Sequence
 
 import helion
@@ -86,6 +87,32 @@ def test_a_config_of_the_kernels_own_stays(monkeypatch: pytest.MonkeyPatch) -> N
     said = compiler(monkeypatch, "loop in the grid")
     assert launch(BMM.model, BMM.example(True), tune="configs").variants == ()
     assert said.asked == [("loop in the grid", "loop in each step")]
+
+
+def test_launches_that_differ_in_where_blocks_are_have_different_texts() -> None:
+    """JAX's text of a call does not say where its blocks are."""
+    x = torch.empty(512, 512)
+
+    def halves_swapped_into(x: torch.Tensor, out: torch.Tensor) -> None:
+        for rows, columns in hl.tile(x.size()):
+            out[columns, rows] = x[rows, columns]
+
+    def same_into(x: torch.Tensor, out: torch.Tensor) -> None:
+        for rows, columns in hl.tile(x.size()):
+            out[rows, columns] = x[rows, columns]
+
+    config = helion.Config(block_sizes=[256, 256])
+    texts: set[str] = set()
+    for fn in (halves_swapped_into, same_into):
+        kernel = helion.kernel(fn, config=config, static_shapes=True, backend="pallas")
+
+        def model(x: torch.Tensor, kernel: helion.Kernel = kernel) -> torch.Tensor:
+            out = torch.empty_like(x)
+            kernel(x, out)
+            return out
+
+        texts.add(re.sub(fn.__name__, "fn", launch(model, (x,)).text))
+    assert len(texts) == 2
 
 
 @pytest.mark.parametrize("limits", [[(1, 4096)], [(8, 1024), (128, 4096)], [(1, 16), (8, 512), (1, 64)]], ids=str)

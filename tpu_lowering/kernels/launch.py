@@ -182,7 +182,9 @@ class Launch(Kernel):
     @functools.cached_property
     def text(self) -> str:
         """What the launch does, as text that is equal for equal launches, in other processes too."""
-        return re.sub(r"0x[0-9a-f]+", "", str(self._traced.jaxpr))
+        blocks = [block for call in self.calls() for block in call.params["grid_mapping"].block_mappings]
+        maps = [str(block.index_map_jaxpr) for block in blocks]  # JAX's text of a call leaves them out
+        return re.sub(r"0x[0-9a-f]+", "", "\n".join([str(self._traced.jaxpr), *maps]))
 
     @functools.cached_property
     def _traced(self) -> Any:
