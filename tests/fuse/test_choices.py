@@ -50,6 +50,13 @@ def test_fewer_bytes_win_then_less_time_then_fewer_cycles() -> None:
     assert best(plain, near, CHIP).kernel == 1  # 150 s, 100 s and a little, 101 s
 
 
+def test_copies_that_the_compiler_does_not_list_are_not_held_against_those_that_it_does() -> None:
+    in_each_step = Score(96 * MIB, 400, operand_bytes=96 * MIB, listed=False)
+    in_the_grid = Score(160 * MIB, 140, operand_bytes=96 * MIB)
+    assert best(None, [in_each_step, in_the_grid], CHIP).kernel == 1
+    assert best(None, [dataclasses.replace(in_each_step, listed=True), in_the_grid], CHIP).kernel == 0
+
+
 def test_a_kernel_of_the_users_has_no_form_of_xlas() -> None:
     scores = [Score(100 * MIB, 200), Score(100 * MIB, 150), Score(error="TL601, expected less, got more")]
     assert best(None, scores, CHIP) == Choice(

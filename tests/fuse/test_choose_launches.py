@@ -17,6 +17,7 @@ from tpu_lowering import aot
 from tpu_lowering.fuse.choices import Form, Score
 from tpu_lowering.kernels import configs
 from tpu_lowering.kernels.launch import Launch
+from tpu_lowering.report.explain import Collector
 from tpu_lowering.runtime.aot.choosing import CompilerChooser, Scores
 from tpu_lowering.runtime.aot.targets import Target
 
@@ -66,6 +67,14 @@ def test_a_loop_is_in_the_grid_unless_the_compiler_says_otherwise(monkeypatch: p
     said = compiler(monkeypatch, "loop in each step")
     assert not launch(BMM.model, inputs, tune=True).flat
     assert said.asked == [("loop in the grid", "loop in each step")]
+
+
+def test_the_report_says_how_a_kernel_is_launched() -> None:
+    collector = Collector()
+    aot.capture(BMM.model, BMM.example(True), {}, Target.of("tpu7x"), {}, (collector,))
+    (found,) = collector.report().launched
+    assert found.reason == "bmm_into, loop in the grid: the default"
+    assert found.where.endswith("in model: bmm_into(a, b, out)")
 
 
 def test_a_config_is_replaced_with_leave_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:

@@ -146,14 +146,19 @@ class Score:
     """What a compiler says of one form.
 
     Attributes:
-        hbm_bytes: HBM traffic.
+        hbm_bytes: HBM traffic; of a kernel whose copies the compiler does not list, by its operands and results.
         cycles: its simulated static schedule; None where there is none.
         error: why it cannot be compiled, or "".
+        operand_bytes: operands and results of all operations, each once; None for ``hbm_bytes``. What a kernel fetches
+            again is not in it, so two forms compare by it where only one has its copies listed.
+        listed: whether ``hbm_bytes`` has every copy.
     """
 
     hbm_bytes: int = 0
     cycles: int | None = None
     error: str = ""
+    operand_bytes: int | None = None
+    listed: bool = True
 
     def seconds(self, chip: Speed) -> float:
         """The least that a run can take: the larger of bytes over bandwidth and cycles over clock. Without cycles,
@@ -191,7 +196,8 @@ NEAR = 1.01
 
 def best(plain: Score | None, kernels: Sequence[Score | None], chip: Speed) -> Choice:
     """The kernel that moves the fewest bytes, of equal ones the one that can be the fastest, of equal ones that of the
-    shortest schedule; XLA's own form if no kernel moves fewer bytes than it.
+    shortest schedule; XLA's own form if no kernel moves fewer bytes than it. Where the copies of some kernel are not
+    listed, kernels compare by their operands and results.
 
     Args:
         plain: XLA's own form; None if there is none.
@@ -202,8 +208,13 @@ def best(plain: Score | None, kernels: Sequence[Score | None], chip: Speed) -> C
     if not possible:
         errors = [score.error for score in kernels if score is not None]
         return Choice(None, f"no kernel compiles: {errors[0]}" if errors else "no kernel was compiled in time")
-    least = min(score.hbm_bytes for _, score in possible)
-    near = [(at, score) for at, score in possible if score.hbm_bytes <= NEAR * least]
+    all_listed = all(score.listed for _, score in possible)
+
+    def moved(score: Score) -> int:
+        return score.hbm_bytes if all_listed or score.operand_bytes is None else score.operand_bytes
+
+    least = min(moved(score) for _, score in possible)
+    near = [(at, score) for at, score in possible if moved(score) <= NEAR * least]
     at, chosen = min(near, key=lambda item: (item[1].cycles is None, item[1].seconds(chip), item[1].cycles or 0))
     if plain is None:
         return Choice(at, f"{_figures(chosen)} against {_figures(kernels[0])} as it is, as the compiler says")

@@ -110,7 +110,7 @@ class ChooseLaunches:
             return None
         graphs.set_kernel(node, chosen)
         reason = f"{launch.name}, {question.labels[choice.kernel]}: {choice.reason}"
-        return Action("moved", node.name, graphs.source_line(node), "", reason, 0)
+        return Action("launched", node.name, graphs.source_line(node), "", reason, 0)
 
     def _ask(self, question: Launches) -> Choice | None:
         return self.chooser.choose(question) if self.chooser is not None and len(question.labels) > 1 else None

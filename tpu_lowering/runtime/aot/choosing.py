@@ -20,14 +20,14 @@ from tpu_lowering.fuse import choices
 from tpu_lowering.fuse.choices import Answer, Choice, Form, Question, Score
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.kernels.jax_function import first_line
-from tpu_lowering.runtime.aot import compiler
+from tpu_lowering.runtime.aot import compiler, hlo
 from tpu_lowering.runtime.aot.program import TpuProgram
 from tpu_lowering.runtime.aot.targets import Target
 from tpu_lowering.runtime.store import Store, digest, package_digest
 
 NO_SOURCE = Source(text="", kernels={})
 
-FORM_SECONDS = 60.0
+FORM_SECONDS = 180.0
 """What a child may compile one form for, or simulate its schedule: a grid of too many steps takes hours."""
 
 Scores = list[Score | None]
@@ -128,4 +128,8 @@ class CompilerChooser:
         except errors.TpuLoweringError as error:
             return Score(error=f"{error.code}, {error.refusal.reason}"[:200])
         program = TpuProgram.of("form", self.target, compiled, artifact)
-        return Score(program.hbm_bytes, program.schedule_cycles)
+        operations = hlo.entry_operations(compiled.hlo)
+        by_operands = sum(traffic.total for traffic in hlo.traffic_by_operands(operations, compiled.hlo).values())
+        listed = {found.name for found in program.entry_operations if found.bytes_source == "dma schedule"}
+        whole = all(operation.name in listed for operation in operations if operation.is_kernel)
+        return Score(program.hbm_bytes, program.schedule_cycles, "", by_operands, whole)
