@@ -22,6 +22,7 @@ from tpu_lowering.runtime.aot.choosing import CompilerChooser, Scores
 from tpu_lowering.runtime.aot.targets import Target
 
 (BMM,) = (case for case in KERNELS if case.name == "bmm")
+(ATTENTION,) = (case for case in KERNELS if case.name == "attention")
 
 
 @helion.kernel(static_shapes=True, backend="pallas", autotune_effort="none")
@@ -67,6 +68,14 @@ def test_a_loop_is_in_the_grid_unless_the_compiler_says_otherwise(monkeypatch: p
     said = compiler(monkeypatch, "loop in each step")
     assert not launch(BMM.model, inputs, tune=True).flat
     assert said.asked == [("loop in the grid", "loop in each step")]
+
+
+def test_a_loop_that_carries_several_values_stays_in_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = ATTENTION.example(True)
+    assert not launch(ATTENTION.model, inputs).flat
+    said = compiler(monkeypatch, "loop in the grid")
+    assert launch(ATTENTION.model, inputs, tune=True).flat
+    assert said.asked == [("loop in each step", "loop in the grid")]
 
 
 def test_the_report_says_how_a_kernel_is_launched() -> None:

@@ -179,6 +179,11 @@ class Launch(Kernel):
             found = _PallasCall(self, values).flat_form()
         return None if found is None else dataclasses.replace(self, flat=True, variants=())
 
+    @property
+    def carried(self) -> int:
+        """How many values the launch keeps in scratch memory."""
+        return len(self.facts.get("_scratch_shapes") or ())
+
     @functools.cached_property
     def text(self) -> str:
         """What the launch does, as text that is equal for equal launches, in other processes too."""

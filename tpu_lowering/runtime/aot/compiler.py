@@ -45,7 +45,7 @@ class Compiled:
         hlo: optimised, scheduled HLO text.
         facts: argument, output, temp, alias, peak bytes and more; see ``worker.compile_request``.
         executable: the serialised executable; b"" where libtpu cannot serialise it.
-        schedule: the static schedule; empty where the second run, which dumps it, failed.
+        schedule: the static schedule; where the second run, which dumps it, failed, the cycles that it still wrote.
         schedule_failure: why the second run failed, or "".
     """
 
@@ -122,7 +122,7 @@ def compile_artifact(
             hlo=text,
             facts=json.loads((facts / "facts.json").read_text()),
             executable=executable.read_bytes() if executable.exists() else b"",
-            schedule=schedule.read_schedule(bundles) if not second else schedule.Schedule({}, {}),
+            schedule=schedule.read_schedule(bundles, whole=not second),
             schedule_failure=second.get("message", "")[:500] if second else "",
         )
 

@@ -38,14 +38,21 @@ class Schedule:
     dma: dict[str, Dma]
 
 
-def read_schedule(folder: pathlib.Path) -> Schedule:
-    """Reads a dump folder; an empty one gives an empty schedule."""
+def read_schedule(folder: pathlib.Path, whole: bool = True) -> Schedule:
+    """Reads a dump folder; an empty one gives an empty schedule.
+
+    Args:
+        folder: what libtpu dumped.
+        whole: whether libtpu finished. Where it did not, what it wrote of copies may be cut short.
+    """
     cycles: dict[str, int] = {}
     for path in sorted(folder.glob("*_static_llo_profile.textproto")):
         found = _CYCLES.search(path.read_text())
         if found:
             name = path.name.removesuffix("_static_llo_profile.textproto").rpartition("_")[0]
             cycles[name] = int(found[1])
+    if not whole:
+        return Schedule(cycles, {})
     dma = {path.name.removesuffix("_bundles.txt"): dma_of(path) for path in sorted(folder.glob("*_bundles.txt"))}
     return Schedule(cycles, {name: found for name, found in dma.items() if found is not None})
 
