@@ -36,6 +36,13 @@ class Chip:
 CHIP = Chip()
 
 
+@pytest.mark.parametrize(
+    ("chip", "gigahertz"), [("v4", 1.05), ("v5e", 1.5), ("v5p", 1.75), ("v6e", 1.75), ("tpu7x", 2.2)]
+)
+def test_the_clock_that_turns_cycles_into_time(chip: str, gigahertz: float) -> None:
+    assert Target.of(chip).cycles_per_second == pytest.approx(gigahertz * 1e9, rel=0.01)
+
+
 def test_fewer_bytes_win_then_less_time_then_fewer_cycles() -> None:
     plain = Score(300 * MIB, 100)
     kernels = [Score(200 * MIB, 90), Score(100 * MIB, 80), Score(100 * MIB, 70), Score(error="TL601")]
