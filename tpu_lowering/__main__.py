@@ -1,4 +1,4 @@
-"""``python -m tpu_lowering demo | doctor | explain FILE:FUNCTION``."""
+"""``python -m tpu_lowering demo | doctor | explain FILE:FUNCTION | tune FILE:FUNCTION``."""
 
 from __future__ import annotations
 
@@ -23,12 +23,20 @@ def main(argv: list[str] | None = None) -> int:
         "target", metavar="FILE:FUNCTION", help="FILE's function example_inputs() gives FUNCTION's arguments"
     )
     explain.add_argument("--json", action="store_true", help="print the report as JSON")
+    tune = subcommands.add_parser("tune", help="choose forms of a function's regions and kernels with the TPU compiler")
+    tune.add_argument("function", metavar="FILE:FUNCTION", help="as for explain")
+    tune.add_argument("--target", default="tpu7x", help="a TPU: v4, v5e, v5p, v6e, tpu7x (default)")
+    tune.add_argument("--seconds", type=int, default=600, help="no form is compiled after that (default 600)")
+    tune.add_argument("--cache", default="", help="folder that keeps the choices, as option cache names it")
+    tune.add_argument("--configs", action="store_true", help="give Helion kernels without a config one")
     given = parser.parse_args(argv)
     try:
         if given.command == "demo":
             return commands.demo(given.length)
         if given.command == "doctor":
             return commands.doctor()
+        if given.command == "tune":
+            return commands.tune(given.function, given.target, given.seconds, given.cache, given.configs)
         return commands.explain(given.target, as_json=given.json)
     except errors.TpuLoweringError as error:
         print(error, file=sys.stderr)

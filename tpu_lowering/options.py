@@ -16,6 +16,7 @@ Fallback = Literal["error", "eager"]
 CpuKernels = Literal["vectorized", "interpret", "tpu_interpret"]
 Random = Literal["jax", "torch"]
 Fuse = Literal["tpu", "always", "never"]
+Tune = Literal[False, True, "configs"]
 Buckets = str | int | tuple[int, ...]
 
 
@@ -41,9 +42,11 @@ class Options:
         fuse: where row reductions (softmax, normalisations, losses and their gradients) become generated Pallas
             kernels, and attention JAX's library kernels, if one moves fewer bytes than XLA would: in programs for a
             "tpu"; "always", on the CPU too, which has no use for it but to test the kernels; or "never".
-        tune: for a TPU, compile each region that could become a kernel in several forms with libtpu's compiler, and
-            take the one that moves the fewest bytes. With ``cache``, what it said is kept, and used without ``tune``
-            too.
+        tune: for a TPU, compile each region that could become a kernel, and each launch of a Helion kernel that can be
+            written in two ways, in several forms with libtpu's compiler, and take the one that moves the fewest bytes,
+            of equal ones the one that can be the fastest. "configs" also replaces the config of Helion kernels that
+            have none of their own. With ``cache``, what the compiler said is kept, and used without ``tune`` too.
+        tune_seconds: for how long a program may be tuned; no form is compiled after that.
         dump: folder that receives every stage of every graph, or "" for none.
             Read from ``TPU_LOWERING_DUMP`` where it is not given.
         cache: folder that keeps compiled programs for later processes, or "" for none. Entries of other versions,
@@ -63,7 +66,8 @@ class Options:
     cpu_kernels: CpuKernels = "vectorized"
     random: Random = "jax"
     fuse: Fuse = "tpu"
-    tune: bool = False
+    tune: Tune = False
+    tune_seconds: int = 600
     dump: str = ""
     cache: str = ""
     buckets: Buckets = ""
@@ -120,7 +124,8 @@ def unknown_option(name: str, known: tuple[str, ...]) -> errors.TpuLoweringError
 
 def check_option(name: str, hint: Any, value: Any) -> None:
     if get_origin(hint) is Literal:
-        valid, expected = value in get_args(hint), f"one of {', '.join(map(repr, get_args(hint)))}"
+        valid = any(type(value) is type(known) and value == known for known in get_args(hint))  # 0 is not False
+        expected = f"one of {', '.join(map(repr, get_args(hint)))}"
     else:
         valid, expected = type(value) is hint, f"a {hint.__name__}"
     if not valid:

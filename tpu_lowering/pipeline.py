@@ -14,16 +14,19 @@ runtime        compiled once, called with the user's tensors
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import fx
 
 from tpu_lowering import errors
 from tpu_lowering.analyse.padding import Padding
 from tpu_lowering.codegen.source import Source
+from tpu_lowering.fuse.choices import Answer
+from tpu_lowering.fuse.choose_launches import ChooseLaunches
 from tpu_lowering.fuse.fuse_around_kernels import FuseAroundKernels
 from tpu_lowering.fuse.fuse_attention import FuseAttention
 from tpu_lowering.fuse.fuse_rows import FuseRows
@@ -104,19 +107,21 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-def passes(options: Options, device_kind: str) -> tuple[Pass, ...]:
-    """The passes that a program for a device goes through; "" is the CPU."""
-    fuses = options.fuse == "always" or (options.fuse == "tpu" and device_kind != "")
-    return (PASSES + (fusion(options, device_kind) if fuses else ())) if options.passes else ()
-
-
-def fusion(options: Options, device_kind: str) -> tuple[Pass, ...]:
-    """The passes that make kernels, for a device."""
+def passes(options: Options, device_kind: str, tell: Callable[[Answer], None] | None = None) -> tuple[Pass, ...]:
+    """The passes that a program for a device goes through; "" is the CPU. ``tell`` is told what was chosen by what
+    the TPU compiler says."""
+    if not options.passes:
+        return ()
     chooser = None
     if device_kind and (options.tune or options.cache):
         store = Store(pathlib.Path(options.cache)) if options.cache else None
-        chooser = CompilerChooser(Target.of_kind(device_kind), store, options.tune)
-    return (FuseAttention(), FuseAroundKernels(), FuseRows(chooser))
+        compiles, configs = options.tune is not False, options.tune == "configs"
+        seconds = float(options.tune_seconds)
+        chooser = CompilerChooser(Target.of_kind(device_kind), store, compiles, configs, seconds, tell)
+    launches: tuple[Pass, ...] = (ChooseLaunches(chooser),) if device_kind else ()
+    fuses = options.fuse == "always" or (options.fuse == "tpu" and device_kind != "")
+    fusion: tuple[Pass, ...] = (FuseAttention(), FuseAroundKernels(), FuseRows(chooser)) if fuses else ()
+    return PASSES + launches + fusion
 
 
 class Observer(Protocol):
@@ -130,6 +135,14 @@ class Observer(Protocol):
 
     def compiled(self, program: Program, source: Source) -> None:
         """After code generation."""
+
+
+@runtime_checkable
+class HearsAnswers(Protocol):
+    """An observer that is told, too, what the TPU compiler says of forms, and which of them was taken."""
+
+    def answered(self, program: str, answer: Answer) -> None:
+        """After each question."""
 
 
 class Observers:
@@ -149,6 +162,11 @@ class Observers:
     def compiled(self, program: Program, source: Source) -> None:
         for observer in self.observers:
             observer.compiled(program, source)
+
+    def answered(self, program: str, answer: Answer) -> None:
+        for observer in self.observers:
+            if isinstance(observer, HearsAnswers):
+                observer.answered(program, answer)
 
 
 def run(
@@ -192,7 +210,9 @@ def run(
             step.run(part, options)
             invariants.check(part.graph, step.then, step.name)
         observer.stage(name, step.name, module, time.perf_counter() - began)
-    for pass_ in passes(options, device_kind):
+    hears = observer if isinstance(observer, HearsAnswers) else None
+    tell = None if hears is None else functools.partial(hears.answered, name)
+    for pass_ in passes(options, device_kind, tell):
         run_pass(name, pass_, module, options, observer)
     return dataclasses.replace(_lower(name, module, edge, observer), numbers=numbers)
 

@@ -57,6 +57,44 @@ def test_an_update_in_place_counts_its_slice() -> None:
     assert traffic["updated"] == hlo.Traffic(ROW + 4, ROW)  # the row, and the index
 
 
+BROKEN = """\
+HloModule jit_f, is_scheduled=true
+
+%fused_kernel (p.0: f32[64,128]) -> f32[64,128] {
+  %p.0 = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %two = f32[64,128]{1,0:T(8,128)} add(%p.0, %p.0)
+  ROOT %inner = f32[64,128]{1,0:T(8,128)} custom-call(%two), custom_call_target="tpu_custom_call", backend_config={
+  "custom_call_config": {"body": "}
+}"}
+}
+}
+
+ENTRY %main (x: f32[64,128]) -> f32[64,128] {
+  %x = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %first = f32[64,128]{1,0:T(8,128)} custom-call(%x), custom_call_target="tpu_custom_call", metadata={op_name="jit(f)
+  %not_an_operation = f32[1]{0} add(%x, %x)
+}"}, backend_config={
+  "used_scoped_memory_configs":[{"memory_space":"1","offset":"0","size":"4096"}]
+}
+  %second = f32[64,128]{1,0:T(8,128)} fusion(%first), kind=kCustom, calls=%fused_kernel
+  ROOT %third = f32[64,128]{1,0:T(8,128)} copy(%second)
+}
+"""
+
+
+def test_an_operation_goes_on_over_line_breaks() -> None:
+    operations = hlo.entry_operations(BROKEN)
+    assert [operation.name for operation in operations] == ["x", "first", "second", "third"]
+    assert operations[1].vmem_bytes == 4096
+
+
+def test_a_kernel_that_is_fused_with_its_producer_is_a_kernel() -> None:
+    operations = hlo.entry_operations(BROKEN)
+    assert [operation.is_kernel for operation in operations] == [False, True, True, False]
+    traffic = hlo.traffic_by_operands(operations, BROKEN)
+    assert traffic["second"] == hlo.Traffic(WHOLE, WHOLE)
+
+
 OFFLOADED = """\
 HloModule jit_f, is_scheduled=true
 
@@ -111,6 +149,7 @@ def test_dma_bytes_are_summed_by_direction(tmp_path: pathlib.Path) -> None:
     found = schedule.read_schedule(tmp_path)
     assert found.cycles == {"exp_into.1": 250}
     assert found.dma == {"exp_into.1": schedule.Dma(256 * 32, 64 * 32)}
+    assert schedule.read_schedule(tmp_path, whole=False) == schedule.Schedule({"exp_into.1": 250}, {})
 
 
 def test_a_copy_of_unknown_size_makes_no_figure(tmp_path: pathlib.Path) -> None:

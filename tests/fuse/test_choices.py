@@ -25,13 +25,51 @@ from tpu_lowering.runtime.store import Store
 MIB = 1 << 20
 
 
-def test_fewer_bytes_win_then_fewer_cycles() -> None:
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """1 MiB takes as long as a cycle."""
+
+    hbm_bytes_per_second: float = float(MIB)
+    cycles_per_second: float = 1.0
+
+
+CHIP = Chip()
+
+
+@pytest.mark.parametrize(
+    ("chip", "gigahertz"), [("v4", 1.05), ("v5e", 1.5), ("v5p", 1.75), ("v6e", 1.75), ("tpu7x", 2.2)]
+)
+def test_the_clock_that_turns_cycles_into_time(chip: str, gigahertz: float) -> None:
+    assert Target.of(chip).cycles_per_second == pytest.approx(gigahertz * 1e9, rel=0.01)
+
+
+def test_fewer_bytes_win_then_less_time_then_fewer_cycles() -> None:
     plain = Score(300 * MIB, 100)
     kernels = [Score(200 * MIB, 90), Score(100 * MIB, 80), Score(100 * MIB, 70), Score(error="TL601")]
-    assert best(plain, kernels) == Choice(2, "100.0 MiB against 300.0 by XLA, as the compiler says")
-    assert best(Score(100 * MIB), kernels) == Choice(None, "the best kernel would move 100.0 MiB against 100.0 by XLA")
-    assert best(plain, [Score(error="too large")]) == Choice(None, "no kernel compiles: too large")
-    assert best(plain, [Score(100 * MIB, None), Score(100 * MIB, 70)]).kernel == 1
+    assert best(plain, kernels, CHIP) == Choice(2, "100.0 MiB against 300.0 by XLA, as the compiler says")
+    assert best(Score(100 * MIB), kernels, CHIP) == Choice(
+        None, "the best kernel would move 100.0 MiB against 100.0 by XLA"
+    )
+    assert best(plain, [Score(error="too large")], CHIP) == Choice(None, "no kernel compiles: too large")
+    assert best(plain, [None], CHIP) == Choice(None, "no kernel was compiled in time")
+    assert best(plain, [Score(100 * MIB, None), Score(100 * MIB, 70)], CHIP).kernel == 1
+    near = [Score(100 * MIB, 150), Score(100 * MIB + 1, 99), Score(101 * MIB, 90), None]
+    assert best(plain, near, CHIP).kernel == 1  # 150 s, 100 s and a little, 101 s
+
+
+def test_copies_that_the_compiler_does_not_list_are_not_held_against_those_that_it_does() -> None:
+    in_each_step = Score(96 * MIB, 400, operand_bytes=96 * MIB, listed=False)
+    in_the_grid = Score(160 * MIB, 140, operand_bytes=96 * MIB)
+    assert best(None, [in_each_step, in_the_grid], CHIP).kernel == 1
+    assert best(None, [dataclasses.replace(in_each_step, listed=True), in_the_grid], CHIP).kernel == 0
+
+
+def test_a_kernel_of_the_users_has_no_form_of_xlas() -> None:
+    scores = [Score(100 * MIB, 200), Score(100 * MIB, 150), Score(error="TL601, expected less, got more")]
+    assert best(None, scores, CHIP) == Choice(
+        1, "100.0 MiB and 150 cycles against 100.0 MiB and 200 cycles as it is, as the compiler says"
+    )
+    assert best(None, scores[::-1], CHIP).reason.endswith("against none that compiles as it is, as the compiler says")
 
 
 @dataclasses.dataclass

@@ -60,7 +60,7 @@ def test_unknown_option() -> None:
         refused(lambda x: x + 1, torch.ones(2), verfy=True),
         """\
 [TL101] unknown option: 'verfy'
-  why  expected one of verify, poison, passes, fallback, cpu_kernels, random, fuse, tune, dump, cache, buckets, device, got 'verfy'
+  why  expected one of verify, poison, passes, fallback, cpu_kernels, random, fuse, tune, tune_seconds, dump, cache, buckets, device, got 'verfy'
   fix  did you mean 'verify'? Write options={'verify': ...}""",
     )
 
@@ -79,6 +79,13 @@ def test_wrong_option_value() -> None:
 [TL102] option has the wrong type or value: 'fallback'
   why  expected one of 'error', 'eager', got 'cuda'
   fix  pass one of 'error', 'eager' as options['fallback']""",
+    )
+    inline(
+        refused(lambda x: x + 1, torch.ones(2), tune=1),
+        """\
+[TL102] option has the wrong type or value: 'tune'
+  why  expected one of False, True, 'configs', got 1
+  fix  pass one of False, True, 'configs' as options['tune']""",
     )
 
 

@@ -49,6 +49,12 @@ def set_operands(node: fx.Node, operands: Sequence[fx.Node | None]) -> None:
     node.args = call_args
 
 
+def set_kernel(node: fx.Node, kernel: Kernel) -> None:
+    """Gives a kernel call another kernel with the same operands and results."""
+    call_args: Any = (kernel, node.args[1])
+    node.args = call_args
+
+
 def device_kind(graph: fx.Graph) -> str:
     """JAX's name of the TPU that a graph is for, or "" for the CPU; ``normalise.specialise`` sets it."""
     return graph.owning_module.meta.get("device_kind", "") if graph.owning_module is not None else ""

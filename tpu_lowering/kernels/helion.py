@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 import threading
 import types
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from torch import fx
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import arguments
 from tpu_lowering.ir.types import TensorType
+from tpu_lowering.kernels import configs
 from tpu_lowering.kernels.jax_function import first_line
-from tpu_lowering.kernels.launch import Launch
+from tpu_lowering.kernels.launch import Launch, Variant
 
 _library = torch.library.Library("tpu_lowering", "FRAGMENT")
 _library.define("launch(Tensor(a!)[] outs, Tensor[] ins, int index) -> ()")
@@ -72,7 +74,7 @@ def host_graph(
     with _lock:
         if key not in _hosts:
             try:
-                _hosts[key] = (kernel, _trace(kernel, template, tensors, mutated, where, device_kind))
+                _hosts[key] = (kernel, _trace(_Call(kernel, template, tensors, mutated, where, device_kind)))
             except errors.TpuLoweringError:
                 raise
             except Exception as error:
@@ -116,24 +118,74 @@ def with_our_settings(kernel: Any, interpret: bool, where: str) -> Any:
         return _derived[id(kernel), interpret][1]
 
 
-def _compiled(kernel: Any, values: Sequence[Any], where: str, device_kind: str) -> Callable[..., Any]:
-    """The generated host function for given arguments, under the config that Helion would launch with."""
-    bound = with_our_settings(kernel, not device_kind, where)._bind_isolated(tuple(values))
-    config = bound._user_provided_config() if kernel.settings.autotune_effort != "none" else None
-    if config is None:
-        config = kernel.configs[0] if kernel.configs else bound.config_spec.default_config()
-    return bound.compile_config(config, allow_print=False)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Call:
+    """A call of a Helion kernel; see ``host_graph``."""
+
+    kernel: Any
+    template: Any
+    tensors: Sequence[torch.Tensor]
+    mutated: Sequence[str]
+    where: str
+    device_kind: str
+
+    def bound(self) -> Any:
+        """The kernel bound to the arguments, apart from those that Helion keeps."""
+        sample = arguments.fill(self.template, self.tensors)
+        values = tuple(sample[name] for name in self.kernel.signature.parameters if name in sample)
+        return with_our_settings(self.kernel, not self.device_kind, self.where)._bind_isolated(values)
+
+    def config(self, bound: Any) -> tuple[Any, bool]:
+        """The config that Helion would launch with, and whether it is the kernel's own rather than Helion's default."""
+        own = bound._user_provided_config() if self.kernel.settings.autotune_effort != "none" else None
+        if own is None and self.kernel.configs:
+            own = self.kernel.configs[0]
+        return (bound.config_spec.default_config(), False) if own is None else (own, True)
 
 
-def _trace(
-    kernel: Any, template: Any, tensors: Sequence[torch.Tensor], mutated: Sequence[str], where: str, device_kind: str
-) -> HostGraph:
+def _trace(call: _Call) -> HostGraph:
+    """The host graph under the config that Helion would launch with; the launches know those of others."""
+    bound = call.bound()
+    config, own = call.config(bound)
+    host = _under(call, bound, config)
+    for launch in host.launches:
+        launch.access  # noqa: B018  (refuses device code that cannot be traced before the kernel is used)
+    if own or not call.device_kind:
+        return host
+    others = configs.others(bound.config_spec, config)
+
+    def variants(index: int) -> tuple[Variant, ...]:
+        return tuple(Variant(label, functools.partial(_variant, call, host, other, index)) for label, other in others)
+
+    launches = tuple(dataclasses.replace(launch, variants=variants(at)) for at, launch in enumerate(host.launches))
+    return HostGraph(host.module, launches)
+
+
+def _variant(call: _Call, host: HostGraph, config: Any, index: int) -> Launch:
+    """A launch under another config.
+
+    Raises:
+        ValueError: under it the kernel has other host code.
+    """
+    other = _under(call, call.bound(), config)
+    launch, old = other.launches[index], host.launches[index]
+    same = other.module.code == host.module.code and len(other.launches) == len(host.launches)
+    if not same or (launch.operands, launch.results) != (old.operands, old.results):
+        raise ValueError("expected host code that no config changes, got other host code")
+    return launch
+
+
+def _under(call: _Call, bound: Any, config: Any) -> HostGraph:
+    """The host graph under a config."""
+    kernel, template, where = call.kernel, call.template, call.where
     names = list(kernel.signature.parameters)
-    written = [arguments.slots(template[name]) for name in mutated]
+    written = [arguments.slots(template[name]) for name in call.mutated]
     launches: list[Launch] = []
 
     def launcher(device_function: Any, grid: Sequence[Any], *given: Any, **facts: Any) -> Any:
-        launch, outs, ins, fresh = describe_launch(kernel.name, device_function, grid, given, facts, where, device_kind)
+        launch, outs, ins, fresh = describe_launch(
+            kernel.name, device_function, grid, given, facts, where, call.device_kind
+        )
         launches.append(launch)
         LAUNCH(outs, ins, len(launches) - 1)
         return fresh[0] if len(fresh) == 1 else tuple(fresh)
@@ -148,12 +200,9 @@ def _trace(
         own = [leaf for leaf in compat.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         return [*(owned[index] for index in itertools.chain.from_iterable(written)), *own]
 
-    sample = arguments.fill(template, tensors)
-    run = _compiled(kernel, [sample[name] for name in names if name in sample], where, device_kind)
+    run = bound.compile_config(config, allow_print=False)
     with torch.no_grad():
-        module = compat.aot_export_joint_simple(host, tuple(tensors), trace_joint=False)
-    for launch in launches:
-        launch.access  # noqa: B018  (refuses device code that cannot be traced before the kernel is used)
+        module = compat.aot_export_joint_simple(host, tuple(call.tensors), trace_joint=False)
     return HostGraph(module, tuple(launches))
 
 

@@ -80,6 +80,11 @@ class Fresh:
         return compat.empty(self.type.shape, self.type.dtype)
 
 
+def spec_of(type_: TensorType, shape: Sequence[int] | None = None) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a value of a type, for tracing; or of another shape."""
+    return jax.ShapeDtypeStruct(type_.shape if shape is None else tuple(shape), type_.dtype)
+
+
 def launched(call: Callable[..., Any], values: Sequence[jax.Array], how: Execution) -> Sequence[jax.Array]:
     """Runs a function that is one ``pallas_call``."""
     if how in ("mosaic", "interpret"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,8 +25,10 @@ from tpu_lowering.analyse import pallas
 from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
+from tpu_lowering.kernels.flat_grids import Call, flattened
 from tpu_lowering.kernels.jax_function import first_line
-from tpu_lowering.kernels.pipelines import with_plain_pipelines
+from tpu_lowering.kernels.launch_facts import block_spec, moving_dimensions, scratch_types, vmem_limit
+from tpu_lowering.kernels.pipelines import emit_pipeline, with_pipelines
 
 # Facts that a plain pallas_call expresses, and those that only matter to Helion's own launchers.
 EXPRESSED = frozenset((
@@ -37,11 +40,18 @@ IRRELEVANT = frozenset((
     "_output_meta", "_cache_key",
 ))  # fmt: skip
 
-SCRATCH_TYPES = {
-    "jnp.float32": jnp.float32, "jnp.float16": jnp.float16, "jnp.bfloat16": jnp.bfloat16,
-    "jnp.int32": jnp.int32, "jnp.int16": jnp.int16, "jnp.int8": jnp.int8, "jnp.uint8": jnp.uint8,
-    "jnp.bool_": jnp.bool_, "jnp.float8_e4m3fn": jnp.float8_e4m3fn,
-}  # fmt: skip
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Variant:
+    """A launch under another config.
+
+    Attributes:
+        label: what is other.
+        make: makes it; raises where there is no such launch.
+    """
+
+    label: str
+    make: Callable[[], Launch]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -55,6 +65,9 @@ class Launch(Kernel):
         numbers: the other arguments, by position.
         blocks: block of each operand: (block shape, grid dimension of each dimension), None for whole.
         facts: Helion's other facts.
+        flat: whether a pipeline inside the steps of the grid is a dimension of the grid instead, where it can be;
+            see ``flat_grids``.
+        variants: launches under other configs; none for a kernel that has a config of its own.
     """
 
     device_function: types.FunctionType
@@ -63,6 +76,8 @@ class Launch(Kernel):
     numbers: tuple[tuple[int, Any], ...]
     blocks: tuple[Any, ...]
     facts: Mapping[str, Any]
+    flat: bool = False
+    variants: tuple[Variant, ...] = ()
 
     @staticmethod
     def create(
@@ -155,6 +170,28 @@ class Launch(Kernel):
         return jaxpr.eqns[0].params["jaxpr"]
 
     @functools.cached_property
+    def flattened(self) -> Launch | None:
+        """The launch with ``flat``; None if that is no other form."""
+        if self.flat or 0 in self.grid:
+            return None
+        values = [jaxprs.Fresh(o.type) if o.result is not None else jaxprs.spec_of(o.type) for o in self.operands]
+        with jaxprs.kernel_scope([*(slot.type for slot in self.operands), *self.results], self.device_kind):
+            found = _PallasCall(self, values).flat_form()
+        return None if found is None else dataclasses.replace(self, flat=True, variants=())
+
+    @property
+    def carried(self) -> int:
+        """How many values the launch keeps in scratch memory."""
+        return len(self.facts.get("_scratch_shapes") or ())
+
+    @functools.cached_property
+    def text(self) -> str:
+        """What the launch does, as text that is equal for equal launches, in other processes too."""
+        blocks = [block for call in self.calls() for block in call.params["grid_mapping"].block_mappings]
+        maps = [str(block.index_map_jaxpr) for block in blocks]  # JAX's text of a call leaves them out
+        return re.sub(r"0x[0-9a-f]+", "", "\n".join([str(self._traced.jaxpr), *maps]))
+
+    @functools.cached_property
     def _traced(self) -> Any:
         """The jaxpr of the form without aliases.
 
@@ -172,8 +209,11 @@ class Launch(Kernel):
                     "do not call the kernel where the argument has no elements",
                     self.where,
                 )
+        launch = dataclasses.replace(self, flat=False) if self.flat else self  # effects are measured without conditions
         try:
-            return jaxprs.trace(self._from_fresh, [operand.type for operand in inputs], self.results, self.device_kind)
+            return jaxprs.trace(
+                launch._from_fresh, [operand.type for operand in inputs], self.results, self.device_kind
+            )
         except Exception as error:
             raise errors.refuse(
                 "TL206",
@@ -225,7 +265,7 @@ class _PallasCall:
         self.results = [at for at, operand in enumerate(launch.operands) if operand.result is not None]
         self.shapes = [self._padded_shape(at) for at in range(len(values))]
         self.inputs = [at for at, value in enumerate(values) if not isinstance(value, jaxprs.Fresh)]
-        self.values = [self._pad(at, values[at]) for at in self.inputs]
+        self.given = [values[at] for at in self.inputs]
         self.raw = {at for at, p in enumerate(launch.positions) if p in (launch.facts.get("_hbm_arg_indices") or ())}
 
     def _padding(self, at: int) -> list[tuple[int, int]]:
@@ -254,23 +294,44 @@ class _PallasCall:
         space = pltpu.SMEM if self.launch.positions[at] in self.launch.facts["_smem"] else None
         return block_spec(self.shapes[at], self.launch.blocks[at], space)
 
-    def run(self, how: Execution) -> tuple[jax.Array, ...]:
-        outputs = [jax.ShapeDtypeStruct(self.shapes[at], self.launch.operands[at].type.dtype) for at in self.results]
-        aliases = {self.inputs.index(at): index for index, at in enumerate(self.results) if at in self.inputs}
+    def form(self) -> Call:
+        """The call as Helion's facts describe it."""
         function: Any = self.launch.device_function
+        return Call(
+            lambda emit: functools.partial(self._body, with_pipelines(function, emit)),
+            self.launch.grid or (1,),
+            tuple(self._spec(at) for at in self.inputs),
+            tuple(self._spec(at) for at in self.results),
+            tuple(scratch_types(self.launch.facts.get("_scratch_shapes") or ())),
+        )
+
+    def flat_form(self) -> Call | None:
+        """The call with its pipeline in the grid, if it can be there; not where an output is aliased."""
+        if any(at in self.inputs for at in self.results):
+            return None
+        inputs = [jaxprs.spec_of(self.launch.operands[at].type, self.shapes[at]) for at in self.inputs]
+        return flattened(self.form(), inputs, self._outputs())
+
+    def _outputs(self) -> list[jax.ShapeDtypeStruct]:
+        return [jaxprs.spec_of(self.launch.operands[at].type, self.shapes[at]) for at in self.results]
+
+    def run(self, how: Execution) -> tuple[jax.Array, ...]:
+        aliases = {self.inputs.index(at): index for index, at in enumerate(self.results) if at in self.inputs}
+        form = (self.flat_form() if self.launch.flat else None) or self.form()
         call = pl.pallas_call(
-            functools.partial(self._body, with_plain_pipelines(function) if how == "vectorized" else function),
-            grid=self.launch.grid or (1,),
-            in_specs=[self._spec(at) for at in self.inputs],
-            out_specs=[self._spec(at) for at in self.results],
-            out_shape=outputs,
-            scratch_shapes=_scratch(self.launch.facts.get("_scratch_shapes") or ()),
+            form.body(emit_pipeline if how == "vectorized" else pltpu.emit_pipeline),
+            grid=form.grid,
+            in_specs=list(form.in_specs),
+            out_specs=list(form.out_specs),
+            out_shape=self._outputs(),
+            scratch_shapes=list(form.scratch),
             input_output_aliases=aliases,
             interpret=how != "mosaic",
             compiler_params=vmem_limit() if how == "mosaic" else None,
             name=self.launch.name,
         )
-        results = jaxprs.launched(call, self.values, how)
+        padded = [self._pad(at, value) for at, value in zip(self.inputs, self.given, strict=True)]
+        results = jaxprs.launched(call, padded, how)
         return tuple(
             result[tuple(slice(0, size) for size in self.launch.operands[at].type.shape)]
             if self.shapes[at] != self.launch.operands[at].type.shape
@@ -296,61 +357,10 @@ class _PallasCall:
     def _load_old(self, at: int, ref: Any, old: Any) -> None:
         """Copies the old contents into the output block, once, the first time the grid visits it."""
         info = self.launch.blocks[at]
-        moving = _moving_dimensions(info) if info is not None else set()
+        moving = moving_dimensions(info) if info is not None else set()
         waiting = [axis for axis, extent in enumerate(self.launch.grid) if extent > 1 and axis not in moving]
         first = functools.reduce(jnp.logical_and, [pl.program_id(axis) == 0 for axis in waiting], jnp.bool_(True))
 
         @pl.when(first)
         def _() -> None:
             ref[...] = old[...]
-
-
-def vmem_limit() -> Any:
-    """Compiler parameters that let a kernel use all of the chip's VMEM, as Helion's configs count on."""
-    return pltpu.CompilerParams(vmem_limit_bytes=pltpu.get_tpu_info().vmem_capacity_bytes)
-
-
-def _moving_dimensions(info: Any) -> set[int]:
-    """Grid dimensions that move a block."""
-    return {entry[0] if isinstance(entry, tuple) else entry for entry in info[1] if entry is not None}
-
-
-def block_spec(shape: Sequence[int], info: Any, memory_space: Any) -> pl.BlockSpec:
-    """A ``BlockSpec`` from Helion's block facts.
-
-    Args:
-        shape: shape of the array.
-        info: (block sizes, None for a whole dimension; for each dimension the grid dimension that moves
-            it, or ``(grid dimension, stride, count)`` of a flattened grid, or None); None for one whole block.
-        memory_space: a Pallas memory space, or None for the default.
-    """
-    if info is None:
-        return pl.BlockSpec(tuple(shape), lambda *ids: (jnp.int32(0),) * len(shape), memory_space=memory_space)
-    sizes, movers = info
-    block = tuple(max(1, size if want is None else min(want, size)) for want, size in zip(sizes, shape, strict=True))
-    last = [max(-(-size // step), 1) - 1 for size, step in zip(shape, block, strict=True)]
-
-    def index_map(*ids: Any) -> tuple[Any, ...]:
-        return tuple(_block_index(ids, mover, end) for mover, end in zip(movers, last, strict=True))
-
-    return pl.BlockSpec(block, index_map, memory_space=memory_space)
-
-
-def _block_index(ids: Sequence[Any], mover: Any, last: int) -> Any:
-    if mover is None:
-        return jnp.int32(0)
-    if isinstance(mover, tuple):
-        axis, stride, count = mover
-        return jnp.int32(ids[axis] // stride % count)
-    return jnp.minimum(jnp.int32(ids[mover]), jnp.int32(last))
-
-
-def _scratch(entries: Sequence[Any]) -> list[Any]:
-    """Scratch buffers and DMA semaphores, as Pallas types."""
-    shapes: list[Any] = []
-    for shape, dtype, *kind in entries:
-        if kind == ["dma_semaphore"]:
-            shapes.append(pltpu.SemaphoreType.DMA(shape))
-        else:
-            shapes.append(pltpu.VMEM(shape, SCRATCH_TYPES[dtype]))
-    return shapes

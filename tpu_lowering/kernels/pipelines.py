@@ -16,26 +16,28 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+EmitPipeline = Callable[..., Callable[..., None]]
+"""A function with the arguments of ``pltpu.emit_pipeline``."""
 
-def with_plain_pipelines(function: types.FunctionType) -> types.FunctionType:
-    """A copy of a kernel's source function in whose module ``pltpu.emit_pipeline`` is ``emit_pipeline`` below."""
-    if "pltpu" not in function.__globals__:
+
+def with_pipelines(function: types.FunctionType, emit: EmitPipeline) -> types.FunctionType:
+    """A copy of a kernel's source function in whose module ``pltpu.emit_pipeline`` is another function."""
+    if "pltpu" not in function.__globals__ or emit is pltpu.emit_pipeline:
         return function
-    names = {**function.__globals__, "pltpu": _PlainPltpu()}
+    names = {**function.__globals__, "pltpu": _Pltpu(emit)}
     copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
 
 
-class _PlainPltpu:
+class _Pltpu:
     """``jax.experimental.pallas.tpu`` with another ``emit_pipeline``."""
+
+    def __init__(self, emit: EmitPipeline) -> None:
+        self.emit_pipeline = emit
 
     def __getattr__(self, name: str) -> Any:
         return getattr(pltpu, name)
-
-    @staticmethod
-    def emit_pipeline(body: Callable[..., None], **options: Any) -> Callable[..., None]:
-        return emit_pipeline(body, **options)
 
 
 def emit_pipeline(
@@ -51,12 +53,12 @@ def emit_pipeline(
 
     Where blocks are not whole parts of their arrays, or an option asks for more than speed, it is JAX's own.
     """
-    specs = [*_sequence(in_specs), *_sequence(out_specs)]
+    specs = [*sequence(in_specs), *sequence(out_specs)]
     indexed: dict[str, Any] = {"_explicit_indices": True} if _explicit_indices else {}
     pipeline = pltpu.emit_pipeline(body, grid=tuple(grid), in_specs=in_specs, out_specs=out_specs, **indexed, **options)
 
     def run(*refs: Any, **more: Any) -> None:
-        if more or options or not all(map(_divides, specs, refs)):
+        if more or options or not all(map(divides, specs, refs)):
             pipeline(*refs, **more)
             return
 
@@ -70,11 +72,12 @@ def emit_pipeline(
     return run
 
 
-def _sequence(specs: Any) -> Sequence[pl.BlockSpec]:
+def sequence(specs: Any) -> Sequence[pl.BlockSpec]:
+    """Block specs, of which a single one may stand for itself."""
     return specs if isinstance(specs, (list, tuple)) else (specs,)
 
 
-def _divides(spec: pl.BlockSpec, ref: Any) -> bool:
+def divides(spec: pl.BlockSpec, ref: Any) -> bool:
     """Whether an array consists of whole blocks of plain sizes."""
     block = spec.block_shape
     return block is not None and all(

@@ -21,7 +21,8 @@ from tpu_lowering.ir.kernels import Access, Execution, Kernel
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.kernels.evaluation import evaluate
-from tpu_lowering.kernels.launch import READ_ONLY, Launch, vmem_limit
+from tpu_lowering.kernels.launch import READ_ONLY, Launch
+from tpu_lowering.kernels.launch_facts import vmem_limit
 
 ROWS = 32  # a multiple of every element type's tile of rows, so that collapsed dimensions of rows lie as before
 COLUMNS = 1024  # of a block

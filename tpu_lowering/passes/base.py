@@ -18,7 +18,7 @@ class Action:
         kind: "fresh" (an operand became a fresh buffer), "removed" (an allocation or fill is gone),
             "kept" (a buffer stays), "moved" (an equivalent form was chosen), "exact" (a size is not rounded up),
             "recompiled" (something was compiled again), "fused" (operators became a kernel), "unfused" (they could
-            have, but did not).
+            have, but did not), "launched" (a kernel's launch has another form than its config says).
         node: name of the node it is about.
         where: the user's source line.
         code: a code of ``errors.CODES`` for a refusal or remark, else "".

@@ -13,8 +13,11 @@ import torch
 from rich.console import Console
 
 from tpu_lowering import errors
+from tpu_lowering.options import Options
 from tpu_lowering.report import doctor as doctor_
+from tpu_lowering.report import tune as tune_
 from tpu_lowering.report.explain import explain as explain_function
+from tpu_lowering.runtime.aot.targets import Target
 
 
 def demo(length: int) -> int:
@@ -67,16 +70,47 @@ def explain(target: str, as_json: bool) -> int:
     Raises:
         TpuLoweringError: TL106 if there is no such file, function or inputs.
     """
-    path, _, name = target.rpartition(":")
-    module = _load(pathlib.Path(path), target)
-    function = _attribute(module, name, target)
-    inputs = _attribute(module, "example_inputs", target)()
-    report = explain_function(function, *(inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
+    function, inputs = _function_and_inputs(target)
+    report = explain_function(function, *inputs)
     if as_json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
         report.print()
     return 0
+
+
+def tune(target: str, chip: str, seconds: int, cache: str, configs: bool) -> int:
+    """Chooses the forms of ``FILE:FUNCTION``'s regions and kernels with the TPU compiler.
+
+    Args:
+        target: the function.
+        chip: a TPU, or a topology.
+        seconds: for how long forms are compiled.
+        cache: folder that keeps what the compiler says; "" for the one that the environment names, or none.
+        configs: whether kernels without a config of their own may be given another.
+
+    Raises:
+        TpuLoweringError: TL106 if there is no such file, function or inputs, TL107 for an unknown chip, TL108 without
+            libtpu.
+    """
+    chosen = Target.of(chip)
+    function, inputs = _function_and_inputs(target)
+    given: dict[str, Any] = {"tune": "configs" if configs else True, "tune_seconds": seconds}
+    options = Options.create({**given, "cache": cache} if cache else given)
+    console = Console()
+    tune_.show(tune_.tune(function, inputs, chosen, {**given, "cache": options.cache}), chosen, console)
+    kept = f"Kept in {options.cache}." if options.cache else "Not kept: name a folder with --cache."
+    console.print(kept, soft_wrap=True)
+    return 0
+
+
+def _function_and_inputs(target: str) -> tuple[Any, tuple[Any, ...]]:
+    """A file's function, and what its ``example_inputs`` gives."""
+    path, _, name = target.rpartition(":")
+    module = _load(pathlib.Path(path), target)
+    function = _attribute(module, name, target)
+    inputs = _attribute(module, "example_inputs", target)()
+    return function, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
 
 def _load(path: pathlib.Path, target: str) -> ModuleType:

@@ -85,6 +85,7 @@ class Collector:
             recompiles=self._of_kind("recompiled"),
             fused=self._of_kind("fused"),
             unfused=self._of_kind("unfused"),
+            launched=self._of_kind("launched"),
         )
 
     def _is_made(self, buffer: Buffer) -> bool:
@@ -152,7 +153,8 @@ def explain(
     collector = Collector()
     view = chip.view(original(fn), args, kwargs, target, options or {}, collector)
     on_chip = collector.report()
-    return dataclasses.replace(report, chip=view, fused=on_chip.fused, unfused=on_chip.unfused)
+    fusion = {"fused": on_chip.fused, "unfused": on_chip.unfused, "launched": on_chip.launched}
+    return dataclasses.replace(report, chip=view, **fusion)
 
 
 def _compiled_and_run(

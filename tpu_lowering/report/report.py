@@ -120,6 +120,7 @@ class Report:
         fused: results of operators that became a kernel: for the chip that was asked for, or for the CPU with
             ``options={"fuse": "always"}``.
         unfused: those that could have, and why they did not.
+        launched: Helion kernels that are launched otherwise than their config says, for the chip that was asked for.
     """
 
     programs_before: int
@@ -140,6 +141,7 @@ class Report:
     recompiles: tuple[Buffer, ...] = ()
     fused: tuple[Buffer, ...] = ()
     unfused: tuple[Buffer, ...] = ()
+    launched: tuple[Buffer, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dictionaries, lists, strings and numbers, ready for JSON."""
@@ -168,6 +170,7 @@ class Report:
             ("Compiled again", self.recompiles),
             ("Became kernels", self.fused),
             ("Did not become kernels", self.unfused),
+            ("Launched otherwise", self.launched),
         ):
             if buffers:
                 console.print(_buffer_table(title, buffers))

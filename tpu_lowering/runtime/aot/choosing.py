@@ -1,4 +1,4 @@
-"""Choosing between the forms of a region by compiling each for the chip; what the compiler says is kept."""
+"""Choosing between forms by compiling each for the chip; what the compiler says is kept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.export
@@ -16,18 +15,22 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tpu_lowering import compat, errors
-from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.fuse import choices
-from tpu_lowering.fuse.choices import Candidates, Choice, Score
+from tpu_lowering.fuse.choices import Answer, Choice, Form, Question, Score
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.kernels.jax_function import first_line
-from tpu_lowering.runtime.aot import compiler
+from tpu_lowering.runtime.aot import compiler, hlo
 from tpu_lowering.runtime.aot.program import TpuProgram
 from tpu_lowering.runtime.aot.targets import Target
 from tpu_lowering.runtime.store import Store, digest, package_digest
 
 NO_SOURCE = Source(text="", kernels={})
+
+FORM_SECONDS = 180.0
+"""What a child may compile one form for, or simulate its schedule: a grid of too many steps takes hours."""
+
+Scores = list[Score | None]
 
 
 @dataclasses.dataclass(eq=False)
@@ -38,66 +41,82 @@ class CompilerChooser:
         target: the chip.
         store: where scores are kept; None keeps them for this process alone.
         compiles: whether forms without scores are compiled; else nothing is chosen for them.
-        seconds: how long it may compile in all; regions after that are left to the default.
+        configs: whether forms with other configs than the user's kernels have are compiled.
+        seconds: how long it may compile in all: no form is begun after that.
+        tell: told of every answer.
     """
 
     target: Target
     store: Store | None
     compiles: bool
+    configs: bool = False
     seconds: float = 600.0
+    tell: Callable[[Answer], None] | None = None
     spent: float = 0.0
 
     def __post_init__(self) -> None:
-        self.known: dict[str, list[Score]] = {}
+        self.known: dict[str, Scores] = {}
 
-    def choose(self, candidates: Candidates) -> Choice | None:
-        key = self._key(candidates)
-        scores = self.known.get(key) or self._read(key)
-        if scores is None and self.compiles and self.spent < self.seconds:
-            began = time.monotonic()
-            scores = self._score(candidates)
-            self.spent += time.monotonic() - began
-            if self.store is not None:
-                self.store.write(key, json.dumps([dataclasses.asdict(score) for score in scores]).encode())
-        if scores is None:
+    def choose(self, question: Question) -> Choice | None:
+        key = self._key(question)
+        forms = question.forms
+        scores: Scores = self.known.get(key) or self._read(key) or [None for _ in forms]
+        if self.compiles and (self.configs or not question.replaces_configs) and None in scores:
+            self._score(question.name, forms, scores)
+            if self.store is not None and any(scores):
+                kept = [None if score is None else dataclasses.asdict(score) for score in scores]
+                self.store.write(key, json.dumps(kept).encode())
+        if scores[0] is None:
             return None
         self.known[key] = scores
-        return choices.best(scores[0], scores[1:])
+        plain, kernels = (scores[0], scores[1:]) if question.has_plain else (None, scores)
+        choice = choices.best(plain, kernels, self.target)
+        if self.tell is not None:
+            labels = tuple(form.label for form in forms)
+            self.tell(Answer(question.name, labels, tuple(scores), question.has_plain, choice))
+        return choice
 
-    def _key(self, candidates: Candidates) -> str:
+    def _key(self, question: Question) -> str:
         versions = [jax.__version__, compiler.libtpu_version(), package_digest()]
-        texts = [candidates.plain[1].text, *(kernel.text for kernel in candidates.kernels)]
-        return digest(["fusion", self.target.device_kind, *versions, *texts])
+        labels = [form.label for form in question.forms]
+        return digest(["forms", self.target.device_kind, *versions, *labels, *question.known_by])
 
-    def _read(self, key: str) -> list[Score] | None:
+    def _read(self, key: str) -> Scores | None:
         found = None if self.store is None else self.store.read(key)
-        return None if found is None else [Score(**score) for score in json.loads(found)]
+        if found is None:
+            return None
+        return [None if score is None else Score(**score) for score in json.loads(found)]
 
-    def _score(self, candidates: Candidates) -> list[Score]:
-        """Scores of XLA's form, then of each kernel, compiled side by side."""
-        program, source = candidates.plain
-        specs = load.input_specs(program)
-        forms: list[Callable[..., Any]] = [load.load(program, source, "mosaic")]
-        forms += [kernel.form("mosaic") for kernel in candidates.kernels]
+    def _score(self, name: str, forms: Sequence[Form], scores: Scores) -> None:
+        """Fills in the scores that are missing, in order, compiled side by side; none is begun when time is up."""
+        began, workers = time.monotonic(), os.cpu_count() or 1
+        missing = [at for at, score in enumerate(scores) if score is None]
         console = Console(stderr=True)
-        name = candidates.kernels[0].name
         with (
             Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
-            concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+            concurrent.futures.ThreadPoolExecutor(workers) as pool,
         ):
-            exported = [self._export(form, specs) for form in forms]  # JAX's modes are no business of threads
-            bar = progress.add_task(f"{name} for {self.target.chip}", total=len(forms))
-            scores = []
-            for score in pool.map(self._compile, exported):
-                scores.append(score)
-                progress.advance(bar)
-        return scores
+            bar = progress.add_task(f"{name} for {self.target.chip}", total=len(missing))
+            running: dict[concurrent.futures.Future[Score], int] = {}
+            while missing or running:
+                if self.spent + time.monotonic() - began >= self.seconds:
+                    missing.clear()
+                elif missing and len(running) < workers:
+                    exported = self._export(forms[missing[0]])  # JAX's modes are no business of threads
+                    running[pool.submit(self._compile, exported)] = missing.pop(0)
+                    continue
+                done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in done:
+                    scores[running.pop(future)] = future.result()
+                    progress.advance(bar)
+        self.spent += time.monotonic() - began
 
-    def _export(self, form: Callable[..., Any], specs: Sequence[jax.ShapeDtypeStruct]) -> bytes | str:
-        """A form for the TPU; the message of what Pallas refuses."""
+    def _export(self, form: Form) -> bytes | str:
+        """A form for the TPU; the message of what Helion or Pallas refuses."""
         try:
+            function, specs = form.make()
             with jaxprs.kernel_scope([], self.target.device_kind), compat.enable_x64(True):
-                return bytes(jax.export.export(jax.jit(form), platforms=["tpu"])(*specs).serialize())
+                return bytes(jax.export.export(jax.jit(function), platforms=["tpu"])(*specs).serialize())
         except Exception as error:
             return first_line(error)[:200]
 
@@ -105,8 +124,12 @@ class CompilerChooser:
         if isinstance(artifact, str):
             return Score(error=artifact)
         try:
-            compiled = compiler.compile_artifact(artifact, self.target, (), NO_SOURCE)
+            compiled = compiler.compile_artifact(artifact, self.target, (), NO_SOURCE, seconds=FORM_SECONDS)
         except errors.TpuLoweringError as error:
-            return Score(error=first_line(error)[:200])
-        program = TpuProgram.of("region", self.target, compiled, artifact)
-        return Score(program.hbm_bytes, program.schedule_cycles)
+            return Score(error=f"{error.code}, {error.refusal.reason}"[:200])
+        program = TpuProgram.of("form", self.target, compiled, artifact)
+        operations = hlo.entry_operations(compiled.hlo)
+        by_operands = sum(traffic.total for traffic in hlo.traffic_by_operands(operations, compiled.hlo).values())
+        listed = {found.name for found in program.entry_operations if found.bytes_source == "dma schedule"}
+        whole = all(operation.name in listed for operation in operations if operation.is_kernel)
+        return Score(program.hbm_bytes, program.schedule_cycles, "", by_operands, whole)

@@ -76,7 +76,12 @@ def libtpu_version() -> str:
 
 
 def compile_artifact(
-    artifact: bytes, target: Target, donate: tuple[int, ...], source: Source, simulate: bool | None = None
+    artifact: bytes,
+    target: Target,
+    donate: tuple[int, ...],
+    source: Source,
+    simulate: bool | None = None,
+    seconds: float = SECONDS,
 ) -> Compiled:
     """Compiles a ``jax.export`` artifact for a target; a second time for its static schedule.
 
@@ -86,6 +91,7 @@ def compile_artifact(
         donate: positions of the inputs whose buffers are donated.
         source: what it was made of, for errors.
         simulate: whether to compile it a second time; by default only a program that has kernels.
+        seconds: how long each of the two may take.
 
     Raises:
         TpuLoweringError: TL108 without libtpu; TL601 to TL605 for what the compiler refuses.
@@ -96,10 +102,10 @@ def compile_artifact(
         artifact_file = folder / "artifact"
         artifact_file.write_bytes(artifact)
         facts = folder / "facts"
-        failure = _run(facts, artifact_file, target, donate)
+        failure = _run(facts, artifact_file, target, donate, seconds)
         if failure.get("kind") == "UnprintableProgram":
             facts = folder / "facts_with_dump"
-            failure = _run(facts, artifact_file, target, donate, dump=folder / "modules")
+            failure = _run(facts, artifact_file, target, donate, seconds, dump=folder / "modules")
         if failure:
             raise failure_of(failure, source, target)
         text = (facts / "optimised.hlo").read_text()
@@ -109,7 +115,8 @@ def compile_artifact(
         has_kernels = any(operation.is_kernel for operation in hlo.entry_operations(text))
         modules = folder / "modules" if (folder / "modules").exists() else None
         again = has_kernels if simulate is None else simulate
-        second = _run(folder / "schedule", artifact_file, target, donate, flags, modules) if again else {}
+        schedule_folder = folder / "schedule"
+        second = _run(schedule_folder, artifact_file, target, donate, seconds, flags, modules) if again else {}
         executable = facts / "executable.bin"
         return Compiled(
             hlo=text,
@@ -135,6 +142,7 @@ def _run(
     artifact: pathlib.Path,
     target: Target,
     donate: tuple[int, ...],
+    seconds: float,
     environment: dict[str, str] | None = None,
     dump: pathlib.Path | None = None,
 ) -> dict[str, str]:
@@ -142,6 +150,7 @@ def _run(
 
     Args:
         output: folder it makes and writes into.
+        seconds: how long it may take.
         environment: variables besides ``ENVIRONMENT``.
         dump: where XLA is to dump its modules as text.
 
@@ -168,7 +177,7 @@ def _run(
             stdout=stderr,
             stderr=stderr,
         )
-        limit = _wait(child)
+        limit = _wait(child, seconds)
     if limit:
         return {"kind": "Limit", "message": limit}
     if (output / "error.json").exists():
@@ -179,15 +188,15 @@ def _run(
     return {}
 
 
-def _wait(child: subprocess.Popen[bytes]) -> str:
+def _wait(child: subprocess.Popen[bytes], seconds: float) -> str:
     """Waits for a child; kills it at a limit and says which."""
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + seconds
     while child.poll() is None:
         used = _resident_bytes(child.pid)
         if time.monotonic() > end or used > BYTES:
             child.kill()
             child.wait()
-            return f"more than {SECONDS:.0f} s" if used <= BYTES else f"more than {BYTES >> 30} GiB of memory"
+            return f"more than {seconds:.0f} s" if used <= BYTES else f"more than {BYTES >> 30} GiB of memory"
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(timeout=0.25)
     return ""

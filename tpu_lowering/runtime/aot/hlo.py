@@ -21,11 +21,14 @@ FREE = frozenset((
 # They read what they take out of their operand, and no more.
 SLICES = frozenset(("slice", "dynamic-slice", "slice-start", "dynamic-slice-start", "gather"))
 
+KERNEL = "custom-call:tpu_custom_call"
+
 # Custom calls of the compiler's own that move no bytes.
 FREE_CALLS = frozenset(("custom-call:AllocateBuffer", "custom-call:ConcatBitcast"))
 
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
-_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", re.DOTALL)
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\n]', re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Operation:
 
     Attributes:
         name: its name in the optimised program.
-        opcode: HLO opcode; for a custom call, ``custom-call:`` and its target.
+        opcode: HLO opcode; for a custom call, ``custom-call:`` and its target; for a fusion that holds a kernel, that
+            of the kernel.
         results: the arrays it makes.
         operands: names of the operations it takes.
         op_name: where it comes from, as JAX's name scopes say it.
@@ -81,7 +85,7 @@ class Operation:
     @property
     def is_kernel(self) -> bool:
         """Whether it is a Mosaic (Pallas) kernel."""
-        return self.opcode == "custom-call:tpu_custom_call"
+        return self.opcode == KERNEL
 
     @property
     def moves_bytes(self) -> bool:
@@ -104,12 +108,38 @@ def entry_operations(text: str) -> tuple[Operation, ...]:
     Raises:
         ValueError: the text has no entry computation.
     """
-    _, entry, rest = text.partition("\nENTRY ")
-    if not entry:
+    entry = text.find("\nENTRY ")
+    if entry < 0:
         raise ValueError("expected an HLO module with an ENTRY computation, got none")
-    body = rest.partition("\n}")[0]
-    matches = (_LINE.match(line) for line in body.splitlines()[1:])
-    return tuple(_operation(match[1], match[2]) for match in matches if match)
+    matches = (_LINE.match(line) for line in _instructions(text, text.index("{\n", entry)))
+    operations = [_operation(match[1], match[2]) for match in matches if match]
+    return tuple(
+        dataclasses.replace(operation, opcode=KERNEL) if _holds_kernel(operation, text) else operation
+        for operation in operations
+    )
+
+
+def _holds_kernel(operation: Operation, text: str) -> bool:
+    """Whether an operation is a fusion of a kernel with what makes its operands."""
+    return operation.opcode == "fusion" and any(inner.is_kernel for inner in computation(text, operation.calls))
+
+
+def _instructions(text: str, start: int) -> list[str]:
+    """The instructions of the computation whose body opens at ``start``, a line each: line breaks inside an
+    instruction, in its attributes, are part of it."""
+    found: list[str] = []
+    depth, begin = 0, start + 1
+    for token in _TOKEN.finditer(text, start):
+        if token[0] == "\n" and depth == 1:
+            found.append(text[begin : token.start()])
+            begin = token.end()
+        elif token[0] == "{":
+            depth += 1
+        elif token[0] == "}":
+            depth -= 1
+            if depth == 0:
+                break
+    return found
 
 
 def _operation(name: str, rest: str) -> Operation:
@@ -212,7 +242,7 @@ def slices_read(operation: Operation, text: str) -> dict[int, int]:
     """Bytes that an operation reads of operands which it takes nothing but slices of, by operand position."""
     if operation.opcode in SLICES:
         return {0: sum(array.nbytes for array in operation.written)}
-    body = computation(text, operation.calls) if operation.opcode == "fusion" else ()
+    body = computation(text, operation.calls) if operation.opcode in ("fusion", KERNEL) else ()
     found: dict[int, int] = {}
     for parameter in body:
         users = [inner for inner in body if parameter.name in inner.operands]
@@ -230,7 +260,7 @@ def computation(text: str, name: str) -> tuple[Operation, ...]:
     found = re.search(rf"^%?{re.escape(name)} \([^\n]*\{{$", text, re.MULTILINE)
     if not name or found is None:
         return ()
-    lines = text[found.end() :].partition("\n}")[0].splitlines()
+    lines = _instructions(text, found.end() - 1)
     matches = [match for line in lines if (match := _LINE.match(line))]
     matches.sort(key=lambda match: match[0].lstrip().startswith("ROOT "))
     return tuple(_operation(match[1], match[2]) for match in matches)
