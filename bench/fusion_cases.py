@@ -107,6 +107,16 @@ def kl_divergence(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return F.kl_div(F.log_softmax(x, -1), F.log_softmax(y, -1), log_target=True, reduction="batchmean")
 
 
+def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding, as Llama writes it."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
+
+
+def rotary_gradient(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, gradient: torch.Tensor) -> Any:
+    return torch.func.vjp(lambda x: rotary(x, cos, sin), x)[1](gradient)
+
+
 def around_a_kernel(x: torch.Tensor) -> torch.Tensor:
     """`exp` in destination-passing style, between two pointwise operators."""
     twice = x * 2
@@ -117,6 +127,7 @@ def around_a_kernel(x: torch.Tensor) -> torch.Tensor:
 
 ROWS = (8192, 4096)
 HEADS = (bf16, (8, 16, 2048, 128))
+ANGLES = (bf16, (8, 1, 2048, 128))
 CASES: tuple[FusionCase, ...] = (
     FusionCase("softmax f32", softmax, ((f32, (8192, 8192)),), 0.50),
     FusionCase("softmax bf16", softmax, ((bf16, (8192, 8192)),), 0.50),
@@ -138,6 +149,9 @@ CASES: tuple[FusionCase, ...] = (
     FusionCase("rms_norm with gradients", rms_norm_gradients, ((bf16, ROWS), (bf16, (4096,)), (bf16, ROWS))),
     FusionCase("quantise rows", quantised_rows, ((bf16, ROWS),)),
     FusionCase("normalise rows", normalised, ((bf16, ROWS),)),
+    FusionCase("rotary embedding", rotary, (HEADS, ANGLES, ANGLES)),
+    FusionCase("rotary embedding's gradient", rotary_gradient, (HEADS, ANGLES, ANGLES, HEADS)),
+    FusionCase("running sum", functools.partial(torch.cumsum, dim=-1), ((f32, ROWS),)),
     FusionCase("x*2, kernel, +1", around_a_kernel, ((f32, (102_400, 1024)),), 0.34),
     FusionCase("causal attention", fusion_attention.fused, (HEADS, HEADS, HEADS), 0.10, simulate=False),
     FusionCase(
