@@ -212,6 +212,7 @@ def test_a_kernel_equals_eager(name: str, dtype: torch.dtype) -> None:
     assert_equals_eager(name, dtype)
 
 
+@pytest.mark.filterwarnings(r"error:\[TL507\]")
 @pytest.mark.parametrize("name", CASES)
 def test_a_kernel_has_no_race_and_reads_nothing_uninitialised(name: str) -> None:
     """JAX's interpreter of TPUs finds none: it would raise TL212, or warn with TL507."""
