@@ -106,8 +106,12 @@ PASSES: tuple[Pass, ...] = (
 
 def passes(options: Options, device_kind: str) -> tuple[Pass, ...]:
     """The passes that a program for a device goes through; "" is the CPU."""
-    fuses = options.fuse == "always" or (options.fuse == "tpu" and device_kind != "")
-    return (PASSES + (fusion(options, device_kind) if fuses else ())) if options.passes else ()
+    return (PASSES + (fusion(options, device_kind) if fuses(options, device_kind) else ())) if options.passes else ()
+
+
+def fuses(options: Options, device_kind: str) -> bool:
+    """Whether kernels are made of operators, for a device."""
+    return options.passes and (options.fuse == "always" or (options.fuse == "tpu" and device_kind != ""))
 
 
 def fusion(options: Options, device_kind: str) -> tuple[Pass, ...]:

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from attention_functions import LENGTH, actions, below, causal, close, compiled, filled_in, operands, rows, written_out
 from expecttest import assert_expected_inline as inline
 from harness import Record
 from torch.nn.functional import scaled_dot_product_attention as sdpa
-
-from tpu_lowering.backend import helion_tpu
-from tpu_lowering.passes.base import Action
-
-LENGTH, WIDTH = 256, 64
-
-
-def rows(heads: int, dtype: torch.dtype, seed: int, length: int = LENGTH) -> torch.Tensor:
-    return torch.randn(2, heads, length, WIDTH, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def operands(dtype: torch.dtype = torch.float32, key_heads: int = 4) -> list[torch.Tensor]:
-    return [rows(4, dtype, 0), rows(key_heads, dtype, 1), rows(key_heads, dtype, 2)]
 
 
 def some_keys(*shape: int) -> torch.Tensor:
@@ -33,14 +20,6 @@ def some_keys(*shape: int) -> torch.Tensor:
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(3)) > 0.3
     mask[..., 5, :] = False
     return mask
-
-
-def below() -> torch.Tensor:
-    return torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
-
-
-def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    return sdpa(query, key, value, is_causal=True, enable_gqa=True)
 
 
 def every_key(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -53,25 +32,6 @@ def a_window(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tor
 
 def with_mask(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return sdpa(query, key, value, attn_mask=mask, enable_gqa=True)
-
-
-def repeated(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Keys, once for each head of the query, as transformers repeats them."""
-    groups = query.shape[1] // key.shape[1]
-    return key[:, :, None].expand(-1, -1, groups, -1, -1).reshape(query.shape)
-
-
-def written_out(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    key, value = repeated(query, key), repeated(query, value)
-    scores = torch.matmul(query, key.transpose(2, 3)) * WIDTH**-0.5
-    hidden = torch.full((LENGTH, LENGTH), torch.finfo(query.dtype).min, dtype=query.dtype)
-    weights = torch.softmax(scores + torch.triu(hidden, 1), dim=-1, dtype=torch.float32)
-    return torch.matmul(weights.to(query.dtype), value).transpose(1, 2).contiguous()
-
-
-def filled_in(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    scores = (query / 8) @ key.mT
-    return scores.masked_fill(~below(), -math.inf).softmax(-1) @ value
 
 
 def taken_apart(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -121,24 +81,6 @@ CASES = {
         with_bias, "flash_attention", 4, lambda: [torch.arange(4.0).view(4, 1, 1) * torch.arange(-256.0, 0)]
     ),
 }
-
-
-def compiled(function: Callable[..., Any], **options: Any) -> tuple[Callable[..., Any], Record]:
-    torch._dynamo.reset()
-    record = Record()
-    backend = functools.partial(helion_tpu, options={"fuse": "always"} | options, observers=[record])
-    return torch.compile(function, backend=backend, fullgraph=True), record
-
-
-def actions(record: Record, graph: str = "inference") -> list[Action]:
-    """What was done to attention, and what was left alone."""
-    return [a for a in record.graphs[graph].actions if a.code.startswith("TL52") or a.reason.startswith("attention")]
-
-
-def close(result: torch.Tensor | None, expected: torch.Tensor | None) -> None:
-    assert result is not None and expected is not None
-    limit = 2e-5 if result.dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(result, expected, rtol=limit, atol=limit, equal_nan=True)
 
 
 IN_BF16 = ("causal_shared_keys", "window", "mask", "written_out_shared_keys", "causal_and_mask")
@@ -197,13 +139,20 @@ def check_gradients(function: Callable[..., Any], key_heads: int, *others: torch
     return record
 
 
-@pytest.mark.parametrize(("function", "others"), [(with_mask, (some_keys(*SQUARE),)), (a_window, ())])
-def test_gradients_of_a_masked_attention(function: Callable[..., Any], others: tuple[torch.Tensor, ...]) -> None:
+def test_gradients_of_a_masked_attention() -> None:
     """The forward is a kernel, the gradients are XLA's, of what the kernel kept: a mask is among their inputs."""
-    record = check_gradients(function, 2, *others)
+    record = check_gradients(with_mask, 2, some_keys(*SQUARE))
     found = [action for graph in ("forward", "backward") for action in actions(record, graph)]
     assert [action.kind for action in found] == ["fused", "unfused"]
     inline(found[1].reason, "expected a mask that depends on no input, for gradients, got one that does")
+
+
+def test_gradients_with_a_mask_of_no_input() -> None:
+    """The backward computes the mask again: saved, it would be an input like any other."""
+    record = check_gradients(a_window, 2)
+    (forward,), (backward,) = actions(record, "forward"), actions(record, "backward")
+    assert "is the kernel splash_attention, " in forward.reason
+    assert "is the kernel splash_attention_gradient, " in backward.reason
 
 
 def test_heads_that_share_keys_without_kernels() -> None:

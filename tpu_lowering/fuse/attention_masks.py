@@ -105,20 +105,30 @@ def number(value: Any) -> float | None:
     return None if found is None else float(found)
 
 
-def constant(node: fx.Node) -> torch.Tensor | None:
-    """The value of a node that depends on no input and no random number; None for any other, or a large one."""
+def constant_nodes(node: fx.Node) -> list[fx.Node]:
+    """A node and all that it is computed from, in that order; [] if an input, a random or a large value is among it."""
     order: dict[fx.Node, None] = {}
     waiting = [node]
     while waiting:
         needed = waiting.pop()
         value = needed.meta.get("val")
         if needed.op not in ("call_function", "get_attr") or needed.target in (*ALLOCATIONS, kernel_call):
-            return None
+            return []
         if not isinstance(value, torch.Tensor) or value.numel() > MOST:
-            return None
+            return []
+        if torch.Tag.nondeterministic_seeded in getattr(needed.target, "tags", ()):
+            return []
         order.pop(needed, None)
         order[needed] = None
         waiting += needed.all_input_nodes
+    return list(order)
+
+
+def constant(node: fx.Node) -> torch.Tensor | None:
+    """The value of a node that depends on no input and no random number; None for any other, or a large one."""
+    order = constant_nodes(node)
+    if not order:
+        return None
     values: dict[fx.Node, torch.Tensor] = {}
     with torch.no_grad():
         for needed in reversed(order):
@@ -130,7 +140,8 @@ def _run(node: fx.Node, values: dict[fx.Node, torch.Tensor]) -> torch.Tensor:
     if node.op == "get_attr":
         return getattr(node.graph.owning_module, str(node.target))
     args, kwargs = compat.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    on_cpu = {"device": torch.device("cpu")} if "device" in kwargs else {}
+    return node.target(*args, **{**kwargs, **on_cpu})  # type: ignore[operator]
 
 
 def split(
