@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,10 @@ def below() -> torch.Tensor:
 
 def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return sdpa(query, key, value, is_causal=True, enable_gqa=True)
+
+
+def a_window(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return sdpa(query, key, value, attn_mask=below().triu(-100), enable_gqa=True)
 
 
 def repeated(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -68,3 +72,28 @@ def close(result: torch.Tensor | None, expected: torch.Tensor | None) -> None:
     assert result is not None and expected is not None
     limit = 2e-5 if result.dtype == torch.float32 else 2e-2
     torch.testing.assert_close(result, expected, rtol=limit, atol=limit, equal_nan=True)
+
+
+def trained(
+    function: Callable[..., Any], given: Sequence[torch.Tensor], *others: torch.Tensor, **options: Any
+) -> tuple[Record, list[tuple[Any, Any]]]:
+    """(what was observed, pairs of the result and of each gradient of ``given`` with eager's)."""
+    mine, theirs = ([x.detach().clone().requires_grad_() for x in given] for _ in range(2))
+    run, record = compiled(function, **options)
+    result, expected = run(*mine, *others), function(*theirs, *others)
+    gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(7)).to(expected.dtype)
+    result.backward(gradient)
+    expected.backward(gradient)
+    return record, [(result, expected), *((one.grad, other.grad) for one, other in zip(mine, theirs, strict=True))]
+
+
+def equal(pairs: Sequence[tuple[Any, Any]], limit: float) -> None:
+    for one, other in pairs:
+        assert one.stride() == other.stride()
+        torch.testing.assert_close(one, other, rtol=limit, atol=limit, equal_nan=True)
+
+
+def kernels(record: Record) -> list[str]:
+    """What attention became in the forward and in the backward graph."""
+    found = [action for graph in ("forward", "backward") for action in actions(record, graph)]
+    return [action.reason.partition("is the kernel ")[2].partition(",")[0] or action.code for action in found]

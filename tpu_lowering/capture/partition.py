@@ -26,17 +26,17 @@ def partitioner(device_kind_of: Callable[[fx.GraphModule, Any], str | None]) -> 
         if device_kind is not None and not any(is_symbolic(node.meta.get("val")) for node in joint.graph.nodes):
             with compat.disable_current_modes():  # masks are computed here
                 attention_training.call_operators(joint.graph, device_kind)
-            compute_masks_again(joint.graph)
+                compute_masks_again(joint.graph)
         return compat.min_cut_partition(joint, inputs, **given)
 
     return partition
 
 
 def compute_masks_again(graph: fx.Graph) -> None:
-    """Has the backward compute the masks of attention that depend on no input: what is saved is an input to it."""
+    """Has the backward compute the masks of attention from their parts: a whole one that is saved is an input to it."""
     for node in graph.nodes:
         if node.target in (attention_sites.FORWARD, attention_sites.BACKWARD):
             mask = node.kwargs.get("attn_mask")
-            for needed in attention_masks.constant_nodes(mask) if isinstance(mask, fx.Node) else ():
+            for needed in attention_masks.computed(attention_masks.Term(mask)) if isinstance(mask, fx.Node) else ():
                 needed.meta.setdefault("recompute", CheckpointPolicy.MUST_RECOMPUTE)
                 needed.meta.setdefault("ac_graph_id", 0)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from tpu_lowering.fuse.attention_masks import HIDDEN, Term, number
+from tpu_lowering.fuse.attention_masks import HIDDEN, Term, number, parts, split
 from tpu_lowering.fuse.attention_operands import Rows, factor_of, keeps_rows, rows_of, swaps_rows
 from tpu_lowering.fuse.attention_sites import Attention
 from tpu_lowering.ir import graphs
@@ -60,6 +60,10 @@ def training_of(site: Attention) -> Training | None:
     written = site.written
     if written is None or written.scores is not None or site.shared is None or site.dropout:
         return None
+    if any(term.value is not None and term.value > -math.inf for term in unknown(site)):
+        return None  # where it hides all keys of a query, the scores have no gradient, but that of the operator has
+    if len(site.leading) > 2 and any(math.prod(graphs.type_of(term.node).shape[:-2]) > 1 for term in site.terms):
+        return None  # the operator has four dimensions
     weights = _uses(written.softmax, _same)
     if weights is None or len(weights.softmaxes) != 1:
         return None
@@ -95,6 +99,12 @@ def training_of(site: Attention) -> Training | None:
         outputs=(written.result, written.result),
     )  # fmt: skip
     return Training(forward, given, anchor, tuple(shared))
+
+
+def unknown(site: Attention) -> tuple[Term, ...]:
+    """The terms of an attention that depend on an input."""
+    given = tuple(part for term in site.terms for part in parts(term))
+    return split(given, site.is_causal, site.query.length, site.key.length, site.groups)[1]
 
 
 def _argument(node: fx.Node, at: int) -> fx.Node:
@@ -209,9 +219,10 @@ def _summed(rows: Rows, repeat: int) -> Rows | None:
             return None
         (user,) = rows.node.users
         if graphs.is_call(user, aten.sum.dim_IntList):
-            given, shape = graphs.bound(user), graphs.type_of(rows.node).shape
-            is_whole = len(shape) > 2 and [dim % len(shape) for dim in given["dim"]] == [len(shape) - 3]
-            return dataclasses.replace(rows, node=user) if is_whole and shape[-3] == repeat else None
+            shape = graphs.type_of(rows.node).shape
+            dims = [dim % len(shape) for dim in graphs.bound(user)["dim"]]
+            is_of_heads = dims == [len(shape) - 3] and shape[dims[0]] == repeat
+            return dataclasses.replace(rows, node=user) if is_of_heads else None
         if swaps_rows(user):
             rows = dataclasses.replace(rows, node=user, swapped=not rows.swapped)
         elif user.op == "call_function" and keeps_rows(user):

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import operator
 from collections.abc import Generator
 from typing import Any
@@ -29,7 +30,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from tpu_lowering.fuse.attention_gradients import Training, training_of
+from tpu_lowering.fuse.attention_gradients import Training, training_of, unknown
 from tpu_lowering.fuse.attention_masks import Term, split
 from tpu_lowering.fuse.attention_operands import Rows
 from tpu_lowering.fuse.attention_plans import Plan, plan_of
@@ -75,9 +76,10 @@ def _rewrite(graph: fx.Graph, training: Training) -> None:
         given: dict[str, Any] = {"attn_mask": mask, "scale": site.scale}
         forward = graphs.call(graph, FORWARD, query, key, value, 0.0, is_causal, **given)
         result, logsumexp = (graphs.call(graph, operator.getitem, forward, at) for at in range(2))
-        replaced = [(site.node, _like(graph, result, Rows(site.node)))]
+        alive = _alive(graph, site, is_causal, mask)
+        replaced = [(site.node, _like(graph, _or_nan(graph, result, alive), Rows(site.node)))]
     with _inserting_for(training.anchor):
-        gradient = _placed(graph, training.given, heads)
+        gradient = _or_nan(graph, _placed(graph, training.given, heads), alive)
         backward = graphs.call(
             graph, BACKWARD, gradient, query, key, value, result, logsumexp, 0.0, is_causal, **given
         )  # fmt: skip
@@ -113,9 +115,32 @@ def _like(graph: fx.Graph, node: fx.Node, rows: Rows) -> fx.Node:
     return graphs.call(graph, aten.reshape.default, node, list(graphs.type_of(rows.node).shape))
 
 
+def _alive(graph: fx.Graph, site: Attention, is_causal: bool, mask: fx.Node | None) -> fx.Node | None:
+    """Which queries are left a key, [..., queries or 1, 1]; None if all are.
+
+    Of a row of -inf a softmax is NaN, and so are the gradients of all that it is made of. The operator gives 0.
+    """
+    if mask is None or not any(term.may_exclude for term in unknown(site)):
+        return None
+    if is_causal:
+        ones = graphs.call(graph, aten.ones.default, [site.query.length, site.key.length], dtype=torch.bool)
+        below = graphs.call(graph, aten.tril.default, ones)
+        mask = graphs.call(graph, aten.where.self, below, mask, _number(graph, -math.inf, mask))
+    top = graphs.call(graph, aten.amax.default, mask, [-1], True)
+    return graphs.call(graph, aten.gt.Scalar, top, -math.inf)
+
+
+def _or_nan(graph: fx.Graph, rows: fx.Node, alive: fx.Node | None) -> fx.Node:
+    return rows if alive is None else graphs.call(graph, aten.where.self, alive, rows, _number(graph, math.nan, rows))
+
+
+def _number(graph: fx.Graph, value: float, like: fx.Node) -> fx.Node:
+    return graphs.call(graph, aten.full.default, [], value, dtype=graphs.type_of(like).element.torch)
+
+
 def _mask(graph: fx.Graph, site: Attention) -> tuple[bool, fx.Node | None]:
     """(whether the mask is causal, what else is added to the scores)."""
-    mask, rest = split(site.terms, False, site.query.length, site.key.length)
+    mask, rest = split(site.terms, False, site.query.length, site.key.length, site.groups)
     is_causal = mask is not None and mask.is_causal
     terms = rest if is_causal else site.terms
     added = [_added(graph, term) for term in terms]
@@ -125,10 +150,12 @@ def _mask(graph: fx.Graph, site: Attention) -> tuple[bool, fx.Node | None]:
 
 
 def _added(graph: fx.Graph, term: Term) -> fx.Node:
-    """What a term adds to the scores, of at most four dimensions."""
+    """What a term adds to the scores: float32, of four dimensions."""
     node, shape = term.node, list(graphs.type_of(term.node).shape)
     if term.value is not None:
         hidden = node if term.where else graphs.call(graph, aten.bitwise_not.default, node)
         zeros = graphs.call(graph, aten.full.default, shape, 0.0, dtype=torch.float32)
         node = graphs.call(graph, aten.masked_fill.Scalar, zeros, hidden, term.value)
-    return graphs.call(graph, aten.reshape.default, node, shape[-4:]) if len(shape) > 4 else node
+    elif graphs.type_of(node).element.torch != torch.float32:
+        node = graphs.call(graph, aten._to_copy.default, node, dtype=torch.float32)
+    return graphs.call(graph, aten.reshape.default, node, ([1] * 4 + shape)[-4:])

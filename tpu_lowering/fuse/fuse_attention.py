@@ -29,7 +29,8 @@ from torch import fx
 
 from tpu_lowering.fuse import attention_training
 from tpu_lowering.fuse.attention_blocks import Library
-from tpu_lowering.fuse.attention_kernels import Bias, Call, flash_kernel, splash_gradient_kernel, splash_kernel
+from tpu_lowering.fuse.attention_calls import Bias, Call
+from tpu_lowering.fuse.attention_kernels import flash_kernel, splash_gradient_kernel, splash_kernel
 from tpu_lowering.fuse.attention_plans import SHARE, Plan, bytes_by_xla, plan_of, vmem_of
 from tpu_lowering.fuse.attention_sites import find
 from tpu_lowering.ir import graphs
@@ -61,8 +62,7 @@ class FuseAttention:
         actions = [*kept.values()]
         for plan in plans:
             if isinstance(plan, Plan):
-                site = plan.site.moved(replaced)
-                plan = _fused(graph, dataclasses.replace(plan, site=site), device_kind, replaced)
+                plan = _fused(graph, plan.moved(replaced), device_kind, replaced)
             actions.append(plan)
         if replaced:
             graphs.eliminate_dead_code(graph)
@@ -113,7 +113,7 @@ def _call(plan: Plan, rows: list[fx.Node], device_kind: str) -> Call:
         query, key, value, site.scale, plan.blocks, int(SHARE * vmem_of(device_kind)),
         graphs.source_line(site.node), device_kind, plan.mask, site.wants_logsumexp,
         site.leading, biases, tuple(graphs.type_of(term.node) for term in terms), all(t.hides for t in terms),
-        site.empty,
+        any(term.may_exclude for term in terms), any(term.may_outweigh for term in terms), site.empty,
     )  # fmt: skip
 
 
