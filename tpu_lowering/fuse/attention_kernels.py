@@ -50,10 +50,10 @@ def splash_gradient_kernel(call: Call) -> JaxKernel:
     """Gradients of query, key and value, of that of the result and what the forward gave."""
 
     def run(grad: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array, *others: jax.Array) -> list[jax.Array]:
-        kept, biases = others[:2], others[2:]
+        result, logsumexp, *biases = others
         added = added_by(call, biases) if biases else None
         operands = attention_rows.operands(call, query, _scaled(key, call.scale), value, added)
-        grad, *kept = attention_rows.given(call, grad, *kept, added)
+        grad, *kept = attention_rows.given(call, grad, result, logsumexp, added)
         gradients = compat.splash_attention_gradients(_splash(call, True), operands, kept, grad)
         by_query, by_key, by_value = map(attention_rows.cut, gradients, (call.query, call.key, call.value))
         return [by_query, _scaled(by_key, call.scale), by_value]

@@ -85,8 +85,11 @@ def plan_of(site: Attention, device_kind: str) -> Plan | Action:
     cost = dataclasses.replace(chosen[1], nbytes=chosen[1].nbytes + _prepared_bytes(heads, seen, site.is_gradient))
     by_xla = bytes_by_xla(heads, site.is_gradient, HELD * capacity if device_kind else 0)
     if cost.nbytes >= by_xla:
+        is_held = by_xla < bytes_by_xla(heads, site.is_gradient, 0)
+        held = ", which keeps the scores in VMEM and reads every key and value once," if is_held else ","
+        reason = f"expected fewer bytes than XLA's{held} got "
         moved = f"{cost.nbytes / 2**20:.1f} MiB where XLA moves about {by_xla / 2**20:.1f}"
-        return Action.on("unfused", site.node, f"expected fewer bytes than XLA's, got {moved}", "TL523")
+        return Action.on("unfused", site.node, reason + moved, "TL523")
     return Plan(site, heads, mask, terms, library, chosen[0], cost)
 
 

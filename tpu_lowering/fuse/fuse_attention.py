@@ -32,6 +32,7 @@ from tpu_lowering.fuse.attention_blocks import Library
 from tpu_lowering.fuse.attention_calls import Bias, Call
 from tpu_lowering.fuse.attention_kernels import flash_kernel, splash_gradient_kernel, splash_kernel
 from tpu_lowering.fuse.attention_plans import SHARE, Plan, bytes_by_xla, plan_of, vmem_of
+from tpu_lowering.fuse.attention_shared import share_rows
 from tpu_lowering.fuse.attention_sites import find
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import kernel_call
@@ -66,7 +67,7 @@ class FuseAttention:
             actions.append(plan)
         if replaced:
             graphs.eliminate_dead_code(graph)
-        return actions
+        return actions + share_rows(graph)
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
