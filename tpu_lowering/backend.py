@@ -70,6 +70,8 @@ def helion_tpu(
         return compat.serializable_compiler(Restorable, compile_graph) if keeps else compile_graph
 
     def device_kind_of(joint: fx.GraphModule, arguments: Any) -> str | None:
+        if chosen.fuse == "never":
+            return None
         where = runtime or runtime_for(joint.graph, "forward", compat.tree_leaves(arguments), chosen)
         return where.device_kind if pipeline.fuses(chosen, where.device_kind) else None
 
