@@ -10,7 +10,8 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from tpu_lowering import compat
 from tpu_lowering.capture.graphs import is_symbolic
-from tpu_lowering.fuse import attention_masks, attention_sites, attention_training
+from tpu_lowering.fuse import attention_sites, attention_training
+from tpu_lowering.fuse.attention_masks import Term, computed, constants
 
 
 def partitioner(device_kind_of: Callable[[fx.GraphModule, Any], str | None]) -> Callable[..., Any]:
@@ -25,7 +26,7 @@ def partitioner(device_kind_of: Callable[[fx.GraphModule, Any], str | None]) -> 
         device_kind = device_kind_of(joint, inputs)
         if device_kind is not None and not any(is_symbolic(node.meta.get("val")) for node in joint.graph.nodes):
             with compat.disable_current_modes():  # masks are computed here
-                attention_training.call_operators(joint.graph, device_kind)
+                attention_training.call_operators(joint.graph, device_kind, {})
                 compute_masks_again(joint.graph)
         return compat.min_cut_partition(joint, inputs, **given)
 
@@ -34,9 +35,8 @@ def partitioner(device_kind_of: Callable[[fx.GraphModule, Any], str | None]) -> 
 
 def compute_masks_again(graph: fx.Graph) -> None:
     """Has the backward compute the masks of attention from their parts: a whole one that is saved is an input to it."""
-    for node in graph.nodes:
-        if node.target in (attention_sites.FORWARD, attention_sites.BACKWARD):
-            mask = node.kwargs.get("attn_mask")
-            for needed in attention_masks.computed(attention_masks.Term(mask)) if isinstance(mask, fx.Node) else ():
-                needed.meta.setdefault("recompute", CheckpointPolicy.MUST_RECOMPUTE)
-                needed.meta.setdefault("ac_graph_id", 0)
+    targets = (attention_sites.FORWARD, attention_sites.BACKWARD)
+    masks = [node.kwargs.get("attn_mask") for node in graph.nodes if node.target in targets]
+    found = [node for mask in masks if isinstance(mask, fx.Node) for node in computed(Term(mask))]
+    for node in (*found, *(constants(graph) if found else ())):
+        node.meta.setdefault("recompute", CheckpointPolicy.MUST_RECOMPUTE)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from tpu_lowering.fuse.attention_masks import HIDDEN, Term, number, parts, split
+from tpu_lowering.fuse.attention_masks import HIDDEN, Known, Term, number, parts, split
 from tpu_lowering.fuse.attention_operands import Rows, factor_of, keeps_rows, rows_of, swaps_rows
 from tpu_lowering.fuse.attention_sites import Attention
 from tpu_lowering.ir import graphs
@@ -55,12 +55,12 @@ class Training:
         return dataclasses.replace(self.forward, outputs=outputs, given=(self.given.node, result, result))
 
 
-def training_of(site: Attention) -> Training | None:
+def training_of(site: Attention, known: Known) -> Training | None:
     """An attention with its gradients; None if its scores or weights have any use that is none of those."""
     written = site.written
     if written is None or written.scores is not None or site.shared is None or site.dropout:
         return None
-    if any(term.value is not None and term.value > -math.inf for term in unknown(site)):
+    if any(term.value is not None and term.value > -math.inf and not term.adds for term in unknown(site, known)):
         return None  # where it hides all keys of a query, the scores have no gradient, but that of the operator has
     if len(site.leading) > 2 and any(math.prod(graphs.type_of(term.node).shape[:-2]) > 1 for term in site.terms):
         return None  # the operator has four dimensions
@@ -101,10 +101,10 @@ def training_of(site: Attention) -> Training | None:
     return Training(forward, given, anchor, tuple(shared))
 
 
-def unknown(site: Attention) -> tuple[Term, ...]:
+def unknown(site: Attention, known: Known) -> tuple[Term, ...]:
     """The terms of an attention that depend on an input."""
     given = tuple(part for term in site.terms for part in parts(term))
-    return split(given, site.is_causal, site.query.length, site.key.length, site.groups)[1]
+    return split(given, site.is_causal, site.query.length, site.key.length, site.groups, known)[1]
 
 
 def _argument(node: fx.Node, at: int) -> fx.Node:

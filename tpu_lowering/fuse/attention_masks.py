@@ -25,6 +25,8 @@ HIDDEN = torch.finfo(torch.bfloat16).min
 """What a score is at most, or has added, if its key is hidden: beside any key that is not, it has no weight."""
 LARGE = -1e8
 """Beside a number as large in a score, what else is in it is lost in float32."""
+SMALL = 1 << 16
+"""Elements of the largest mask that is computed to see whether it is one at all."""
 MOST = 1 << 26
 """Elements of the largest mask that is computed while compiling: 8192 queries by 8192 keys."""
 
@@ -91,11 +93,13 @@ class Term:
         node: a tensor that broadcasts with the scores.
         value: None if it is added to the scores. Else the node is bool, and scores become this value ...
         where: ... at its elements of this truth.
+        adds: whether scores have the value added there, instead.
     """
 
     node: fx.Node
     value: float | None = None
     where: bool = True
+    adds: bool = False
 
     @property
     def added(self) -> tuple[float, ...] | None:
@@ -128,6 +132,10 @@ class Term:
         return all(size == 1 for size in shape[-2:-1]) and (groups == 1 or all(size == 1 for size in shape[-3:-2]))
 
 
+Known = dict[Term, np.ndarray[Any, Any] | None]
+"""For terms that were looked at, what they add to every head, float [queries or 1, keys or 1]; None if unknown."""
+
+
 def number(value: Any) -> float | None:
     """The value of a number, or of a constant tensor of one element; None for anything else."""
     if isinstance(value, (int, float)):
@@ -138,30 +146,34 @@ def number(value: Any) -> float | None:
     return None if found is None else float(found)
 
 
-def constant_nodes(node: fx.Node) -> list[fx.Node]:
-    """A node and all that it is computed from, in that order; [] if an input, a random or a large value is among it."""
-    order: dict[fx.Node, None] = {}
-    waiting = [node]
-    while waiting:
-        needed = waiting.pop()
-        value = needed.meta.get("val")
-        if needed.op not in ("call_function", "get_attr") or needed.target in (*ALLOCATIONS, kernel_call):
-            return []
-        if not isinstance(value, torch.Tensor) or value.numel() > MOST:
-            return []
-        if torch.Tag.nondeterministic_seeded in getattr(needed.target, "tags", ()):
-            return []
-        order.pop(needed, None)
-        order[needed] = None
-        waiting += needed.all_input_nodes
-    return list(order)
+def constants(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that depend on no input and no random number, but for large ones and what is made of those."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if _is_computed(node) and found.issuperset(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _is_computed(node: fx.Node) -> bool:
+    """Whether a node is a tensor that it takes nothing but other nodes to know."""
+    value = node.meta.get("val")
+    is_call = node.op in ("call_function", "get_attr") and node.target not in (*ALLOCATIONS, kernel_call)
+    is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return is_call and not is_random and isinstance(value, torch.Tensor) and value.numel() <= MOST
 
 
 def constant(node: fx.Node) -> torch.Tensor | None:
     """The value of a node that depends on no input and no random number; None for any other, or a large one."""
-    order = constant_nodes(node)
-    if not order:
-        return None
+    order: dict[fx.Node, None] = {}
+    waiting = [node]
+    while waiting:
+        needed = waiting.pop()
+        if not _is_computed(needed):
+            return None
+        order.pop(needed, None)
+        order[needed] = None
+        waiting += needed.all_input_nodes
     values: dict[fx.Node, torch.Tensor] = {}
     with torch.no_grad():
         for needed in reversed(order):
@@ -188,21 +200,17 @@ def parts(term: Term) -> tuple[Term, ...]:
 
 
 def computed(term: Term) -> Iterator[fx.Node]:
-    """The nodes that make a term of its parts, and those of parts that depend on no input."""
+    """The nodes that make a term of its parts."""
     found = _taken_apart(term)
-    if found is None and (term.value is not None or term.added is None):
-        yield from constant_nodes(term.node)
+    if found is None:
         return
-    behind = {one.node for one in found or ()}
+    behind = {one.node for one in found}
     waiting = [term.node]
     while waiting:
         node = waiting.pop()
         yield node
-        for used in node.all_input_nodes:
-            yield from constant_nodes(used)
-            if used.target in CHOOSING and used not in behind:
-                waiting.append(used)
-    for one in found or ():
+        waiting += [used for used in node.all_input_nodes if used.target in CHOOSING and used not in behind]
+    for one in found:
         yield from computed(one)
 
 
@@ -215,23 +223,30 @@ def _taken_apart(term: Term) -> Sequence[Term] | None:
     if term.value is None:
         if node.target is aten.add.Tensor and not node.kwargs and all(isinstance(arg, fx.Node) for arg in args):
             return [Term(args[0]), Term(args[1])]
-        return _excluding(node)
+        return _hiding(node)
     if node.target in (aten.bitwise_not.default, aten.logical_not.default) and _is_bool(args[0]):
         return [dataclasses.replace(term, node=args[0], where=not term.where)]
     both = (aten.bitwise_or.Tensor, aten.logical_or.default)
     if not term.where:
         both = (aten.bitwise_and.Tensor, aten.logical_and.default)
-    if term.value == -math.inf and node.target in both and all(map(_is_bool, args)):
-        return [dataclasses.replace(term, node=arg) for arg in args]
+    if node.target in both and all(map(_is_bool, args)):
+        needed = [arg for arg in args if not _is_everywhere(arg, not term.where)] or args[:1]
+        if term.value == -math.inf or len(needed) == 1:
+            return [dataclasses.replace(term, node=arg) for arg in needed]
     return None
 
 
-def _excluding(node: fx.Node) -> Sequence[Term] | None:
-    """A tensor of 0 and -inf as a term of what it is made of."""
-    chosen = _chosen(node)
-    if chosen is None or sorted(chosen[1:]) != [-math.inf, 0]:
+def _is_everywhere(node: fx.Node, value: bool) -> bool:
+    """Whether a bool tensor is known to be one value everywhere."""
+    found = constant(node) if graphs.type_of(node).size <= SMALL else None
+    return found is not None and bool((found == value).all())
+
+
+def _hiding(node: fx.Node) -> Sequence[Term] | None:
+    """A tensor of 0 and a number that hides keys, as a term of what it is made of."""
+    if (chosen := _chosen(node)) is None or max(chosen[1:]) != 0 or min(chosen[1:]) > HIDDEN:
         return None
-    return [Term(chosen[0], -math.inf, where=chosen[1] != 0)]
+    return [Term(chosen[0], min(chosen[1:]), where=chosen[1] != 0, adds=True)]
 
 
 def _chosen(node: Any) -> tuple[fx.Node, float, float] | None:
@@ -269,7 +284,7 @@ def _is_bool(value: Any) -> bool:
 
 
 def split(
-    terms: Sequence[Term], is_causal: bool, queries: int, keys: int, groups: int
+    terms: Sequence[Term], is_causal: bool, queries: int, keys: int, groups: int, known: Known
 ) -> tuple[StaticMask | None, tuple[Term, ...]]:
     """The part of a mask that is known, and the terms that are left to compute.
 
@@ -277,19 +292,25 @@ def split(
     a query that is left no key sees those with a finite score; and, unless those are along keys alone, a causal mask or
     none, as the kernel that adds biases knows no other.
 
+    Args:
+        terms, is_causal, queries, keys: of the attention.
+        groups: how many heads share keys.
+        known: what was found of terms before, which layers share; gets what is found.
+
     Returns:
         (None if nothing is known to hide a key, the other terms).
     """
     causal = StaticMask(queries, keys) if is_causal else None
-    found = [(term, _hidden(term)) for term in terms]
+    known.update({term: _hidden(term) for term in terms if term not in known})
+    found = [(term, known[term]) for term in terms]
     rest = tuple(term for term, hidden in found if hidden is None)
-    known = [hidden for _, hidden in found if hidden is not None]
-    if not known:
+    hiding = [hidden for _, hidden in found if hidden is not None]
+    if not hiding:
         return causal, rest
     shown = [np.tri(queries, keys, dtype=bool)] if is_causal else []
-    seen = np.logical_and.reduce([*shown, *(np.broadcast_to(hidden == 0, (queries, keys)) for hidden in known)])
+    seen = np.logical_and.reduce([*shown, *(np.broadcast_to(hidden == 0, (queries, keys)) for hidden in hiding)])
     mask = StaticMask.of(seen) if seen.any(axis=1).all() else None
-    is_exact = all(np.isin(hidden, (0, -np.inf)).all() for hidden in known)
+    is_exact = all(np.isin(hidden, (0, -np.inf)).all() for hidden in hiding)
     is_known = mask is not None and (mask.is_causal or all(term.is_along_keys(groups) for term in rest))
     if mask is None or (rest and not (is_exact and is_known)):
         return causal, tuple(terms)
@@ -299,8 +320,10 @@ def split(
 def _hidden(term: Term) -> np.ndarray[Any, Any] | None:
     """What a constant term adds to the scores of every head, float [.., ..]: 0, or what hides a key; None if it does
     anything else."""
-    leading = tuple(graphs.type_of(term.node).shape)[:-2]
-    found = constant(term.node) if all(size == 1 for size in leading) else None
+    found = constant(term.node)
+    if found is not None and found.ndim > 2:
+        heads = found.flatten(0, -3)
+        found = heads[0] if bool((heads[1:] == heads[0]).all()) else None
     if found is None:
         return None
     value: Any = found

@@ -10,7 +10,7 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.fuse.attention_blocks import LANES, Blocks, Cost, Heads, Library, choose, laid_out, rounded
-from tpu_lowering.fuse.attention_masks import StaticMask, Term, lengthened, parts, split
+from tpu_lowering.fuse.attention_masks import Known, StaticMask, Term, lengthened, parts, split
 from tpu_lowering.fuse.attention_rows import COLUMNS
 from tpu_lowering.fuse.attention_sites import Attention
 from tpu_lowering.ir import graphs
@@ -56,8 +56,8 @@ def vmem_of(device_kind: str) -> int:
     return int(compat.tpu_info(device_kind or "TPU7x").vmem_capacity_bytes)
 
 
-def plan_of(site: Attention, device_kind: str) -> Plan | Action:
-    """What becomes of an attention: a plan, or the refusal."""
+def plan_of(site: Attention, device_kind: str, known: Known) -> Plan | Action:
+    """What becomes of an attention: a plan, or the refusal. ``known`` is as for ``attention_masks.split``."""
     capacity = vmem_of(device_kind)
     if site.dropout:
         reason = "expected weights that are used as they are, got dropout"
@@ -69,7 +69,7 @@ def plan_of(site: Attention, device_kind: str) -> Plan | Action:
         return Action.on("unfused", site.node, refusal, "TL521")
     query, key = site.query, site.key
     given = tuple(part for term in site.terms for part in parts(term))
-    mask, terms = split(given, site.is_causal, query.length, key.length, site.groups)
+    mask, terms = split(given, site.is_causal, query.length, key.length, site.groups, known)
     library = _library(site, mask, terms)
     if refusal := _unfit_for(library, site, terms):
         return Action.on("unfused", site.node, refusal, "TL521")

@@ -31,7 +31,7 @@ import torch
 from torch import fx
 
 from tpu_lowering.fuse.attention_gradients import Training, training_of, unknown
-from tpu_lowering.fuse.attention_masks import Term, split
+from tpu_lowering.fuse.attention_masks import Known, Term, split
 from tpu_lowering.fuse.attention_operands import Rows
 from tpu_lowering.fuse.attention_plans import Plan, plan_of
 from tpu_lowering.fuse.attention_sites import BACKWARD, FORWARD, Attention, find
@@ -44,39 +44,40 @@ PARTITIONING = ("recompute", "ac_graph_id", "partitioner_tag")
 """What AOTAutograd's partitioner reads of a node: whether to compute it again, and that it belongs to the backward."""
 
 
-def call_operators(graph: fx.Graph, device_kind: str) -> dict[fx.Node, Action]:
+def call_operators(graph: fx.Graph, device_kind: str, known: Known) -> dict[fx.Node, Action]:
     """Rewrites what becomes kernels both ways, in place.
 
     Args:
         graph: one with numbers as sizes, normalised or from AOTAutograd.
         device_kind: JAX's name of the TPU it is for, or "" for the CPU.
+        known: as for ``attention_masks.split``.
 
     Returns:
         For the result of each attention that stays as it is though its gradients were found, why.
     """
     kept: dict[fx.Node, Action] = {}
-    for training in [found for site in find(graph) if (found := training_of(site)) is not None]:
-        plans = [plan_of(one, device_kind) for one in (training.forward, training.backward)]
+    for training in [found for site in find(graph) if (found := training_of(site, known)) is not None]:
+        plans = [plan_of(one, device_kind, known) for one in (training.forward, training.backward)]
         refused = next((plan for plan in plans if not isinstance(plan, Plan)), None)
         if refused is None:
-            _rewrite(graph, training)
+            _rewrite(graph, training, known)
         else:
             kept[training.forward.node] = refused
     return kept
 
 
-def _rewrite(graph: fx.Graph, training: Training) -> None:
+def _rewrite(graph: fx.Graph, training: Training, known: Known) -> None:
     """Puts the operators in, and their results in the place of what they replace."""
     site = training.forward
     heads = site.leading[-1] if site.leading[-1] % site.groups == 0 else site.query.heads
     with _inserting_for(site.node):
         query = _placed(graph, site.query, heads)
         key, value = (_placed(graph, rows, heads // site.groups) for rows in (site.key, site.value))
-        is_causal, mask = _mask(graph, site)
+        is_causal, mask = _mask(graph, site, known)
         given: dict[str, Any] = {"attn_mask": mask, "scale": site.scale}
         forward = graphs.call(graph, FORWARD, query, key, value, 0.0, is_causal, **given)
         result, logsumexp = (graphs.call(graph, operator.getitem, forward, at) for at in range(2))
-        alive = _alive(graph, site, is_causal, mask)
+        alive = _alive(graph, site, is_causal, mask, known)
         replaced = [(site.node, _like(graph, _or_nan(graph, result, alive), Rows(site.node)))]
     with _inserting_for(training.anchor):
         gradient = _or_nan(graph, _placed(graph, training.given, heads), alive)
@@ -115,12 +116,12 @@ def _like(graph: fx.Graph, node: fx.Node, rows: Rows) -> fx.Node:
     return graphs.call(graph, aten.reshape.default, node, list(graphs.type_of(rows.node).shape))
 
 
-def _alive(graph: fx.Graph, site: Attention, is_causal: bool, mask: fx.Node | None) -> fx.Node | None:
+def _alive(graph: fx.Graph, site: Attention, is_causal: bool, mask: fx.Node | None, known: Known) -> fx.Node | None:
     """Which queries are left a key, [..., queries or 1, 1]; None if all are.
 
     Of a row of -inf a softmax is NaN, and so are the gradients of all that it is made of. The operator gives 0.
     """
-    if mask is None or not any(term.may_exclude for term in unknown(site)):
+    if mask is None or not any(term.may_exclude for term in unknown(site, known)):
         return None
     if is_causal:
         ones = graphs.call(graph, aten.ones.default, [site.query.length, site.key.length], dtype=torch.bool)
@@ -138,9 +139,9 @@ def _number(graph: fx.Graph, value: float, like: fx.Node) -> fx.Node:
     return graphs.call(graph, aten.full.default, [], value, dtype=graphs.type_of(like).element.torch)
 
 
-def _mask(graph: fx.Graph, site: Attention) -> tuple[bool, fx.Node | None]:
+def _mask(graph: fx.Graph, site: Attention, known: Known) -> tuple[bool, fx.Node | None]:
     """(whether the mask is causal, what else is added to the scores)."""
-    mask, rest = split(site.terms, False, site.query.length, site.key.length, site.groups)
+    mask, rest = split(site.terms, False, site.query.length, site.key.length, site.groups, known)
     is_causal = mask is not None and mask.is_causal
     terms = rest if is_causal else site.terms
     added = [_added(graph, term) for term in terms]

@@ -31,6 +31,7 @@ from tpu_lowering.fuse import attention_training
 from tpu_lowering.fuse.attention_blocks import Library
 from tpu_lowering.fuse.attention_calls import Bias, Call
 from tpu_lowering.fuse.attention_kernels import flash_kernel, splash_gradient_kernel, splash_kernel
+from tpu_lowering.fuse.attention_masks import Known
 from tpu_lowering.fuse.attention_plans import SHARE, Plan, bytes_by_xla, plan_of, vmem_of
 from tpu_lowering.fuse.attention_shared import share_rows
 from tpu_lowering.fuse.attention_sites import find
@@ -57,8 +58,9 @@ class FuseAttention:
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
         device_kind = graphs.device_kind(graph)
-        kept = attention_training.call_operators(graph, device_kind)
-        plans = [plan_of(site, device_kind) for site in find(graph) if site.node not in kept]
+        known: Known = {}
+        kept = attention_training.call_operators(graph, device_kind, known)
+        plans = [plan_of(site, device_kind, known) for site in find(graph) if site.node not in kept]
         replaced: dict[fx.Node, fx.Node] = {}
         actions = [*kept.values()]
         for plan in plans:
