@@ -19,7 +19,9 @@ from tpu_lowering.passes.base import Action
 SHARE = 0.75
 """Of VMEM, what a kernel may use: the compiler keeps values between operations there too."""
 HELD = 0.5
-"""Of VMEM, how large scores may be that XLA is expected to keep there."""
+"""Of VMEM, how large scores may be that XLA is expected to keep there ..."""
+HELD_IN_TRAINING = 0.25
+"""... and how large with all that gradients are made of: weights, and the gradients of weights and scores."""
 PASSES, GRADIENT_PASSES = 4, 8
 """How often XLA writes or reads all scores, or what is made of them."""
 
@@ -83,7 +85,8 @@ def plan_of(site: Attention, device_kind: str, known: Known) -> Plan | Action:
         )
         return Action.on("unfused", site.node, reason, "TL521")
     cost = dataclasses.replace(chosen[1], nbytes=chosen[1].nbytes + _prepared_bytes(heads, seen, site.is_gradient))
-    by_xla = bytes_by_xla(heads, site.is_gradient, HELD * capacity if device_kind else 0)
+    share = HELD_IN_TRAINING if site.is_gradient or site.wants_logsumexp else HELD
+    by_xla = bytes_by_xla(heads, site.is_gradient, share * capacity if device_kind else 0)
     if cost.nbytes >= by_xla:
         is_held = by_xla < bytes_by_xla(heads, site.is_gradient, 0)
         held = ", which keeps the scores in VMEM and reads every key and value once," if is_held else ","
