@@ -47,7 +47,6 @@ Function = Callable[..., Any]
 @pytest.mark.parametrize(
     ("function", "key_heads", "dtype"),
     [
-        (written_out, 4, torch.float32),
         (written_out, 2, torch.float32),
         (written_out, 2, torch.bfloat16),
         (filled_in, 4, torch.float32),
