@@ -17,6 +17,11 @@ def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
 
 
+def every_key(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Without a mask, as a vision transformer calls it."""
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+
+
 def written_out(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """As model code writes it: the mask is added, and the softmax is float32."""
     length, groups = query.shape[-2], query.shape[1] // key.shape[1]
@@ -40,6 +45,24 @@ def forward(*operands: torch.Tensor) -> Any:
 def backward(*operands: torch.Tensor) -> Any:
     """The gradients: of that of the result, query, key, value, the result and its logsumexp."""
     return aten._scaled_dot_product_flash_attention_for_cpu_backward.default(*operands, 0.0, True)
+
+
+def written_out_in_training(gradient: torch.Tensor, *operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The result and the gradients of query, key and value."""
+    result, gradients = torch.func.vjp(written_out, *operands)
+    return result, *gradients(gradient)
+
+
+def encoder_in_training(
+    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """The same with a mask of the keys that there are, bool [batch, keys]."""
+
+    def attention(*operands: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(*operands, attn_mask=mask[:, None, None, :])
+
+    result, gradients = torch.func.vjp(attention, query, key, value)
+    return result, *gradients(gradient)
 
 
 def attention_cases() -> Iterator[tuple[str, Callable[..., Any], tuple[torch.Tensor, ...]]]:

@@ -157,5 +157,18 @@ CASES: tuple[FusionCase, ...] = (
     FusionCase(
         "causal attention, written out", fusion_attention.written_out, (HEADS, HEADS, HEADS), 0.10, simulate=False
     ),
+    FusionCase(
+        "attention in training, written out",
+        fusion_attention.written_out_in_training,
+        ((bf16, (4, 8, 1024, 64)),) * 4,
+        simulate=False,
+    ),
+    FusionCase(
+        "attention in training, padded keys",
+        fusion_attention.encoder_in_training,
+        (*((bf16, (16, 12, 512, 64)),) * 4, (torch.bool, (16, 512))),
+        simulate=False,
+    ),
+    FusionCase("attention of 197 keys", fusion_attention.every_key, ((bf16, (64, 12, 197, 64)),) * 3, simulate=False),
     FusionCase("KL divergence", kl_divergence, ((bf16, (8192, 8192)), (bf16, (8192, 8192)))),
 )

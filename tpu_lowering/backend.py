@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from tpu_lowering import compat, pipeline
-from tpu_lowering.capture import fallback, gradients, recompiles, restorable
+from tpu_lowering.capture import fallback, gradients, partition, recompiles, restorable
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.capture.restorable import Restorable
 from tpu_lowering.normalise.decompositions import decompositions
@@ -69,13 +69,19 @@ def helion_tpu(
 
         return compat.serializable_compiler(Restorable, compile_graph) if keeps else compile_graph
 
+    def device_kind_of(joint: fx.GraphModule, arguments: Any) -> str | None:
+        if chosen.fuse == "never":
+            return None
+        where = runtime or runtime_for(joint.graph, "forward", compat.tree_leaves(arguments), chosen)
+        return where.device_kind if pipeline.fuses(chosen, where.device_kind) else None
+
     def compile_whole(part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         with restorable.autograd_cache(chosen) if keeps else contextlib.nullcontext():
             return compat.aot_autograd(
                 fw_compiler=compiler("forward"),
                 bw_compiler=compiler("backward"),
                 inference_compiler=compiler("inference"),
-                partition_fn=compat.min_cut_partition,
+                partition_fn=partition.partitioner(device_kind_of),
                 decompositions=decompositions(),
                 keep_inference_input_mutations=True,
             )(part, arguments)

@@ -119,9 +119,13 @@ def passes(options: Options, device_kind: str, tell: Callable[[Answer], None] | 
         seconds = float(options.tune_seconds)
         chooser = CompilerChooser(Target.of_kind(device_kind), store, compiles, configs, seconds, tell)
     launches: tuple[Pass, ...] = (ChooseLaunches(chooser),) if device_kind else ()
-    fuses = options.fuse == "always" or (options.fuse == "tpu" and device_kind != "")
-    fusion: tuple[Pass, ...] = (FuseAttention(), FuseAroundKernels(), FuseRows(chooser)) if fuses else ()
-    return PASSES + launches + fusion
+    fusion: tuple[Pass, ...] = (FuseAttention(), FuseAroundKernels(), FuseRows(chooser))
+    return PASSES + launches + (fusion if fuses(options, device_kind) else ())
+
+
+def fuses(options: Options, device_kind: str) -> bool:
+    """Whether kernels are made of operators, for a device."""
+    return options.passes and (options.fuse == "always" or (options.fuse == "tpu" and device_kind != ""))
 
 
 class Observer(Protocol):

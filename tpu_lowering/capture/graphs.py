@@ -51,7 +51,7 @@ class CapturedGraph:
         self.calls: dict[Hashable, RunnableProgram] = {}
         self.programs: dict[Hashable, tuple[Program, RunnableProgram]] = {}
         randomness.give_states_a_size(module.graph)
-        self.symbolic = any(_is_symbolic(node.meta.get("val")) for node in module.graph.nodes)
+        self.symbolic = any(is_symbolic(node.meta.get("val")) for node in module.graph.nodes)
         self.rounding: Rounding | None = None
         self.sizes: dict[sympy.Symbol, Any] = {}
         runtime.check(examples)
@@ -123,7 +123,8 @@ class CapturedGraph:
             return program, self.runtime.compile(program, text)
 
 
-def _is_symbolic(value: Any) -> bool:
+def is_symbolic(value: Any) -> bool:
+    """Whether a node's value has a size that is a symbol, or is one."""
     return any(
         isinstance(leaf, (torch.SymInt, torch.SymFloat, torch.SymBool))
         or (isinstance(leaf, torch.Tensor) and not all(type(size) is int for size in (*leaf.shape, *leaf.stride())))

@@ -64,12 +64,12 @@ class Heads:
     @property
     def query_bytes(self) -> int:
         """Bytes of one query and one row of the result, as the chip lays them out."""
-        return (_laid_out(self.width) + _laid_out(self.value_width)) * self.itemsize
+        return (laid_out(self.width) + laid_out(self.value_width)) * self.itemsize
 
     @property
     def score_bytes(self) -> int:
-        """Bytes of all scores."""
-        return self.count * self.queries * self.keys * self.itemsize
+        """Bytes of all scores, as the chip lays them out."""
+        return self.count * self.queries * laid_out(self.keys) * self.itemsize
 
     @property
     def operand_bytes(self) -> int:
@@ -134,6 +134,11 @@ def choose(heads: Heads, mask: StaticMask | None, vmem: int, library: Library) -
     return min(found, key=lambda pair: pair[1].key(), default=None)
 
 
+def rounded(length: int) -> int:
+    """The next length that blocks divide."""
+    return math.ceil(length / LANES) * LANES
+
+
 def sizes(length: int) -> list[int]:
     """The block sizes that a length may be cut into."""
     return [size for size in range(LANES, min(length, LARGEST) + 1, LANES) if length % size == 0]
@@ -185,7 +190,8 @@ def _cost(heads: Heads, mask: StaticMask | None, blocks: Blocks, tiles: Tiles, n
     return Cost(scores > WASTE * needed, nbytes, scores, tiles.any.size)
 
 
-def _laid_out(width: int) -> int:
+def laid_out(width: int) -> int:
+    """The elements of a row that memory holds on the chip."""
     return math.ceil(width / LANES) * LANES
 
 
@@ -208,20 +214,20 @@ def _gradient_bytes(heads: Heads, blocks: Blocks, tiles: Tiles) -> int:
     walks = sum(
         fetched(np.flatnonzero(tiles.any[:, j]).tolist(), heads.count, 1) * blocks.queries for j in range(columns)
     )
-    query = _laid_out(heads.width) * heads.itemsize
+    query = laid_out(heads.width) * heads.itemsize
     partial = (2 * columns + 1 if columns > 1 else 1) * rows * query
     return walks * heads.query_bytes + 2 * shared * heads.query_bytes + partial
 
 
 def _forward_vmem(heads: Heads, blocks: Blocks, tiles: Tiles) -> int:
     rows = blocks.queries * heads.query_bytes + blocks.keys * heads.query_bytes
-    state = blocks.queries * (4 * LANES + _laid_out(heads.value_width)) * 4
+    state = blocks.queries * (4 * LANES + laid_out(heads.value_width)) * 4
     mask = blocks.queries * blocks.keys * (4 if tiles.patterns else heads.bias)
     return 2 * (rows + state + mask) + 4 * blocks.queries * blocks.computed * 4
 
 
 def _gradient_vmem(heads: Heads, blocks: Blocks, tiles: Tiles) -> int:
     rows = (2 * blocks.queries + 2 * blocks.keys) * heads.query_bytes
-    state = (blocks.queries + 2 * blocks.keys) * max(_laid_out(heads.width), _laid_out(heads.value_width)) * 4
+    state = (blocks.queries + 2 * blocks.keys) * max(laid_out(heads.width), laid_out(heads.value_width)) * 4
     mask = blocks.queries * blocks.keys * 4 if tiles.patterns else 0
     return 2 * (rows + state + mask) + 6 * blocks.queries * blocks.computed * 4

@@ -20,100 +20,47 @@ from typing import Any, ClassVar
 import jax
 import jax.extend.core
 import jax.numpy as jnp
-import numpy as np
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.attention_blocks import Blocks
-from tpu_lowering.fuse.attention_masks import MOST, StaticMask
+from tpu_lowering.fuse import attention_rows
+from tpu_lowering.fuse.attention_calls import Call, added_by, visible
+from tpu_lowering.fuse.attention_masks import MOST, lengthened
 from tpu_lowering.ir.kernels import Operand
-from tpu_lowering.ir.types import TensorType, f32
+from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.kernels.jax_function import JaxKernel
 
 
-@dataclasses.dataclass(frozen=True)
-class Bias:
-    """What one operand adds to the scores; see ``attention_masks.Term``.
-
-    Attributes:
-        value, where: as there.
-        shape: of the operand, with as many dimensions as the scores.
-    """
-
-    value: float | None
-    where: bool
-    shape: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """One specialisation of a kernel.
-
-    Attributes:
-        query, key, value: types [heads, length, width].
-        scale: what the products of queries and keys are multiplied by; positive.
-        blocks: sizes of blocks.
-        vmem: bytes of VMEM that it may use.
-        where: the user's source line.
-        device_kind: JAX's name of the TPU it is for, or "" for the CPU.
-        mask: which keys are seen; None for all.
-        gives_logsumexp: whether it has a second result, f32 [heads, queries].
-        leading: sizes of the scores before the last two, for biases; their product is the heads.
-        biases: what is added to the scores.
-        bias_types: their types.
-        narrow: whether the biases do nothing but hide keys, so that any element type holds them.
-        empty: the result for a query that no key is left of.
-    """
-
-    query: TensorType
-    key: TensorType
-    value: TensorType
-    scale: float
-    blocks: Blocks
-    vmem: int
-    where: str
-    device_kind: str
-    mask: StaticMask | None = None
-    gives_logsumexp: bool = False
-    leading: tuple[int, ...] = ()
-    biases: tuple[Bias, ...] = ()
-    bias_types: tuple[TensorType, ...] = ()
-    narrow: bool = False
-    empty: float = 0.0
-
-    @property
-    def result(self) -> TensorType:
-        return self.query.element[(*self.query.shape[:2], self.value.shape[2])]
-
-    @property
-    def logsumexp(self) -> TensorType:
-        return f32[self.query.shape[:2]]
-
-
 @functools.cache
 def splash_kernel(call: Call) -> JaxKernel:
-    """softmax(scale * query @ keyᵀ) @ value, of the keys that a mask leaves."""
+    """softmax(scale * query @ keyᵀ + biases) @ value, of the keys that a mask leaves."""
 
-    def run(query: jax.Array, key: jax.Array, value: jax.Array) -> Sequence[jax.Array]:
-        found = _splash(call, False)(query, _scaled(key, call.scale), value)
-        return [found[0], found[1][0]] if call.gives_logsumexp else [found]
+    def run(query: jax.Array, key: jax.Array, value: jax.Array, *biases: jax.Array) -> Sequence[jax.Array]:
+        added = added_by(call, biases) if biases else None
+        found = _splash(call, False)(*attention_rows.operands(call, query, _scaled(key, call.scale), value, added))
+        results = (found[0], found[1][0]) if call.gives_logsumexp else (found,)
+        return attention_rows.of_queries(call, results, added)
 
     results = [call.result, call.logsumexp] if call.gives_logsumexp else [call.result]
-    return _kernel("splash_attention", call, run, {"query": call.query, "key": call.key, "value": call.value}, results)
+    return _kernel("splash_attention", call, run, _operand_types(call), results)
 
 
 @functools.cache
 def splash_gradient_kernel(call: Call) -> JaxKernel:
     """Gradients of query, key and value, of that of the result and what the forward gave."""
 
-    def run(grad: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array, *kept: jax.Array) -> list[jax.Array]:
-        operands = query, _scaled(key, call.scale), value
-        by_query, by_key, by_value = compat.splash_attention_gradients(_splash(call, True), operands, kept, grad)
+    def run(grad: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array, *others: jax.Array) -> list[jax.Array]:
+        result, logsumexp, *biases = others
+        added = added_by(call, biases) if biases else None
+        operands = attention_rows.operands(call, query, _scaled(key, call.scale), value, added)
+        grad, *kept = attention_rows.given(call, grad, result, logsumexp, added)
+        gradients = compat.splash_attention_gradients(_splash(call, True), operands, kept, grad)
+        by_query, by_key, by_value = map(attention_rows.cut, gradients, (call.query, call.key, call.value))
         return [by_query, _scaled(by_key, call.scale), by_value]
 
-    types = {"grad": call.result, "query": call.query, "key": call.key, "value": call.value}
-    types |= {"result": call.result, "logsumexp": call.logsumexp}
-    return _kernel("splash_attention_gradient", call, run, types, [call.query, call.key, call.value])
+    query, key, value, *biases = _operand_types(call).items()
+    types = dict([("grad", call.result), query, key, value, ("result", call.result), ("logsumexp", call.logsumexp)])
+    return _kernel("splash_attention_gradient", call, run, types | dict(biases), [call.query, call.key, call.value])
 
 
 @functools.cache
@@ -124,18 +71,17 @@ def flash_kernel(call: Call) -> JaxKernel:
     """
 
     def run(query: jax.Array, key: jax.Array, value: jax.Array, *biases: jax.Array) -> list[jax.Array]:
-        total = _total(call, biases) if biases else None
+        total = added_by(call, biases) if biases else None
         results = _mapped(call, *_split(call, query, key, value), None if total is None else _prepared(call, total))
         out, lse = results if call.gives_logsumexp else (results, None)
         if total is not None:
-            out = jnp.where(_alive(call, total), out.reshape((*call.leading, *out.shape[-2:])), call.empty)
+            alive = jnp.any(visible(call, total), axis=-1, keepdims=True)
+            out = jnp.where(alive, out.reshape((*call.leading, *out.shape[-2:])), call.empty)
         found = [out.astype(call.result.dtype).reshape(call.result.shape)]
         return found if lse is None else [*found, lse.reshape(call.logsumexp.shape)]
 
-    types = {"query": call.query, "key": call.key, "value": call.value}
-    types |= {f"bias_{at}": type_ for at, type_ in enumerate(call.bias_types)}
     results = [call.result, call.logsumexp] if call.gives_logsumexp else [call.result]
-    return _kernel("flash_attention", call, run, types, results)
+    return _kernel("flash_attention", call, run, _operand_types(call), results)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -143,6 +89,11 @@ class AttentionKernel(JaxKernel):
     """A library kernel in place of attention that the user wrote with operators."""
 
     generated: ClassVar[bool] = True
+
+
+def _operand_types(call: Call) -> dict[str, TensorType]:
+    types = {"query": call.query, "key": call.key, "value": call.value}
+    return types | {f"bias_{at}": type_ for at, type_ in enumerate(call.bias_types)}
 
 
 def _kernel(
@@ -155,12 +106,15 @@ def _kernel(
 
 def _completed(closed: Any, call: Call) -> Any:
     """A traced kernel with leave to use VMEM and to have its scaled keys computed as they are fetched."""
+    shapes = [
+        (call.key.shape[0], call.lengths[1], width) for width in (call.key.shape[2], attention_rows.widened(call))
+    ]
     computed = {variable for equation in closed.jaxpr.eqns for variable in equation.outvars}
 
     def complete(equation: Any) -> Any:
         if equation.primitive.name != "pallas_call":
             return equation
-        fused = tuple(atom in computed and atom.aval.shape == call.key.shape for atom in equation.invars)
+        fused = tuple(atom in computed and atom.aval.shape in shapes for atom in equation.invars)
         given = equation.params["compiler_params"]
         chosen = compat.compiler_params(given, vmem_limit_bytes=call.vmem, allow_input_fusion=fused)
         # The metadata is text of many lines for a profiler; it is of no use in programs that are read line by line.
@@ -184,7 +138,7 @@ def _splash(call: Call, is_gradient: bool) -> Any:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as library
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    shape, mask = (call.query.shape[1], call.key.shape[1]), call.mask
+    shape, mask = call.lengths, lengthened(call.mask, (call.query.shape[1], call.key.shape[1]), call.lengths)
     if mask is None:
         seen: Any = masks.FullMask(shape)
     elif mask.is_causal and (is_gradient or math.prod(shape) > MOST):
@@ -206,18 +160,6 @@ def _splash(call: Call, is_gradient: bool) -> Any:
     )
 
 
-def _total(call: Call, biases: Sequence[jax.Array]) -> jax.Array:
-    """All biases as one, float32, with as many dimensions as the scores."""
-
-    def one(bias: Bias, given: jax.Array) -> jax.Array:
-        given = given.reshape(bias.shape)
-        if bias.value is None:
-            return given.astype(jnp.float32)
-        return jnp.where(given == bias.where, bias.value, 0.0).astype(jnp.float32)
-
-    return functools.reduce(jnp.add, map(one, call.biases, biases))
-
-
 def _prepared(call: Call, total: jax.Array) -> jax.Array:
     """What the kernel adds before it scales: never infinite, as a block that hides all keys would then be NaN."""
     least = float(jnp.finfo(call.query.dtype if call.narrow else jnp.float32).min)
@@ -226,7 +168,7 @@ def _prepared(call: Call, total: jax.Array) -> jax.Array:
     else:
         bias = jnp.where(total == -jnp.inf, least, jnp.maximum(total / call.scale, least / 2))
     *leading, _, _ = bias.shape
-    groups = call.query.shape[0] // call.key.shape[0]
+    groups = call.groups
     last = (leading[-1] // groups, groups) if leading[-1] > 1 else (1, 1)
     return jnp.broadcast_to(
         bias.reshape((*leading[:-1], *last, *bias.shape[-2:])),
@@ -236,21 +178,13 @@ def _prepared(call: Call, total: jax.Array) -> jax.Array:
 
 def _split(call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The operands with the leading dimensions of the scores, the last one cut into those that share keys."""
-    groups = call.query.shape[0] // call.key.shape[0]
+    groups = call.groups
     outer = (*call.leading[:-1], call.leading[-1] // groups)
     return (
         query.reshape((*outer, groups, *query.shape[1:])),
         key.reshape((*outer, *key.shape[1:])),
         value.reshape((*outer, *value.shape[1:])),
     )
-
-
-def _alive(call: Call, total: jax.Array) -> jax.Array:
-    """Which queries are left a key: bool, the scores' shape with one key."""
-    seen = total > -jnp.inf
-    if call.mask is not None:
-        seen &= np.tri(call.query.shape[1], call.key.shape[1], dtype=bool)
-    return jnp.any(seen, axis=-1, keepdims=True)
 
 
 def _mapped(call: Call, query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None) -> Any:

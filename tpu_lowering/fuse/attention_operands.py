@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import fx
 
 from tpu_lowering.ir import graphs
+from tpu_lowering.normalise.views import RESHAPES
+from tpu_lowering.passes.simplify_views import IDENTITIES
 
 aten = torch.ops.aten
 
@@ -80,23 +83,42 @@ def _behind(rows: Rows, factors: bool) -> Rows | None:
         return None
     if not isinstance(source.meta.get("val"), torch.Tensor):
         return None
-    before, after = graphs.type_of(source).shape, graphs.type_of(node).shape
-    if node.target is aten.reshape.default and before[-2:] == after[-2:] and len(before) > 1:
+    if keeps_rows(node):
         return dataclasses.replace(rows, node=source)
-    if node.target is aten.permute.default:
-        order = [dim % len(after) for dim in node.args[1]]  # type: ignore[union-attr]
-        rank = len(after)
-        if order == [*range(rank - 2), rank - 1, rank - 2]:
-            return dataclasses.replace(rows, node=source, swapped=not rows.swapped)
+    if swaps_rows(node):
+        return dataclasses.replace(rows, node=source, swapped=not rows.swapped)
+    before, after = graphs.type_of(source).shape, graphs.type_of(node).shape
     if node.target is aten.expand.default and len(before) == len(after):
         grown = [dim for dim in range(len(after)) if before[dim] != after[dim]]
-        if not grown:
-            return dataclasses.replace(rows, node=source)
         if grown == [len(after) - 3] and rows.repeat == 1:
             return dataclasses.replace(rows, node=source, repeat=after[-3])
     if factors and (factor := factor_of(node)) is not None:
         return dataclasses.replace(rows, node=source, factor=rows.factor * factor)
     return None
+
+
+def keeps_rows(node: fx.Node) -> bool:
+    """Whether a node is its first argument, or a view of it that leaves the last two dimensions alone."""
+    if node.target in IDENTITIES:
+        return True
+    if node.target not in (*RESHAPES, aten.expand.default):
+        return False
+    args: Any = node.args
+    before, after = graphs.type_of(args[0]).shape, graphs.type_of(node).shape
+    same = math.prod(before) == math.prod(after)
+    return same and len(before) > 1 and len(after) > 1 and before[-2:] == after[-2:]
+
+
+def swaps_rows(node: fx.Node) -> bool:
+    """Whether a node is its first argument with the last two dimensions exchanged."""
+    if node.target not in (aten.permute.default, aten.transpose.int, aten.t.default):
+        return False
+    given, rank = graphs.bound(node), len(graphs.type_of(node).shape)
+    if node.target is aten.permute.default:
+        return [dim % rank for dim in given["dims"]] == [*range(rank - 2), rank - 1, rank - 2]
+    if node.target is aten.t.default:
+        return rank == 2
+    return {given["dim0"] % rank, given["dim1"] % rank} == {rank - 2, rank - 1}
 
 
 def factor_of(node: fx.Node) -> float | None:

@@ -13,14 +13,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import fx
 
 from tpu_lowering.fuse.attention_masks import Term, number
-from tpu_lowering.fuse.attention_operands import Rows, factor_of, rows_of
+from tpu_lowering.fuse.attention_operands import Rows, factor_of, keeps_rows, rows_of
 from tpu_lowering.ir import graphs
 
 aten = torch.ops.aten
@@ -29,6 +29,25 @@ FORWARD = aten._scaled_dot_product_flash_attention_for_cpu.default
 BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 SOFTMAXES = {aten._softmax.default: math.nan, aten._safe_softmax.default: 0.0}
 """The softmax operators, and what they give for a row without any key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What an attention is made of that code writes out.
+
+    Attributes:
+        product: the ``bmm`` of queries and keys.
+        scale: what it is multiplied by; the operands' own factors are in ``Attention.scale``, too.
+        scores: a node of the scores that something else uses too; None if there is none.
+        softmax: the weights.
+        result: the ``bmm`` of weights and values.
+    """
+
+    product: fx.Node
+    scale: float
+    scores: fx.Node | None
+    softmax: fx.Node
+    result: fx.Node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +65,7 @@ class Attention:
         shared: a node of the scores or the weights that something else uses too; None if there is none.
         outputs: the nodes that it replaces: the result and, if used, the logsumexp; or the three gradients.
         given: of a gradient: that of the result, the result, and the logsumexp; else ().
+        written: the operators it is made of; None if it is one operator.
     """
 
     query: Rows
@@ -60,6 +80,7 @@ class Attention:
     shared: fx.Node | None
     outputs: tuple[fx.Node | None, ...]
     given: tuple[fx.Node, ...] = ()
+    written: Written | None = None
 
     @property
     def is_gradient(self) -> bool:
@@ -73,6 +94,21 @@ class Attention:
     def node(self) -> fx.Node:
         """The node that actions are about."""
         return next(node for node in self.outputs if node is not None)
+
+    def moved(self, replaced: Mapping[fx.Node, fx.Node]) -> Attention:
+        """The same attention, of nodes that stand in for some of its operands."""
+
+        def now(node: fx.Node) -> fx.Node:
+            return replaced.get(node, node)
+
+        return dataclasses.replace(
+            self,
+            query=dataclasses.replace(self.query, node=now(self.query.node)),
+            key=dataclasses.replace(self.key, node=now(self.key.node)),
+            value=dataclasses.replace(self.value, node=now(self.value.node)),
+            terms=tuple(dataclasses.replace(term, node=now(term.node)) for term in self.terms),
+            given=tuple(map(now, self.given)),
+        )
 
     @property
     def groups(self) -> int:
@@ -158,8 +194,9 @@ def _of_pattern(node: fx.Node) -> Attention | None:
         return None
     leading = up.leading if up.leading is not None else tuple(graphs.type_of(query_node).shape[:-2])
     return Attention(
-        query, key, value, leading, scale, False, up.terms, dropout, softmax.empty, shared or up.shared, (result,)
-    )
+        query, key, value, leading, scale, False, up.terms, dropout, softmax.empty, shared or up.shared, (result,),
+        written=Written(up.product, up.scale, up.shared, node, result),
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,17 +242,14 @@ def _along_rows(node: fx.Node) -> bool:
 
 def _down(node: fx.Node) -> tuple[fx.Node, fx.Node | None, bool] | None:
     """(the product with the values, a node of the weights that is used elsewhere, whether weights are dropped)."""
-    shared: fx.Node | None = None
-    dropout = False
-    while True:
-        following = [(user, found) for user in node.users if (found := _weights_step(node, user)) is not None]
-        if len(following) != 1:
-            return None
-        shared = shared or (node if len(node.users) > 1 else None)
-        node, step = following[0]
-        dropout |= step == "dropped"
-        if step == "product":
-            return node, shared, dropout
+    found: list[tuple[fx.Node, fx.Node | None, bool]] = []
+    for user in node.users:
+        step = _weights_step(node, user)
+        below = (user, None, False) if step == "product" else _down(user) if step is not None else None
+        if below is not None:
+            result, shared, dropout = below
+            found.append((result, node if len(node.users) > 1 else shared, dropout or step == "dropped"))
+    return found[0] if len(found) == 1 else None
 
 
 def _weights_step(node: fx.Node, user: fx.Node) -> str | None:
@@ -225,19 +259,9 @@ def _weights_step(node: fx.Node, user: fx.Node) -> str | None:
         return "product" if user.args[0] is node and user.args[1] is not node else None
     if user.target is aten.mul.Tensor and all(isinstance(arg, fx.Node) for arg in user.args):
         return "dropped"
-    if user.target is aten._to_copy.default or _keeps_rows(user):
+    if user.target is aten._to_copy.default or keeps_rows(user):
         return "same"
     return None
-
-
-def _keeps_rows(node: fx.Node) -> bool:
-    """Whether a node is a view that leaves the last two dimensions alone."""
-    if node.target not in (aten.reshape.default, aten.expand.default):
-        return False
-    args: Any = node.args
-    before, after = graphs.type_of(args[0]).shape, graphs.type_of(node).shape
-    same = math.prod(before) == math.prod(after)
-    return same and len(before) > 1 and len(after) > 1 and before[-2:] == after[-2:]
 
 
 def _up(node: fx.Node, users: Collection[fx.Node]) -> _Scores | None:
@@ -252,7 +276,7 @@ def _up(node: fx.Node, users: Collection[fx.Node]) -> _Scores | None:
 
 def _up_step(node: fx.Node) -> _Scores | None:
     args: Any = node.args
-    if node.target is aten._to_copy.default or _keeps_rows(node):
+    if node.target is aten._to_copy.default or keeps_rows(node):
         return _up(args[0], (node,))
     if (factor := factor_of(node)) is not None:
         found = _up(args[0], (node,))

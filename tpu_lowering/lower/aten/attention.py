@@ -25,9 +25,17 @@ def _einsum(spec: str, x: Any, y: Any) -> jax.Array:
     return jnp.einsum(spec, x, y, preferred_element_type=compute_dtype(x.dtype))
 
 
+def _shared(x: Any, rows: Any) -> Any:
+    """[b, h, q, d] as [b, h / g, g * q, d]: what g heads do with the same keys or values, they do as one."""
+    batch, heads, length, width = x.shape
+    shared = rows.shape[1]
+    return x if heads == shared else x.reshape((batch, shared, heads // shared * length, width))
+
+
 def _scores(query: Any, key: Any, attn_mask: Any, is_causal: bool, scale: float) -> jax.Array:
     """scale * query @ key^T, plus the mask (of -inf for a bool mask's False and above the diagonal)."""
-    scores = _einsum("bhqd,bhkd->bhqk", query, key) * scale
+    scores = _einsum("bhqd,bhkd->bhqk", _shared(query, key), key) * scale
+    scores = scores.reshape((*query.shape[:3], key.shape[2]))
     if attn_mask is not None and attn_mask.dtype == np.bool_:
         scores = jnp.where(attn_mask, scores, -np.inf)
     elif attn_mask is not None:
@@ -49,16 +57,6 @@ def _scale_of(query: Any, scale: float | None) -> float:
     return 1 / math.sqrt(query.shape[-1]) if scale is None else scale
 
 
-def _for_each_head(query: Any, rows: Any) -> jax.Array:
-    """Keys or values, once for each head of the query."""
-    return jnp.repeat(rows, query.shape[1] // rows.shape[1], axis=1) if rows.shape[1] != query.shape[1] else rows
-
-
-def _of_own_heads(gradient: jax.Array, out: TensorType) -> jax.Array:
-    """The sum of the gradients of keys or values that several heads of the query share."""
-    return jnp.sum(gradient.reshape((*out.shape[:2], -1, *out.shape[2:])), axis=2)
-
-
 @lowers(aten._scaled_dot_product_flash_attention_for_cpu.default)
 def attention(
     query: Any,
@@ -72,10 +70,10 @@ def attention(
     out: tuple[TensorType, TensorType],
 ) -> tuple[jax.Array, jax.Array]:
     """softmax(scale * query @ key^T + mask) @ value, and the rows' logsumexp. A fully masked row gives 0."""
-    key, value = _for_each_head(query, key), _for_each_head(query, value)
     scores = _scores(query, key, attn_mask, is_causal, _scale_of(query, scale))
     probabilities, lse = _softmax(scores)
-    return finish(_einsum("bhqk,bhkd->bhqd", cast(probabilities, value.dtype), value), out[0]), finish(lse, out[1])
+    result = _einsum("bhqk,bhkd->bhqd", _shared(cast(probabilities, value.dtype), value), value)
+    return finish(result.reshape((*query.shape[:3], value.shape[3])), out[0]), finish(lse, out[1])
 
 
 @lowers(aten._scaled_dot_product_flash_attention_for_cpu_backward.default)
@@ -98,14 +96,12 @@ def attention_backward(
     The probabilities P are computed anew: exp(score - logsumexp) would lose digits where scores are large.
     """
     factor = _scale_of(query, scale)
-    key, value = _for_each_head(query, key), _for_each_head(query, value)
     probabilities, _ = _softmax(_scores(query, key, attn_mask, is_causal, factor))
     wide = probabilities.dtype
     delta = jnp.sum(cast(grad_out, wide) * cast(out_, wide), axis=-1, keepdims=True)
-    d_scores = probabilities * (_einsum("bhqd,bhkd->bhqk", grad_out, value) - delta) * factor
-    narrow = cast(d_scores, query.dtype)
-    return (
-        finish(_einsum("bhqk,bhkd->bhqd", narrow, key), out[0]),
-        finish(_of_own_heads(_einsum("bhqk,bhqd->bhkd", narrow, query), out[1]), out[1]),
-        finish(_of_own_heads(_einsum("bhqk,bhqd->bhkd", cast(probabilities, value.dtype), grad_out), out[2]), out[2]),
-    )
+    d_weights = _einsum("bhqd,bhkd->bhqk", _shared(grad_out, value), value).reshape(probabilities.shape)
+    d_scores = _shared(cast(probabilities * (d_weights - delta) * factor, query.dtype), key)
+    d_query = _einsum("bhqk,bhkd->bhqd", d_scores, key)
+    d_key = _einsum("bhqk,bhqd->bhkd", d_scores, _shared(query, key))
+    d_value = _einsum("bhqk,bhqd->bhkd", _shared(cast(probabilities, value.dtype), value), _shared(grad_out, value))
+    return finish(d_query.reshape(query.shape), out[0]), finish(d_key, out[1]), finish(d_value, out[2])
