@@ -17,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from tpu_lowering import aot
 from tpu_lowering.backend import helion_tpu
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.passes.base import Action
+from tpu_lowering.runtime.aot.targets import Target
 
 bf16, f32 = torch.bfloat16, torch.float32
 ROWS, ROW = 100, 300  # neither is a multiple of a tile
@@ -304,3 +306,20 @@ def test_a_kernel_as_it_is_written(tmp_path: pathlib.Path) -> None:
     lines = re.sub(r"test_rows.py:\d+", "test_rows.py:N", path.read_text()).splitlines()
     body = "\n".join(lines[lines.index("def softmax_rows(arg0_1):") :])
     assert body == SOFTMAX
+
+
+@pytest.mark.parametrize(("length", "kernels"), [(1024, 0), (4096, 1)], ids=["held in VMEM", "too large"])
+def test_rows_between_products_are_left_to_a_compiler_that_keeps_them_in_vmem(length: int, kernels: int) -> None:
+    def scores(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        weights = torch.softmax((x @ y).exp(), 0)  # by column: no attention
+        return weights @ y.mT
+
+    x, y = torch.zeros(length, 256), torch.zeros(256, 4 * length)
+    captured = aot.capture(scores, (x, y), {}, Target.of("v5e"), {"fuse": "tpu"}, ())
+    assert len(captured.source.kernels) == kernels
+
+
+def test_rows_that_leave_the_program_are_no_rows_between_products() -> None:
+    x, y = torch.zeros(1024, 256), torch.zeros(256, 4096)
+    captured = aot.capture(lambda x, y: torch.softmax(x @ y, -1), (x, y), {}, Target.of("v5e"), {"fuse": "tpu"}, ())
+    assert len(captured.source.kernels) == 1

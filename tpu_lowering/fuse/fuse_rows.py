@@ -27,15 +27,23 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.blocks import held_as, summed_dims
+from tpu_lowering.fuse.attention_plans import HELD, HELD_IN_TRAINING
+from tpu_lowering.fuse.blocks import Body, held_as, summed_dims
 from tpu_lowering.fuse.choices import Candidates, Choice, Chooser
 from tpu_lowering.fuse.expand import ORIGIN, PART_OF, expand, merge_equal, parts_of
 from tpu_lowering.fuse.kernels import RowKernel, row_kernel
-from tpu_lowering.fuse.kinds import kind_of
-from tpu_lowering.fuse.plans import Plan, bytes_as_kernel, bytes_by_xla, ends_pass, plan
+from tpu_lowering.fuse.plans import (
+    Plan,
+    bytes_as_kernel,
+    bytes_by_xla,
+    ends_pass,
+    nbytes,
+    plan,
+    whole_between_products,
+)
 from tpu_lowering.fuse.regions import find_regions
 from tpu_lowering.fuse.spaces import dims_of
-from tpu_lowering.fuse.tiles import STEP_BYTES, Value, tile
+from tpu_lowering.fuse.tiles import STEP_BYTES, Tiling, Value, tile
 from tpu_lowering.fuse.writing import plain_form, write
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import kernel_call
@@ -86,8 +94,11 @@ class FuseRows:
         return {member.meta[PART_OF] for member in members if PART_OF in member.meta}
 
     def _fuse(self, graph: fx.Graph, found: Plan, replaced: dict[fx.Node, fx.Node]) -> Action | None:
-        kernels = self._kernels(graph, found)
         last = found.outputs[-1]
+        if is_held(found, graphs.device_kind(graph)):
+            reason = "expected rows that XLA moves, got some between matrix products that it keeps in VMEM"
+            return Action.on("unfused", last, reason, "TL608")
+        kernels = self._kernels(graph, found)
         if not kernels:
             why = "no block of its rows fits the chip's memory, or its sums need the grid in two orders"
             return Action.on("unfused", last, why, "TL607")
@@ -121,6 +132,16 @@ class FuseRows:
         return list(dict.fromkeys(kernels))
 
 
+def is_held(found: Plan, device_kind: str) -> bool:
+    """Whether XLA is expected to keep the rows in VMEM, from the product that makes them to the one that uses them. A
+    CPU has no such memory."""
+    values = whole_between_products(found)
+    if not device_kind or not values:
+        return False
+    share = HELD_IN_TRAINING if len(found.outputs) > 1 else HELD
+    return max(map(nbytes, values)) <= share * compat.tpu_info(device_kind).vmem_capacity_bytes
+
+
 def _plans(graph: fx.Graph) -> list[Plan]:
     """Plans of the regions that have blocks of two dimensions or more: a vector alone is no row among others."""
     regions = [region for region in find_regions(graph) if len(region.space.sizes) >= 2]
@@ -133,23 +154,19 @@ def _moved(found: Plan) -> list[Value]:
     return taken + given
 
 
-COMPARED = 3
-"""Values of a whole block that finding an index in a row makes: places, which of them is it, and what is taken."""
-
-
 def _live(found: Plan) -> int:
-    """How many values of a whole block are alive at once, computing the members in order."""
-    whole = frozenset(found.region.space.sizes)
+    """How many values of a whole block are alive at once, computing in order."""
+    sizes = found.region.space.sizes
+    graph = Body(found, Tiling(tuple(sizes.items()), ())).graph
+    last = {used: node for node in graph.nodes for used in node.all_input_nodes}
     alive: set[fx.Node] = set()
-    most = 0
-    last = {used: member for member in found.members for used in member.all_input_nodes}
-    for member in found.members:
-        if dims_of(found.region.accesses[member]) == whole:
-            alive.add(member)
-        kind = kind_of(member)
-        most = max(most, len(alive) + (COMPARED if kind is not None and kind.name in ("pick", "place") else 0))
-        alive -= {used for used in alive if last.get(used) is member}
-    return max(1, most)
+    most = 1
+    for node in graph.nodes:
+        if node.op != "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):
+            alive |= {node} if tuple(node.meta["val"].shape) == tuple(sizes.values()) else set()
+        most = max(most, len(alive))
+        alive -= {used for used in alive if last.get(used) is node}
+    return most
 
 
 def _name(found: Plan) -> str:

@@ -8,6 +8,7 @@ every reduction that waits for another: a softmax reads its rows for the maximum
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Mapping, Sequence
 
@@ -128,9 +129,62 @@ def _is_own_product(node: fx.Node) -> bool:
         return False
     if graphs.is_call(node, aten.reshape.default):
         return isinstance(node.args[0], fx.Node) and _is_own_product(node.args[0])
-    if kind_of(node) is not None and kind_of(node).name == "pointwise":  # type: ignore[union-attr]
+    if _is_pointwise(node):
         return any(_is_own_product(used) for used in tensor_operands(node))
     return node.target in PRODUCTS
+
+
+def whole_between_products(plan: Plan) -> list[fx.Node]:
+    """The whole operands and outputs of a plan whose rows come from matrix products alone and go into others alone, as
+    the scores and weights of an attention do; [] for any other plan."""
+    whole = frozenset(plan.region.space.sizes)
+    taken = [operand.node for operand in plan.operands() if dims_of(operand.access) == whole]
+    given = [node for node in plan.outputs if dims_of(plan.region.accesses[node]) == whole]
+    members = set(plan.members)
+    users = [user for node in given for user in node.users if user not in members]
+    return [*taken, *given] if users and _come_from_products(taken) and _go_into_products(users) else []
+
+
+def _come_from_products(nodes: Sequence[fx.Node]) -> bool:
+    """Whether all elements of some nodes come from matrix products, by views and pointwise work."""
+    pending, seen = list(nodes), set(nodes)
+    while pending:
+        node = pending.pop()
+        if node.target in PRODUCTS:
+            continue
+        count = math.prod(shape_of(node))
+        whole = [used for used in tensor_operands(node) if math.prod(shape_of(used)) == count]
+        if not whole or not _passes_on(node):
+            return False
+        pending += [used for used in whole if used not in seen]
+        seen |= set(whole)
+    return True
+
+
+def _go_into_products(nodes: Sequence[fx.Node]) -> bool:
+    """Whether nothing but matrix products uses some nodes, by views and pointwise work."""
+    pending, seen = list(nodes), set(nodes)
+    while pending:
+        node = pending.pop()
+        if node.target in PRODUCTS:
+            continue
+        if not node.users or not _passes_on(node):
+            return False
+        pending += [user for user in node.users if user not in seen]
+        seen |= set(node.users)
+    return True
+
+
+def _passes_on(node: fx.Node) -> bool:
+    return any(graphs.is_call(node, view) for view in VIEWS) or _is_pointwise(node)
+
+
+VIEWS = (aten.reshape.default, aten.permute.default, aten.expand.default)
+
+
+def _is_pointwise(node: fx.Node) -> bool:
+    kind = kind_of(node)
+    return kind is not None and kind.name == "pointwise"
 
 
 PRODUCTS = frozenset((

@@ -1,7 +1,8 @@
 """Blocks: how much of a region's space one step of the grid holds.
 
-A TPU's tile of float32 is 8 by 128; narrower types pack 2 or 4 rows into one, so a block is a multiple of 32 rows of
-128, or as large as the array (JAX's Pallas documentation, "TPU details", block shapes). The pipeline holds every block
+A TPU's tile of float32 is 8 by 128; narrower types pack 2 or 4 rows into one, so a block is a multiple of 8, 16 or 32
+rows of 128, as its narrowest type asks, or as large as the array (JAX's Pallas documentation, "TPU details", block
+shapes). The pipeline holds every block
 of operands and outputs twice; values between them lie in VMEM too.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from tpu_lowering.fuse.spaces import Dim
 
-ROWS = 32
+ROW_BYTES = 32  # of a column of a tile
 COLUMNS = 128
 STEP_BYTES = 8 << 20  # of the operands' and outputs' blocks together: a step of the grid costs some 460 cycles
 BUFFERS = 2
@@ -72,7 +73,8 @@ def tile(
         summed: dimensions that a sum runs over; the grid runs over them last.
         step_bytes: what a step may move.
     """
-    blocks = {dim: size if dim in rows else _smallest(sizes, dim) for dim, size in sizes.items()}
+    packed = ROW_BYTES // min(value.itemsize for value in moved)
+    blocks = {dim: size if dim in rows else _smallest(sizes, dim, packed) for dim, size in sizes.items()}
     between = Value(frozenset(sizes), 4)
 
     def fits(blocks: Mapping[Dim, int]) -> bool:
@@ -111,9 +113,9 @@ def fetched_bytes(value: Value, order: Sequence[Dim], blocks: Mapping[Dim, int],
     return visits * value.nbytes(blocks)
 
 
-def _smallest(sizes: Mapping[Dim, int], dim: Dim) -> int:
-    """The smallest block along a dimension that the chip's tiles allow."""
+def _smallest(sizes: Mapping[Dim, int], dim: Dim, packed: int) -> int:
+    """The smallest block along a dimension that the chip's tiles allow, of so many rows."""
     position = list(sizes).index(dim)
     if position == len(sizes) - 1:
         return min(COLUMNS, sizes[dim])
-    return min(ROWS, sizes[dim]) if position == len(sizes) - 2 else 1
+    return min(packed, sizes[dim]) if position == len(sizes) - 2 else 1
