@@ -28,7 +28,9 @@ class Figures:
         programs: how many programs run one after the other.
         peak_bytes: the largest peak of the compiler's memory plans; see ``TpuProgram``.
         vmem: the most scoped VMEM that one kernel uses, in bytes; 0 without kernels.
-        schedule_cycles: simulated static schedule, all operations; None where one has none.
+        schedule_cycles: simulated static schedule of all operations that state one; None where none does.
+        unscheduled_bytes: HBM bytes of the operations that state none: plain copies, and what the compiler had not
+            written when its simulation gave up.
         kernel_cycles: the same of the Mosaic kernels alone; 0 without kernels.
         bandwidth_bound_seconds: ``hbm_bytes`` over the HBM bandwidth of one device.
     """
@@ -44,6 +46,7 @@ class Figures:
     peak_bytes: int
     vmem: int
     schedule_cycles: int | None
+    unscheduled_bytes: int
     kernel_cycles: int | None
     bandwidth_bound_seconds: float
 
@@ -63,7 +66,10 @@ class Figures:
             programs=len(programs),
             peak_bytes=max((program.peak_bytes for program in programs), default=0),
             vmem=max((kernel.vmem_bytes for kernel in kernels), default=0),
-            schedule_cycles=total([program.schedule_cycles for program in programs]),
+            schedule_cycles=sum(o.schedule_cycles or 0 for o in operations) or None,
+            unscheduled_bytes=sum(
+                o.hbm_bytes_read + o.hbm_bytes_written for o in operations if o.schedule_cycles is None
+            ),
             kernel_cycles=total([kernel.schedule_cycles for kernel in kernels]),
             bandwidth_bound_seconds=sum(program.bandwidth_bound_seconds for program in programs),
         )

@@ -10,6 +10,7 @@ from bench.store import Entry
 
 Entries = Mapping[str, Entry]
 
+UNSCHEDULED = 0.01  # the most of a program's bytes that operations without a schedule move, if its cycles are stated
 SEED_ROWS = {
     "torch.exp": "torch.exp, our backend",
     "before": "Helion kernel(x, out), without passes",
@@ -72,6 +73,13 @@ def figures(entries: Entries, *key: str) -> Entry | None:
 
 def value(entry: Entry | None, name: str) -> int | None:
     return None if entry is None else entry[name]
+
+
+def schedule_cycles(entry: Entry | None) -> int | None:
+    """Cycles of the static schedule; None if operations that move a share of the bytes worth speaking of have none."""
+    if entry is None or not entry["schedule_cycles"]:
+        return None
+    return entry["schedule_cycles"] if entry["unscheduled_bytes"] <= UNSCHEDULED * entry["hbm_bytes"] else None
 
 
 def operations(entry: Entry) -> str:
@@ -242,7 +250,7 @@ def fusion_section(entries: Entries) -> str:
             alone, fused = (figures(entries, "fusion", name, row, target) for row in ("xla", "fused"))
             (before, after), source = traffic((alone, fused))
             least = value(fused, "least_bytes")
-            cycles = [value(entry, "schedule_cycles") for entry in (alone, fused)]
+            cycles = [schedule_cycles(entry) for entry in (alone, fused)]
             goal = fused.get("goal") if fused else None
             rows.append((
                 target, name, mib(before), mib(after), mib(least), ratio(after, before), str(goal or NONE),
@@ -256,7 +264,8 @@ def fusion_section(entries: Entries) -> str:
     lines = "".join(f"- {name}: {notes[name]}.\n" for name in names)
     return f"""## Fusion: XLA alone, and with generated kernels
 
-*least*: each input read once and each result written once. *cycles* are of all operations, one after the other.
+*least*: each input read once and each result written once. *cycles* are of all operations, one after the other;
+"-" where operations that move more than {UNSCHEDULED:.0%} of the bytes state none.
 
 {table(headers, rows)}
 {lines}"""

@@ -18,29 +18,12 @@ def run_alone(program: str) -> str:
 
 
 STATE = """
-import os, torch, jax, torch._dynamo, torch._inductor.config
-
-def state():
-    return {
-        "jax": dict(jax.config.values),
-        "environment": dict(os.environ),
-        "dtype": torch.get_default_dtype(),
-        "device": torch.get_default_device(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "fill": torch.utils.deterministic.fill_uninitialized_memory,
-        "gradients": torch.is_grad_enabled(),
-        "threads": torch.get_num_threads(),
-        "random": torch.random.get_rng_state().tolist(),
-        "dynamo": torch._dynamo.config.get_config_copy(),
-        "inductor": torch._inductor.config.get_config_copy(),
-        "backends": sorted(torch._dynamo.list_backends(exclude_tags=())),
-        "one": str(jax.numpy.ones(1).dtype),
-    }
+import torch, jax, torch._dynamo
+from tests.global_state import changed, settle, state
 
 def compare(before, after):
-    for name in before:
-        assert before[name] == after[name], name
+    assert not changed(before, after), changed(before, after)
 
-torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))  # torch's own first-use settings
+settle()
 before = state()
 """

@@ -23,6 +23,7 @@ def entry(mib: float, programs: int = 1, **changes: Any) -> dict[str, Any]:
         "peak_bytes": count,
         "vmem": 0,
         "schedule_cycles": None,
+        "unscheduled_bytes": count,
         "kernel_cycles": 1000,
         "bandwidth_bound_seconds": count / 1e12,
         "note": "a shape",

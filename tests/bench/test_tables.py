@@ -91,3 +91,10 @@ def test_report_has_tables_and_small_plots(tmp_path: pathlib.Path) -> None:
 def test_plots_without_figures_are_not_drawn() -> None:
     assert [draw({}) for draw in plots.PLOTS.values()] == [None] * len(plots.PLOTS)
     assert plots.growth({"growth/4 MiB/before/tpu7x": failure()}) is None
+
+
+def test_cycles_are_stated_if_the_rest_moves_next_to_nothing() -> None:
+    assert tables.schedule_cycles(entry(100, schedule_cycles=7, unscheduled_bytes=MIB)) == 7
+    assert tables.schedule_cycles(entry(100, schedule_cycles=7, unscheduled_bytes=2 * MIB)) is None
+    assert tables.schedule_cycles(entry(100)) is None
+    assert tables.schedule_cycles(None) is None

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch.testing._internal.opinfo.core import SampleInput
 
+from tests.global_state import state
 from tests.opinfo import ties
 from tests.opinfo.calls import Call, clone
 from tests.opinfo.compare import Differs, Outcome, compare, execute, same
 from tests.opinfo.expected import complaint
 from tests.opinfo.tasks import Result
+from tests.opinfo.worker import with_state
 
 X = torch.arange(6.0).reshape(2, 3)
 
@@ -100,3 +102,14 @@ def test_positions_of_equal_elements_may_be_any_but_must_be_theirs() -> None:
         with pytest.raises(Differs):
             compare(call, outcome((*sort, torch.tensor(wrong))), eager)
     assert ties.determined("sort", SampleInput(x, args=(0,), kwargs={"stable": True})) is None
+
+
+def test_a_setting_that_was_left_changed_fails_the_entry() -> None:
+    before, result = state(), Result("op", "add", "float32")
+    assert with_state(result, before) == result
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert with_state(result, before) == dataclasses.replace(result, code="global", message="changed: threads")
+    finally:
+        torch.set_num_threads(threads)

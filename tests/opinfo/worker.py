@@ -17,9 +17,10 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from tests.global_state import changed, settle, state
 from tests.opinfo.entry import run_entry
 from tests.opinfo.tasks import DATABASES, Result, Task, entries
 
@@ -83,6 +84,12 @@ def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
+def with_state(result: Result, before: Mapping[str, Any]) -> Result:
+    """A result that fails with code "global" if the process's global state is no longer what it was."""
+    left = [name for name in changed(before, state()) if name != "random"]  # samples come from the global generator
+    return dataclasses.replace(result, code="global", message=f"changed: {', '.join(left)}") if left else result
+
+
 def limit_processor_time(seconds: float) -> None:
     """Has the system end this process after so many further seconds of processor time."""
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -102,6 +109,8 @@ def main() -> None:
     databases = {name: entries(name) for name in DATABASES}
     # Entries of random operators seed the generator inside the operator, which Dynamo cannot trace; we seed outside.
     torch.testing._internal.common_methods_invocations.wrapper_set_seed = call
+    settle()
+    before = state()
     for line in sys.stdin:
         limit, fields = json.loads(line)
         limit_processor_time(limit)
@@ -111,7 +120,7 @@ def main() -> None:
         except Exception as error:  # in the harness itself or in torch's sample function
             traceback.print_exc()
             result = Result(task.database, task.name, task.column, code="harness", message=repr(error)[:300])
-        print(json.dumps(dataclasses.asdict(result)), file=answers, flush=True)
+        print(json.dumps(dataclasses.asdict(with_state(result, before))), file=answers, flush=True)
         jax.clear_caches()
 
 
