@@ -10,6 +10,7 @@ import jax
 import torch
 import torch._dynamo
 import torch._inductor.config
+import torch.utils.deterministic
 
 
 def settle() -> None:

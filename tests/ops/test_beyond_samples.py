@@ -122,9 +122,12 @@ def test_linspace_of_whole_numbers_is_rounded_like_eager(dtype: torch.dtype) -> 
 
     def ranges(x: torch.Tensor, start: torch.Tensor) -> list[torch.Tensor]:
         ends = [(4.3, low, 50), (low + 0.9, 50, 7), (3, 9, 1), (5.9, 5.1, 4), (1, 2, 0)]
-        return [torch.linspace(*end, dtype=dtype) + x for end in ends] + [torch.linspace(start, 1, 9, dtype=dtype)]
+        tensors = [torch.linspace(start, 1, steps, dtype=dtype) for steps in (1, 9, 50)]
+        tensors += [torch.linspace(1, start, steps, dtype=dtype) for steps in (1, 9, 50)]
+        return [torch.linspace(*end, dtype=dtype) + x for end in ends] + tensors
 
-    _check(ranges, torch.zeros((), dtype=dtype), torch.tensor(7.7))
+    for start in (7.7, 50.0):
+        _check(ranges, torch.zeros((), dtype=dtype), torch.tensor(start))
 
 
 @pytest.mark.parametrize("p", [0, 0.5, 1, 2, 3, float("inf")])
@@ -137,8 +140,8 @@ def test_the_distance_of_complex_tensors_counts_imaginary_parts(p: float) -> Non
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_ends_of_a_narrow_logspace_are_rounded_first(dtype: torch.dtype) -> None:
     def ranges(x: torch.Tensor, start: torch.Tensor) -> list[torch.Tensor]:
-        return [torch.logspace(4.3, -3, steps, dtype=dtype) + x for steps in (2, 4)] + [
-            torch.logspace(start, -3, 2, dtype=dtype)
+        return [torch.logspace(4.3, -3, steps, dtype=dtype) + x for steps in (1, 2, 4)] + [
+            torch.logspace(start, -3, steps, dtype=dtype) for steps in (1, 2)
         ]
 
     _check(ranges, torch.zeros((), dtype=dtype), torch.tensor(4.3))

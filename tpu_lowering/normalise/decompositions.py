@@ -145,7 +145,8 @@ def linspace(
         return floating(start, end, steps, dtype=dtype, **kwargs)
     start, end = (x.to(dtype).double() if isinstance(x, torch.Tensor) else int(x) for x in (start, end))
     numbers = torch.arange(steps, dtype=torch.float64, device=kwargs.get("device"))
-    step = (end - start) / (steps - 1)
+    divisor = steps - 1 + 0 * (end - start)  # XLA multiplies by the rounded inverse of a constant divisor
+    step = (end - start) / divisor
     return torch.where(numbers < steps // 2, start + step * numbers, end - step * (steps - 1 - numbers)).to(dtype)
 
 
@@ -159,9 +160,9 @@ def logspace(
     dtype: torch.dtype | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """``torch.logspace``, whose ends eager rounds to a narrow type first (``logspace_kernel`` in ATen's
-    RangeFactoriesKernel.cpp); torch's decomposition, ``floating``, does not."""
-    if dtype in (torch.bfloat16, torch.float16):
+    """``torch.logspace``, whose ends eager rounds to a narrow type first, unless there is but one step
+    (``logspace_kernel`` in ATen's RangeFactoriesKernel.cpp); torch's decomposition, ``floating``, does not."""
+    if dtype in (torch.bfloat16, torch.float16) and steps != 1:
         narrow = (bf16 if dtype == torch.bfloat16 else f16).numpy
         start, end = (
             x.to(dtype) if isinstance(x, torch.Tensor) else float(np.asarray(x, narrow)) for x in (start, end)
