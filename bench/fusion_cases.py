@@ -117,6 +117,22 @@ def rotary_gradient(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, gradi
     return torch.func.vjp(lambda x: rotary(x, cos, sin), x)[1](gradient)
 
 
+def gated(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """The first half of a gated layer."""
+    return F.silu(F.linear(x, gate)) * F.linear(x, up)
+
+
+def product_and_softmax(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(x @ weight, -1)
+
+
+def projected(
+    x: torch.Tensor, projection: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The end of an attention and the norm after it; both sums are needed."""
+    return add_rms_norm(F.linear(x, projection), residual, weight)
+
+
 def around_a_kernel(x: torch.Tensor) -> torch.Tensor:
     """`exp` in destination-passing style, between two pointwise operators."""
     twice = x * 2
@@ -152,6 +168,13 @@ CASES: tuple[FusionCase, ...] = (
     FusionCase("rotary embedding", rotary, (HEADS, ANGLES, ANGLES)),
     FusionCase("rotary embedding's gradient", rotary_gradient, (HEADS, ANGLES, ANGLES, HEADS)),
     FusionCase("running sum", functools.partial(torch.cumsum, dim=-1), ((f32, ROWS),)),
+    FusionCase("gated", gated, ((bf16, (8192, 1024)), *((bf16, (4096, 1024)),) * 2)),
+    FusionCase("product and softmax", product_and_softmax, ((bf16, (8192, 1024)), (bf16, (1024, 2048)))),
+    FusionCase(
+        "product, add and rms_norm",
+        projected,
+        ((bf16, (8192, 2048)), (bf16, (2048, 2048)), (bf16, (8192, 2048)), (bf16, (2048,))),
+    ),
     FusionCase("x*2, kernel, +1", around_a_kernel, ((f32, (102_400, 1024)),), 0.34),
     FusionCase("causal attention", fusion_attention.fused, (HEADS, HEADS, HEADS), 0.10, simulate=False),
     FusionCase(

@@ -180,6 +180,30 @@ CASES: dict[str, Case] = {
     ),
     "standardised": (lambda x: standardised(x, -1), ((ROWS, ROW),), ["mean_var_rows"], ["sum_rows"]),
     "instance norm": (lambda x: F.instance_norm(x), ((2, 8, 10, 10),), ["native_batch_norm_legit_rows"], []),
+    "product and softmax": (
+        lambda x, w: torch.softmax(x @ w / 8, -1),
+        ((ROWS, 70), (70, ROW)),
+        ["mm_softmax_rows"],
+        ["softmax_backward_data_rows"],
+    ),
+    "product and softmax of columns": (
+        lambda x, w: torch.softmax(x @ w / 8, 0),
+        ((ROWS, 70), (70, ROW)),
+        ["mm_softmax_rows"],
+        ["softmax_backward_data_rows"],
+    ),
+    "linear, residual and layer_norm": (
+        lambda x, w, b, r, g, c: F.layer_norm(F.linear(x, w, b) / 8 + r, (ROW,), g, c),
+        ((3, 32, 70), (ROW, 70), (ROW,), (3, 32, ROW), (ROW,), (ROW,)),
+        ["addmm_native_layer_norm_rows"],
+        ["native_layer_norm_backward_rows"],
+    ),
+    "gated": (
+        lambda x, w, v: F.silu(F.linear(x, w) / 16) * F.linear(x, v) / 16,
+        ((3, 33, ROW), (200, ROW), (200, ROW)),
+        [],
+        ["mm_add_blocks"],
+    ),
     "after a product": (
         lambda x, w: F.layer_norm(x + F.gelu(x @ w), (ROW,)),
         ((64, ROW), (ROW, ROW)),
@@ -247,7 +271,7 @@ def test_a_value_needed_outside_that_waits_for_outside_work() -> None:
     seen = Seen()
     x, w = torch.randn(64, 256), torch.randn(256, 256)
     torch.testing.assert_close(fused(fn, seen)(x, w), fn(x, w))
-    assert seen.kernels("inference") == ["softmax_rows", "softmax_rows"]
+    assert seen.kernels("inference") == ["softmax_rows", "mm_softmax_rows"]
 
 
 @pytest.mark.parametrize(
@@ -270,6 +294,40 @@ def test_what_depends_on_the_place_is_not_pointwise(mask: Callable[[torch.Tensor
 
     torch.testing.assert_close(fused(fn, seen)(x), fn(x))
     assert seen.kernels("inference") == ["softmax_rows"]
+
+
+@pytest.mark.parametrize("dtype", [f32, bf16], ids=str)
+@pytest.mark.parametrize("rows", [(ROWS,), (3, 33), (2, 4, 24)], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_that_are_multiplied_are_one_kernel(
+    transposed: bool, rows: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    def gated(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        gate, up = (F.linear(x, y) if transposed else x @ y for y in (w, v))
+        return F.silu(gate) * up
+
+    torch.manual_seed(0)
+    shape = (200, ROW) if transposed else (ROW, 200)
+    args = [torch.randn(s, dtype=dtype) for s in ((*rows, ROW), shape, shape)]
+    seen = Seen()
+    got, wanted = fused(gated, seen, verify=True, poison=True)(*args), gated(*args)
+    torch.testing.assert_close(got / ROW, wanted / ROW, **TOLERANCE[dtype])
+    assert seen.kernels("inference") == ["mm_silu_mul_blocks"]
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x, y: (x @ y) * torch.relu(x),  # the only product: XLA fuses what follows it
+        lambda x, y: (lambda p: (p, torch.softmax(p, -1)))(x @ y),  # needed itself
+        lambda x, y: (x.t() @ y) * (y.t() @ x),  # rows of the left factors lie across
+        lambda x, y: torch.addmm(y, x, y, beta=2) * (x @ y + 1) * torch.addmm(y, x, y, alpha=3),
+    ],
+)
+def test_products_that_stay_xla_s(fn: Callable[..., Any]) -> None:
+    seen, x, y = Seen(), torch.randn(64, 64), torch.randn(64, 64)
+    torch.testing.assert_close(fused(fn, seen)(x, y), fn(x, y), rtol=1e-4, atol=1e-3)
+    assert not any("mm" in name for name in seen.kernels("inference"))
 
 
 def test_verify_and_poison_hold() -> None:
@@ -317,6 +375,13 @@ def test_rows_between_products_are_left_to_a_compiler_that_keeps_them_in_vmem(le
     x, y = torch.zeros(length, 256), torch.zeros(256, 4 * length)
     captured = aot.capture(scores, (x, y), {}, Target.of("v5e"), {"fuse": "tpu"}, ())
     assert len(captured.source.kernels) == kernels
+
+
+@pytest.mark.parametrize(("length", "kernel"), [(4096, "softmax_rows"), (16384, "mm_softmax_rows")])
+def test_a_small_product_is_left_to_a_compiler_that_keeps_it_in_vmem(length: int, kernel: str) -> None:
+    x, y = torch.zeros(length, 256, dtype=bf16), torch.zeros(256, 1024, dtype=bf16)
+    captured = aot.capture(lambda x, y: torch.softmax(x @ y, -1), (x, y), {}, Target.of("tpu7x"), {"fuse": "tpu"}, ())
+    assert list(captured.source.kernels) == [kernel]
 
 
 def test_rows_that_leave_the_program_are_no_rows_between_products() -> None:

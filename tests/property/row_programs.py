@@ -1,4 +1,4 @@
-"""Programs over rows from tuples of small integers: pointwise work, reductions and what mixes elements of a row.
+"""Programs over rows from tuples of small integers: pointwise work, reductions, what mixes elements of a row, products.
 
 Every value stays in a range in which float32 keeps about six digits: what grows is squashed before it is multiplied.
 """
@@ -16,13 +16,15 @@ SHAPES = ((3, 17, 130), (2, 24, 40), (40, 40), (5, 300), (2, 3, 8, 64))
 
 
 def inputs(shape: Sequence[int]) -> tuple[torch.Tensor, ...]:
-    """Two tensors of the shape, a vector along rows and one along columns, all float32; a mask; an index of a row."""
+    """Two tensors of the shape, a vector along rows and one along columns, and a square matrix for rows, all float32; a
+    mask; an index of a row."""
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(shape, generator=generator) for _ in range(2))
     row, column = torch.randn(shape[-1], generator=generator), torch.randn(shape[-2], 1, generator=generator)
+    matrix = torch.randn(shape[-1], shape[-1], generator=generator) / shape[-1] ** 0.5
     mask = torch.rand(shape, generator=generator) < 0.7
     index = torch.randint(0, shape[-1], (*shape[:-1], 1), generator=generator)
-    return x, y, row, column, mask, index
+    return x, y, row, column, matrix, mask, index
 
 
 UNARY: tuple[Callable[[Value], Value], ...] = (
@@ -69,7 +71,7 @@ def run(
         tensors: as ``inputs`` makes them.
         selecting: whether operations that pick one element by its value may be among them.
     """
-    *floats, mask, index = tensors
+    *floats, matrix, mask, index = tensors
     values = list(floats)
     reductions = REDUCTIONS + (SELECTING if selecting else ())
     for operation, first, second, number in program:
@@ -90,6 +92,8 @@ def run(
                 if number % 2
                 else torch.gather(torch.tanh(whole), -1, index)
             )
+        elif number % 3 == 2:
+            value = torch.tanh(whole) @ (matrix if second % 2 else matrix.t())
         else:
             cut = 1 + number * 5 % (shape[-1] - 1)
             value = torch.cat((whole[..., cut:], -whole[..., :cut]), -1) if number % 2 else whole.cumsum(-1) * 0.1

@@ -11,12 +11,12 @@ from torch import fx
 from tpu_lowering import compat
 from tpu_lowering.codegen import source
 from tpu_lowering.fuse.kinds import kind_of
-from tpu_lowering.fuse.plans import Operand, Plan
+from tpu_lowering.fuse.plans import Operand, Plan, Product
 from tpu_lowering.fuse.regions import shape_of, tensor_operands
 from tpu_lowering.fuse.spaces import Access, Dim, aligned, dims_of
 from tpu_lowering.fuse.tiles import Tiling
 from tpu_lowering.ir import graphs
-from tpu_lowering.ir.rows import running_sum
+from tpu_lowering.ir.rows import row_product, running_sum
 
 aten = torch.ops.aten
 
@@ -68,10 +68,19 @@ class Body:
     def shape(self, access: Access) -> tuple[int, ...]:
         return run_along(access, self.order, self.tiling.block)
 
+    def taken(self, operand: Operand) -> tuple[int, ...]:
+        """The block of an operand."""
+        axes = operand.in_memory(self.plan.region.space)
+        return tuple(size if dim is None else self.tiling.block(dim) for dim, size in axes)
+
     def _placeholder(self, mode: Any, operand: Operand, dtype: torch.dtype) -> None:
-        node = self.graph.placeholder(operand.node.name)
+        taken = {node.target for node in self.graph.nodes}
+        name = operand.node.name
+        while name in taken:  # a factor of a product that is an operand of something else, too
+            name += "_"
+        node = self.graph.placeholder(name)
         with mode:
-            node.meta["val"] = torch.empty(self.shape(operand.access), dtype=dtype)
+            node.meta["val"] = torch.empty(self.taken(operand), dtype=dtype)
         self.values[operand] = node
 
     def _read(self, operand: Operand) -> fx.Node:
@@ -112,7 +121,9 @@ class Body:
 
     def _compute(self, member: fx.Node) -> None:
         kind = kind_of(member)
-        if kind is None:  # a result of a reduction with several
+        if member in self.plan.products:
+            self.values[member] = self._multiply(member, self.plan.products[member])
+        elif kind is None:  # a result of a reduction with several
             self.values[member] = self._call(member, member.target, self.values[member.args[0]], member.args[1])  # type: ignore[index, arg-type]
         elif kind.name == "view":
             self.values[member] = self._value(member, member.args[0])  # type: ignore[arg-type]
@@ -124,6 +135,11 @@ class Body:
             self.values[member] = self._along(member, kind.dims[0])
         else:
             self.values[member] = self._pointwise(member, lambda used: self._value(member, used))
+
+    def _multiply(self, member: fx.Node, product: Product) -> fx.Node:
+        bias = None if product.bias is None else self.read[product.bias]
+        left, right, dtype = self.read[product.left], self.read[product.right], member.meta["val"].dtype
+        return self._call(product.node, row_product, left, right, bias, product.transposed, dtype)
 
     def _pointwise(self, member: fx.Node, value: Callable[[fx.Node], fx.Node]) -> fx.Node:
         """A member's operator, with what stands for each of its operands."""

@@ -41,9 +41,10 @@ from tpu_lowering.fuse.plans import (
     plan,
     whole_between_products,
 )
+from tpu_lowering.fuse.products import bytes_apart, plan_with_products
 from tpu_lowering.fuse.regions import find_regions
 from tpu_lowering.fuse.spaces import dims_of
-from tpu_lowering.fuse.tiles import STEP_BYTES, Tiling, Value, tile
+from tpu_lowering.fuse.tiles import STEP_BYTES, Tiling, Value, tile, tile_products
 from tpu_lowering.fuse.writing import plain_form, write
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import kernel_call
@@ -57,6 +58,10 @@ STEPS = (STEP_BYTES, 2 * STEP_BYTES, STEP_BYTES // 2, STEP_BYTES // 4)
 ALLOWED, PLANNED = 0.75, 0.5
 """Of VMEM, what a kernel may use, since the compiler keeps values between operations there too, and what its blocks are
 planned for, since the compiler makes temporaries of its own."""
+
+
+HELD_PRODUCT = 0.2
+"""Of VMEM, how large a product may be that XLA is expected to keep there for what follows it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +81,9 @@ class FuseRows:
         expand(graph, [node for node in list(graph.nodes) if node.name in wanted])
         merge_equal(graph)
         replaced: dict[fx.Node, fx.Node] = {}
-        plans = [self._fuse(graph, found.after(replaced), replaced) for found in _plans(graph)]
-        actions = [action for action in plans if action is not None]
+        actions = [self._fuse_first(graph, plans, replaced) for plans in _plans(graph)]
         graphs.sort_by_use(graph)
+        graphs.eliminate_dead_code(graph)
         return actions
 
     def _worth_expanding(self, graph: fx.Graph) -> set[str]:
@@ -90,19 +95,30 @@ class FuseRows:
         names = {node.name for node in whole}
         expand(copied.graph, [node for node in copied.graph.nodes if node.name in names])
         merge_equal(copied.graph)
-        members = [member for found in _plans(copied.graph) for member in found.members]
+        members = [member for plans in _plans(copied.graph) for found in plans for member in found.members]
         return {member.meta[PART_OF] for member in members if PART_OF in member.meta}
 
-    def _fuse(self, graph: fx.Graph, found: Plan, replaced: dict[fx.Node, fx.Node]) -> Action | None:
+    def _fuse_first(self, graph: fx.Graph, plans: Sequence[Plan], replaced: dict[fx.Node, fx.Node]) -> Action:
+        """Makes a kernel of the first plan that can be one.
+
+        Returns:
+            What was done, or why it was not.
+        """
+        first, *others = plans
+        action = self._fuse(graph, first.after(replaced), replaced)
+        return self._fuse_first(graph, others, replaced) if others and action.kind != "fused" else action
+
+    def _fuse(self, graph: fx.Graph, found: Plan, replaced: dict[fx.Node, fx.Node]) -> Action:
         last = found.outputs[-1]
         if is_held(found, graphs.device_kind(graph)):
-            reason = "expected rows that XLA moves, got some between matrix products that it keeps in VMEM"
+            reason = "expected rows that XLA moves, got some from matrix products that it keeps in VMEM"
             return Action.on("unfused", last, reason, "TL608")
         kernels = self._kernels(graph, found)
         if not kernels:
             why = "no block of its rows fits the chip's memory, or its sums need the grid in two orders"
             return Action.on("unfused", last, why, "TL607")
-        model = f"{bytes_as_kernel(found) / 2**20:.1f} MiB where XLA moves about {bytes_by_xla(found) / 2**20:.1f}"
+        by_xla = bytes_apart(found) if found.products else bytes_by_xla(found)
+        model = f"{bytes_as_kernel(found) / 2**20:.1f} MiB where XLA moves about {by_xla / 2**20:.1f}"
         choice = None
         if self.chooser is not None:
             choice = self.chooser.choose(Candidates(plain_form(found, _name(found)), tuple(kernels)))
@@ -121,35 +137,39 @@ class FuseRows:
         vmem = compat.tpu_info(device_kind or "TPU7x").vmem_capacity_bytes
         space, where = found.region.space, graphs.source_line(found.members[0]).partition(" in ")[0]
         kernels: list[RowKernel] = []
-        for step_bytes in STEPS if self.chooser is not None else STEPS[:1]:
-            planned = int(PLANNED * vmem)
-            tiling = tile(
-                space.sizes, found.region.rows, _moved(found), _live(found), planned, summed_dims(found), step_bytes
-            )
-            written = None if tiling is None else write(found, tiling, _name(found), int(ALLOWED * vmem))
+        about = (space.sizes, found.region.rows, _moved(found), _live(found), int(PLANNED * vmem), summed_dims(found))
+        if found.products:
+            least = bytes_apart(found)
+            tilings = [tiling for tiling, fetched in tile_products(*about) if fetched < least]
+        else:
+            tilings = [tiling for step in STEPS if (tiling := tile(*about, step)) is not None]
+        for tiling in tilings[: len(STEPS) if self.chooser is not None else 1]:
+            written = write(found, tiling, _name(found), int(ALLOWED * vmem))
             if written is not None:
                 kernels.append(row_kernel(written, where, device_kind))
         return list(dict.fromkeys(kernels))
 
 
 def is_held(found: Plan, device_kind: str) -> bool:
-    """Whether XLA is expected to keep the rows in VMEM, from the product that makes them to the one that uses them. A
-    CPU has no such memory."""
-    values = whole_between_products(found)
+    """Whether XLA is expected to keep the rows in VMEM, from the product that makes them to the one that uses them, or
+    all products that the kernel would compute. A CPU has no such memory."""
+    values = list(found.products) or whole_between_products(found)
     if not device_kind or not values:
         return False
-    share = HELD_IN_TRAINING if len(found.outputs) > 1 else HELD
+    share = HELD_PRODUCT if found.products else HELD_IN_TRAINING if len(found.outputs) > 1 else HELD
     return max(map(nbytes, values)) <= share * compat.tpu_info(device_kind).vmem_capacity_bytes
 
 
-def _plans(graph: fx.Graph) -> list[Plan]:
-    """Plans of the regions that have blocks of two dimensions or more: a vector alone is no row among others."""
+def _plans(graph: fx.Graph) -> list[list[Plan]]:
+    """Plans of the regions that have blocks of two dimensions or more: a vector alone is no row among others. Of those
+    that a region has, the one that may move the fewest bytes is first."""
     regions = [region for region in find_regions(graph) if len(region.space.sizes) >= 2]
-    return [found for region in regions if (found := plan(region)) is not None]
+    plans = [[found for make in (plan_with_products, plan) if (found := make(region))] for region in regions]
+    return [found for found in plans if found]
 
 
 def _moved(found: Plan) -> list[Value]:
-    taken = [Value(dims_of(o.access), held_as(o.node.meta["val"].dtype).itemsize) for o in found.operands()]
+    taken = [Value(dims_of(o.access), held_as(o.node.meta["val"].dtype).itemsize, o.summed()) for o in found.operands()]
     given = [Value(dims_of(found.region.accesses[n]), held_as(n.meta["val"].dtype).itemsize) for n in found.outputs]
     return taken + given
 
@@ -172,8 +192,11 @@ def _live(found: Plan) -> int:
 def _name(found: Plan) -> str:
     """A name that says what a kernel computes: the operators it was taken from, or its reductions."""
     origins = [member.meta[ORIGIN] for member in found.members if ORIGIN in member.meta]
-    names = origins or [str(node.target).split(".")[1] for node in found.members if ends_pass(found.region, node)]
-    return "_".join(name.strip("_") for name in list(dict.fromkeys(names))[:3]) + "_rows"
+    ending = [node for node in found.members if ends_pass(found.region, node)] or found.members
+    names = origins or [str(node.target).split(".")[1] for node in ending if node not in found.products]
+    names = [str(product.node.target).split(".")[1] for product in found.products.values()] + names
+    kind = "rows" if found.region.rows else "blocks"
+    return "_".join(name.strip("_") for name in list(dict.fromkeys(names))[:3]) + f"_{kind}"
 
 
 def _replace(graph: fx.Graph, found: Plan, kernel: RowKernel) -> dict[fx.Node, fx.Node]:

@@ -16,11 +16,16 @@ import torch
 from torch import fx
 
 from tpu_lowering.fuse.kinds import is_constant, kind_of
-from tpu_lowering.fuse.regions import Region, shape_of, tensor_operands
-from tpu_lowering.fuse.spaces import Access, aligned, dims_of
+from tpu_lowering.fuse.regions import PRODUCTS, Region, is_own_product, shape_of, tensor_operands
+from tpu_lowering.fuse.spaces import Access, Dim, Space, aligned, dims_of
 from tpu_lowering.ir import graphs
 
 aten = torch.ops.aten
+
+
+Axes = tuple[tuple[Dim | None, int], ...]
+"""For each axis of a value in memory the dimension that it runs along, None where it lies whole in every block, and its
+size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +35,53 @@ class Operand:
     Attributes:
         node: what it is, before any expanding view.
         access: of ``node`` in the region's space.
+        axes: of a factor of a matrix product, which has one that is summed over; empty for any other.
     """
 
     node: fx.Node
     access: Access
+    axes: Axes = ()
+
+    def in_memory(self, space: Space) -> Axes:
+        """The axes that a kernel is given: those of a factor, or one for each dimension of the space, of size 1 where
+        the operand does not run along it."""
+        dims = dims_of(self.access)
+        return self.axes or tuple((dim, size) if dim in dims else (None, 1) for dim, size in space.sizes.items())
+
+    def summed(self) -> int:
+        """The size of the axis that a product sums over; 1 of what is no factor."""
+        return next((size for dim, size in self.axes if dim is None), 1)
+
+    def after(self, replaced: Mapping[fx.Node, fx.Node]) -> Operand:
+        """The same operand in a graph where some nodes gave way to others."""
+        return dataclasses.replace(self, node=replaced.get(self.node, self.node))
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A matrix product that a kernel computes on its blocks, summing over whole rows of both factors.
+
+    Attributes:
+        node: ``aten.mm`` or ``aten.addmm``.
+        left: [rows, k].
+        right: [k, n], or [n, k] if it is transposed.
+        transposed: whether ``right`` is.
+        bias: [n]; what is added.
+    """
+
+    node: fx.Node
+    left: Operand
+    right: Operand
+    transposed: bool
+    bias: Operand | None
+
+    def operands(self) -> list[Operand]:
+        return [self.left, self.right, *([] if self.bias is None else [self.bias])]
+
+    def after(self, replaced: Mapping[fx.Node, fx.Node]) -> Product:
+        bias = None if self.bias is None else self.bias.after(replaced)
+        left, right = self.left.after(replaced), self.right.after(replaced)
+        return dataclasses.replace(self, left=left, right=right, bias=bias)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,12 +93,14 @@ class Plan:
         members: what the kernel computes, in the graph's order.
         bound: for each member, what stands for each of its tensor operands that is no member.
         outputs: the members whose values are needed outside.
+        products: the members that are matrix products, or views of one that is no member.
     """
 
     region: Region
     members: tuple[fx.Node, ...]
     bound: dict[tuple[fx.Node, fx.Node], Operand]
     outputs: tuple[fx.Node, ...]
+    products: Mapping[fx.Node, Product] = dataclasses.field(default_factory=dict)
 
     def operands(self) -> list[Operand]:
         """Each operand once, in the order of first use."""
@@ -62,18 +112,22 @@ class Plan:
         def now(node: fx.Node) -> fx.Node:
             return replaced.get(node, node)
 
-        bound = {(m, now(used)): Operand(now(o.node), o.access) for (m, used), o in self.bound.items()}
-        return dataclasses.replace(self, bound=bound)
+        bound = {(m, now(used)): operand.after(replaced) for (m, used), operand in self.bound.items()}
+        products = {member: product.after(replaced) for member, product in self.products.items()}
+        return dataclasses.replace(self, bound=bound, products=products)
 
 
 def plan(region: Region) -> Plan | None:
     """The cheapest plan for a region; None if one kernel moves no fewer bytes than XLA."""
-    members = [member for member in region.accesses if _is_whole_sum(region, member)]
-    members = _without_dot_epilogues(region, members)
-    best = _plan(region, members)
+    best = plan_of(region, _without_dot_epilogues(region, computed(region)))
     if best is None or not any(ends_pass(region, member) and not region.is_sum(member) for member in best.members):
         return None
     return best if bytes_as_kernel(best) < bytes_by_xla(best) else None
+
+
+def computed(region: Region) -> list[fx.Node]:
+    """The members of a region that one kernel can compute."""
+    return [member for member in region.accesses if _is_whole_sum(region, member)]
 
 
 def bytes_as_kernel(plan: Plan) -> int:
@@ -115,23 +169,12 @@ def _without_dot_epilogues(region: Region, members: list[fx.Node]) -> list[fx.No
             inside.remove(member)
         if kind.name != "pointwise":
             continue
-        products = [used for used in tensor_operands(member) if _is_own_product(used)]
+        products = [used for used in tensor_operands(member) if is_own_product(used)]
         outside = any(user not in inside for user in member.users)
         saved = sum(2 * nbytes(used) for used in products) + (nbytes(member) if outside else 0)
         if products and 2 * nbytes(member) <= saved:
             inside.remove(member)
     return inside
-
-
-def _is_own_product(node: fx.Node) -> bool:
-    """Whether a node is a matrix product or a convolution, or a view of one, that one other node uses."""
-    if len(node.users) != 1 or node.op != "call_function":
-        return False
-    if graphs.is_call(node, aten.reshape.default):
-        return isinstance(node.args[0], fx.Node) and _is_own_product(node.args[0])
-    if _is_pointwise(node):
-        return any(_is_own_product(used) for used in tensor_operands(node))
-    return node.target in PRODUCTS
 
 
 def whole_between_products(plan: Plan) -> list[fx.Node]:
@@ -187,12 +230,7 @@ def _is_pointwise(node: fx.Node) -> bool:
     return kind is not None and kind.name == "pointwise"
 
 
-PRODUCTS = frozenset((
-    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default,
-))  # fmt: skip
-
-
-def _plan(region: Region, members: Sequence[fx.Node]) -> Plan | None:
+def plan_of(region: Region, members: Sequence[fx.Node]) -> Plan | None:
     """A plan for some members of a region, less what nothing needs or what is as cheap outside."""
     kept = list(members)
     outputs: list[fx.Node] = []

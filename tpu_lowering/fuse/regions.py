@@ -22,6 +22,11 @@ from tpu_lowering.fuse.spaces import Access, Dim, Space, aligned, dims_of, joine
 from tpu_lowering.ir import graphs
 
 ROW_KINDS = ("reduction", "pick", "place", "along")
+aten = torch.ops.aten
+
+PRODUCTS = frozenset((
+    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default,
+))  # fmt: skip
 LOOKAHEAD = 64  # nodes that are searched for the place where a reduction meets its row again
 
 
@@ -60,7 +65,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 
 def find_regions(graph: fx.Graph) -> list[Region]:
-    """The regions of a graph that have rows, in the order of their first members."""
+    """The regions of a graph that have rows or may hold a matrix product, in the order of their first members."""
     return _Finder(graph).run()
 
 
@@ -77,7 +82,7 @@ class _Finder:
             elif (kind := kind_of(node)) is not None and kind.name != "constant":
                 self._place(node, kind)
         found = dict.fromkeys(self.region_of.values())
-        return [region for region in found if region.rows]
+        return [region for region in found if region.rows or any(map(_takes_products, region.accesses))]
 
     def _follow(self, node: fx.Node) -> None:
         """A result of a reduction with several."""
@@ -179,7 +184,7 @@ class _Finder:
         if kind.name != "view":
             return access
         target = shape_of(node)
-        if graphs.is_call(node, torch.ops.aten.expand.default):
+        if graphs.is_call(node, aten.expand.default):
             return region.space.completed(aligned(access, len(target)), target)
         left = iter(dim for dim, size in zip(access, shape_of(first), strict=True) if size != 1)
         return tuple(next(left) if size != 1 else None for size in target)
@@ -229,6 +234,33 @@ class _Finder:
                     return True
                 pending.append(user)
         return False
+
+
+def _takes_products(node: fx.Node) -> bool:
+    return any(matrix_product(used) is not None for used in tensor_operands(node))
+
+
+def matrix_product(node: fx.Node) -> fx.Node | None:
+    """The product of two matrices that a node is, or is a view of, with the same columns."""
+    columns = shape_of(node)[-1:]
+    while graphs.is_call(node, aten.reshape.default) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+        if len(node.users) > 1 or shape_of(node)[-1:] != columns:
+            return None
+    is_product = graphs.is_call(node, aten.mm.default) or graphs.is_call(node, aten.addmm.default)
+    return node if is_product else None
+
+
+def is_own_product(node: fx.Node) -> bool:
+    """Whether a node is a matrix product or a convolution, or a view of one, that one other node uses."""
+    if len(node.users) != 1 or node.op != "call_function":
+        return False
+    if graphs.is_call(node, aten.reshape.default):
+        return isinstance(node.args[0], fx.Node) and is_own_product(node.args[0])
+    kind = kind_of(node)
+    if kind is not None and kind.name == "pointwise":
+        return any(is_own_product(used) for used in tensor_operands(node))
+    return node.target in PRODUCTS
 
 
 def _reduced(node: fx.Node, kind: Kind, access: Access) -> Access:

@@ -39,13 +39,19 @@ class Tiling:
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A value in a block: the dimensions it runs along, and the bytes of an element."""
+    """A value in a block: the dimensions it runs along, and the bytes of an element.
+
+    Of a factor of a matrix product ``held`` elements, a whole row, lie in a block for each of those.
+    """
 
     dims: frozenset[Dim]
     itemsize: int
+    held: int = 1
 
     def nbytes(self, blocks: Mapping[Dim, int]) -> int:
         """Bytes in VMEM, where the last two dimensions are padded to tiles."""
+        if self.held > 1:
+            return max(8, math.prod(blocks[dim] for dim in self.dims)) * self.held * self.itemsize
         sizes = [blocks[dim] if dim in self.dims else 1 for dim in blocks]
         sizes[-1] = math.ceil(sizes[-1] / COLUMNS) * COLUMNS
         if len(sizes) > 1:
@@ -98,6 +104,50 @@ def tile(
     orders = [o for o in itertools.permutations(steps) if _kept_first(o, summed)]
     best = min(orders, key=lambda order: sum(fetched_bytes(value, order, blocks, steps) for value in moved))
     return Tiling(tuple(blocks.items()), tuple((dim, steps[dim]) for dim in best))
+
+
+def tile_products(
+    sizes: Mapping[Dim, int],
+    rows: frozenset[Dim],
+    moved: Sequence[Value],
+    live: int,
+    capacity: int,
+    summed: frozenset[Dim] = frozenset(),
+) -> list[tuple[Tiling, int]]:
+    """Blocks of a region with matrix products, with the bytes that each grid moves, fewest first; [] if none fit.
+
+    Blocks are powers of two from 128, or whole. A factor whose block never moves lies in VMEM once. Arguments are those
+    of ``tile``.
+    """
+    order = list(sizes)
+    packed = ROW_BYTES // min(value.itemsize for value in moved)
+    choices = {dim: [size] if dim in rows else _powers(size) for dim, size in sizes.items()}
+    for dim in order[:-2]:  # rows of several outer dimensions are one matrix only where inner ones fill whole tiles
+        choices[dim] = choices[dim] if sizes[order[-2]] % packed == 0 and order[-2] in rows else [1]
+    found: list[tuple[int, int, Tiling]] = []
+    for sized in itertools.product(*choices.values()):
+        blocks = dict(zip(order, sized, strict=True))
+        steps = {dim: -(-size // blocks[dim]) for dim, size in sizes.items() if blocks[dim] < size}
+        needed = sum(_buffers(value, steps) * value.nbytes(blocks) for value in moved)
+        if needed + live * Value(frozenset(sizes), 4).nbytes(blocks) > capacity:
+            continue
+        for grid in itertools.permutations(steps):
+            if _kept_first(grid, summed):
+                fetched = sum(fetched_bytes(value, grid, blocks, steps) for value in moved)
+                tiling = Tiling(tuple(blocks.items()), tuple((dim, steps[dim]) for dim in grid))
+                found.append((fetched, math.prod(steps.values()), tiling))
+    found.sort(key=lambda item: item[:2])
+    return [(tiling, fetched) for fetched, _, tiling in found]
+
+
+def _powers(size: int) -> list[int]:
+    """Blocks along a dimension of a matrix product."""
+    return [size, *(block for block in (128 << at for at in range(size.bit_length())) if block < size)]
+
+
+def _buffers(value: Value, steps: Mapping[Dim, int]) -> int:
+    """How often a value lies in VMEM."""
+    return 1 if value.held > 1 and not value.dims & set(steps) else BUFFERS
 
 
 def _kept_first(order: Sequence[Dim], summed: frozenset[Dim]) -> bool:

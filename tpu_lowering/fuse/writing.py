@@ -26,15 +26,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import fx
 
 from tpu_lowering.codegen import source
 from tpu_lowering.fuse.blocks import Body, held_as, run_along
-from tpu_lowering.fuse.plans import Plan
-from tpu_lowering.fuse.spaces import Access, Dim, dims_of
+from tpu_lowering.fuse.plans import Axes, Operand, Plan
+from tpu_lowering.fuse.spaces import Dim, dims_of
 from tpu_lowering.fuse.tiles import Tiling
 from tpu_lowering.ir.programs import Output, Program, Signature
 from tpu_lowering.ir.types import TensorType, element_type
@@ -86,9 +85,13 @@ def write(plan: Plan, tiling: Tiling, name: str, vmem_bytes: int) -> Written | N
     count = sum(node.op == "placeholder" for node in body.graph.nodes)
     program = Program(tuple(range(count)), Signature((), 0, ()), name=name, module=body.module)
     function = source.generate(program).text.replace(PLAIN_IMPORTS, IMPORTS, 1)
-    operands = [_held_type(operand.node, operand.access, order, sizes) for operand in plan.operands()]
+    operands = [
+        _held_type(operand.node, [size for _, size in operand.in_memory(plan.region.space)])
+        for operand in plan.operands()
+    ]
     results = [
-        _held_type(node, plan.region.accesses[node], order, sizes, plan.region.is_sum(node)) for node in plan.outputs
+        _held_type(node, run_along(plan.region.accesses[node], order, sizes.__getitem__), plan.region.is_sum(node))
+        for node in plan.outputs
     ]
     kernel = _Kernel(plan, tiling, body, name, results, vmem_bytes)
     text = "\n".join([function, "", *kernel.body(), "", "", *kernel.launch()]) + "\n"
@@ -105,13 +108,13 @@ def plain_form(plan: Plan, name: str) -> tuple[Program, source.Source]:
     return program, source.generate(program)
 
 
-def _held_type(node: fx.Node, access: Access, order: Sequence[Dim], sizes: Any, sums: bool = False) -> TensorType:
+def _held_type(node: fx.Node, shape: Sequence[int], sums: bool = False) -> TensorType:
     """The type of an operand or a result in memory; a sum over the grid of narrow floats is kept in float32."""
     dtype = node.meta["val"].dtype
     dtype = torch.float32 if sums and dtype.is_floating_point else held_as(dtype)
     element = element_type(dtype)
     assert element is not None
-    return TensorType(element, run_along(access, order, sizes.__getitem__))
+    return TensorType(element, tuple(shape))
 
 
 GRID_NAMES = "ijklmn"
@@ -169,8 +172,11 @@ class _Kernel:
 
     def launch(self) -> list[str]:
         """The function over arrays."""
-        accesses = [operand.access for operand in self.plan.operands()]
-        outputs = [self.plan.region.accesses[node] for node in self.plan.outputs]
+        operands = [operand.in_memory(self.plan.region.space) for operand in self.plan.operands()]
+        factors = [bool(operand.axes) for operand in self.plan.operands()]
+        outputs = [
+            Operand(n, self.plan.region.accesses[n]).in_memory(self.plan.region.space) for n in self.plan.outputs
+        ]
         summed = {dim for node in self.plan.outputs for dim in self._first_steps(node)}
         semantics = tuple("arbitrary" if dim in summed else "parallel" for dim in self.index)
         shapes = [f"jax.ShapeDtypeStruct({r.shape}, jnp.{r.dtype})" for r in self.results]
@@ -180,10 +186,10 @@ class _Kernel:
             f"        {self.name}_kernel,",
             f"        grid={tuple(steps for _, steps in self.tiling.grid)},",
             "        in_specs=[",
-            *self._specs(accesses, self.operand_names),
+            *self._specs(operands, self.operand_names, factors),
             "        ],",
             "        out_specs=[",
-            *self._specs(outputs, self.result_names),
+            *self._specs(outputs, self.result_names, [False] * len(outputs)),
             "        ],",
             f"        out_shape=[{', '.join(shapes)}],",
             f"        compiler_params=pltpu.CompilerParams(dimension_semantics={semantics}, "
@@ -193,16 +199,16 @@ class _Kernel:
             f"    )({', '.join(self.operand_names)})",
         ]
 
-    def _specs(self, accesses: Sequence[Access], names: Sequence[str]) -> list[str]:
-        """One line for each block spec."""
+    def _specs(self, values: Sequence[Axes], names: Sequence[str], factors: Sequence[bool]) -> list[str]:
+        """One line for each block spec. A factor of a product whose block never moves lies in VMEM once."""
         arguments = ", ".join(self.index.values())
         head = f"lambda {arguments}" if arguments else "lambda"
         lines: list[str] = []
-        for access, name in zip(accesses, names, strict=True):
-            dims = dims_of(access)
-            places = [self.index[dim] if dim in dims and dim in self.index else "0" for dim in self.order]
-            block = self.body_graph.shape(access)
-            lines.append(f"            pl.BlockSpec({block}, {head}: ({', '.join(places)})),  # {name}")
+        for axes, name, is_factor in zip(values, names, factors, strict=True):
+            places = ["0" if dim is None else self.index.get(dim, "0") for dim, _ in axes]
+            block = tuple(size if dim is None else self.tiling.block(dim) for dim, size in axes)
+            once = ", pipeline_mode=pl.Buffered(1)" if is_factor and set(places) == {"0"} else ""
+            lines.append(f"            pl.BlockSpec({block}, {head}: ({', '.join(places)}){once}),  # {name}")
         return lines
 
 

@@ -8,3 +8,13 @@ import torch
 def running_sum(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Sums of each row's elements up to each place, along the last dimension, in ``dtype``."""
     return rows.cumsum(-1, dtype=dtype)
+
+
+def row_product(
+    left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, transposed: bool, dtype: torch.dtype
+) -> torch.Tensor:
+    """The matrix product of rows [..., k] and a matrix [k, n], or [n, k] if it is transposed, plus a bias of one row,
+    in ``dtype``."""
+    result = left.reshape(-1, left.shape[-1]) @ (right.t() if transposed else right)
+    result = result if bias is None else bias.reshape(-1) + result
+    return result.to(dtype).reshape(*left.shape[:-1], -1)

@@ -31,3 +31,21 @@ def running_sum(rows: jax.Array, dtype: torch.dtype, *, out: TensorType) -> jax.
         before = sums[:, width - 1 :]
         parts.append(sums)
     return jnp.concatenate(parts, 1).reshape(out.shape).astype(out.dtype)
+
+
+def row_product(
+    left: jax.Array,
+    right: jax.Array,
+    bias: jax.Array | None,
+    transposed: bool,
+    dtype: torch.dtype,
+    *,
+    out: TensorType,
+) -> jax.Array:
+    """The product of rows and a matrix, added up in float32. The MXU takes a transposed matrix as it lies."""
+    contracted = ((1,), (1 if transposed else 0,))
+    rows = left.reshape(-1, left.shape[-1])
+    result = jax.lax.dot_general(rows, right, (contracted, ((), ())), preferred_element_type=jnp.float32)
+    if bias is not None:
+        result = bias.reshape(1, -1).astype(jnp.float32) + result
+    return result.astype(out.dtype).reshape(out.shape)
