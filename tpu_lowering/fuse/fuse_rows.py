@@ -164,8 +164,11 @@ def _plans(graph: fx.Graph) -> list[list[Plan]]:
     """Plans of the regions that have blocks of two dimensions or more: a vector alone is no row among others. Of those
     that a region has, the one that may move the fewest bytes is first."""
     regions = [region for region in find_regions(graph) if len(region.space.sizes) >= 2]
-    plans = [[found for make in (plan_with_products, plan) if (found := make(region))] for region in regions]
-    return [found for found in plans if found]
+    alone = [plan(region) for region in regions]
+    made = {node for found in alone if found is not None for node in found.outputs}
+    plans = [(plan_with_products(region, made), found) for region, found in zip(regions, alone, strict=True)]
+    possible = [[found for found in pair if found is not None] for pair in plans]
+    return [found for found in possible if found]
 
 
 def _moved(found: Plan) -> list[Value]:

@@ -20,7 +20,6 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from tpu_lowering import compat
 from tpu_lowering.analyse.pointwise import ELEMENTWISE
 from tpu_lowering.codegen.source import IGNORED
 from tpu_lowering.ir import arguments, graphs
@@ -182,8 +181,9 @@ def _is_elementwise(target: Any, given: Mapping[str, Any], results: tuple[Tensor
     return equations is not None and all(e.primitive.name in ELEMENTWISE | MOVES for e in equations)
 
 
-def _equations(target: Any, given: Mapping[str, Any], results: tuple[TensorType, ...]) -> list[Any] | None:
-    """The JAX primitives of an operator's row in the lowering table, calls taken apart; None if it cannot be traced."""
+def _equations(target: Any, given: Mapping[str, Any], results: tuple[TensorType | None, ...]) -> list[Any] | None:
+    """The JAX primitives of an operator's row in the lowering table, calls taken apart; None if it cannot be traced. A
+    result that is None is one that nobody wants."""
     template, types = arguments.split(dict(given), lambda value: isinstance(value, TensorType))
     out = results[0] if len(target._schema.returns) == 1 else results
     schema = {argument.name: argument for argument in target._schema.arguments}
@@ -195,7 +195,7 @@ def _equations(target: Any, given: Mapping[str, Any], results: tuple[TensorType,
         return TABLE[target].rule(*positional, **keywords, out=out)
 
     try:
-        closed = jaxprs.trace(run, types, results)
+        closed = jaxprs.trace(run, types, [result for result in results if result is not None])
     except Exception:  # a rule that refuses these arguments belongs to no kernel
         return None
     return None if any(getattr(value, "ndim", 0) for value in closed.consts) else closed.jaxpr.eqns
@@ -204,10 +204,12 @@ def _equations(target: Any, given: Mapping[str, Any], results: tuple[TensorType,
 def holds_rows(node: fx.Node) -> bool:
     """Whether an operator's row in the table is pointwise work and reductions, at least one of them, but no reduction
     itself: a softmax, a normalisation, their gradients."""
-    results = [value for value in compat.tree_leaves(node.meta.get("val")) if isinstance(value, torch.Tensor)]
-    if node.target not in TABLE or not results or kind_of(node) is not None:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else [value]
+    results = tuple(TensorType.of(v) if isinstance(v, torch.Tensor) else None for v in values)
+    if node.target not in TABLE or not any(results) or kind_of(node) is not None:
         return False
     given = {name: _described(value) for name, value in graphs.bound(node).items()}
-    equations = _equations(node.target, given, tuple(map(TensorType.of, results)))
+    equations = _equations(node.target, given, results)
     names = {equation.primitive.name for equation in equations or ()}
     return bool(names & REDUCTIONS) and names <= ELEMENTWISE | MOVES | REDUCTIONS | {"transpose"}

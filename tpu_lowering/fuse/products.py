@@ -13,10 +13,12 @@ One kernel takes blocks of ``x``, ``w1`` and ``w2``, and writes ``mul``.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import torch
 from torch import fx
 
+from tpu_lowering.fuse.kinds import kind_of
 from tpu_lowering.fuse.plans import (
     Operand,
     Plan,
@@ -38,14 +40,20 @@ MULTIPLIED = frozenset((torch.float32, torch.bfloat16))
 """Element types that a kernel multiplies."""
 
 
-def plan_with_products(region: Region) -> Plan | None:
+def plan_with_products(region: Region, made: Collection[fx.Node]) -> Plan | None:
     """The plan for a region and the matrix products that only it uses; None if there are none, or if a kernel that
-    fetches everything once would move no fewer bytes than XLA, with or without a kernel for the rows."""
+    fetches everything once would move no fewer bytes than XLA, with or without a kernel for the rows.
+
+    Args:
+        region: the region.
+        made: results of kernels that are planned. XLA fuses other pointwise work into a product's factors, a kernel
+            would have it written.
+    """
     whole = plan_of(region, computed(region))
     if whole is None:
         return None
     outside = dict.fromkeys(used for _, used in whole.bound)
-    found = {used: product for used in outside if (product := _product(whole, used)) is not None}
+    found = {used: product for used in outside if (product := _product(whole, used, made)) is not None}
     if not found:
         return None
     accesses = {used: _operand(whole, used).access for used in found} | region.accesses
@@ -74,7 +82,7 @@ def _operand(plan: Plan, used: fx.Node) -> Operand:
     return next(operand for (_, node), operand in plan.bound.items() if node is used)
 
 
-def _product(plan: Plan, used: fx.Node) -> Product | None:
+def _product(plan: Plan, used: fx.Node, made: Collection[fx.Node]) -> Product | None:
     """A plan's operand as a matrix product that nothing else uses, along all dimensions of the plan's region."""
     node = matrix_product(used)
     operand = _operand(plan, used)
@@ -91,7 +99,7 @@ def _product(plan: Plan, used: fx.Node) -> Product | None:
         return None
     if (bias is not None and shape_of(bias) != shape_of(node)[1:]) or left.meta["val"].dtype not in MULTIPLIED:
         return None
-    if _is_transposed(left):
+    if _is_transposed(left) or not (_is_written(left, made) and _is_written(right, made)):
         return None
     transposed = _is_transposed(right)
     right = right.args[0] if transposed else right
@@ -104,6 +112,15 @@ def _product(plan: Plan, used: fx.Node) -> Product | None:
         transposed,
         None if bias is None else Operand(bias, (column[0],)),
     )
+
+
+def _is_written(factor: fx.Node, made: Collection[fx.Node]) -> bool:
+    """Whether a factor lies in memory before the product runs."""
+    if _is_transposed(factor) or graphs.is_call(factor, aten.reshape.default):
+        source = factor.args[0]
+        return factor in made or not isinstance(source, fx.Node) or _is_written(source, made)
+    kind = kind_of(factor)
+    return factor in made or kind is None or kind.name != "pointwise"
 
 
 def _is_transposed(node: fx.Node) -> bool:
