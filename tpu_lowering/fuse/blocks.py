@@ -33,6 +33,17 @@ def run_along(access: Access, order: Sequence[Dim], sizes: Any) -> tuple[int, ..
     return tuple(sizes(dim) if dim in dims else 1 for dim in order)
 
 
+def distinct(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """Names of arguments: a node can be a factor of a product and an operand of something else."""
+    found: list[str] = []
+    for name in names:
+        new = name
+        while new in found or new in taken:
+            new += "_"
+        found.append(new)
+    return found
+
+
 class Body:
     """The graph of a plan's members over one block.
 
@@ -48,8 +59,9 @@ class Body:
         self.values: dict[Any, fx.Node] = {}
         self.masks: list[Dim] = []
         mode = compat.FakeTensorMode()
-        for operand in plan.operands():
-            self._placeholder(mode, operand, held_as(operand.node.meta["val"].dtype))
+        names = distinct([operand.node.name for operand in plan.operands()])
+        for operand, name in zip(plan.operands(), names, strict=True):
+            self._placeholder(mode, operand, name)
         sizes = plan.region.space.sizes
         for dim in self.order:
             if dim in summed_dims(plan) and sizes[dim] % tiling.block(dim):
@@ -73,14 +85,10 @@ class Body:
         axes = operand.in_memory(self.plan.region.space)
         return tuple(size if dim is None else self.tiling.block(dim) for dim, size in axes)
 
-    def _placeholder(self, mode: Any, operand: Operand, dtype: torch.dtype) -> None:
-        taken = {node.target for node in self.graph.nodes}
-        name = operand.node.name
-        while name in taken:  # a factor of a product that is an operand of something else, too
-            name += "_"
+    def _placeholder(self, mode: Any, operand: Operand, name: str) -> None:
         node = self.graph.placeholder(name)
         with mode:
-            node.meta["val"] = torch.empty(self.taken(operand), dtype=dtype)
+            node.meta["val"] = torch.empty(self.taken(operand), dtype=held_as(operand.node.meta["val"].dtype))
         self.values[operand] = node
 
     def _read(self, operand: Operand) -> fx.Node:

@@ -31,7 +31,7 @@ import torch
 from torch import fx
 
 from tpu_lowering.codegen import source
-from tpu_lowering.fuse.blocks import Body, held_as, run_along
+from tpu_lowering.fuse.blocks import Body, distinct, held_as, run_along
 from tpu_lowering.fuse.plans import Axes, Operand, Plan
 from tpu_lowering.fuse.spaces import Dim, dims_of
 from tpu_lowering.fuse.tiles import Tiling
@@ -130,8 +130,8 @@ class _Kernel:
         self.results, self.vmem_bytes = results, vmem_bytes
         self.order = plan.region.space.order()
         self.index = {dim: GRID_NAMES[at] for at, (dim, _) in enumerate(tiling.grid)}
-        self.operand_names = _distinct([operand.node.name for operand in plan.operands()])
-        self.result_names = _distinct([node.name for node in plan.outputs], self.operand_names)
+        self.operand_names = distinct([operand.node.name for operand in plan.operands()])
+        self.result_names = distinct([node.name for node in plan.outputs], self.operand_names)
 
     def body(self) -> list[str]:
         """The function over references."""
@@ -210,13 +210,3 @@ class _Kernel:
             once = ", pipeline_mode=pl.Buffered(1)" if is_factor and set(places) == {"0"} else ""
             lines.append(f"            pl.BlockSpec({block}, {head}: ({', '.join(places)}){once}),  # {name}")
         return lines
-
-
-def _distinct(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
-    found: list[str] = []
-    for name in names:
-        new = name
-        while new in found or new in taken:
-            new += "_"
-        found.append(new)
-    return found
