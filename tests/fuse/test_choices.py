@@ -16,7 +16,7 @@ from tpu_lowering import aot, pipeline
 from tpu_lowering.fuse.choices import Candidates, Choice, Score, best
 from tpu_lowering.fuse.fuse_rows import FuseRows
 from tpu_lowering.fuse.spaces import Space
-from tpu_lowering.fuse.tiles import Value, fetched_bytes, tile
+from tpu_lowering.fuse.tiles import Value, Work, fetched_bytes, tile
 from tpu_lowering.passes.base import Action
 from tpu_lowering.runtime.aot.choosing import CompilerChooser
 from tpu_lowering.runtime.aot.targets import Target
@@ -152,7 +152,7 @@ def test_a_mask_for_all_heads_is_fetched_once_for_them() -> None:
     space, _ = Space.of((4, 16, 1024, 1024))
     batch, heads, queries, keys = space.order()
     scores, mask = Value(frozenset(space.sizes), 2), Value(frozenset({batch, queries, keys}), 2)
-    tiling = tile(space.sizes, frozenset({keys}), [scores, mask, scores], 3, 48 * MIB)
+    tiling = tile(Work(space.sizes, frozenset({keys}), [scores, mask, scores], 3, 48 * MIB))
     assert tiling is not None
     order, steps = [dim for dim, _ in tiling.grid], dict(tiling.grid)
     assert order[-1] == heads or heads not in order

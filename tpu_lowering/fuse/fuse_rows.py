@@ -44,7 +44,7 @@ from tpu_lowering.fuse.plans import (
 from tpu_lowering.fuse.products import bytes_apart, plan_with_products
 from tpu_lowering.fuse.regions import find_regions
 from tpu_lowering.fuse.spaces import dims_of
-from tpu_lowering.fuse.tiles import STEP_BYTES, Tiling, Value, tile, tile_products
+from tpu_lowering.fuse.tiles import STEP_BYTES, Tiling, Value, Work, tile, tile_products
 from tpu_lowering.fuse.writing import plain_form, write
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import kernel_call
@@ -137,12 +137,14 @@ class FuseRows:
         vmem = compat.tpu_info(device_kind or "TPU7x").vmem_capacity_bytes
         space, where = found.region.space, graphs.source_line(found.members[0]).partition(" in ")[0]
         kernels: list[RowKernel] = []
-        about = (space.sizes, found.region.rows, _moved(found), _live(found), int(PLANNED * vmem), summed_dims(found))
+        work = Work(
+            space.sizes, found.region.rows, _moved(found), _live(found), int(PLANNED * vmem), summed_dims(found)
+        )
         if found.products:
             least = bytes_apart(found)
-            tilings = [tiling for tiling, fetched in tile_products(*about) if fetched < least]
+            tilings = [tiling for fetched, tiling in tile_products(work) if fetched < least]
         else:
-            tilings = [tiling for step in STEPS if (tiling := tile(*about, step)) is not None]
+            tilings = [tiling for step in STEPS if (tiling := tile(work, step)) is not None]
         for tiling in tilings[: len(STEPS) if self.chooser is not None else 1]:
             written = write(found, tiling, _name(found), int(ALLOWED * vmem))
             if written is not None:

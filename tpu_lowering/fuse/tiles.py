@@ -59,85 +59,82 @@ class Value:
         return math.prod(sizes) * self.itemsize
 
 
-def tile(
-    sizes: Mapping[Dim, int],
-    rows: frozenset[Dim],
-    moved: Sequence[Value],
-    live: int,
-    capacity: int,
-    summed: frozenset[Dim] = frozenset(),
-    step_bytes: int = STEP_BYTES,
-) -> Tiling | None:
-    """The blocks of a region; None if not even the smallest fit.
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is cut into blocks.
 
-    Args:
+    Attributes:
         sizes: of the dimensions, from the outermost to the innermost; at least two.
         rows: dimensions that lie whole in one block.
         moved: operands and outputs.
         live: how many whole blocks of 4-byte values are alive at once between them.
         capacity: bytes of VMEM.
         summed: dimensions that a sum runs over; the grid runs over them last.
-        step_bytes: what a step may move.
     """
-    packed = ROW_BYTES // min(value.itemsize for value in moved)
-    blocks = {dim: size if dim in rows else _smallest(sizes, dim, packed) for dim, size in sizes.items()}
-    between = Value(frozenset(sizes), 4)
 
-    def fits(blocks: Mapping[Dim, int]) -> bool:
-        moving = sum(value.nbytes(blocks) for value in moved)
-        return moving <= step_bytes and needed_bytes(blocks) <= capacity
+    sizes: Mapping[Dim, int]
+    rows: frozenset[Dim]
+    moved: Sequence[Value]
+    live: int
+    capacity: int
+    summed: frozenset[Dim] = frozenset()
 
-    def needed_bytes(blocks: Mapping[Dim, int]) -> int:
-        return BUFFERS * sum(value.nbytes(blocks) for value in moved) + live * between.nbytes(blocks)
+    def packed(self) -> int:
+        """Rows of a tile of the narrowest type."""
+        return ROW_BYTES // min(value.itemsize for value in self.moved)
 
-    if needed_bytes(blocks) > capacity:
+    def steps(self, blocks: Mapping[Dim, int]) -> dict[Dim, int]:
+        """How many blocks there are along each dimension that has several."""
+        return {dim: -(-size // blocks[dim]) for dim, size in self.sizes.items() if blocks[dim] < size}
+
+    def fits(self, blocks: Mapping[Dim, int]) -> bool:
+        steps = self.steps(blocks)
+        moved = sum(_buffers(value, steps) * value.nbytes(blocks) for value in self.moved)
+        return moved + self.live * Value(frozenset(self.sizes), 4).nbytes(blocks) <= self.capacity
+
+    def grids(self, blocks: Mapping[Dim, int]) -> list[tuple[int, Tiling]]:
+        """Each order of the grid that comes back to no block of a sum, with the bytes that it moves."""
+        steps = self.steps(blocks)
+        orders = [order for order in itertools.permutations(steps) if _kept_first(order, self.summed)]
+        return [
+            (
+                sum(fetched_bytes(value, order, blocks, steps) for value in self.moved),
+                Tiling(tuple(blocks.items()), tuple((dim, steps[dim]) for dim in order)),
+            )
+            for order in orders
+        ]
+
+
+def tile(work: Work, step_bytes: int = STEP_BYTES) -> Tiling | None:
+    """The blocks of a region, of which one step moves so many bytes at most; None if not even the smallest fit."""
+    sizes, rows = work.sizes, work.rows
+    blocks = {dim: size if dim in rows else _smallest(sizes, dim, work.packed()) for dim, size in sizes.items()}
+    if not work.fits(blocks):
         return None
     for dim in reversed([dim for dim in sizes if dim not in rows]):
         while blocks[dim] < sizes[dim]:
-            larger = min(2 * blocks[dim], sizes[dim])
-            if not fits({**blocks, dim: larger}):
+            larger = {**blocks, dim: min(2 * blocks[dim], sizes[dim])}
+            if sum(value.nbytes(larger) for value in work.moved) > step_bytes or not work.fits(larger):
                 break
-            blocks[dim] = larger
+            blocks = larger
         if blocks[dim] < sizes[dim]:
             break
-    steps = {dim: -(-size // blocks[dim]) for dim, size in sizes.items() if blocks[dim] < size}
-    orders = [o for o in itertools.permutations(steps) if _kept_first(o, summed)]
-    best = min(orders, key=lambda order: sum(fetched_bytes(value, order, blocks, steps) for value in moved))
-    return Tiling(tuple(blocks.items()), tuple((dim, steps[dim]) for dim in best))
+    return min(work.grids(blocks), key=lambda grid: grid[0])[1]
 
 
-def tile_products(
-    sizes: Mapping[Dim, int],
-    rows: frozenset[Dim],
-    moved: Sequence[Value],
-    live: int,
-    capacity: int,
-    summed: frozenset[Dim] = frozenset(),
-) -> list[tuple[Tiling, int]]:
-    """Blocks of a region with matrix products, with the bytes that each grid moves, fewest first; [] if none fit.
+def tile_products(work: Work) -> list[tuple[int, Tiling]]:
+    """Blocks of a region with matrix products, after the bytes that each grid moves, fewest first; [] if none fit.
 
-    Blocks are powers of two from 128, or whole. A factor whose block never moves lies in VMEM once. Arguments are those
-    of ``tile``.
+    Blocks are powers of two from 128, or whole. A factor whose block never moves lies in VMEM once.
     """
-    order = list(sizes)
-    packed = ROW_BYTES // min(value.itemsize for value in moved)
-    choices = {dim: [size] if dim in rows else _powers(size) for dim, size in sizes.items()}
+    order = list(work.sizes)
+    choices = {dim: [size] if dim in work.rows else _powers(size) for dim, size in work.sizes.items()}
     for dim in order[:-2]:  # rows of several outer dimensions are one matrix only where inner ones fill whole tiles
-        choices[dim] = choices[dim] if sizes[order[-2]] % packed == 0 and order[-2] in rows else [1]
-    found: list[tuple[int, int, Tiling]] = []
-    for sized in itertools.product(*choices.values()):
-        blocks = dict(zip(order, sized, strict=True))
-        steps = {dim: -(-size // blocks[dim]) for dim, size in sizes.items() if blocks[dim] < size}
-        needed = sum(_buffers(value, steps) * value.nbytes(blocks) for value in moved)
-        if needed + live * Value(frozenset(sizes), 4).nbytes(blocks) > capacity:
-            continue
-        for grid in itertools.permutations(steps):
-            if _kept_first(grid, summed):
-                fetched = sum(fetched_bytes(value, grid, blocks, steps) for value in moved)
-                tiling = Tiling(tuple(blocks.items()), tuple((dim, steps[dim]) for dim in grid))
-                found.append((fetched, math.prod(steps.values()), tiling))
-    found.sort(key=lambda item: item[:2])
-    return [(tiling, fetched) for fetched, _, tiling in found]
+        fills = work.sizes[order[-2]] % work.packed() == 0 and order[-2] in work.rows
+        choices[dim] = choices[dim] if fills else [1]
+    blocks = [dict(zip(order, sized, strict=True)) for sized in itertools.product(*choices.values())]
+    found = [grid for sized in blocks if work.fits(sized) for grid in work.grids(sized)]
+    return sorted(found, key=lambda grid: (grid[0], math.prod(steps for _, steps in grid[1].grid)))
 
 
 def _powers(size: int) -> list[int]:
