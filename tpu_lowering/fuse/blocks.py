@@ -64,18 +64,26 @@ class Body:
             self._placeholder(mode, operand, name)
         sizes = plan.region.space.sizes
         for dim in self.order:
-            if dim in summed_dims(plan) and sizes[dim] % tiling.block(dim):
+            if dim in self._masked_dims() and sizes[dim] % tiling.block(dim):
                 self.masks.append(dim)
                 node = self.graph.placeholder(f"inside_{self.order.index(dim)}")
                 with mode:
                     node.meta["val"] = torch.empty(self.shape((dim,)), dtype=torch.bool)
                 self.values[dim] = node
+        self._more_inputs(mode)
         self.read = {operand: self._read(operand) for operand in plan.operands()}
         for member in plan.members:
             self._compute(member)
         self.graph.output(tuple(self._stored(member) for member in plan.outputs))
         graphs.eliminate_dead_code(self.graph)
         self.module = fx.GraphModule({}, self.graph)
+
+    def _masked_dims(self) -> frozenset[Dim]:
+        """The dimensions along which what lies outside of the array must not count."""
+        return summed_dims(self.plan)
+
+    def _more_inputs(self, mode: Any) -> None:
+        """Adds inputs after the masks."""
 
     def shape(self, access: Access) -> tuple[int, ...]:
         return run_along(access, self.order, self.tiling.block)
@@ -203,16 +211,18 @@ class Body:
         access = source_access(self.plan, member)
         dim = access[kind_of(member).dims[0]]  # type: ignore[union-attr]
         assert dim is not None
-        size = self.tiling.block(dim)
-        places = self._call(member, aten.arange.start_step, 0, size, 1, dtype=torch.int32)
-        places = self._call(member, aten.reshape.default, places, list(self.shape((dim,))))
-        found = self._call(member, aten.eq.Tensor, places, self._value(member, given["index"]))
+        found = self._call(member, aten.eq.Tensor, self._places(member, dim), self._value(member, given["index"]))
         if name == "place":
             whole = self._whole(member, access)
             dtype = whole.meta["val"].dtype
             value = self._call(member, aten.full.default, [1] * len(self.order), given["value"], dtype=dtype)
             return self._call(member, aten.where.self, found, value, whole)
         return self._picked(member, member.args[0], dim, found)  # type: ignore[arg-type]
+
+    def _places(self, member: fx.Node, dim: Dim) -> fx.Node:
+        """The place of each element along a dimension."""
+        places = self._call(member, aten.arange.start_step, 0, self.tiling.block(dim), 1, dtype=torch.int32)
+        return self._call(member, aten.reshape.default, places, list(self.shape((dim,))))
 
     def _picked(self, member: fx.Node, used: fx.Node, dim: Dim, found: fx.Node) -> fx.Node:
         """The element of an operand where ``found`` holds: of a value computed of one value of the row, point by

@@ -34,7 +34,7 @@ def parts_of(node: fx.Node) -> Parts | None:
         return None
     if not isinstance(node.target, compat.OpOverload) or not holds_rows(node):
         return pieces_of(node)
-    decomposition = _decomposition(node.target)
+    decomposition = decomposition_of(node.target)
     if decomposition is None:
         return None
     tensors = list(node.all_input_nodes)
@@ -49,7 +49,8 @@ def parts_of(node: fx.Node) -> Parts | None:
 
 
 @functools.cache
-def _decomposition(target: Any) -> Callable[..., Any] | None:
+def decomposition_of(target: Any) -> Callable[..., Any] | None:
+    """Torch's own decomposition of an operator; None if it has none."""
     return compat.registered_decompositions([target]).get(target)
 
 
@@ -58,7 +59,7 @@ def expand(graph: fx.Graph, nodes: Iterable[fx.Node]) -> None:
     for node in nodes:
         parts = parts_of(node)
         assert parts is not None
-        _inline(graph, node, *parts)
+        inline(graph, node, *parts)
     graphs.eliminate_dead_code(graph)
 
 
@@ -74,7 +75,12 @@ def merge_equal(graph: fx.Graph) -> None:
             graphs.replace(node, first)
 
 
-def _inline(graph: fx.Graph, node: fx.Node, tensors: list[fx.Node], run: Callable[..., Any]) -> None:
+def inline(graph: fx.Graph, node: fx.Node, tensors: list[fx.Node], run: Callable[..., Any]) -> list[fx.Node]:
+    """Puts what a function of a node's operands computes in the place of the node.
+
+    Returns:
+        The new nodes, which belong to the operator that the node belonged to, if it was a part of one.
+    """
     mode = graphs.fake_mode(graph)
     with mode, torch.no_grad():
         traced = make_fx(run)(*(used.meta["val"] for used in tensors))
@@ -82,7 +88,7 @@ def _inline(graph: fx.Graph, node: fx.Node, tensors: list[fx.Node], run: Callabl
     values: dict[Any, fx.Node] = {}
     given = iter(tensors)
     origin = node.target._schema.name.partition("::")[2] if isinstance(node.target, compat.OpOverload) else "pieces"
-    origin = "pieces" if origin == "cat" else origin
+    origin = node.meta.get(ORIGIN, "pieces" if origin == "cat" else origin)
     with graphs.inserting_for(node):
         for part in traced.graph.nodes:
             if part.op == "placeholder":
@@ -91,6 +97,7 @@ def _inline(graph: fx.Graph, node: fx.Node, tensors: list[fx.Node], run: Callabl
                 values[part] = graph.node_copy(part, values.__getitem__)
                 values[part].meta = {"val": part.meta["val"], ORIGIN: origin, PART_OF: node.name}
     _replace(graph, node, compat.map_arg(traced.graph.output_node().args[0], values.__getitem__))
+    return [values[part] for part in traced.graph.nodes if part.op == "call_function"]
 
 
 def _replace(graph: fx.Graph, node: fx.Node, results: Any) -> None:

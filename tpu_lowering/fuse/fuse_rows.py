@@ -26,16 +26,20 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from tpu_lowering import compat
-from tpu_lowering.fuse.attention_plans import HELD, HELD_IN_TRAINING
+from tpu_lowering.fuse.attention_plans import HELD, HELD_IN_TRAINING, vmem_of
 from tpu_lowering.fuse.blocks import Body, held_as, summed_dims
 from tpu_lowering.fuse.choices import Candidates, Choice, Chooser
 from tpu_lowering.fuse.expand import ORIGIN, PART_OF, expand, merge_equal, parts_of
 from tpu_lowering.fuse.kernels import RowKernel, row_kernel
+from tpu_lowering.fuse.long_blocks import RunningBody
+from tpu_lowering.fuse.long_parts import take_apart
+from tpu_lowering.fuse.long_rows import Pass, one_pass_each, pass_plan
+from tpu_lowering.fuse.long_writing import write_pass
 from tpu_lowering.fuse.plans import (
     Plan,
     bytes_as_kernel,
     bytes_by_xla,
+    computed,
     ends_pass,
     nbytes,
     plan,
@@ -65,6 +69,19 @@ HELD_PRODUCT = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
+class Long:
+    """A region whose rows fit VMEM in no block.
+
+    Attributes:
+        members: what one kernel would compute.
+        refusal: what is said of it if no kernel is made.
+    """
+
+    members: frozenset[fx.Node]
+    refusal: Action
+
+
+@dataclasses.dataclass(frozen=True)
 class FuseRows:
     """See the module's docstring.
 
@@ -81,7 +98,12 @@ class FuseRows:
         expand(graph, [node for node in list(graph.nodes) if node.name in wanted])
         merge_equal(graph)
         replaced: dict[fx.Node, fx.Node] = {}
-        actions = [self._fuse_first(graph, plans, replaced) for plans in _plans(graph)]
+        long: list[Long] = []
+        actions = [self._fuse_first(graph, plans, replaced, long) for plans in _plans(graph)]
+        for rows in long:
+            made = self._fuse_long(graph, rows)
+            at = next(at for at, action in enumerate(actions) if action is rows.refusal)
+            actions[at : at + 1] = made or [rows.refusal]
         graphs.sort_by_use(graph)
         graphs.eliminate_dead_code(graph)
         return actions
@@ -98,15 +120,38 @@ class FuseRows:
         members = [member for plans in _plans(copied.graph) for found in plans for member in found.members]
         return {member.meta[PART_OF] for member in members if PART_OF in member.meta}
 
-    def _fuse_first(self, graph: fx.Graph, plans: Sequence[Plan], replaced: dict[fx.Node, fx.Node]) -> Action:
-        """Makes a kernel of the first plan that can be one.
+    def _fuse_first(
+        self, graph: fx.Graph, plans: Sequence[Plan], replaced: dict[fx.Node, fx.Node], long: list[Long]
+    ) -> Action:
+        """Makes a kernel of the first plan that can be one; notes those whose rows are too long.
 
         Returns:
             What was done, or why it was not.
         """
         first, *others = plans
         action = self._fuse(graph, first.after(replaced), replaced)
-        return self._fuse_first(graph, others, replaced) if others and action.kind != "fused" else action
+        if others and action.kind != "fused":
+            return self._fuse_first(graph, others, replaced, long)
+        if action.code == "TL607" and first.region.rows and not first.products:
+            long.append(Long(frozenset(first.members), action))
+        return action
+
+    def _fuse_long(self, graph: fx.Graph, long: Long) -> list[Action]:
+        """Makes a kernel of each pass over the blocks of long rows that spares XLA some.
+
+        Returns:
+            What was done; empty if nothing was.
+        """
+        graphs.sort_by_use(graph)
+        parts = take_apart(graph, long.members)
+        actions: list[Action] = []
+        for region in [region for region in find_regions(graph) if region.rows and parts & set(region.accesses)]:
+            members = [member for member in computed(region) if not region.waits(member)]
+            for reductions in one_pass_each(region, members):
+                found = pass_plan(region, members, reductions)
+                if found is not None:
+                    actions.append(self._fuse(graph, found, {}))
+        return actions
 
     def _fuse(self, graph: fx.Graph, found: Plan, replaced: dict[fx.Node, fx.Node]) -> Action:
         last = found.outputs[-1]
@@ -134,19 +179,17 @@ class FuseRows:
     def _kernels(self, graph: fx.Graph, found: Plan) -> list[RowKernel]:
         """The kernel of default blocks; where there is a choice, those of others too."""
         device_kind = graphs.device_kind(graph)
-        vmem = compat.tpu_info(device_kind or "TPU7x").vmem_capacity_bytes
-        space, where = found.region.space, graphs.source_line(found.members[0]).partition(" in ")[0]
+        vmem, where = vmem_of(device_kind), graphs.source_line(found.members[0]).partition(" in ")[0]
         kernels: list[RowKernel] = []
-        work = Work(
-            space.sizes, found.region.rows, _moved(found), _live(found), int(PLANNED * vmem), summed_dims(found)
-        )
+        work = _work(found, int(PLANNED * vmem))
         if found.products:
             least = bytes_apart(found)
             tilings = [tiling for fetched, tiling in tile_products(work) if fetched < least]
         else:
             tilings = [tiling for step in STEPS if (tiling := tile(work, step)) is not None]
         for tiling in tilings[: len(STEPS) if self.chooser is not None else 1]:
-            written = write(found, tiling, _name(found), int(ALLOWED * vmem))
+            writes = write_pass if isinstance(found, Pass) else write
+            written = writes(found, tiling, _name(found), int(ALLOWED * vmem))  # type: ignore[arg-type]
             if written is not None:
                 kernels.append(row_kernel(written, where, device_kind))
         return list(dict.fromkeys(kernels))
@@ -159,7 +202,7 @@ def is_held(found: Plan, device_kind: str) -> bool:
     if not device_kind or not values:
         return False
     share = HELD_PRODUCT if found.products else HELD_IN_TRAINING if len(found.outputs) > 1 else HELD
-    return max(map(nbytes, values)) <= share * compat.tpu_info(device_kind).vmem_capacity_bytes
+    return max(map(nbytes, values)) <= share * vmem_of(device_kind)
 
 
 def _plans(graph: fx.Graph) -> list[list[Plan]]:
@@ -179,10 +222,19 @@ def _moved(found: Plan) -> list[Value]:
     return taken + given
 
 
-def _live(found: Plan) -> int:
+def _work(found: Plan, capacity: int) -> Work:
+    """What is cut into blocks; of a pass over long rows the rows too."""
+    space, rows = found.region.space, found.region.rows
+    whole = Tiling(tuple(space.sizes.items()), ())
+    if isinstance(found, Pass):
+        live = _live(found, RunningBody(found, whole).graph)
+        return Work(space.sizes, frozenset(), _moved(found), live, capacity, rows)
+    return Work(space.sizes, rows, _moved(found), _live(found, Body(found, whole).graph), capacity, summed_dims(found))
+
+
+def _live(found: Plan, graph: fx.Graph) -> int:
     """How many values of a whole block are alive at once, computing in order."""
     sizes = found.region.space.sizes
-    graph = Body(found, Tiling(tuple(sizes.items()), ())).graph
     last = {used: node for node in graph.nodes for used in node.all_input_nodes}
     alive: set[fx.Node] = set()
     most = 1
@@ -200,7 +252,7 @@ def _name(found: Plan) -> str:
     ending = [node for node in found.members if ends_pass(found.region, node)] or found.members
     names = origins or [str(node.target).split(".")[1] for node in ending if node not in found.products]
     names = [str(product.node.target).split(".")[1] for product in found.products.values()] + names
-    kind = "rows" if found.region.rows else "blocks"
+    kind = "long_rows" if isinstance(found, Pass) else "rows" if found.region.rows else "blocks"
     return "_".join(name.strip("_") for name in list(dict.fromkeys(names))[:3]) + f"_{kind}"
 
 
@@ -211,7 +263,7 @@ def _replace(graph: fx.Graph, found: Plan, kernel: RowKernel) -> dict[fx.Node, f
         What took the place of each output.
     """
     position = {node: at for at, node in enumerate(graph.nodes)}
-    members = set(found.members)
+    members = set() if isinstance(found, Pass) else set(found.members)
     new: dict[fx.Node, fx.Node] = {}
     users = [user for node in found.outputs for user in node.users if user not in members]
     with graphs.inserting_for(found.members[0]), graph.inserting_before(min(users, key=position.__getitem__)):

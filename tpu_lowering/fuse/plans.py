@@ -255,7 +255,7 @@ def plan_of(region: Region, members: Sequence[fx.Node]) -> Plan | None:
     for member in kept:
         for used in tensor_operands(member):
             if used not in live and not is_constant(used):
-                operand = _operand(region, member, used)
+                operand = bound_operand(region, member, used)
                 if operand is None:
                     return None
                 bound[member, used] = operand
@@ -278,7 +278,7 @@ def _is_cheap_again(member: fx.Node, members: Sequence[fx.Node]) -> bool:
     return sum(nbytes(used) for used in operands) <= nbytes(member)
 
 
-def _operand(region: Region, member: fx.Node, used: fx.Node) -> Operand | None:
+def bound_operand(region: Region, member: fx.Node, used: fx.Node) -> Operand | None:
     """How a member takes a value from outside: what it is an expanding view of, and along which dimensions it runs."""
     kind, access = kind_of(member), region.accesses[member]
     if member in region.reductions and used is member.args[0]:

@@ -82,20 +82,11 @@ def write(plan: Plan, tiling: Tiling, name: str, vmem_bytes: int) -> Written | N
         if plan.region.is_sum(node) and kept != sorted(kept, reverse=True):
             return None
     body = Body(plan, tiling)
-    count = sum(node.op == "placeholder" for node in body.graph.nodes)
-    program = Program(tuple(range(count)), Signature((), 0, ()), name=name, module=body.module)
-    function = source.generate(program).text.replace(PLAIN_IMPORTS, IMPORTS, 1)
-    operands = [
-        _held_type(operand.node, [size for _, size in operand.in_memory(plan.region.space)])
-        for operand in plan.operands()
-    ]
     results = [
-        _held_type(node, run_along(plan.region.accesses[node], order, sizes.__getitem__), plan.region.is_sum(node))
+        held_type(node, run_along(plan.region.accesses[node], order, sizes.__getitem__), plan.region.is_sum(node))
         for node in plan.outputs
     ]
-    kernel = _Kernel(plan, tiling, body, name, results, vmem_bytes)
-    text = "\n".join([function, "", *kernel.body(), "", "", *kernel.launch()]) + "\n"
-    return Written(name, text, tuple(operands), tuple(results))
+    return KernelText(plan, tiling, body, name, results, vmem_bytes).written()
 
 
 def plain_form(plan: Plan, name: str) -> tuple[Program, source.Source]:
@@ -108,7 +99,7 @@ def plain_form(plan: Plan, name: str) -> tuple[Program, source.Source]:
     return program, source.generate(program)
 
 
-def _held_type(node: fx.Node, shape: Sequence[int], sums: bool = False) -> TensorType:
+def held_type(node: fx.Node, shape: Sequence[int], sums: bool = False) -> TensorType:
     """The type of an operand or a result in memory; a sum over the grid of narrow floats is kept in float32."""
     dtype = node.meta["val"].dtype
     dtype = torch.float32 if sums and dtype.is_floating_point else held_as(dtype)
@@ -120,7 +111,7 @@ def _held_type(node: fx.Node, shape: Sequence[int], sums: bool = False) -> Tenso
 GRID_NAMES = "ijklmn"
 
 
-class _Kernel:
+class KernelText:
     """The parts of the source that say where blocks lie."""
 
     def __init__(
@@ -133,11 +124,21 @@ class _Kernel:
         self.operand_names = distinct([operand.node.name for operand in plan.operands()])
         self.result_names = distinct([node.name for node in plan.outputs], self.operand_names)
 
+    def written(self) -> Written:
+        """The whole source."""
+        count = sum(node.op == "placeholder" for node in self.body_graph.graph.nodes)
+        program = Program(tuple(range(count)), Signature((), 0, ()), name=self.name, module=self.body_graph.module)
+        function = source.generate(program).text.replace(PLAIN_IMPORTS, IMPORTS, 1)
+        text = "\n".join([function, "", *self.body(), "", "", *self.launch()]) + "\n"
+        space = self.plan.region.space
+        operands = [held_type(o.node, [size for _, size in o.in_memory(space)]) for o in self.plan.operands()]
+        return Written(self.name, text, tuple(operands), tuple(self.results))
+
     def body(self) -> list[str]:
         """The function over references."""
         refs = ", ".join(f"{name}_ref" for name in (*self.operand_names, *self.result_names))
         lines = [f"def {self.name}_kernel({refs}):"]
-        summed = {dim for node in self.plan.outputs for dim in self._first_steps(node)}
+        summed = {dim for node in self.plan.outputs for dim in self.first_steps(node)}
         used = [dim for dim in self.index if dim in summed or dim in self.body_graph.masks]
         lines += [f"    {self.index[dim]} = pl.program_id({list(self.index).index(dim)})" for dim in used]
         for dim in self.body_graph.masks:
@@ -149,7 +150,7 @@ class _Kernel:
         given += [f"inside_{self.order.index(dim)}" for dim in self.body_graph.masks]
         lines.append(f"    ({', '.join(self.result_names)},) = {self.name}({', '.join(given)})")
         for node, name in zip(self.plan.outputs, self.result_names, strict=True):
-            first = self._first_steps(node)
+            first = self.first_steps(node)
             if not first:
                 lines.append(f"    {name}_ref[...] = {name}")
                 continue
@@ -164,7 +165,7 @@ class _Kernel:
             ]
         return lines
 
-    def _first_steps(self, node: fx.Node) -> list[Dim]:
+    def first_steps(self, node: fx.Node) -> list[Dim]:
         """The grid's dimensions that a sum runs over; empty for any other result."""
         if not self.plan.region.is_sum(node):
             return []
@@ -177,7 +178,7 @@ class _Kernel:
         outputs = [
             Operand(n, self.plan.region.accesses[n]).in_memory(self.plan.region.space) for n in self.plan.outputs
         ]
-        summed = {dim for node in self.plan.outputs for dim in self._first_steps(node)}
+        summed = {dim for node in self.plan.outputs for dim in self.first_steps(node)}
         semantics = tuple("arbitrary" if dim in summed else "parallel" for dim in self.index)
         shapes = [f"jax.ShapeDtypeStruct({r.shape}, jnp.{r.dtype})" for r in self.results]
         return [

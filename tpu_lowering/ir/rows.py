@@ -1,4 +1,4 @@
-"""What generated kernels do with whole rows where ATen's operator is nothing that a kernel can run."""
+"""What generated kernels do with rows where ATen's operator is nothing that a kernel can run."""
 
 from __future__ import annotations
 
@@ -18,3 +18,19 @@ def row_product(
     result = left.reshape(-1, left.shape[-1]) @ (right.t() if transposed else right)
     result = result if bias is None else bias.reshape(-1) + result
     return result.to(dtype).reshape(*left.shape[:-1], -1)
+
+
+def rescaled(total: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """A sum of ``exp(z - before)``, each element with a factor of its own or none, as one of ``exp(z - after)``.
+
+    Where ``before`` is -inf, or the sum is 0, all elements so far were -inf, and add nothing to a sum that has others.
+    """
+    moved = torch.where((total == 0) | (before == -torch.inf), 0, total * torch.exp(before - after))
+    return torch.where(before == after, total, moved)
+
+
+def recentred(total: torch.Tensor, before: torch.Tensor, after: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """A sum of ``(z - before) ** 2`` over ``count`` elements with the mean ``before``, as one of ``(z - after) ** 2``
+    (Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979)."""
+    moved = before - after
+    return torch.where(count == 0, total, total + count * moved * moved)

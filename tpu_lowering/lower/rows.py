@@ -49,3 +49,15 @@ def row_product(
     if bias is not None:
         result = bias.reshape(1, -1).astype(jnp.float32) + result
     return result.astype(out.dtype).reshape(out.shape)
+
+
+def rescaled(total: jax.Array, before: jax.Array, after: jax.Array, *, out: TensorType) -> jax.Array:
+    """A sum of ``exp(z - before)`` as one of ``exp(z - after)``; see ``ir.rows``."""
+    moved = jnp.where((total == 0) | (before == -jnp.inf), 0, total * jnp.exp(before - after))
+    return jnp.where(before == after, total, moved).astype(out.dtype)
+
+
+def recentred(total: jax.Array, before: jax.Array, after: jax.Array, count: jax.Array, *, out: TensorType) -> jax.Array:
+    """A sum of ``(z - before) ** 2`` as one of ``(z - after) ** 2``; see ``ir.rows``."""
+    moved = before - after
+    return jnp.where(count == 0, total, total + count * moved * moved).astype(out.dtype)
