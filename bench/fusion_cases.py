@@ -142,19 +142,30 @@ def around_a_kernel(x: torch.Tensor) -> torch.Tensor:
 
 
 ROWS = (8192, 4096)
+LONG = 1 << 20  # elements of a row that no block in VMEM holds
 HEADS = (bf16, (8, 16, 2048, 128))
 ANGLES = (bf16, (8, 1, 2048, 128))
 CASES: tuple[FusionCase, ...] = (
     FusionCase("softmax f32", softmax, ((f32, (8192, 8192)),), 0.50),
     FusionCase("softmax bf16", softmax, ((bf16, (8192, 8192)),), 0.50),
+    FusionCase("softmax of long rows", softmax, ((f32, (64, LONG)),), 0.75),
     FusionCase("softmax of columns", functools.partial(torch.softmax, dim=0), ((bf16, (4096, 8192)),)),
     FusionCase("log_softmax", functools.partial(torch.log_softmax, dim=-1), ((bf16, (8192, 8192)),)),
     FusionCase("masked softmax", masked_softmax, ((bf16, (4, 16, 1024, 1024)), (bf16, (4, 1, 1024, 1024)))),
     FusionCase("layer_norm", layer_norm, ((bf16, ROWS), (bf16, (4096,)), (bf16, (4096,))), 0.50),
+    FusionCase("layer_norm of long rows", layer_norm, ((bf16, (256, LONG)), *((bf16, (LONG,)),) * 2), 0.75),
+    FusionCase("logsumexp", functools.partial(torch.logsumexp, dim=-1), ((f32, ROWS),), 0.51),
     FusionCase("rms_norm", rms_norm, ((bf16, ROWS), (bf16, (4096,))), 0.67),
     FusionCase("add and rms_norm", add_rms_norm, ((bf16, ROWS), (bf16, ROWS), (bf16, (4096,))), 0.67),
     FusionCase("cross entropy", cross_entropy, ((bf16, (8192, 32768)), (torch.int64, (8192,))), 0.18),
     FusionCase("cross entropy gradient", cross_entropy_gradient, ((bf16, (8192, 32768)), (torch.int64, (8192,)))),
+    FusionCase("cross entropy of long rows", cross_entropy, ((bf16, (256, LONG)), (torch.int64, (256,))), 0.25),
+    FusionCase(
+        "cross entropy of long, ragged rows", cross_entropy, ((bf16, (256, 10**6)), (torch.int64, (256,))), 0.25
+    ),
+    FusionCase(
+        "cross entropy gradient of long rows", cross_entropy_gradient, ((bf16, (256, LONG)), (torch.int64, (256,)))
+    ),
     FusionCase("softmax backward", softmax_backward, ((bf16, ROWS), (bf16, ROWS)), 0.67),
     FusionCase(
         "layer_norm backward",

@@ -118,19 +118,6 @@ def test_a_region_that_a_chooser_leaves_to_xla() -> None:
     assert action.reason == "the best kernel would move more"
 
 
-def test_a_row_that_fits_no_block() -> None:
-    """16 rows of 8 million float32 are 512 MiB."""
-    with torch._subclasses.FakeTensorMode():
-        huge = torch.empty(16, 1 << 23)
-    module = graph_of(lambda x: torch.softmax(x, -1), torch.randn(16, 256))
-    for node in module.graph.nodes:
-        if isinstance(node.meta.get("val"), torch.Tensor):
-            node.meta["val"] = huge
-    (action,) = FuseRows()(module.graph)
-    assert (action.kind, action.code) == ("unfused", "TL607")
-    assert action.reason == "no block of its rows fits the chip's memory, or its sums need the grid in two orders"
-
-
 def test_what_the_compiler_said_is_kept(tmp_path: pathlib.Path) -> None:
     """A second process does not compile; one that may not compile, and knows nothing, leaves the default."""
     module = graph_of(lambda x: torch.softmax(x, -1), torch.randn(512, 1024))

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from row_programs import SHAPES, Instruction, inputs, run
 
 from tpu_lowering.backend import helion_tpu
+from tpu_lowering.fuse import fuse_rows
 
 PROGRAMS = int(os.environ.get("TPU_LOWERING_GRAPHS", "2000")) // 50
 SHARDS = 2
@@ -45,9 +46,16 @@ def results_of(
     return [*results, *torch.autograd.grad(with_gradient, wanted, given_, allow_unused=True)]
 
 
+LONG_FROM = 24_000  # bytes of VMEM that hold some 300 elements of 8 rows in few regions
+
+
+@pytest.mark.parametrize("vmem", [None, LONG_FROM], ids=["rows", "long rows"])
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_kernels_of_rows_compute_what_eager_does(shard: int) -> None:
-    """``TPU_LOWERING_GRAPHS`` / 50 random programs, of which every region that can be becomes a kernel."""
+def test_kernels_of_rows_compute_what_eager_does(shard: int, vmem: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``TPU_LOWERING_GRAPHS`` / 50 random programs, of which every region that can be becomes a kernel, in a VMEM that
+    holds all rows or few."""
+    if vmem is not None:
+        monkeypatch.setattr(fuse_rows, "vmem_of", lambda device_kind: vmem)
 
     @seed(shard)
     @settings(

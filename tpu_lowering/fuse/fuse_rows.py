@@ -32,10 +32,11 @@ from tpu_lowering.fuse.choices import Candidates, Choice, Chooser
 from tpu_lowering.fuse.expand import ORIGIN, PART_OF, expand, merge_equal, parts_of
 from tpu_lowering.fuse.kernels import RowKernel, row_kernel
 from tpu_lowering.fuse.long_blocks import RunningBody
-from tpu_lowering.fuse.long_parts import take_apart
+from tpu_lowering.fuse.long_parts import compare_places, take_apart
 from tpu_lowering.fuse.long_rows import Pass, one_pass_each, pass_plan
 from tpu_lowering.fuse.long_writing import write_pass
 from tpu_lowering.fuse.plans import (
+    Operand,
     Plan,
     bytes_as_kernel,
     bytes_by_xla,
@@ -47,7 +48,7 @@ from tpu_lowering.fuse.plans import (
 )
 from tpu_lowering.fuse.products import bytes_apart, plan_with_products
 from tpu_lowering.fuse.regions import find_regions
-from tpu_lowering.fuse.spaces import dims_of
+from tpu_lowering.fuse.spaces import Access, Dim, dims_of
 from tpu_lowering.fuse.tiles import STEP_BYTES, Tiling, Value, Work, tile, tile_products
 from tpu_lowering.fuse.writing import plain_form, write
 from tpu_lowering.ir import graphs
@@ -64,6 +65,9 @@ ALLOWED, PLANNED = 0.75, 0.5
 planned for, since the compiler makes temporaries of its own."""
 
 
+NO_PASS = "and one pass over blocks of rows would move no fewer bytes"
+"""Why rows without a block stay XLA's."""
+
 HELD_PRODUCT = 0.2
 """Of VMEM, how large a product may be that XLA is expected to keep there for what follows it."""
 
@@ -77,7 +81,7 @@ class Long:
         refusal: what is said of it if no kernel is made.
     """
 
-    members: frozenset[fx.Node]
+    members: tuple[fx.Node, ...]
     refusal: Action
 
 
@@ -101,9 +105,8 @@ class FuseRows:
         long: list[Long] = []
         actions = [self._fuse_first(graph, plans, replaced, long) for plans in _plans(graph)]
         for rows in long:
-            made = self._fuse_long(graph, rows)
             at = next(at for at, action in enumerate(actions) if action is rows.refusal)
-            actions[at : at + 1] = made or [rows.refusal]
+            actions[at : at + 1] = self._fuse_long(graph, rows)
         graphs.sort_by_use(graph)
         graphs.eliminate_dead_code(graph)
         return actions
@@ -133,14 +136,14 @@ class FuseRows:
         if others and action.kind != "fused":
             return self._fuse_first(graph, others, replaced, long)
         if action.code == "TL607" and first.region.rows and not first.products:
-            long.append(Long(frozenset(first.members), action))
+            long.append(Long(first.members, action))
         return action
 
     def _fuse_long(self, graph: fx.Graph, long: Long) -> list[Action]:
         """Makes a kernel of each pass over the blocks of long rows that spares XLA some.
 
         Returns:
-            What was done; empty if nothing was.
+            What was done, or why nothing was.
         """
         graphs.sort_by_use(graph)
         parts = take_apart(graph, long.members)
@@ -151,7 +154,9 @@ class FuseRows:
                 found = pass_plan(region, members, reductions)
                 if found is not None:
                     actions.append(self._fuse(graph, found, {}))
-        return actions
+        if any(action.kind == "fused" for action in actions):
+            compare_places(graph, parts)
+        return actions or [dataclasses.replace(long.refusal, reason=f"{long.refusal.reason}, {NO_PASS}")]
 
     def _fuse(self, graph: fx.Graph, found: Plan, replaced: dict[fx.Node, fx.Node]) -> Action:
         last = found.outputs[-1]
@@ -265,22 +270,42 @@ def _replace(graph: fx.Graph, found: Plan, kernel: RowKernel) -> dict[fx.Node, f
     position = {node: at for at, node in enumerate(graph.nodes)}
     members = set() if isinstance(found, Pass) else set(found.members)
     new: dict[fx.Node, fx.Node] = {}
+    order = found.region.space.order()
     users = [user for node in found.outputs for user in node.users if user not in members]
     with graphs.inserting_for(found.members[0]), graph.inserting_before(min(users, key=position.__getitem__)):
         given = [
-            _shaped(graph, operand.node, slot.type.shape, slot.type.element.torch)
+            _shaped(graph, _ordered(graph, operand, order), slot.type.shape, slot.type.element.torch)
             for operand, slot in zip(found.operands(), kernel.operands, strict=True)
         ]
         call = graphs.call(graph, kernel_call, kernel, tuple(given))
         for index, node in enumerate(found.outputs):
             result = graphs.call(graph, operator.getitem, call, index)
-            value = node.meta["val"]
+            value, access = node.meta["val"], found.region.accesses[node]
+            result = _unordered(graph, result, access, order)
             new[node] = _shaped(graph, result, tuple(value.shape), value.dtype)
             node.replace_all_uses_with(new[node], delete_user_cb=lambda user: user not in members)
     for member in reversed(found.members):
         if not member.users:
             graph.erase_node(member)
     return new
+
+
+def _ordered(graph: fx.Graph, operand: Operand, order: Sequence[Dim]) -> fx.Node:
+    """An operand with its dimensions in an order; a factor of a product has its own."""
+    runs = [(order.index(dim), at) for at, dim in enumerate(operand.access) if dim is not None]
+    if operand.axes or runs == sorted(runs):
+        return operand.node
+    alone = [at for at, dim in enumerate(operand.access) if dim is None]
+    return graphs.call(graph, aten.permute.default, operand.node, [*alone, *(at for _, at in sorted(runs))])
+
+
+def _unordered(graph: fx.Graph, result: fx.Node, access: Access, order: Sequence[Dim]) -> fx.Node:
+    """A result with its dimensions in the order of an access; those of size 1 may lie anywhere."""
+    runs = [order.index(dim) for dim in access if dim is not None]
+    if runs == sorted(runs):
+        return result
+    alone = [at for at in range(len(order)) if at not in runs]
+    return graphs.call(graph, aten.permute.default, result, [*alone, *runs])
 
 
 def _shaped(graph: fx.Graph, node: fx.Node, shape: Sequence[int], dtype: torch.dtype) -> fx.Node:

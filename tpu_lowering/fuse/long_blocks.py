@@ -1,4 +1,4 @@
-"""A pass's members over one block of long rows: what its reductions have so far becomes what they have with the block."""
+"""A pass's members over one block of long rows: its reductions so far become those with the block."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ def kept_as(dtype: torch.dtype) -> torch.dtype:
 
 
 class RunningBody(Body):
-    """See the module's docstring. Inputs are the operands' blocks, a mask for each ragged dimension of a row, the places
-    of a block's elements along dimensions that are indexed, two counts, and what each reduction has so far.
+    """See the module's docstring.
+
+    Inputs are the operands' blocks, a mask for each ragged dimension of a row, the places of a block's elements along
+    dimensions that are indexed, two counts, and what each reduction has so far.
 
     Attributes:
         placed: the dimensions with places.
@@ -50,15 +52,13 @@ class RunningBody(Body):
         indexed = [dim for member in self.plan.members if (dim := self._indexed(member)) is not None]
         self.placed = [dim for dim in self.order if dim in indexed]
         for dim in self.placed:
-            self.values["place", dim] = self._input(
-                mode, f"places_{self.order.index(dim)}", self.shape((dim,)), torch.int32
-            )
+            name = f"places_{self.order.index(dim)}"
+            self.values["place", dim] = self._input(mode, name, self.shape((dim,)), torch.int32)
         for name in COUNTED if self.counted else ():
             self.values[name] = self._input(mode, name, (1,) * len(self.order), torch.float32)
         for node in self.plan.outputs:
             shape = self.shape(self.plan.region.accesses[node])
-            before = self._input(mode, f"{node.name}_before", shape, kept_as(node.meta["val"].dtype))
-            self.before[node] = self.values["before", node] = before
+            self.before[node] = self._input(mode, f"{node.name}_before", shape, kept_as(node.meta["val"].dtype))
 
     def _input(self, mode: Any, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Node:
         node = self.graph.placeholder(name)
@@ -68,11 +68,9 @@ class RunningBody(Body):
 
     def _indexed(self, member: fx.Node) -> Dim | None:
         kind = kind_of(member)
-        return (
-            source_access(self.plan, member)[kind.dims[0]]
-            if kind is not None and kind.name in ("pick", "place")
-            else None
-        )
+        if kind is None or kind.name not in ("pick", "place"):
+            return None
+        return source_access(self.plan, member)[kind.dims[0]]
 
     def _places(self, member: fx.Node, dim: Dim) -> fx.Node:
         return self.values["place", dim]

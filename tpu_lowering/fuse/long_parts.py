@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -35,14 +35,15 @@ from tpu_lowering.ir import graphs
 aten = torch.ops.aten
 
 
-def take_apart(graph: fx.Graph, members: Iterable[fx.Node]) -> set[fx.Node]:
+def take_apart(graph: fx.Graph, members: Sequence[fx.Node]) -> set[fx.Node]:
     """Takes the members of a region apart, in place.
 
     Returns:
         What they are now.
     """
-    found = set(members)
-    for member in list(members):
+    alive = set(graph.nodes)
+    found = {member for member in members if member in alive}
+    for member in [member for member in members if member in alive]:
         kind = kind_of(member)
         if kind is None:
             continue
@@ -83,6 +84,25 @@ def _variance(
     variance = (away * away).sum(dims, keepdim) / freedom
     shape = variance.shape
     return variance.to(x.dtype), mean.reshape(shape).to(x.dtype)
+
+
+def compare_places(graph: fx.Graph, nodes: Collection[fx.Node]) -> None:
+    """Makes of those nodes that place a number into rows, by an index, a comparison of every place with the index. XLA
+    fuses it into what uses the rows; it would write them for a scatter."""
+    for node in [node for node in graph.nodes if node in nodes]:
+        kind = kind_of(node)
+        if kind is None or kind.name != "place":
+            continue
+        given = graphs.bound(node)
+        rows, dim = given["self"].meta["val"], given["dim"] % given["self"].meta["val"].dim()
+        with graphs.inserting_for(node):
+            places = graphs.call(graph, aten.arange.start_step, 0, rows.shape[dim], 1, dtype=torch.int32)
+            shape = [size if at == dim else 1 for at, size in enumerate(rows.shape)]
+            places = graphs.call(graph, aten.reshape.default, places, shape)
+            found = graphs.call(graph, aten.eq.Tensor, places, given["index"])
+            value = graphs.call(graph, aten.full.default, [1] * rows.dim(), given["value"], dtype=rows.dtype)
+            placed = graphs.call(graph, aten.where.self, found, value, given["self"])
+        graphs.replace(node, placed)
 
 
 def _pick_first(graph: fx.Graph, pick: fx.Node) -> set[fx.Node]:

@@ -79,7 +79,8 @@ class _LongKernel(KernelText):
         if self.body_graph.counted:
             lines += self._counts()
         starts = [f"{name}_ref[...] = jnp.full_like({name}_ref, {_start(node)})" for node, name in self._results()]
-        condition = " & ".join(f"({self.index[dim]} == 0)" for dim in self._steps())
+        steps = [f"{self.index[dim]} == 0" for dim in self._steps()]
+        condition = steps[0] if len(steps) == 1 else " & ".join(f"({step})" for step in steps)
         if condition:
             lines += ["", f"    @pl.when({condition})", "    def start():", *(f"        {line}" for line in starts), ""]
         else:
@@ -112,24 +113,22 @@ class _LongKernel(KernelText):
         """How many elements of a row come before a block, and how many there are with it."""
         sizes, steps = self.plan.region.space.sizes, self._steps()
         whole = math.prod(sizes[dim] for dim in self.plan.region.rows if dim not in steps)
-        inside = [
-            f"jnp.minimum({self.tiling.block(d)}, {sizes[d]} - {self.index[d]} * {self.tiling.block(d)})" for d in steps
-        ]
-        before = [
-            " * ".join(
-                [
-                    f"{self.index[dim]} * {self.tiling.block(dim) * whole * math.prod(sizes[d] for d in steps[at + 1 :])}",
-                    *inside[:at],
-                ]
-            )
-            for at, dim in enumerate(steps)
-        ]
+        inside = [f"jnp.minimum({self.tiling.block(d)}, {sizes[d]} - {self._first(d)})" for d in steps]
+        before: list[str] = []
+        for at, dim in enumerate(steps):
+            inner = whole * math.prod(sizes[d] for d in steps[at + 1 :])
+            before.append(" * ".join([self._first(dim), *([str(inner)] if inner > 1 else []), *inside[:at]]))
+        block = " * ".join([*([str(whole)] if whole > 1 or not inside else []), *inside])
         ones = (1,) * len(self.order)
         return [
             f"    elements = {' + '.join(before) or '0'}",
             f"    seen = jnp.full({ones}, elements, jnp.int32).astype(jnp.float32)",
-            f"    count = jnp.full({ones}, elements + {' * '.join([str(whole), *inside])}, jnp.int32).astype(jnp.float32)",
+            f"    count = jnp.full({ones}, elements + {block}, jnp.int32).astype(jnp.float32)",
         ]
+
+    def _first(self, dim: Dim) -> str:
+        """The place of a block's first element."""
+        return f"{self.index[dim]} * {self.tiling.block(dim)}"
 
 
 def _start(node: fx.Node) -> str:

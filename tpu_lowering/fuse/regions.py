@@ -104,8 +104,8 @@ class _Finder:
 
     def _start(self, node: fx.Node, kind: Kind) -> None:
         """A region of a node alone."""
-        first = node.args[0] if kind.name in ("reduction", "place", "along") else node
-        if kind.name in ("view", "pick") or not isinstance(first, fx.Node):
+        first = node.args[0] if kind.name in ROW_KINDS else node
+        if kind.name == "view" or not isinstance(first, fx.Node):
             return
         space, access = Space.of(shape_of(first))
         region = Region(space, {})
@@ -272,8 +272,11 @@ def _reduced(node: fx.Node, kind: Kind, access: Access) -> Access:
 
 
 def _meets_row(node: fx.Node, kind: Kind) -> bool:
-    """Whether what a reduction gives is combined with whole rows again, by way of pointwise work on its own shape."""
+    """Whether what a reduction gives is combined with whole rows again, by way of pointwise work on its own shape, or
+    inside: a variance takes the mean from them."""
     source = node.args[0]
+    if kind.name == "reduction" and kind.passes > 1:
+        return True
     if kind.name != "reduction" or not isinstance(source, fx.Node):
         return False
     whole, pending, seen = shape_of(source), list(node.users), {node}
