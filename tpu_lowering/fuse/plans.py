@@ -283,7 +283,9 @@ def bound_operand(region: Region, member: fx.Node, used: fx.Node) -> Operand | N
     kind, access = kind_of(member), region.accesses[member]
     if member in region.reductions and used is member.args[0]:
         whole = _access_of_source(region, member)
-        return None if whole is None else _unexpanded(used, whole)
+        if whole is None or (kind is not None and kind.name == "pick"):  # an index counts places, repeated or not
+            return None if whole is None else Operand(used, whole)
+        return _unexpanded(used, whole)
     if kind is not None and kind.name in ("pick", "place"):  # the index has the result's shape
         source = region.accesses.get(member.args[0], access)  # type: ignore[arg-type]
         index = tuple(None if at in kind.dims else dim for at, dim in enumerate(source))
