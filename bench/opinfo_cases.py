@@ -34,4 +34,4 @@ ROW_NAMES = """
 move fewer bytes, and some would move more, which estimates have to see."""
 
 LARGEST, ROWS = tuple(LARGEST_NAMES.split()), tuple(ROW_NAMES.split())
-CASES = (*LARGEST, *ROWS)
+CASES = (*ROWS, *LARGEST)

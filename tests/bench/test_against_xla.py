@@ -17,9 +17,8 @@ def test_sizes_of_a_sample_grow_together() -> None:
     sample = opinfo.largest_sample("bmm")
     assert sample is not None and sample.nbytes == 4000
     left, right = opinfo.tensors_of(sample.args)
-    assert (left.shape, right.shape) == ((320, 160, 320), (320, 320, 160)) and sample.scale == 32
-    assert left.nbytes + right.nbytes + 320 * 160 * 160 * 4 > opinfo.BYTES / 2
-    assert sample.note() == "float32 [320, 160, 320], float32 [320, 320, 160]"
+    assert (left.shape, right.shape) == ((160, 80, 160), (160, 160, 80)) and sample.scale == 16
+    assert sample.note() == "float32 [160, 80, 160], float32 [160, 160, 80]"
 
 
 def test_a_sample_whose_numbers_are_sizes_stays_as_it_is() -> None:
@@ -28,7 +27,7 @@ def test_a_sample_whose_numbers_are_sizes_stays_as_it_is() -> None:
 
 
 def test_what_depends_on_values_has_no_sample() -> None:
-    assert opinfo.largest_sample("nonzero") is None
+    assert opinfo.largest_sample("masked_select") is None
 
 
 def test_the_list_of_entries_is_sound() -> None:
@@ -44,9 +43,9 @@ def test_both_forms_of_what_is_not_fused_are_one_program() -> None:
 
 
 def test_a_kernel_is_named_and_moves_fewer_bytes() -> None:
-    capture = against_xla.of_operator("softmax", torch.float32)
+    capture = against_xla.of_operator("renorm", torch.float32)
     alone, fused = (against_xla.run(capture, row, "tpu7x") for row in against_xla.FUSE)
-    assert (alone["kernels"], fused["kernels"]) == ([], ["softmax_rows"])
+    assert (alone["kernels"], fused["kernels"]) == ([], ["linalg_vector_norm_rows"])
     assert alone["same_as"] != fused["same_as"] and fused["hbm_bytes"] < alone["hbm_bytes"]
 
 
