@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 from unittest import mock
 
@@ -67,7 +67,7 @@ def entries() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def unseeded() -> Iterator[None]:
+def unseeded() -> Generator[None]:
     """The database's operators without the seed that some set for themselves, which is not traced."""
     from torch.testing._internal import common_methods_invocations
 
