@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from bench import TARGETS
+from bench.against_tables import opinfo_section, suite_section
 from bench.markdown import NONE, mib, microseconds, ratio, table, whole
 from bench.store import Entry
 
@@ -52,6 +53,8 @@ def document(entries: Entries) -> str:
         ("kernels", kernel_section),
         ("models", model_section),
         ("fusion", fusion_section),
+        ("opinfo", opinfo_section),
+        ("suite", suite_section),
     )
     parts = [HEADER.format(**bandwidths()), version_line(entries)]
     parts += [build(entries) for group, build in sections if any(key.startswith(f"{group}/") for key in entries)]

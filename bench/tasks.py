@@ -1,4 +1,4 @@
-"""What is compiled: one task a row of a table, in four groups, each under a key that does not change."""
+"""What is compiled: one task a row of a table, in groups, each under a key that does not change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import helion.language as hl
 import jax.numpy as jnp
 import torch
 
-from bench import GROUPS, fusion_cases, fusion_models, models, programs
+from bench import GROUPS, against_xla, fusion_cases, fusion_models, models, opinfo_cases, programs, zoo
 from bench.blocks import block_bytes
 from bench.figures import MIB, Figures, copies_of
 from bench.kernels import KERNELS, KernelCase, direct
@@ -190,12 +190,40 @@ def run_fusion(case: fusion_cases.FusionCase, row: str, target: str) -> dict[str
     return fusion_figures(compiled, case.goal)
 
 
+def opinfo_tasks(targets: Sequence[str]) -> Iterator[Task]:
+    """Entries of torch's operator database, by XLA alone and as the estimates would have it."""
+    for target in targets:
+        for name in opinfo_cases.CASES:
+            yield from both("opinfo", name, target, against_xla.of_operator(name, torch.float32))
+
+
+def suite_tasks(targets: Sequence[str]) -> Iterator[Task]:
+    """The nine kernels and the models of the suite, by XLA alone and as the estimates would have it."""
+    for target in targets:
+        for case in KERNELS:
+            yield from both("suite", f"kernel {case.name}", target, against_xla.of_kernel(case.name))
+        for name in fusion_models.MODELS:
+            name = name.partition(",")[0]
+            yield from both("suite", f"{name}, forward", target, against_xla.of_model(name))
+        for name in zoo.MODELS:
+            for step in ("forward", "training step"):
+                yield from both("suite", f"{name}, {step}", target, against_xla.of_zoo(name, step != "forward"))
+
+
+def both(group: str, case: str, target: str, capture: against_xla.Capture) -> Iterator[Task]:
+    """The two rows of a case."""
+    for row in against_xla.FUSE:
+        yield Task(group, case, row, target, "", functools.partial(against_xla.run, capture, row, target))
+
+
 BY_GROUP: dict[str, Callable[[Sequence[str]], Iterator[Task]]] = {
     "seed": seed_tasks,
     "growth": growth_tasks,
     "kernels": kernel_tasks,
     "models": model_tasks,
     "fusion": fusion_tasks,
+    "opinfo": opinfo_tasks,
+    "suite": suite_tasks,
 }
 
 

@@ -22,7 +22,7 @@ HloModule jit_f, is_scheduled=true
 ENTRY %main (x: f32[64,128], c: f32[64,128], v: f32[1,128], i: s32[]) -> (f32[64,128], f32[64,128]) {
   %x = f32[64,128]{1,0:T(8,128)} parameter(0), metadata={op_name="x"}
   %c = f32[64,128]{1,0:T(8,128)} parameter(1)
-  %v = f32[1,128]{1,0:T(8,128)} parameter(2)
+  %v = f32[1,128]{1,0:T(1,128)} parameter(2)
   %i = s32[]{:T(128)} parameter(3)
   %x.vmem = f32[64,128]{1,0:T(8,128)S(1)} copy(%x)
   %empty.1 = f32[64,128]{1,0:T(8,128)} custom-call(), custom_call_target="AllocateBuffer"

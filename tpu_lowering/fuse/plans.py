@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import fx
 
 from tpu_lowering.fuse.kinds import is_constant, kind_of
+from tpu_lowering.fuse.layouts import VIEWS, bytes_in_kernel, bytes_of, bytes_to_copy_in, bytes_to_copy_out, source_of
+from tpu_lowering.fuse.one_pass import is_in_one_pass
 from tpu_lowering.fuse.regions import PRODUCTS, Region, is_own_product, shape_of, tensor_operands
 from tpu_lowering.fuse.spaces import Access, Dim, Space, aligned, dims_of
 from tpu_lowering.ir import graphs
@@ -131,8 +133,16 @@ def computed(region: Region) -> list[fx.Node]:
 
 
 def bytes_as_kernel(plan: Plan) -> int:
-    """Each operand read once, each output written once."""
-    return sum(nbytes(operand.node) for operand in plan.operands()) + sum(map(nbytes, plan.outputs))
+    """Each operand read once, each output written once, row by row, and what is copied to be so."""
+    space, accesses = plan.region.space, plan.region.accesses
+    moved = 0
+    for operand in plan.operands():
+        shape = [size for _, size in operand.in_memory(space)]
+        moved += bytes_in_kernel(operand.node, shape) + bytes_to_copy_in(operand.node)
+    for node in plan.outputs:
+        shape = [size if dim in dims_of(accesses[node]) else 1 for dim, size in space.sizes.items()]
+        moved += bytes_in_kernel(node, shape) + bytes_to_copy_out(node)
+    return moved
 
 
 def bytes_by_xla(plan: Plan) -> int:
@@ -147,7 +157,8 @@ def bytes_by_xla(plan: Plan) -> int:
 
 
 def nbytes(node: fx.Node) -> int:
-    return graphs.type_of(node).nbytes
+    """Bytes of a value as XLA places it."""
+    return bytes_of(node)
 
 
 def _is_whole_sum(region: Region, member: fx.Node) -> bool:
@@ -188,6 +199,14 @@ def whole_between_products(plan: Plan) -> list[fx.Node]:
     return [*taken, *given] if users and _come_from_products(taken) and _go_into_products(users) else []
 
 
+def whole_inside(plan: Plan) -> list[fx.Node]:
+    """The whole operands and outputs of a plan, if the program computes all such operands; [] for any other plan."""
+    whole = frozenset(plan.region.space.sizes)
+    taken = [operand.node for operand in plan.operands() if dims_of(operand.access) == whole]
+    given = [node for node in plan.outputs if dims_of(plan.region.accesses[node]) == whole]
+    return [] if any(source_of(node).op == "placeholder" for node in taken) else [*taken, *given]
+
+
 def _come_from_products(nodes: Sequence[fx.Node]) -> bool:
     """Whether all elements of some nodes come from matrix products, by views and pointwise work."""
     pending, seen = list(nodes), set(nodes)
@@ -222,9 +241,6 @@ def _passes_on(node: fx.Node) -> bool:
     return any(graphs.is_call(node, view) for view in VIEWS) or _is_pointwise(node)
 
 
-VIEWS = (aten.reshape.default, aten.permute.default, aten.expand.default)
-
-
 def _is_pointwise(node: fx.Node) -> bool:
     kind = kind_of(node)
     return kind is not None and kind.name == "pointwise"
@@ -240,7 +256,7 @@ def plan_of(region: Region, members: Sequence[fx.Node]) -> Plan | None:
             continue
         kind = kind_of(member)
         if kind is not None and kind.name == "view":
-            outputs += [base for base in [_base(member, kept)] if base in kept]
+            outputs += [base for base in [base_of(member, kept)] if base in kept]
         elif member.target is not operator.getitem and isinstance(member.meta["val"], (tuple, list)):
             continue  # its results are members
         elif not _is_cheap_again(member, kept):
@@ -262,7 +278,7 @@ def plan_of(region: Region, members: Sequence[fx.Node]) -> Plan | None:
     return Plan(region, tuple(kept), bound, tuple(outputs)) if outputs else None
 
 
-def _base(node: fx.Node, members: Sequence[fx.Node]) -> fx.Node:
+def base_of(node: fx.Node, members: Collection[fx.Node]) -> fx.Node:
     """What a view is a view of."""
     while (kind := kind_of(node)) is not None and kind.name == "view" and node in members:
         node = node.args[0]  # type: ignore[assignment]
@@ -324,7 +340,9 @@ def aligned_back(access: Access, shape: Sequence[int]) -> Access:
 
 def _passes(plan: Plan, node: fx.Node) -> int:
     kind = kind_of(node)
-    return kind.passes if kind is not None and ends_pass(plan.region, node) else 0
+    if kind is None or not ends_pass(plan.region, node) or is_in_one_pass(plan.region, node, plan.outputs):
+        return 0
+    return kind.passes
 
 
 def ends_pass(region: Region, node: fx.Node) -> bool:

@@ -39,11 +39,13 @@ class Array:
         element: HLO's name of the element type.
         shape: dimensions, unpadded.
         memory_space: 0 for HBM; 1 is VMEM, others are other memories of the chip.
+        placed: the same in memory, padded to tiles of two dimensions; () if it is not.
     """
 
     element: str
     shape: tuple[int, ...]
     memory_space: int
+    placed: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -52,7 +54,9 @@ class Array:
 
     @property
     def hbm_bytes(self) -> int:
-        return self.nbytes if self.memory_space == 0 else 0
+        """Bytes that it takes of HBM, as the kernels' DMA schedules count them: with padding to tiles."""
+        placed = self.placed or self.shape
+        return math.prod(placed) * BITS.get(self.element, 0) // 8 if self.memory_space == 0 else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +175,19 @@ def arrays(text: str) -> tuple[Array, ...]:
     for element, dims, layout in _ARRAY.findall(text):
         space = re.search(r"S\((\d+)\)", layout or "")
         shape = tuple(int(dim) for dim in dims.split(",") if dim)
-        found.append(Array(element, shape, int(space[1]) if space else 0))
+        found.append(Array(element, shape, int(space[1]) if space else 0, _placed(shape, layout or "")))
     return tuple(found)
+
+
+def _placed(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """A shape, padded as a layout such as "1,0:T(8,128)(2,1)" says; () if that pads nothing."""
+    order, tile = re.match(r"[\d,]*", layout), re.search(r":T\((\d+),(\d+)\)", layout)
+    if tile is None or order is None:
+        return ()
+    last, above = [int(dim) for dim in order[0].split(",")][:2]
+    sizes = {last: int(tile[2]), above: int(tile[1])}
+    placed = tuple(-(-size // sizes.get(dim, 1)) * sizes.get(dim, 1) for dim, size in enumerate(shape))
+    return () if placed == shape else placed
 
 
 def _split_type(text: str) -> tuple[str, str]:
