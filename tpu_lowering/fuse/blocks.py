@@ -68,7 +68,7 @@ class Body:
                 self.masks.append(dim)
                 node = self.graph.placeholder(f"inside_{self.order.index(dim)}")
                 with mode:
-                    node.meta["val"] = torch.empty(self.shape((dim,)), dtype=torch.bool)
+                    node.meta["val"] = torch.empty(self.shape(((dim,),)), dtype=torch.bool)
                 self.values[dim] = node
         self.read = {operand: self._read(operand) for operand in plan.operands()}
         for member in plan.members:
@@ -189,7 +189,7 @@ class Body:
     def _along(self, member: fx.Node, dim: int) -> fx.Node:
         """A rotation or a running sum of whole rows."""
         access = self.plan.region.accesses[member]
-        whole, position = self._whole(member, access), self.order.index(access[dim])  # type: ignore[arg-type]
+        whole, position = self._whole(member, access), self.order.index(access[dim][0])
         if member.target is aten.roll.default:
             return self._call(member, aten.roll.default, whole, graphs.bound(member)["shifts"], [position])
         dtype = member.meta["val"].dtype
@@ -201,11 +201,10 @@ class Body:
         """``gather`` and ``scatter`` along a row by comparing every place of it with the index."""
         given = graphs.bound(member)
         access = source_access(self.plan, member)
-        dim = access[kind_of(member).dims[0]]  # type: ignore[union-attr]
-        assert dim is not None
+        (dim,) = access[kind_of(member).dims[0]]  # type: ignore[union-attr]
         size = self.tiling.block(dim)
         places = self._call(member, aten.arange.start_step, 0, size, 1, dtype=torch.int32)
-        places = self._call(member, aten.reshape.default, places, list(self.shape((dim,))))
+        places = self._call(member, aten.reshape.default, places, list(self.shape(((dim,),))))
         found = self._call(member, aten.eq.Tensor, places, self._value(member, given["index"]))
         if name == "place":
             whole = self._whole(member, access)

@@ -16,7 +16,14 @@ import torch
 from torch import fx
 
 from tpu_lowering.fuse.kinds import is_constant, kind_of
-from tpu_lowering.fuse.regions import PRODUCTS, Region, is_own_product, shape_of, tensor_operands
+from tpu_lowering.fuse.regions import (
+    PRODUCTS,
+    Region,
+    is_own_product,
+    matrix_product,
+    shape_of,
+    tensor_operands,
+)
 from tpu_lowering.fuse.spaces import Access, Dim, Space, aligned, dims_of
 from tpu_lowering.ir import graphs
 
@@ -282,34 +289,30 @@ def _operand(region: Region, member: fx.Node, used: fx.Node) -> Operand | None:
     """How a member takes a value from outside: what it is an expanding view of, and along which dimensions it runs."""
     kind, access = kind_of(member), region.accesses[member]
     if member in region.reductions and used is member.args[0]:
-        whole = _access_of_source(region, member)
-        return None if whole is None else _unexpanded(used, whole)
+        return _viewed(region.space, used, region.sources[member])
     if kind is not None and kind.name in ("pick", "place"):  # the index has the result's shape
         source = region.accesses.get(member.args[0], access)  # type: ignore[arg-type]
-        index = tuple(None if at in kind.dims else dim for at, dim in enumerate(source))
+        index = tuple(() if at in kind.dims else run for at, run in enumerate(source))
         return Operand(used, index)
     shape = shape_of(used)
     own = access[len(access) - len(shape) :]
-    return _unexpanded(used, tuple(None if size == 1 else dim for dim, size in zip(own, shape, strict=True)))
+    return _viewed(region.space, used, tuple(() if size == 1 else run for run, size in zip(own, shape, strict=True)))
 
 
-def _access_of_source(region: Region, reduction: fx.Node) -> Access | None:
-    """The access of a reduction's operand that is no member: it started the region."""
-    shape = shape_of(reduction.args[0])  # type: ignore[arg-type]
-    wanted = [size for size in shape if size != 1]
-    found = [dim for dim, size in region.space.sizes.items() if size in wanted]
-    runs_along = region.reductions[reduction] | dims_of(region.accesses[reduction])
-    if [region.space.sizes[dim] for dim in found] != wanted or frozenset(found) != runs_along:
-        return None
-    dims = iter(found)
-    return tuple(next(dims) if size != 1 else None for size in shape)
-
-
-def _unexpanded(node: fx.Node, access: Access) -> Operand:
-    """The operand without the views that only repeat its elements."""
-    while graphs.is_call(node, aten.expand.default) and isinstance(node.args[0], fx.Node):
+def _viewed(space: Space, node: fx.Node, access: Access) -> Operand:
+    """The operand that a value is a view of, as far as it runs along whole dimensions of the space and is no product."""
+    while isinstance(node.args[0] if node.args else None, fx.Node):
         source = node.args[0]
-        access = aligned_back(access, shape_of(source))
+        assert isinstance(source, fx.Node)
+        if graphs.is_call(node, aten.expand.default):
+            access = aligned_back(access, shape_of(source))
+        elif graphs.is_call(node, aten.reshape.default) and matrix_product(node) is None:
+            found = Space(dict(space.sizes)).regrouped(access, shape_of(source))
+            if found is None or found[1]:
+                break
+            access = found[0]
+        else:
+            break
         node = source
     return Operand(node, access)
 
@@ -317,7 +320,7 @@ def _unexpanded(node: fx.Node, access: Access) -> Operand:
 def aligned_back(access: Access, shape: Sequence[int]) -> Access:
     """The access of an expanded value's source."""
     own = access[len(access) - len(shape) :] if shape else ()
-    return tuple(None if size == 1 else dim for dim, size in zip(aligned(own, len(shape)), shape, strict=True))
+    return tuple(() if size == 1 else run for run, size in zip(aligned(own, len(shape)), shape, strict=True))
 
 
 def _passes(plan: Plan, node: fx.Node) -> int:

@@ -90,7 +90,7 @@ def _product(plan: Plan, used: fx.Node, made: Collection[fx.Node]) -> Product | 
     space = plan.region.space
     if node is None or operand.node is not used or len(accesses) > 1 or not set(used.users) <= set(plan.members):
         return None
-    if dims_of(operand.access) != frozenset(space.sizes) or operand.access[-1] is None:
+    if dims_of(operand.access) != frozenset(space.sizes) or len(operand.access[-1]) != 1:
         return None
     given = graphs.bound(node)
     left, right = (given["self"], given["mat2"]) if node.target is aten.mm.default else (given["mat1"], given["mat2"])
@@ -103,14 +103,14 @@ def _product(plan: Plan, used: fx.Node, made: Collection[fx.Node]) -> Product | 
         return None
     transposed = _is_transposed(right)
     right = right.args[0] if transposed else right
-    *rows, column = [(dim, space.sizes[dim]) for dim in operand.access if dim is not None]
+    *rows, column = [(dim, space.sizes[dim]) for run in operand.access for dim in run]
     summed = (None, shape_of(left)[1])
     return Product(
         node,
-        Operand(left, tuple(dim for dim, _ in rows), (*rows, summed)),
-        Operand(right, (column[0],), (column, summed) if transposed else (summed, column)),
+        Operand(left, tuple((dim,) for dim, _ in rows), (*rows, summed)),
+        Operand(right, ((column[0],),), (column, summed) if transposed else (summed, column)),
         transposed,
-        None if bias is None else Operand(bias, (column[0],)),
+        None if bias is None else Operand(bias, ((column[0],),)),
     )
 
 
