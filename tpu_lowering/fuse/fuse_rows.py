@@ -27,12 +27,14 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
+from tpu_lowering.fuse.arrange import arranged, as_axes, restored
 from tpu_lowering.fuse.attention_plans import HELD, HELD_IN_TRAINING
 from tpu_lowering.fuse.blocks import Body, held_as, summed_dims
 from tpu_lowering.fuse.choices import Candidates, Choice, Chooser
 from tpu_lowering.fuse.expand import ORIGIN, PART_OF, expand, merge_equal, parts_of
 from tpu_lowering.fuse.kernels import RowKernel, row_kernel
 from tpu_lowering.fuse.plans import (
+    Operand,
     Plan,
     bytes_as_kernel,
     bytes_by_xla,
@@ -48,6 +50,7 @@ from tpu_lowering.fuse.tiles import STEP_BYTES, Tiling, Value, Work, tile, tile_
 from tpu_lowering.fuse.writing import plain_form, write
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import kernel_call
+from tpu_lowering.ir.types import TensorType
 from tpu_lowering.passes.base import Action
 
 aten = torch.ops.aten
@@ -113,12 +116,16 @@ class FuseRows:
         if is_held(found, graphs.device_kind(graph)):
             reason = "expected rows that XLA moves, got some from matrix products that it keeps in VMEM"
             return Action.on("unfused", last, reason, "TL608")
+        found, copied = arranged(found)
         kernels = self._kernels(graph, found)
         if not kernels:
             why = "no block of its rows fits the chip's memory, or its sums need the grid in two orders"
             return Action.on("unfused", last, why, "TL607")
         by_xla = bytes_apart(found) if found.products else bytes_by_xla(found)
         model = f"{bytes_as_kernel(found) / 2**20:.1f} MiB where XLA moves about {by_xla / 2**20:.1f}"
+        if graphs.device_kind(graph) and bytes_as_kernel(found) + copied >= by_xla:
+            reason = f"the kernel would move {model}, and rows that lie otherwise {copied / 2**20:.1f} more"
+            return Action.on("unfused", last, reason, "TL608")
         choice = None
         if self.chooser is not None:
             choice = self.chooser.choose(Candidates(plain_form(found, _name(found)), tuple(kernels)))
@@ -216,19 +223,28 @@ def _replace(graph: fx.Graph, found: Plan, kernel: RowKernel) -> dict[fx.Node, f
     users = [user for node in found.outputs for user in node.users if user not in members]
     with graphs.inserting_for(found.members[0]), graph.inserting_before(min(users, key=position.__getitem__)):
         given = [
-            _shaped(graph, operand.node, slot.type.shape, slot.type.element.torch)
+            _given(graph, found, operand, slot.type)
             for operand, slot in zip(found.operands(), kernel.operands, strict=True)
         ]
         call = graphs.call(graph, kernel_call, kernel, tuple(given))
         for index, node in enumerate(found.outputs):
             result = graphs.call(graph, operator.getitem, call, index)
             value = node.meta["val"]
+            result = result if found.lying is None else restored(graph, result, node, found.lying)
             new[node] = _shaped(graph, result, tuple(value.shape), value.dtype)
             node.replace_all_uses_with(new[node], delete_user_cb=lambda user: user not in members)
     for member in reversed(found.members):
         if not member.users:
             graph.erase_node(member)
     return new
+
+
+def _given(graph: fx.Graph, found: Plan, operand: Operand, wanted: TensorType) -> fx.Node:
+    """A plan's operand as its kernel takes it."""
+    node = operand.node
+    if found.lying is not None:
+        node = as_axes(graph, node, operand.fine, found.lying)
+    return _shaped(graph, node, wanted.shape, wanted.element.torch)
 
 
 def _shaped(graph: fx.Graph, node: fx.Node, shape: Sequence[int], dtype: torch.dtype) -> fx.Node:

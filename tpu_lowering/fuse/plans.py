@@ -24,7 +24,7 @@ from tpu_lowering.fuse.regions import (
     shape_of,
     tensor_operands,
 )
-from tpu_lowering.fuse.spaces import Access, Dim, Space, aligned, dims_of
+from tpu_lowering.fuse.spaces import Access, Dim, Run, Space, aligned, dims_of
 from tpu_lowering.ir import graphs
 
 aten = torch.ops.aten
@@ -43,11 +43,13 @@ class Operand:
         node: what it is, before any expanding view.
         access: of ``node`` in the region's space.
         axes: of a factor of a matrix product, which has one that is summed over; empty for any other.
+        fine: of ``node`` in the space that the region had before it got a kernel's axes, if it did.
     """
 
     node: fx.Node
     access: Access
     axes: Axes = ()
+    fine: Access = ()
 
     def in_memory(self, space: Space) -> Axes:
         """The axes that a kernel is given: those of a factor, or one for each dimension of the space, of size 1 where
@@ -91,6 +93,21 @@ class Product:
         return dataclasses.replace(self, left=left, right=right, bias=bias)
 
 
+@dataclasses.dataclass(frozen=True)
+class Lying:
+    """How the arrays of a kernel lie, if not in one axis for each dimension of a space.
+
+    Attributes:
+        space: the space.
+        axes: the dimensions of each axis.
+        outputs: accesses of the plan's outputs in the space.
+    """
+
+    space: Space
+    axes: tuple[Run, ...]
+    outputs: Mapping[fx.Node, Access]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """A region that is ready to become a kernel.
@@ -101,6 +118,8 @@ class Plan:
         bound: for each member, what stands for each of its tensor operands that is no member.
         outputs: the members whose values are needed outside.
         products: the members that are matrix products, or views of one that is no member.
+        lying: how the kernel's arrays lie, if the region's space was made of their axes.
+        groups: how many elements each reduction takes together along the last axis, if not all.
     """
 
     region: Region
@@ -108,6 +127,8 @@ class Plan:
     bound: dict[tuple[fx.Node, fx.Node], Operand]
     outputs: tuple[fx.Node, ...]
     products: Mapping[fx.Node, Product] = dataclasses.field(default_factory=dict)
+    lying: Lying | None = None
+    groups: Mapping[fx.Node, int] = dataclasses.field(default_factory=dict)
 
     def operands(self) -> list[Operand]:
         """Each operand once, in the order of first use."""
@@ -300,7 +321,8 @@ def _operand(region: Region, member: fx.Node, used: fx.Node) -> Operand | None:
 
 
 def _viewed(space: Space, node: fx.Node, access: Access) -> Operand:
-    """The operand that a value is a view of, as far as it runs along whole dimensions of the space and is no product."""
+    """The operand that a value is a view of, as far as it runs along whole dimensions of the space and is no
+    product."""
     while isinstance(node.args[0] if node.args else None, fx.Node):
         source = node.args[0]
         assert isinstance(source, fx.Node)

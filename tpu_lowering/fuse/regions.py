@@ -253,8 +253,8 @@ class _Finder:
         return kind.adds and dims_of(access) == frozenset(region.space.sizes)
 
     def _is_part_of_a_row(self, region: Region, dims: frozenset[Dim], access: Access) -> bool:
-        """Whether what is reduced over dimensions was reduced over all of the rows', so that both together are rows, and
-        these are short."""
+        """Whether what is reduced over dimensions was reduced over all of the rows', so that both together are rows,
+        and these are short."""
         return not dims_of(access) & region.rows and region.space.size((*region.rows, *dims)) <= LONGEST_ROW
 
     def _enter(self, node: fx.Node, kind: Kind, region: Region, access: Access) -> None:
