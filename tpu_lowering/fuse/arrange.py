@@ -71,27 +71,35 @@ def _runs(access: Access, order: Order) -> Axes:
 
 
 def _forms(plan: Plan, lying: Axes) -> list[Axes]:
-    """Axes for values that lie in a way: what is no tile is split."""
+    """Axes for values that lie in a way: what is no tile is split, and what is one need not be."""
     *outer, inner = lying
     split: Axes = tuple((dim,) for run in outer for dim in run)
-    return [(*split, inner), (*split, *((dim,) for dim in inner))]
+    forms = [(*split, inner), (*split, *((dim,) for dim in inner))]
+    if outer and len(outer[-1]) > 1:
+        forms.append((*split[: -len(outer[-1])], outer[-1], inner))
+    return forms
 
 
 def _is_possible(plan: Plan, axes: Axes) -> bool:
-    """Whether a kernel can compute all members with some dimensions together along its last axis."""
+    """Whether a kernel can compute all members with some dimensions together along an axis. Only along the last one it
+    can reduce some of them without the others."""
     lanes, region = axes[-1], plan.region
     for member in plan.members:
         kind = kind_of(member)
         if member.target is aten.cumsum.default and region.accesses[member][kind.dims[0]] != lanes:  # type: ignore[union-attr]
             return False
-        partly = [dim for dim in lanes if dim in region.reductions.get(member, ())]
-        if partly in ([], list(lanes)):
-            continue
-        if partly != list(lanes[-len(partly) :]) or member.target not in GROUPED or region.is_sum(member):
-            return False
-    if len(lanes) == 1:
-        return True
-    return not region.whole & set(lanes) and region.space.size(lanes) <= WIDEST
+        reduced = region.reductions.get(member, frozenset[Dim]())
+        for run in axes:
+            partly = [dim for dim in run if dim in reduced]
+            if partly and partly != list(run) and not (run == lanes and _is_group(plan, member, partly, lanes)):
+                return False
+    together = {dim for run in axes if len(run) > 1 for dim in run}
+    return not region.whole & together and (len(lanes) == 1 or region.space.size(lanes) <= WIDEST)
+
+
+def _is_group(plan: Plan, member: fx.Node, reduced: Sequence[Dim], lanes: Run) -> bool:
+    """Whether a reduction is one of sums of neighbouring lanes."""
+    return tuple(reduced) == lanes[-len(reduced) :] and member.target in GROUPED and not plan.region.is_sum(member)
 
 
 def _is_free(plan: Plan, lying: Axes, axes: Axes) -> bool:

@@ -135,9 +135,19 @@ class _Finder:
         first = node.args[0] if kind.name in ("reduction", "place", "along") else node
         if kind.name in ("view", "pick") or not isinstance(first, fx.Node):
             return
-        space, access = Space.of(shape_of(first))
+        space, access = self._dims_of_base(first) if kind.name == "reduction" else Space.of(shape_of(first))
         region = Region(space, {})
         self._enter(node, kind, region, access)
+
+    def _dims_of_base(self, node: fx.Node) -> tuple[Space, Access]:
+        """A space for a value, in the dimensions of what it is a view of, and its access."""
+        base = node
+        while graphs.is_call(base, aten.reshape.default) and matrix_product(base) is None:
+            base = base.args[0]
+            assert isinstance(base, fx.Node)
+        space, access = Space.of(shape_of(base))
+        found = space.regrouped(access, shape_of(node))
+        return Space.of(shape_of(node)) if found is None else (space, found[0])
 
     def _join(self, node: fx.Node, kind: Kind, regions: Sequence[Region]) -> bool:
         """Joins the regions of a node's operands, and the node to them."""
