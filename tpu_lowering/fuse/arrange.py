@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from tpu_lowering.fuse.kinds import kind_of
-from tpu_lowering.fuse.layouts import ROWS, Order, order_of, order_wanted
+from tpu_lowering.fuse.layouts import LANES, ROWS, Order, order_of, order_wanted
 from tpu_lowering.fuse.plans import Lying, Plan, nbytes
 from tpu_lowering.fuse.regions import shape_of
 from tpu_lowering.fuse.spaces import Access, Dim, Run, Space, dims_of
@@ -52,6 +52,13 @@ def arranged(plan: Plan) -> tuple[Plan, int]:
     copied = {axes: sum(2 * size for runs, size in lying if not _is_free(plan, runs, axes)) for axes in found}
     best = min(copied, key=copied.__getitem__)
     return (plan, copied[best]) if best == natural else (_with_axes(plan, best), copied[best])
+
+
+def copied_by_xla(plan: Plan) -> int:
+    """The bytes that XLA copies to reduce a part of what lies along lanes, and nothing with it, as of each head."""
+    partly = [dims for node, dims in plan.region.reductions.items() if node in plan.members]
+    lying = _lying(plan)
+    return sum(2 * size for runs, size in lying if any(dims < frozenset(runs[-1]) for dims in partly))
 
 
 def _lying(plan: Plan) -> list[tuple[Axes, int]]:
@@ -93,13 +100,15 @@ def _is_possible(plan: Plan, axes: Axes) -> bool:
             partly = [dim for dim in run if dim in reduced]
             if partly and partly != list(run) and not (run == lanes and _is_group(plan, member, partly, lanes)):
                 return False
-    together = {dim for run in axes if len(run) > 1 for dim in run}
-    return not region.whole & together and (len(lanes) == 1 or region.space.size(lanes) <= WIDEST)
+    return not region.whole & {dim for run in axes if len(run) > 1 for dim in run}
 
 
 def _is_group(plan: Plan, member: fx.Node, reduced: Sequence[Dim], lanes: Run) -> bool:
-    """Whether a reduction is one of sums of neighbouring lanes."""
-    return tuple(reduced) == lanes[-len(reduced) :] and member.target in GROUPED and not plan.region.is_sum(member)
+    """Whether a reduction is one of sums of neighbouring lanes, all of them in few tiles or groups within tiles."""
+    count, together = plan.region.space.size(lanes), plan.region.space.size(tuple(reduced))
+    in_tiles = count % LANES == 0 and (LANES % together == 0 or together % LANES == 0)
+    is_last = tuple(reduced) == lanes[-len(reduced) :] and (in_tiles or count <= WIDEST)
+    return is_last and member.target in GROUPED and not plan.region.is_sum(member)
 
 
 def _is_free(plan: Plan, lying: Axes, axes: Axes) -> bool:

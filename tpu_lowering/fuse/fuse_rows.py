@@ -27,7 +27,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.arrange import arranged, as_axes, restored
+from tpu_lowering.fuse.arrange import arranged, as_axes, copied_by_xla, restored
 from tpu_lowering.fuse.attention_plans import HELD, HELD_IN_TRAINING
 from tpu_lowering.fuse.blocks import Body, held_as, summed_dims
 from tpu_lowering.fuse.choices import Candidates, Choice, Chooser
@@ -116,6 +116,7 @@ class FuseRows:
         if is_held(found, graphs.device_kind(graph)):
             reason = "expected rows that XLA moves, got some from matrix products that it keeps in VMEM"
             return Action.on("unfused", last, reason, "TL608")
+        copied_anyway = copied_by_xla(found)
         found, copied = arranged(found)
         kernels = self._kernels(graph, found)
         if not kernels:
@@ -123,7 +124,7 @@ class FuseRows:
             return Action.on("unfused", last, why, "TL607")
         by_xla = bytes_apart(found) if found.products else bytes_by_xla(found)
         model = f"{bytes_as_kernel(found) / 2**20:.1f} MiB where XLA moves about {by_xla / 2**20:.1f}"
-        if graphs.device_kind(graph) and bytes_as_kernel(found) + copied >= by_xla:
+        if graphs.device_kind(graph) and bytes_as_kernel(found) + copied >= by_xla + copied_anyway:
             reason = f"the kernel would move {model}, and rows that lie otherwise {copied / 2**20:.1f} more"
             return Action.on("unfused", last, reason, "TL608")
         choice = None
