@@ -76,6 +76,25 @@ def cross_entropy_gradient(logits: torch.Tensor, labels: torch.Tensor) -> torch.
     return torch.func.grad(cross_entropy)(logits, labels)
 
 
+def group_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return F.group_norm(x, GROUPS, weight, bias)
+
+
+def group_norm_backward(
+    gradient: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor, weight: torch.Tensor
+) -> Any:
+    """Gradients of the input, of the weight and of the bias."""
+    count, channels, height, width = x.shape
+    return aten.native_group_norm_backward(
+        gradient, x, mean, rstd, weight, count, channels, height * width, GROUPS, [True, True, True]
+    )
+
+
+def head_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """rms_norm of each head, of rows of all heads and for such."""
+    return rms_norm(x.view(*x.shape[:-1], -1, weight.shape[0]), weight).view_as(x)
+
+
 def softmax_backward(gradient: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     return aten._softmax_backward_data(gradient, result, -1, result.dtype)
 
@@ -143,6 +162,8 @@ def around_a_kernel(x: torch.Tensor) -> torch.Tensor:
 
 ROWS = (8192, 4096)
 LONG = 1 << 20  # elements of a row that no block in VMEM holds
+IMAGES = (32, 512, 32, 32)
+GROUPS = 32
 HEADS = (bf16, (8, 16, 2048, 128))
 ANGLES = (bf16, (8, 1, 2048, 128))
 CASES: tuple[FusionCase, ...] = (
@@ -173,6 +194,16 @@ CASES: tuple[FusionCase, ...] = (
         ((bf16, ROWS), (bf16, ROWS), (f32, (8192, 1)), (f32, (8192, 1)), (bf16, (4096,))),
         0.67,
     ),
+    FusionCase("group_norm", group_norm, ((bf16, IMAGES), (bf16, (512,)), (bf16, (512,))), 0.50),
+    FusionCase("group_norm, wide", group_norm, ((bf16, (8, 128, 128, 128)), (bf16, (128,)), (bf16, (128,))), 0.50),
+    FusionCase(
+        "group_norm backward",
+        group_norm_backward,
+        (*((bf16, IMAGES),) * 2, *((bf16, (32, GROUPS)),) * 2, (bf16, (512,))),
+        0.50,
+    ),
+    FusionCase("per-head rms_norm", head_norm, ((bf16, (8, 1024, 4096)), (bf16, (128,))), 0.50),
+    FusionCase("per-head rms_norm, narrow", head_norm, ((bf16, (8, 1024, 4096)), (bf16, (64,))), 0.50),
     FusionCase("rms_norm with gradients", rms_norm_gradients, ((bf16, ROWS), (bf16, (4096,)), (bf16, ROWS))),
     FusionCase("quantise rows", quantised_rows, ((bf16, ROWS),)),
     FusionCase("normalise rows", normalised, ((bf16, ROWS),)),

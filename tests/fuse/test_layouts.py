@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tpu_lowering import aot
-from tpu_lowering.fuse.layouts import compact_bytes, is_row_by_row, placed_bytes
+from tpu_lowering.fuse.layouts import compact_bytes, order_in_memory, placed_bytes
 from tpu_lowering.runtime.aot import compiler, hlo
 from tpu_lowering.runtime.aot.capture import Captured
 from tpu_lowering.runtime.aot.targets import Target
@@ -36,7 +36,7 @@ def test_arguments_are_placed_as_the_compiler_places_them() -> None:
     operations = hlo.entry_operations(compiled.hlo)
     placed = {o.results[0].shape: o.results[0].hbm_bytes for o in operations if o.opcode == "parameter"}
     assert placed == {shape: compact_bytes(shape, 4) for shape in SHAPES}
-    assert [shape for shape in SHAPES if not is_row_by_row(shape, 4)] == [
+    assert [shape for shape in SHAPES if order_in_memory(shape) != tuple(range(len(shape)))] == [
         (8, 16, 2048, 64),
         (160, 5, 160),
         (8192, 1000),

@@ -1,4 +1,5 @@
-"""Programs over rows from tuples of small integers: pointwise work, reductions, what mixes elements of a row, products.
+"""Programs over rows from tuples of small integers: pointwise work, reductions, what mixes elements of a row, parts of
+rows and several together as rows, products.
 
 Every value stays in a range in which float32 keeps about six digits: what grows is squashed before it is multiplied.
 """
@@ -57,6 +58,11 @@ SELECTING: tuple[Callable[[Value, int], Value], ...] = (  # their gradients jump
 )
 
 
+def _part(size: int) -> int:
+    """The largest half, third or fifth of a size."""
+    return max(size // by for by in (2, 3, 5) if size % by == 0)
+
+
 def run(
     program: Sequence[Instruction],
     shape: Sequence[int],
@@ -92,6 +98,9 @@ def run(
                 if number % 2
                 else torch.gather(torch.tanh(whole), -1, index)
             )
+        elif number % 3 == 2 and first % 2:
+            groups = whole.reshape(*shape[:-2], -1, _part(shape[-1])) if second % 2 else whole.flatten(-2).unsqueeze(-2)
+            value = (groups - reductions[number % len(reductions)](groups, -1)).reshape(tuple(shape))
         elif number % 3 == 2:
             value = torch.tanh(whole) @ (matrix if second % 2 else matrix.t())
         else:

@@ -14,7 +14,7 @@ from tpu_lowering.lower import control_flow
 from tpu_lowering.lower.aten.random import derive_key, pack_key, unpack_key
 from tpu_lowering.lower.boxes import read_box, write_box
 from tpu_lowering.lower.families import RULES
-from tpu_lowering.lower.rows import recentred, rescaled, row_product, running_sum
+from tpu_lowering.lower.rows import group_sums, recentred, rescaled, row_product, running_sum
 
 aten = types.SimpleNamespace(**RULES)
 
@@ -29,6 +29,7 @@ __all__ = [
     "box",
     "control_flow",
     "derive_key",
+    "group_sums",
     "pack_key",
     "read_box",
     "recentred",

@@ -43,11 +43,11 @@ from tpu_lowering.ir.operators import ALLOCATIONS
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.ir.random import Like, derive_key, draw, pack_key, unpack_key
 from tpu_lowering.ir.regions import Region, modules, regions_of
-from tpu_lowering.ir.rows import recentred, rescaled, row_product, running_sum
+from tpu_lowering.ir.rows import group_sums, recentred, rescaled, row_product, running_sum
 from tpu_lowering.ir.types import ELEMENT_TYPES, TensorType
 from tpu_lowering.lower.families import DRAWS, TABLE
 
-ROWS = (row_product, running_sum, rescaled, recentred)
+ROWS = (row_product, running_sum, group_sums, rescaled, recentred)
 NAMED = (read_box, write_box, derive_key, pack_key, unpack_key, *ROWS)
 IMPORTED = ("aten", "box", "control_flow", "read_box", "undefined", "write_box")
 IGNORED = ("device", "layout", "pin_memory", "memory_format", "non_blocking")

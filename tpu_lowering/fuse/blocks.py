@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from tpu_lowering.fuse.regions import shape_of, tensor_operands
 from tpu_lowering.fuse.spaces import Access, Dim, aligned, dims_of
 from tpu_lowering.fuse.tiles import Tiling
 from tpu_lowering.ir import graphs
-from tpu_lowering.ir.rows import row_product, running_sum
+from tpu_lowering.ir.rows import group_sums, row_product, running_sum
 
 aten = torch.ops.aten
 
@@ -57,6 +58,7 @@ class Body:
         self.order = plan.region.space.order()
         self.graph = fx.Graph()
         self.values: dict[Any, fx.Node] = {}
+        self.results: dict[Any, list[fx.Node]] = {}
         self.masks: list[Dim] = []
         mode = compat.FakeTensorMode()
         names = distinct([operand.node.name for operand in plan.operands()])
@@ -68,7 +70,7 @@ class Body:
                 self.masks.append(dim)
                 node = self.graph.placeholder(f"inside_{self.order.index(dim)}")
                 with mode:
-                    node.meta["val"] = torch.empty(self.shape((dim,)), dtype=torch.bool)
+                    node.meta["val"] = torch.empty(self.shape(((dim,),)), dtype=torch.bool)
                 self.values[dim] = node
         self._more_inputs(mode)
         self.read = {operand: self._read(operand) for operand in plan.operands()}
@@ -139,10 +141,15 @@ class Body:
         kind = kind_of(member)
         if member in self.plan.products:
             self.values[member] = self._multiply(member, self.plan.products[member])
+        elif kind is None and member.args[0] in self.results:
+            self.values[member] = self.results[member.args[0]][member.args[1]]  # type: ignore[index]
         elif kind is None:  # a result of a reduction with several
             self.values[member] = self._call(member, member.target, self.values[member.args[0]], member.args[1])  # type: ignore[index, arg-type]
         elif kind.name == "view":
             self.values[member] = self._value(member, member.args[0])  # type: ignore[arg-type]
+        elif member in self.plan.groups:
+            self.results[member] = self._reduce_groups(member, self.plan.groups[member])
+            self.values[member] = self.results[member][0]
         elif kind.name == "reduction":
             self.values[member] = self._reduce(member)
         elif kind.name in ("pick", "place"):
@@ -194,10 +201,34 @@ class Body:
         first = [given[name] for name in schema if name in given and not schema[name].kwarg_only]
         return self._call(member, target, whole, *first, **keywords)
 
+    def _reduce_groups(self, member: fx.Node, count: int) -> list[fx.Node]:
+        """The results of a reduction that takes so many elements together along the last dimension: sums, or what is
+        made of them."""
+        access, given = source_access(self.plan, member), graphs.bound(member)
+        whole = self._call(member, aten._to_copy.default, self._whole(member, access), dtype=torch.float32)
+        positions = [at for at, dim in enumerate(self.order) if dim in self.plan.region.reductions[member]]
+        across = [at for at in positions if at != len(self.order) - 1]
+        size = count * math.prod(shape_of(whole)[at] for at in across)
+
+        def sums(values: fx.Node) -> fx.Node:
+            return self._call(member, group_sums, values, across, count)
+
+        total = sums(whole)
+        if "sum" in member.target._schema.name:  # type: ignore[union-attr]
+            return [like(member, total)]
+        mean = self._call(member, aten.div.Scalar, total, size)
+        if "var" not in member.target._schema.name:  # type: ignore[union-attr]
+            return [like(member, mean)]
+        correction = given.get("correction")
+        away = self._call(member, aten.sub.Tensor, whole, mean)
+        squares = sums(self._call(member, aten.mul.Tensor, away, away))
+        variance = self._call(member, aten.div.Scalar, squares, size - (1 if correction is None else correction))
+        return [variance, mean]
+
     def _along(self, member: fx.Node, dim: int) -> fx.Node:
         """A rotation or a running sum of whole rows."""
         access = self.plan.region.accesses[member]
-        whole, position = self._whole(member, access), self.order.index(access[dim])  # type: ignore[arg-type]
+        whole, position = self._whole(member, access), self.order.index(access[dim][0])
         if member.target is aten.roll.default:
             return self._call(member, aten.roll.default, whole, graphs.bound(member)["shifts"], [position])
         dtype = member.meta["val"].dtype
@@ -209,8 +240,7 @@ class Body:
         """``gather`` and ``scatter`` along a row by comparing every place of it with the index."""
         given = graphs.bound(member)
         access = source_access(self.plan, member)
-        dim = access[kind_of(member).dims[0]]  # type: ignore[union-attr]
-        assert dim is not None
+        (dim,) = access[kind_of(member).dims[0]]  # type: ignore[union-attr]
         found = self._call(member, aten.eq.Tensor, self._places(member, dim), self._value(member, given["index"]))
         if name == "place":
             whole = self._whole(member, access)
@@ -222,7 +252,7 @@ class Body:
     def _places(self, member: fx.Node, dim: Dim) -> fx.Node:
         """The place of each element along a dimension."""
         places = self._call(member, aten.arange.start_step, 0, self.tiling.block(dim), 1, dtype=torch.int32)
-        return self._call(member, aten.reshape.default, places, list(self.shape((dim,))))
+        return self._call(member, aten.reshape.default, places, list(self.shape(((dim,),))))
 
     def _picked(self, member: fx.Node, used: fx.Node, dim: Dim, found: fx.Node) -> fx.Node:
         """The element of an operand where ``found`` holds: of a value computed of one value of the row, point by

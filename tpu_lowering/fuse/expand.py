@@ -19,6 +19,7 @@ from tpu_lowering import compat
 from tpu_lowering.fuse.kinds import holds_rows, kind_of
 from tpu_lowering.fuse.pieces import Parts, pieces_of
 from tpu_lowering.ir import arguments, graphs
+from tpu_lowering.ir.boxes import Box, read_box
 from tpu_lowering.normalise.views import normalise_views
 
 ORIGIN = "fused_from"
@@ -85,6 +86,7 @@ def inline(graph: fx.Graph, node: fx.Node, tensors: list[fx.Node], run: Callable
     with mode, torch.no_grad():
         traced = make_fx(run)(*(used.meta["val"] for used in tensors))
     normalise_views(traced.graph)
+    _drop_whole_boxes(traced.graph)
     values: dict[Any, fx.Node] = {}
     given = iter(tensors)
     origin = node.target._schema.name.partition("::")[2] if isinstance(node.target, compat.OpOverload) else "pieces"
@@ -98,6 +100,14 @@ def inline(graph: fx.Graph, node: fx.Node, tensors: list[fx.Node], run: Callable
                 values[part].meta = {"val": part.meta["val"], ORIGIN: origin, PART_OF: node.name}
     _replace(graph, node, compat.map_arg(traced.graph.output_node().args[0], values.__getitem__))
     return [values[part] for part in traced.graph.nodes if part.op == "call_function"]
+
+
+def _drop_whole_boxes(graph: fx.Graph) -> None:
+    """Sends the users of a box that holds all of a value to the value."""
+    for node in [node for node in graph.nodes if graphs.is_call(node, read_box)]:
+        source, box = node.args
+        if isinstance(source, fx.Node) and isinstance(box, Box) and box.is_whole(source.meta["val"].shape):
+            graphs.replace(node, source)
 
 
 def _replace(graph: fx.Graph, node: fx.Node, results: Any) -> None:

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
+from tpu_lowering.fuse.arrange import arranged, as_axes, copied_by_xla, restored
 from tpu_lowering.fuse.attention_plans import HELD, HELD_IN_TRAINING, vmem_of
 from tpu_lowering.fuse.blocks import Body, held_as, summed_dims
 from tpu_lowering.fuse.choices import Candidates, Choice, Chooser
@@ -51,11 +52,12 @@ from tpu_lowering.fuse.plans import (
 )
 from tpu_lowering.fuse.products import bytes_apart, plan_with_products
 from tpu_lowering.fuse.regions import find_regions, shape_of
-from tpu_lowering.fuse.spaces import Access, Dim, dims_of
+from tpu_lowering.fuse.spaces import dims_of
 from tpu_lowering.fuse.tiles import STEP_BYTES, Tiling, Value, Work, tile, tile_products
 from tpu_lowering.fuse.writing import plain_form, write
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import kernel_call
+from tpu_lowering.ir.types import TensorType
 from tpu_lowering.passes.base import Action
 
 aten = torch.ops.aten
@@ -171,12 +173,17 @@ class FuseRows:
         if is_held(found, graphs.device_kind(graph)):
             reason = "expected rows that XLA moves, got some that it keeps in VMEM"
             return Action.on("unfused", last, reason, "TL608")
+        copied_anyway = copied_by_xla(found)
+        found, copied = arranged(found)
         kernels = self._kernels(graph, found)
         if not kernels:
             why = "no block of its rows fits the chip's memory, or its sums need the grid in two orders"
             return Action.on("unfused", last, why, "TL607")
         by_xla = bytes_apart(found) if found.products else bytes_by_xla(found)
         model = f"{bytes_as_kernel(found) / 2**20:.1f} MiB where XLA moves about {by_xla / 2**20:.1f}"
+        if graphs.device_kind(graph) and bytes_as_kernel(found) + copied >= by_xla + copied_anyway:
+            reason = f"the kernel would move {model}, and rows that lie otherwise {copied / 2**20:.1f} more"
+            return Action.on("unfused", last, reason, "TL608")
         choice = None
         if self.chooser is not None:
             choice = self.chooser.choose(Candidates(plain_form(found, _name(found)), tuple(kernels)))
@@ -282,18 +289,17 @@ def _replace(graph: fx.Graph, found: Plan, kernel: RowKernel) -> dict[fx.Node, f
     position = {node: at for at, node in enumerate(graph.nodes)}
     members = set() if isinstance(found, Pass) else set(found.members)
     new: dict[fx.Node, fx.Node] = {}
-    order = found.region.space.order()
     users = [user for node in found.outputs for user in node.users if user not in members]
     with graphs.inserting_for(found.members[0]), graph.inserting_before(min(users, key=position.__getitem__)):
         given = [
-            _shaped(graph, _ordered(graph, operand, order), slot.type.shape, slot.type.element.torch)
+            _given(graph, found, operand, slot.type)
             for operand, slot in zip(found.operands(), kernel.operands, strict=True)
         ]
         call = graphs.call(graph, kernel_call, kernel, tuple(given))
         for index, node in enumerate(found.outputs):
             result = graphs.call(graph, operator.getitem, call, index)
-            value, access = node.meta["val"], found.region.accesses[node]
-            result = _unordered(graph, result, access, order)
+            value = node.meta["val"]
+            result = result if found.lying is None else restored(graph, result, node, found.lying)
             new[node] = _shaped(graph, result, tuple(value.shape), value.dtype)
             node.replace_all_uses_with(new[node], delete_user_cb=lambda user: user not in members)
         for node in found.members:  # views of outputs, which the kernel uses too
@@ -312,22 +318,12 @@ def _replace(graph: fx.Graph, found: Plan, kernel: RowKernel) -> dict[fx.Node, f
     return new
 
 
-def _ordered(graph: fx.Graph, operand: Operand, order: Sequence[Dim]) -> fx.Node:
-    """An operand with its dimensions in an order; a factor of a product has its own."""
-    runs = [(order.index(dim), at) for at, dim in enumerate(operand.access) if dim is not None]
-    if operand.axes or runs == sorted(runs):
-        return operand.node
-    alone = [at for at, dim in enumerate(operand.access) if dim is None]
-    return graphs.call(graph, aten.permute.default, operand.node, [*alone, *(at for _, at in sorted(runs))])
-
-
-def _unordered(graph: fx.Graph, result: fx.Node, access: Access, order: Sequence[Dim]) -> fx.Node:
-    """A result with its dimensions in the order of an access; those of size 1 may lie anywhere."""
-    runs = [order.index(dim) for dim in access if dim is not None]
-    if runs == sorted(runs):
-        return result
-    alone = [at for at in range(len(order)) if at not in runs]
-    return graphs.call(graph, aten.permute.default, result, [*alone, *runs])
+def _given(graph: fx.Graph, found: Plan, operand: Operand, wanted: TensorType) -> fx.Node:
+    """A plan's operand as its kernel takes it."""
+    node = operand.node
+    if found.lying is not None:
+        node = as_axes(graph, node, operand.fine, found.lying)
+    return _shaped(graph, node, wanted.shape, wanted.element.torch)
 
 
 def _shaped(graph: fx.Graph, node: fx.Node, shape: Sequence[int], dtype: torch.dtype) -> fx.Node:

@@ -2,7 +2,7 @@
 
 =============  =================================================================================================
 pointwise      each element of the result is computed of the same element of every operand, after broadcasting
-view           the same elements in the same order, with dimensions of size 1 added, dropped or repeated
+view           the same elements in the same order, in other dimensions, or repeated along some of size 1
 reduction      dimensions of the first operand are gone (or have size 1), the others are as they were
 pick           of each row one element, at an index given a row: ``gather`` along one dimension
 place          each row with one element replaced, at an index given a row: ``scatter`` along one dimension
@@ -102,7 +102,10 @@ def _kind(target: Any, given: Mapping[str, Any], results: tuple[TensorType, ...]
     if not operands:
         return Kind("constant") if len(results) == 1 and _is_elementwise(target, given, results) else None
     if target in (aten.reshape.default, aten.expand.default):
-        return _view(operands[0].shape, results[0].shape, target is aten.expand.default)
+        return Kind("view")
+    if target is aten.permute.default:
+        in_place = all(dim % len(given["dims"]) == at for at, dim in enumerate(given["dims"]))
+        return Kind("view") if in_place else None
     if target in (aten.gather.default, aten.scatter.value) and operands[0].shape:
         return _indexed(target, given, operands)
     if target in (aten.roll.default, aten.cumsum.default):
@@ -111,12 +114,6 @@ def _kind(target: Any, given: Mapping[str, Any], results: tuple[TensorType, ...]
         whole = len(results) == 1 and results[0].shape == torch.broadcast_shapes(*(o.shape for o in operands))
         return Kind("pointwise") if whole else None
     return _reduction(target, given, operands[0], results)
-
-
-def _view(source: Sequence[int], result: Sequence[int], expands: bool) -> Kind | None:
-    if expands:
-        return Kind("view")
-    return Kind("view") if [s for s in source if s != 1] == [s for s in result if s != 1] else None
 
 
 def _indexed(target: Any, given: Mapping[str, Any], operands: Sequence[TensorType]) -> Kind | None:

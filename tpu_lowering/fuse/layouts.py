@@ -1,20 +1,23 @@
-"""Where XLA puts arrays in HBM, and what it takes to hand them to a kernel, whose operands lie row by row.
+"""Where XLA puts arrays in HBM: in which order their dimensions follow one another, and how many bytes that takes.
 
-The last two dimensions of a layout are padded to tiles of 8 by 128. Arguments and results of a program have the order
-of dimensions that is padded least (libtpu 0.0.52): float32 [8192, 64] lies column by column, and a kernel that takes it
-is given a copy. What XLA computes inside a program lies as its users want it. A CPU has no such layouts: bytes of
-graphs for it are those of the elements, so that kernels can be tested in any size.
+A kernel takes arrays row by row; in any other order the compiler copies them first. The last two dimensions in memory
+are padded to tiles of 8 by 128 (JAX's Pallas documentation, "TPU details"), so a view that splits or merges one of those
+can be a copy too. Arguments and results of a program have the order of dimensions that is padded least (libtpu 0.0.52):
+float32 [8192, 64] lies column by column. What XLA computes inside a program lies as its users want it. A CPU has no
+such layouts: bytes of graphs for it are those of the elements, so that kernels can be tested in any size.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import fx
 
+from tpu_lowering.fuse.kinds import kind_of
+from tpu_lowering.fuse.regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
 
 aten = torch.ops.aten
@@ -24,8 +27,11 @@ LANES, SUBLANES = 128, 8
 
 VIEWS = (aten.reshape.default, aten.permute.default, aten.expand.default)
 
+Order = tuple[int, ...]
+"""A value's dimensions from the outermost in memory to the innermost."""
 
-def order_in_memory(shape: Sequence[int]) -> tuple[int, ...]:
+
+def order_in_memory(shape: Sequence[int]) -> Order:
     """The dimensions of an argument or a result from the outermost to the innermost: as they are, or with two others
     last whose tiles are padded less."""
     given = tuple(range(len(shape)))
@@ -42,11 +48,6 @@ def placed_bytes(shape: Sequence[int], itemsize: int) -> int:
 def compact_bytes(shape: Sequence[int], itemsize: int) -> int:
     """Bytes of an array in the order of dimensions that is padded least."""
     return placed_bytes([shape[at] for at in order_in_memory(shape)], itemsize)
-
-
-def is_row_by_row(shape: Sequence[int], itemsize: int) -> bool:
-    """Whether an argument or a result of a program lies row by row."""
-    return placed_bytes(shape, itemsize) == compact_bytes(shape, itemsize)
 
 
 def bytes_of(node: fx.Node) -> int:
@@ -67,31 +68,47 @@ def source_of(node: fx.Node) -> fx.Node:
     return node
 
 
-def is_input(node: fx.Node) -> bool:
-    """Whether a node is an input of its program, or the same elements in another shape."""
-    while graphs.is_call(node, aten.reshape.default) and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    return node.op == "placeholder"
+def order_of(node: fx.Node) -> Order | None:
+    """How a value lies in memory; None where the compiler may choose."""
+    if node.op == "placeholder":
+        return order_in_memory(shape_of(node))
+    if _is_permuted(node):
+        source, dims = node.args[0], _dims(node)
+        found = order_of(source) if isinstance(source, fx.Node) else None
+        return None if found is None else tuple(dims.index(axis) for axis in found)
+    return _first(order_of, [used for used in tensor_operands(node) if _is_pointwise(node, used)])
 
 
-def bytes_to_copy_in(node: fx.Node) -> int:
-    """Bytes that are read and written to give a value to a kernel: of an argument of the program in another order."""
-    source = source_of(node)
-    if not _has_tiles(node) or source.op != "placeholder" or is_row_by_row(*_shape_and_size(source)):
-        return 0
-    return bytes_of(source) + placed_bytes(*_shape_and_size(node))
+def order_wanted(node: fx.Node) -> Order | None:
+    """How the users of a value want it to lie; None where they take it as it is."""
+
+    def wanted(user: fx.Node) -> Order | None:
+        if user.op == "output":
+            return order_in_memory(shape_of(node))
+        if _is_permuted(user):
+            found, dims = order_wanted(user), _dims(user)
+            return None if found is None else tuple(dims[axis] for axis in found)
+        return order_wanted(user) if _is_pointwise(user, node) else None
+
+    return _first(wanted, node.users)
 
 
-def bytes_to_copy_out(node: fx.Node) -> int:
-    """Bytes that are read and written to make what a kernel wrote a result of the program, in another order."""
-    pending, copied = [node] if _has_tiles(node) else [], 0
-    while pending:
-        for user in pending.pop().users:
-            if user.op == "output" and not is_row_by_row(*_shape_and_size(node)):
-                copied = placed_bytes(*_shape_and_size(node)) + bytes_of(node)
-            elif any(graphs.is_call(user, view) for view in VIEWS):
-                pending.append(user)
-    return copied
+def _first(order: Callable[[fx.Node], Order | None], nodes: Sequence[fx.Node] | dict[fx.Node, None]) -> Order | None:
+    return next((found for found in map(order, nodes) if found is not None), None)
+
+
+def _is_pointwise(node: fx.Node, used: fx.Node) -> bool:
+    kind = kind_of(node)
+    return kind is not None and kind.name == "pointwise" and shape_of(node) == shape_of(used)
+
+
+def _is_permuted(node: fx.Node) -> bool:
+    return graphs.is_call(node, aten.permute.default)
+
+
+def _dims(node: fx.Node) -> list[int]:
+    dims: list[int] = list(node.args[1])  # type: ignore[arg-type]
+    return [dim % len(dims) for dim in dims]
 
 
 def _has_tiles(node: fx.Node) -> bool:

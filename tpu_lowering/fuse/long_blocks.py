@@ -53,7 +53,7 @@ class RunningBody(Body):
         self.placed = [dim for dim in self.order if dim in indexed]
         for dim in self.placed:
             name = f"places_{self.order.index(dim)}"
-            self.values["place", dim] = self._input(mode, name, self.shape((dim,)), torch.int32)
+            self.values["place", dim] = self._input(mode, name, self.shape(((dim,),)), torch.int32)
         for name in COUNTED if self.counted else ():
             self.values[name] = self._input(mode, name, (1,) * len(self.order), torch.float32)
         for node in self.plan.outputs:
@@ -70,7 +70,8 @@ class RunningBody(Body):
         kind = kind_of(member)
         if kind is None or kind.name not in ("pick", "place"):
             return None
-        return source_access(self.plan, member)[kind.dims[0]]
+        (dim,) = source_access(self.plan, member)[kind.dims[0]]
+        return dim
 
     def _places(self, member: fx.Node, dim: Dim) -> fx.Node:
         return self.values["place", dim]

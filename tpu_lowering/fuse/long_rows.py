@@ -22,10 +22,9 @@ import torch
 from torch import fx
 
 from tpu_lowering.fuse.kinds import is_constant, kind_of
-from tpu_lowering.fuse.layouts import is_input, order_in_memory
-from tpu_lowering.fuse.plans import Operand, Plan, bound_operand, bytes_as_kernel, bytes_by_xla
+from tpu_lowering.fuse.plans import Operand, Plan, bound_operand, bytes_by_xla, least_bytes
 from tpu_lowering.fuse.regions import Region, tensor_operands
-from tpu_lowering.fuse.spaces import Space, dims_of
+from tpu_lowering.fuse.spaces import dims_of
 from tpu_lowering.ir import graphs
 
 aten = torch.ops.aten
@@ -132,20 +131,8 @@ def pass_plan(region: Region, members: Sequence[fx.Node], reductions: Sequence[f
                 bound[member, used] = operand
     moves = {node: move for node in reductions if (move := move_of(region, node)) is not None}
     moves = {node: move for node, move in moves.items() if _moves_with(region, move.value, reductions)}
-    laid_out = dataclasses.replace(region, space=_in_memory(region, bound.values()))
-    found = Pass(laid_out, tuple(kept), bound, tuple(reductions), moves=moves)
-    return found if bytes_as_kernel(found) < bytes_by_xla(found) else None
-
-
-def _in_memory(region: Region, operands: Iterable[Operand]) -> Space:
-    """The space with its dimensions in the order in which the first input of a program among whole operands lies."""
-    whole = frozenset(region.space.sizes)
-    for operand in operands:
-        dims = [dim for dim in operand.access if dim is not None]
-        if frozenset(dims) == whole and is_input(operand.node):
-            order = order_in_memory([region.space.sizes[dim] for dim in dims])
-            return Space({dims[at]: region.space.sizes[dims[at]] for at in order})
-    return region.space
+    found = Pass(region, tuple(kept), bound, tuple(reductions), moves=moves)
+    return found if least_bytes(found) < bytes_by_xla(found) else None
 
 
 def _moves_with(region: Region, value: fx.Node, reductions: Sequence[fx.Node]) -> bool:

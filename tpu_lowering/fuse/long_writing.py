@@ -101,7 +101,7 @@ class _LongKernel(KernelText):
         lines: list[str] = []
         masks, placed = self.body_graph.masks, self.body_graph.placed
         for dim in [dim for dim in self.order if dim in (*masks, *placed)]:
-            shape, position = self.body_graph.shape((dim,)), self.order.index(dim)
+            shape, position = self.body_graph.shape(((dim,),)), self.order.index(dim)
             places = f"jax.lax.broadcasted_iota(jnp.int32, {shape}, {position})"
             start = f"{self.index[dim]} * {self.tiling.block(dim)} + " if dim in self.index else ""
             lines.append(f"    places_{position} = {start}{places}")

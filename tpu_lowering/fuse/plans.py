@@ -16,10 +16,17 @@ import torch
 from torch import fx
 
 from tpu_lowering.fuse.kinds import is_constant, kind_of
-from tpu_lowering.fuse.layouts import VIEWS, bytes_in_kernel, bytes_of, bytes_to_copy_in, bytes_to_copy_out, source_of
+from tpu_lowering.fuse.layouts import VIEWS, bytes_in_kernel, bytes_of, source_of
 from tpu_lowering.fuse.one_pass import is_in_one_pass
-from tpu_lowering.fuse.regions import PRODUCTS, Region, is_own_product, shape_of, tensor_operands
-from tpu_lowering.fuse.spaces import Access, Dim, Space, aligned, dims_of
+from tpu_lowering.fuse.regions import (
+    PRODUCTS,
+    Region,
+    is_own_product,
+    matrix_product,
+    shape_of,
+    tensor_operands,
+)
+from tpu_lowering.fuse.spaces import Access, Dim, Run, Space, aligned, dims_of
 from tpu_lowering.ir import graphs
 
 aten = torch.ops.aten
@@ -38,11 +45,13 @@ class Operand:
         node: what it is, before any expanding view.
         access: of ``node`` in the region's space.
         axes: of a factor of a matrix product, which has one that is summed over; empty for any other.
+        fine: of ``node`` in the space that the region had before it got a kernel's axes, if it did.
     """
 
     node: fx.Node
     access: Access
     axes: Axes = ()
+    fine: Access = ()
 
     def in_memory(self, space: Space) -> Axes:
         """The axes that a kernel is given: those of a factor, or one for each dimension of the space, of size 1 where
@@ -86,6 +95,21 @@ class Product:
         return dataclasses.replace(self, left=left, right=right, bias=bias)
 
 
+@dataclasses.dataclass(frozen=True)
+class Lying:
+    """How the arrays of a kernel lie, if not in one axis for each dimension of a space.
+
+    Attributes:
+        space: the space.
+        axes: the dimensions of each axis.
+        outputs: accesses of the plan's outputs in the space.
+    """
+
+    space: Space
+    axes: tuple[Run, ...]
+    outputs: Mapping[fx.Node, Access]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """A region that is ready to become a kernel.
@@ -96,6 +120,8 @@ class Plan:
         bound: for each member, what stands for each of its tensor operands that is no member.
         outputs: the members whose values are needed outside.
         products: the members that are matrix products, or views of one that is no member.
+        lying: how the kernel's arrays lie, if the region's space was made of their axes.
+        groups: how many elements each reduction takes together along the last axis, if not all.
     """
 
     region: Region
@@ -103,6 +129,8 @@ class Plan:
     bound: dict[tuple[fx.Node, fx.Node], Operand]
     outputs: tuple[fx.Node, ...]
     products: Mapping[fx.Node, Product] = dataclasses.field(default_factory=dict)
+    lying: Lying | None = None
+    groups: Mapping[fx.Node, int] = dataclasses.field(default_factory=dict)
 
     def operands(self) -> list[Operand]:
         """Each operand once, in the order of first use."""
@@ -124,7 +152,7 @@ def plan(region: Region) -> Plan | None:
     best = plan_of(region, _without_dot_epilogues(region, computed(region)))
     if best is None or not any(ends_pass(region, member) and not region.is_sum(member) for member in best.members):
         return None
-    return best if bytes_as_kernel(best) < bytes_by_xla(best) else None
+    return best if least_bytes(best) < bytes_by_xla(best) else None
 
 
 def computed(region: Region) -> list[fx.Node]:
@@ -132,16 +160,20 @@ def computed(region: Region) -> list[fx.Node]:
     return [member for member in region.accesses if _is_whole_sum(region, member)]
 
 
+def least_bytes(plan: Plan) -> int:
+    """Each operand read once, each output written once, as XLA places them."""
+    return sum(nbytes(operand.node) for operand in plan.operands()) + sum(map(nbytes, plan.outputs))
+
+
 def bytes_as_kernel(plan: Plan) -> int:
-    """Each operand read once, each output written once, row by row, and what is copied to be so."""
+    """Each operand read once, each output written once, in the arrays of a kernel, padding included."""
     space, accesses = plan.region.space, plan.region.accesses
     moved = 0
     for operand in plan.operands():
-        shape = [size for _, size in operand.in_memory(space)]
-        moved += bytes_in_kernel(operand.node, shape) + bytes_to_copy_in(operand.node)
+        moved += bytes_in_kernel(operand.node, [size for _, size in operand.in_memory(space)])
     for node in plan.outputs:
         shape = [size if dim in dims_of(accesses[node]) else 1 for dim, size in space.sizes.items()]
-        moved += bytes_in_kernel(node, shape) + bytes_to_copy_out(node)
+        moved += bytes_in_kernel(node, shape)
     return moved
 
 
@@ -298,36 +330,33 @@ def bound_operand(region: Region, member: fx.Node, used: fx.Node) -> Operand | N
     """How a member takes a value from outside: what it is an expanding view of, and along which dimensions it runs."""
     kind, access = kind_of(member), region.accesses[member]
     if member in region.reductions and used is member.args[0]:
-        whole = _access_of_source(region, member)
-        if whole is None or (kind is not None and kind.name == "pick"):  # an index counts places, repeated or not
-            return None if whole is None else Operand(used, whole)
-        return _unexpanded(used, whole)
+        if kind is not None and kind.name == "pick":  # an index counts places, repeated or not
+            return Operand(used, region.sources[member])
+        return _viewed(region.space, used, region.sources[member])
     if kind is not None and kind.name in ("pick", "place"):  # the index has the result's shape
         source = region.accesses.get(member.args[0], access)  # type: ignore[arg-type]
-        index = tuple(None if at in kind.dims else dim for at, dim in enumerate(source))
+        index = tuple(() if at in kind.dims else run for at, run in enumerate(source))
         return Operand(used, index)
     shape = shape_of(used)
     own = access[len(access) - len(shape) :]
-    return _unexpanded(used, tuple(None if size == 1 else dim for dim, size in zip(own, shape, strict=True)))
+    return _viewed(region.space, used, tuple(() if size == 1 else run for run, size in zip(own, shape, strict=True)))
 
 
-def _access_of_source(region: Region, reduction: fx.Node) -> Access | None:
-    """The access of a reduction's operand that is no member: it started the region."""
-    shape = shape_of(reduction.args[0])  # type: ignore[arg-type]
-    wanted = [size for size in shape if size != 1]
-    found = [dim for dim, size in region.space.sizes.items() if size in wanted]
-    runs_along = region.reductions[reduction] | dims_of(region.accesses[reduction])
-    if [region.space.sizes[dim] for dim in found] != wanted or frozenset(found) != runs_along:
-        return None
-    dims = iter(found)
-    return tuple(next(dims) if size != 1 else None for size in shape)
-
-
-def _unexpanded(node: fx.Node, access: Access) -> Operand:
-    """The operand without the views that only repeat its elements."""
-    while graphs.is_call(node, aten.expand.default) and isinstance(node.args[0], fx.Node):
+def _viewed(space: Space, node: fx.Node, access: Access) -> Operand:
+    """The operand that a value is a view of, as far as it runs along whole dimensions of the space and is no
+    product."""
+    while isinstance(node.args[0] if node.args else None, fx.Node):
         source = node.args[0]
-        access = aligned_back(access, shape_of(source))
+        assert isinstance(source, fx.Node)
+        if graphs.is_call(node, aten.expand.default):
+            access = aligned_back(access, shape_of(source))
+        elif graphs.is_call(node, aten.reshape.default) and matrix_product(node) is None:
+            found = Space(dict(space.sizes)).regrouped(access, shape_of(source))
+            if found is None or found[1]:
+                break
+            access = found[0]
+        else:
+            break
         node = source
     return Operand(node, access)
 
@@ -335,7 +364,7 @@ def _unexpanded(node: fx.Node, access: Access) -> Operand:
 def aligned_back(access: Access, shape: Sequence[int]) -> Access:
     """The access of an expanded value's source."""
     own = access[len(access) - len(shape) :] if shape else ()
-    return tuple(None if size == 1 else dim for dim, size in zip(aligned(own, len(shape)), shape, strict=True))
+    return tuple(() if size == 1 else run for run, size in zip(aligned(own, len(shape)), shape, strict=True))
 
 
 def _passes(plan: Plan, node: fx.Node) -> int:

@@ -23,10 +23,10 @@ from tpu_lowering.fuse.plans import (
     Operand,
     Plan,
     Product,
-    bytes_as_kernel,
     bytes_by_xla,
     computed,
     ends_pass,
+    least_bytes,
     nbytes,
     plan_of,
 )
@@ -62,7 +62,7 @@ def plan_with_products(region: Region, made: Collection[fx.Node]) -> Plan | None
         bound |= {(used, operand.node): operand for operand in product.operands()}
     taken = dataclasses.replace(region, accesses=accesses)
     plan = Plan(taken, (*found, *whole.members), bound, whole.outputs, found)
-    return plan if bytes_as_kernel(plan) < bytes_apart(plan) else None
+    return plan if least_bytes(plan) < bytes_apart(plan) else None
 
 
 def bytes_apart(plan: Plan) -> int:
@@ -74,8 +74,8 @@ def bytes_apart(plan: Plan) -> int:
     factors = {operand for product in plan.products.values() for operand in product.operands()}
     written = sum(map(nbytes, plan.products)) + sum(nbytes(operand.node) for operand in factors)
     if any(ends_pass(plan.region, member) for member in rest):
-        return written + min(bytes_by_xla(whole), bytes_as_kernel(whole))
-    return written + bytes_as_kernel(whole) - 2 * max(map(nbytes, plan.products))
+        return written + min(bytes_by_xla(whole), least_bytes(whole))
+    return written + least_bytes(whole) - 2 * max(map(nbytes, plan.products))
 
 
 def _operand(plan: Plan, used: fx.Node) -> Operand:
@@ -90,7 +90,7 @@ def _product(plan: Plan, used: fx.Node, made: Collection[fx.Node]) -> Product | 
     space = plan.region.space
     if node is None or operand.node is not used or len(accesses) > 1 or not set(used.users) <= set(plan.members):
         return None
-    if dims_of(operand.access) != frozenset(space.sizes) or operand.access[-1] is None:
+    if dims_of(operand.access) != frozenset(space.sizes) or len(operand.access[-1]) != 1:
         return None
     given = graphs.bound(node)
     left, right = (given["self"], given["mat2"]) if node.target is aten.mm.default else (given["mat1"], given["mat2"])
@@ -103,14 +103,14 @@ def _product(plan: Plan, used: fx.Node, made: Collection[fx.Node]) -> Product | 
         return None
     transposed = _is_transposed(right)
     right = right.args[0] if transposed else right
-    *rows, column = [(dim, space.sizes[dim]) for dim in operand.access if dim is not None]
+    *rows, column = [(dim, space.sizes[dim]) for run in operand.access for dim in run]
     summed = (None, shape_of(left)[1])
     return Product(
         node,
-        Operand(left, tuple(dim for dim, _ in rows), (*rows, summed)),
-        Operand(right, (column[0],), (column, summed) if transposed else (summed, column)),
+        Operand(left, tuple((dim,) for dim, _ in rows), (*rows, summed)),
+        Operand(right, ((column[0],),), (column, summed) if transposed else (summed, column)),
         transposed,
-        None if bias is None else Operand(bias, (column[0],)),
+        None if bias is None else Operand(bias, ((column[0],),)),
     )
 
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from tpu_lowering.fuse.kinds import Kind, kind_of
-from tpu_lowering.fuse.spaces import Access, Dim, Space, aligned, dims_of, joined, mapping, renamed
+from tpu_lowering.fuse.spaces import Access, Dim, Run, Space, aligned, dims_of, joined, mapping, split
 from tpu_lowering.ir import graphs
 
 ROW_KINDS = ("reduction", "pick", "place", "along")
@@ -27,6 +27,9 @@ aten = torch.ops.aten
 PRODUCTS = frozenset((
     aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default,
 ))  # fmt: skip
+LONGEST_ROW = 1 << 21
+"""Elements of a row that is reduced in two steps."""
+
 LOOKAHEAD = 64  # nodes that are searched for the place where a reduction meets its row again
 
 
@@ -39,16 +42,41 @@ class Region:
         accesses: of each member; results of a reduction with several are members of their own.
         rows: dimensions of a row; empty so long as no reduction meets its row again.
         reductions: the dimensions that each member reduces.
+        sources: the access of what each of those reduces.
+        whole: dimensions whose places matter, so that none can be split.
     """
 
     space: Space
     accesses: dict[fx.Node, Access]
     rows: frozenset[Dim] = frozenset()
     reductions: dict[fx.Node, frozenset[Dim]] = dataclasses.field(default_factory=dict)
+    sources: dict[fx.Node, Access] = dataclasses.field(default_factory=dict)
+    whole: frozenset[Dim] = frozenset()
+
+    def copy(self) -> Region:
+        return Region(
+            Space(dict(self.space.sizes)),
+            dict(self.accesses),
+            self.rows,
+            dict(self.reductions),
+            dict(self.sources),
+            self.whole,
+        )
+
+    def split(self, splits: Mapping[Dim, Run]) -> bool:
+        """Puts others in the place of dimensions, wherever members run along them; False if one must stay whole."""
+        if any(len(splits.get(dim, ())) > 1 for dim in self.whole):
+            return False
+        self.whole = dims_of(split((tuple(self.whole),), splits))
+        self.rows = dims_of(split((tuple(self.rows),), splits))
+        self.accesses = {node: split(access, splits) for node, access in self.accesses.items()}
+        self.sources = {node: split(access, splits) for node, access in self.sources.items()}
+        self.reductions = {node: dims_of(split((tuple(dims),), splits)) for node, dims in self.reductions.items()}
+        return True
 
     def is_sum(self, node: fx.Node) -> bool:
         """Whether a member is a reduction over other dimensions than the rows'."""
-        return node in self.reductions and self.reductions[node] != self.rows
+        return node in self.reductions and not self.reductions[node] <= self.rows
 
     def waits(self, node: fx.Node) -> bool:
         """Whether a member is such a reduction, or one of its results."""
@@ -107,9 +135,19 @@ class _Finder:
         first = node.args[0] if kind.name in ROW_KINDS else node
         if kind.name == "view" or not isinstance(first, fx.Node):
             return
-        space, access = Space.of(shape_of(first))
+        space, access = self._dims_of_base(first) if kind.name == "reduction" else Space.of(shape_of(first))
         region = Region(space, {})
         self._enter(node, kind, region, access)
+
+    def _dims_of_base(self, node: fx.Node) -> tuple[Space, Access]:
+        """A space for a value, in the dimensions of what it is a view of, and its access."""
+        base = node
+        while graphs.is_call(base, aten.reshape.default) and matrix_product(base) is None:
+            base = base.args[0]
+            assert isinstance(base, fx.Node)
+        space, access = Space.of(shape_of(base))
+        found = space.regrouped(access, shape_of(node))
+        return Space.of(shape_of(node)) if found is None else (space, found[0])
 
     def _join(self, node: fx.Node, kind: Kind, regions: Sequence[Region]) -> bool:
         """Joins the regions of a node's operands, and the node to them."""
@@ -135,29 +173,49 @@ class _Finder:
     def _merged(self, node: fx.Node, kind: Kind, regions: Sequence[Region]) -> Region | None:
         """A new region of all members of some, in the dimensions of the first that has all of them."""
         if len(regions) == 1:
-            (one,) = regions
-            return Region(Space(dict(one.space.sizes)), dict(one.accesses), one.rows, dict(one.reductions))
+            return regions[0].copy()
         if kind.name != "pointwise":
             return None
         ordered = sorted(regions, key=lambda region: -len(region.space.sizes))
-        merged = self._merged(node, kind, ordered[:1])
-        assert merged is not None
-        mine = self._aligned(node, ordered[:1])
+        merged = ordered[0].copy()
         for other in ordered[1:]:
-            theirs = self._aligned(node, [other])
-            names = None if mine is None or theirs is None else mapping(mine, theirs)
-            names = None if names is None else merged.space.names_of(other.space, names)
-            if names is None:
+            if not self._take_in(node, merged, other.copy()):
                 return None
-            rows = frozenset(names[dim] for dim in other.rows)
-            if rows and merged.rows and rows != merged.rows:
-                return None
-            merged.rows = merged.rows or rows
-            merged.accesses |= {member: renamed(access, names) for member, access in other.accesses.items()}
-            merged.reductions |= {m: frozenset(names[d] for d in dims) for m, dims in other.reductions.items()}
         where = {member: self.position[member] for member in merged.accesses}
         merged.accesses = dict(sorted(merged.accesses.items(), key=lambda item: where[item[0]]))
         return merged
+
+    def _take_in(self, node: fx.Node, merged: Region, other: Region) -> bool:
+        """Takes the members of another region into one, in its dimensions; both are split where only one of them is."""
+        for at in range(len(shape_of(node))):
+            for region, like in ((merged, other), (other, merged)):
+                if not self._split_like(node, at, region, like):
+                    return False
+        mine, theirs = self._aligned(node, [merged]), self._aligned(node, [other])
+        names = None if mine is None or theirs is None else mapping(mine, theirs)
+        names = None if names is None else merged.space.names_of(other.space, names)
+        if names is None:
+            return False
+        if not other.split(names):
+            return False
+        if other.rows and merged.rows and other.rows != merged.rows:
+            return False
+        merged.rows |= other.rows
+        merged.whole |= other.whole
+        merged.accesses |= other.accesses
+        merged.sources |= other.sources
+        merged.reductions |= other.reductions
+        return True
+
+    def _split_like(self, node: fx.Node, at: int, region: Region, like: Region) -> bool:
+        """Splits what a pointwise node's dimension is in a region as it is in another; False if it cannot be."""
+        mine, theirs = self._aligned(node, [region]), self._aligned(node, [like])
+        if mine is None or theirs is None:
+            return False
+        if not mine[at] or not theirs[at]:
+            return True
+        found = region.space.regrouped((mine[at],), [like.space.sizes[dim] for dim in theirs[at]])
+        return found is not None and region.split(found[1])
 
     def _aligned(self, node: fx.Node, regions: Sequence[Region]) -> Access | None:
         """The access of a pointwise node, as far as its operands in some regions give it."""
@@ -168,7 +226,7 @@ class _Finder:
             for region in regions
             if used in region.accesses
         ]
-        return joined([(None,) * rank, *known])
+        return joined([((),) * rank, *known])
 
     def _access(self, node: fx.Node, kind: Kind, region: Region) -> Access | None:
         """The access of a node in a region; for a reduction, that of its first operand."""
@@ -186,28 +244,40 @@ class _Finder:
         target = shape_of(node)
         if graphs.is_call(node, aten.expand.default):
             return region.space.completed(aligned(access, len(target)), target)
-        left = iter(dim for dim, size in zip(access, shape_of(first), strict=True) if size != 1)
-        return tuple(next(left) if size != 1 else None for size in target)
+        found = region.space.regrouped(access, target)
+        return None if found is None or not region.split(found[1]) else found[0]
 
     def _allows(self, node: fx.Node, kind: Kind, region: Region, access: Access) -> bool:
         """Whether a reduction fits the region's rows: now, or once it is known that the region has some."""
         if kind.name not in ROW_KINDS:
             return True
         dims = dims_of(tuple(access[dim] for dim in kind.dims))
-        if not dims:
+        if not dims or (kind.name != "reduction" and len(dims) > 1):
             return False
-        if kind.name != "reduction" or _meets_row(node, kind):
+        if kind.name != "reduction":
             return region.rows in (frozenset(), dims)
-        return region.rows == dims or (kind.adds and dims_of(access) == frozenset(region.space.sizes))
+        if dims <= region.rows:
+            return True
+        if _meets_row(node, kind, region):
+            return not region.rows or self._is_part_of_a_row(region, dims, access)
+        return kind.adds and dims_of(access) == frozenset(region.space.sizes)
+
+    def _is_part_of_a_row(self, region: Region, dims: frozenset[Dim], access: Access) -> bool:
+        """Whether what is reduced over dimensions was reduced over all of the rows', so that both together are rows,
+        and these are short."""
+        return not dims_of(access) & region.rows and region.space.size((*region.rows, *dims)) <= LONGEST_ROW
 
     def _enter(self, node: fx.Node, kind: Kind, region: Region, access: Access) -> None:
         if kind.name in ROW_KINDS:
             dims = dims_of(tuple(access[dim] for dim in kind.dims))
             if not dims:
                 return
-            if kind.name != "reduction" or _meets_row(node, kind):
-                region.rows = dims
+            if kind.name != "reduction" or _meets_row(node, kind, region):
+                region.rows |= dims
+            if kind.name != "reduction":
+                region.whole |= dims
             if kind.name in ("reduction", "pick"):
+                region.sources[node] = access
                 region.reductions[node] = dims
         if kind.name in ("reduction", "pick"):
             access = _reduced(node, kind, access)
@@ -267,19 +337,19 @@ def _reduced(node: fx.Node, kind: Kind, access: Access) -> Access:
     """The access of a reduction's result, by that of its operand."""
     value = node.meta["val"]
     rank = len((value[0] if isinstance(value, (tuple, list)) else value).shape)
-    kept = tuple(None if at in kind.dims else dim for at, dim in enumerate(access))
-    return kept if rank == len(access) else tuple(dim for at, dim in enumerate(access) if at not in kind.dims)
+    kept = tuple(() if at in kind.dims else run for at, run in enumerate(access))
+    return kept if rank == len(access) else tuple(run for at, run in enumerate(access) if at not in kind.dims)
 
 
-def _meets_row(node: fx.Node, kind: Kind) -> bool:
-    """Whether what a reduction gives is combined with whole rows again, by way of pointwise work on its own shape, or
-    inside: a variance takes the mean from them."""
+def _meets_row(node: fx.Node, kind: Kind, region: Region) -> bool:
+    """Whether what a reduction gives is combined again with whole rows, of what it reduces or of its region, by way of
+    pointwise work and reductions of smaller values, or inside: a variance takes the mean from them."""
     source = node.args[0]
     if kind.name == "reduction" and kind.passes > 1:
         return True
     if kind.name != "reduction" or not isinstance(source, fx.Node):
         return False
-    whole, pending, seen = shape_of(source), list(node.users), {node}
+    whole, pending, seen = math.prod(shape_of(source)), list(node.users), {node}
     while pending and len(seen) < LOOKAHEAD:
         user = pending.pop(0)
         if user in seen:
@@ -289,9 +359,9 @@ def _meets_row(node: fx.Node, kind: Kind) -> bool:
             pending += user.users
             continue
         found = kind_of(user)
-        if found is None or found.name not in ("pointwise", "view"):
+        if found is None or found.name not in ("pointwise", "view", "reduction"):
             continue
-        if math.prod(shape_of(user)) >= math.prod(whole):
-            return [s for s in shape_of(user) if s != 1] == [s for s in whole if s != 1]
+        if found.name != "reduction" and math.prod(shape_of(user)) >= whole:
+            return math.prod(shape_of(user)) in (whole, math.prod(region.space.sizes.values()))
         pending += user.users
     return False

@@ -1,16 +1,24 @@
-"""Iteration spaces: which dimension of a region each dimension of a value runs along.
+"""Iteration spaces: which dimensions of a region each dimension of a value runs along.
 
-An access gives, for each dimension of a value, the region's dimension that it follows, None where its size is 1.
+An access gives, for each dimension of a value, the region's dimensions that it follows, outermost first: one, none
+where its size is 1, or several where a reshape splits what is one dimension here. ``[n, c, h, w]`` viewed as
+``[n, g, c // g * h * w]`` is ``((n,), (g, k), (h,), (w,))`` viewed as ``((n,), (g,), (k, h, w))``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 Dim = int
-Access = tuple[Dim | None, ...]
+Run = tuple[Dim, ...]
+"""The dimensions that one dimension of a value runs along."""
+
+Access = tuple[Run, ...]
+Splits = dict[Dim, Run]
+"""The dimensions that take the place of others."""
 
 _numbers = itertools.count()
 
@@ -27,79 +35,120 @@ class Space:
     @staticmethod
     def of(shape: Sequence[int]) -> tuple[Space, Access]:
         """A new space for a value of a shape, and the value's access."""
-        access = tuple(next(_numbers) if size != 1 else None for size in shape)
-        return Space({dim: size for dim, size in zip(access, shape, strict=True) if dim is not None}), access
+        access = tuple((next(_numbers),) if size != 1 else () for size in shape)
+        sizes = {run[0]: size for run, size in zip(access, shape, strict=True) if run}
+        return Space(sizes), access
 
     def order(self) -> list[Dim]:
         return list(self.sizes)
 
-    def completed(self, access: Sequence[Dim | None], shape: Sequence[int]) -> Access | None:
+    def size(self, run: Run) -> int:
+        return math.prod(self.sizes[dim] for dim in run)
+
+    def completed(self, access: Sequence[Run], shape: Sequence[int]) -> Access | None:
         """An access with the dimensions that no known value gave: those of this space in the right place and of the
         right size, or new ones. None where the known ones are out of order.
 
         New dimensions are added to the space.
         """
         order = self.order()
-        known = [order.index(dim) for dim in access if dim is not None]
+        known = [order.index(dim) for run in access for dim in run]
         if known != sorted(set(known)):
             return None
         full = list(access)
         after = len(order)  # position of the next known dimension to the right
         for at in range(len(shape) - 1, -1, -1):
-            dim = full[at]
-            if dim is not None:
-                after = self.order().index(dim)
+            if full[at]:
+                after = self.order().index(full[at][0])
             elif shape[at] != 1:
-                left = [self.order().index(d) for d in full[:at] if d is not None]
-                free = range(left[-1] + 1 if left else 0, after)
-                same = [position for position in free if self.sizes[self.order()[position]] == shape[at]]
-                position = same[-1] if same else self._insert(after, shape[at])
-                full[at] = self.order()[position]
-                after = position
+                left = [self.order().index(dim) for run in full[:at] for dim in run]
+                full[at] = self._found(left[-1] + 1 if left else 0, after, shape[at])
+                after = self.order().index(full[at][0])
         return tuple(full)
 
-    def names_of(self, other: Space, known: Mapping[Dim, Dim]) -> dict[Dim, Dim] | None:
-        """This space's dimension for each of another's: those known, and between them those of the same sizes; None
-        where there is none."""
+    def _found(self, first: int, after: int, size: int) -> Run:
+        """Adjacent dimensions of a size together, between two positions; a new one where there are none."""
+        for end in range(after, first, -1):
+            for start in range(end - 1, first - 1, -1):
+                run = tuple(self.order()[start:end])
+                if self.size(run) == size:
+                    return run
+        items = list(self.sizes.items())
+        items.insert(after, (next(_numbers), size))
+        self.sizes = dict(items)
+        return (items[after][0],)
+
+    def regrouped(self, access: Access, shape: Sequence[int]) -> tuple[Access, Splits] | None:
+        """The access of a value after a reshape, and the dimensions of this space that are split for it; None where a
+        dimension of the result would hold a part of one here that is no whole number of its elements."""
+        pending, splits, result = [dim for run in access for dim in run], Splits(), list[Run]()
+        sizes = dict(self.sizes)
+        for wanted in shape:
+            run: list[Dim] = []
+            while wanted > 1:
+                if not pending:
+                    return None
+                dim = pending.pop(0)
+                if wanted % sizes[dim]:
+                    if sizes[dim] % wanted:
+                        return None
+                    outer, inner = next(_numbers), next(_numbers)
+                    sizes |= {outer: wanted, inner: sizes[dim] // wanted}
+                    of = next((whole for whole, parts in splits.items() if dim in parts), dim)
+                    parts = splits.get(of, (of,))
+                    splits[of] = tuple(p for part in parts for p in ((outer, inner) if part == dim else (part,)))
+                    pending.insert(0, inner)
+                    dim = outer
+                run.append(dim)
+                wanted //= sizes[dim]
+            result.append(tuple(run))
+        if pending:
+            return None
+        self.sizes = {part: sizes[part] for dim in self.sizes for part in splits.get(dim, (dim,))}
+        return tuple(result), splits
+
+    def names_of(self, other: Space, known: Mapping[Dim, Dim]) -> dict[Dim, Run] | None:
+        """This space's dimensions for each of another's: those known, and between them those of the same sizes; None
+        where there are none."""
         trial = Space(dict(self.sizes))
-        found = trial.completed([known.get(dim) for dim in other.sizes], list(other.sizes.values()))
+        runs = [(known[dim],) if dim in known else () for dim in other.sizes]
+        found = trial.completed(runs, list(other.sizes.values()))
         if found is None or len(trial.sizes) != len(self.sizes):
             return None
-        return {theirs: mine for theirs, mine in zip(other.sizes, found, strict=True) if mine is not None}
-
-    def _insert(self, position: int, size: int) -> int:
-        items = list(self.sizes.items())
-        items.insert(position, (next(_numbers), size))
-        self.sizes = dict(items)
-        return position
+        return dict(zip(other.sizes, found, strict=True))
 
 
 def aligned(access: Access, rank: int) -> Access:
     """An access as that of a value of a higher rank, as broadcasting aligns them: at the right."""
-    return (None,) * (rank - len(access)) + access
+    return ((),) * (rank - len(access)) + access
 
 
-def renamed(access: Access, names: Mapping[Dim, Dim]) -> Access:
-    return tuple(None if dim is None else names[dim] for dim in access)
+def split(access: Access, splits: Mapping[Dim, Run]) -> Access:
+    """An access in a space some of whose dimensions were split."""
+    return tuple(tuple(part for dim in run for part in splits.get(dim, (dim,))) for run in access)
 
 
 def dims_of(access: Access) -> frozenset[Dim]:
-    return frozenset(dim for dim in access if dim is not None)
+    return frozenset(dim for run in access for dim in run)
 
 
 def joined(accesses: Iterable[Access]) -> Access | None:
     """The access of a value computed of values with these, all of one rank; None if two of them differ."""
-    result: list[Dim | None] = []
+    result: list[Run] = []
     for column in zip(*accesses, strict=True):
-        found = {dim for dim in column if dim is not None}
+        found = {run for run in column if run}
         if len(found) > 1:
             return None
-        result.append(found.pop() if found else None)
+        result.append(found.pop() if found else ())
     return tuple(result)
 
 
 def mapping(mine: Access, theirs: Access) -> dict[Dim, Dim] | None:
-    """Which dimensions of one space are which of another, by two aligned values; None if that is not one to one."""
-    pairs = {(b, a) for a, b in zip(mine, theirs, strict=True) if a is not None and b is not None}
+    """Which dimensions of one space are which of another, by two aligned values of which both run along equal ones;
+    None if that is not one to one."""
+    runs = [(b, a) for a, b in zip(mine, theirs, strict=True) if a and b]
+    if any(len(b) != len(a) for b, a in runs):
+        return None
+    pairs = {pair for b, a in runs for pair in zip(b, a, strict=True)}
     names = dict(pairs)
     return names if len(names) == len(pairs) == len(set(names.values())) else None

@@ -142,7 +142,7 @@ class KernelText:
         used = [dim for dim in self.index if dim in summed or dim in self.body_graph.masks]
         lines += [f"    {self.index[dim]} = pl.program_id({list(self.index).index(dim)})" for dim in used]
         for dim in self.body_graph.masks:
-            shape, position = self.body_graph.shape((dim,)), self.order.index(dim)
+            shape, position = self.body_graph.shape(((dim,),)), self.order.index(dim)
             places = f"jax.lax.broadcasted_iota(jnp.int32, {shape}, {position})"
             size = self.plan.region.space.sizes[dim]
             lines.append(f"    inside_{position} = {self.index[dim]} * {self.tiling.block(dim)} + {places} < {size}")

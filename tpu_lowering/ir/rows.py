@@ -10,6 +10,14 @@ def running_sum(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return rows.cumsum(-1, dtype=dtype)
 
 
+def group_sums(values: torch.Tensor, dims: list[int], size: int) -> torch.Tensor:
+    """Sums of float32 values over some dimensions, and over each ``size`` elements one after another of the last one,
+    which stand in the place of each of those."""
+    sums = values.sum(dims, True) if dims else values
+    groups = sums.unflatten(-1, (-1, size)).sum(-1, True)
+    return groups.expand(*groups.shape[:-1], size).flatten(-2)
+
+
 def row_product(
     left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None, transposed: bool, dtype: torch.dtype
 ) -> torch.Tensor:

@@ -33,6 +33,26 @@ def running_sum(rows: jax.Array, dtype: torch.dtype, *, out: TensorType) -> jax.
     return jnp.concatenate(parts, 1).reshape(out.shape).astype(out.dtype)
 
 
+def group_sums(values: jax.Array, dims: list[int], size: int, *, out: TensorType) -> jax.Array:
+    """Sums over some dimensions and over groups of lanes: by a product with ones on blocks of a matrix's diagonal, of
+    as many lanes as hold whole groups; groups of whole tiles are sliced."""
+    sums = jnp.sum(values, axis=tuple(dims), keepdims=True) if dims else values
+    count = sums.shape[-1]
+    rows = sums.reshape(-1, count)
+    if size % LANES == 0:
+        parts = [rows[:, start : start + size] for start in range(0, count, size)]
+        sliced = [jnp.broadcast_to(jnp.sum(part, axis=1, keepdims=True), part.shape) for part in parts]
+        return jnp.concatenate(sliced, 1).reshape(sums.shape)
+    width = LANES if LANES % size == 0 and count % LANES == 0 else count
+    group = [jax.lax.broadcasted_iota(jnp.int32, (width, width), axis) // size for axis in (0, 1)]
+    ones = (group[0] == group[1]).astype(jnp.float32)
+    parts = [
+        jax.lax.dot(rows[:, start : start + width], ones, precision=jax.lax.Precision.HIGHEST)
+        for start in range(0, count, width)
+    ]
+    return jnp.concatenate(parts, 1).reshape(sums.shape)
+
+
 def row_product(
     left: jax.Array,
     right: jax.Array,
