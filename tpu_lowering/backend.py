@@ -13,6 +13,7 @@ from tpu_lowering import compat, pipeline
 from tpu_lowering.capture import fallback, gradients, partition, recompiles, restorable
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.capture.restorable import Restorable
+from tpu_lowering.kernels.known import KnownKernel, known_kernels
 from tpu_lowering.normalise.decompositions import decompositions
 from tpu_lowering.options import Options
 from tpu_lowering.report.dump import dump_observer
@@ -59,13 +60,13 @@ def helion_tpu(
     # What comes out of AOTAutograd's cache has no stages to observe.
     keeps = bool(chosen.cache) and not (observers or chosen.dump)
 
-    def compiler(kind: str) -> Callable[..., Any]:
+    def compiler(kind: str, kernels: Sequence[KnownKernel] | None) -> Callable[..., Any]:
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
             if kind == "backward":
                 compat.keep_saved_tensors()
             where = runtime or runtime_for(graph.graph, kind, arguments, chosen)
             captured = CapturedGraph(kind, number, graph, arguments, chosen, observer, where)
-            return restorable.of(captured, where, chosen.cache) if keeps else captured
+            return restorable.of(captured, where, chosen.cache, kernels) if keeps else captured
 
         return compat.serializable_compiler(Restorable, compile_graph) if keeps else compile_graph
 
@@ -76,11 +77,12 @@ def helion_tpu(
         return where.device_kind if pipeline.fuses(chosen, where.device_kind) else None
 
     def compile_whole(part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
-        with restorable.autograd_cache(chosen) if keeps else contextlib.nullcontext():
+        kernels = known_kernels(part) if keeps else None
+        with restorable.autograd_cache(chosen, kernels) if keeps else contextlib.nullcontext():
             return compat.aot_autograd(
-                fw_compiler=compiler("forward"),
-                bw_compiler=compiler("backward"),
-                inference_compiler=compiler("inference"),
+                fw_compiler=compiler("forward", kernels),
+                bw_compiler=compiler("backward", kernels),
+                inference_compiler=compiler("inference", kernels),
                 partition_fn=partition.partitioner(device_kind_of),
                 decompositions=decompositions(),
                 keep_inference_input_mutations=True,

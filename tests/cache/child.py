@@ -99,15 +99,41 @@ def kernel(run: Callable[..., Any]) -> list[torch.Tensor]:
     return [run(function)(torch.randn(4, 8))]
 
 
-CASES = {case.__name__: case for case in (plain, inference, views, largest, dynamic, training, factorised, kernel)}
+@tpu_lowering.kernel_op(
+    "cache_child::cube",
+    setup_context=lambda context, inputs, output: context.save_for_backward(inputs[0]),
+    backward=lambda context, gradient: gradient * FACTOR * context.saved_tensors[0] ** 2,
+)
+def cube(x: torch.Tensor) -> torch.Tensor:
+    return x**3  # type: ignore[no-any-return]
+
+
+def gradient(run: Callable[..., Any]) -> list[torch.Tensor]:
+    """A kernel with a gradient that reads a global."""
+    x = torch.randn(4, 8, requires_grad=True)
+    run(lambda x: cube(x).sum())(x).backward()
+    assert x.grad is not None
+    return [x.grad]
+
+
+CASES = {
+    case.__name__: case for case in (plain, inference, views, largest, dynamic, training, factorised, kernel, gradient)
+}
 
 
 def main(case: str, folder: str, *settings: str) -> None:
     options: dict[str, Any] = {"cache": folder}
+    read = globals()
+    if case == "launch":  # to import Helion takes seconds
+        import launches
+
+        CASES[case], read = launches.launch, vars(launches)
     for setting in settings:
         name, _, value = setting.partition("=")
         if name == "FACTOR":
-            globals()[name] = int(value)
+            read[name] = int(value)
+        elif name == "scale_into":
+            read[name] = read[value]
         else:
             options[name] = {"True": True, "False": False}.get(value, value)
     jax.monitoring.register_event_duration_secs_listener(_listen)

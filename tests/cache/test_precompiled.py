@@ -14,7 +14,7 @@ from tests.cache.test_second_process import entries
 run = functools.partial(test_second_process.run, TORCH_CACHING_PRECOMPILE="1")
 
 
-@pytest.mark.parametrize("case", ["inference", "views", "training"])
+@pytest.mark.parametrize("case", ["inference", "views", "training", "kernel", "launch"])
 def test_nothing_is_traced_again(case: str, tmp_path: pathlib.Path) -> None:
     first, second = run(case, tmp_path), run(case, tmp_path)
     assert first["graphs"] > 0 and first["compilations"] > 0
@@ -27,11 +27,18 @@ def test_a_graph_without_record_is_traced_again(tmp_path: pathlib.Path) -> None:
     assert second["results"] == first["results"]
 
 
-def test_a_kernel_with_another_body_is_another_program(tmp_path: pathlib.Path) -> None:
-    first = run("kernel", tmp_path, "FACTOR=2")
-    second = run("kernel", tmp_path, "FACTOR=3")
+@pytest.mark.parametrize("case", ["kernel", "launch"])
+def test_a_kernel_with_another_body_is_another_program(case: str, tmp_path: pathlib.Path) -> None:
+    first = run(case, tmp_path, "FACTOR=2")
+    second = run(case, tmp_path, "FACTOR=3")
     (two,), (three,) = (torch.tensor(process["results"]) for process in (first, second))
     torch.testing.assert_close((two - 1) * 3, (three - 1) * 2)
+
+
+def test_another_kernel_under_the_name_is_another_program(tmp_path: pathlib.Path) -> None:
+    first = run("launch", tmp_path)
+    second = run("launch", tmp_path, "scale_into=negate_into")
+    torch.testing.assert_close(*(sign * (torch.tensor(p["results"]) - 1) for sign, p in ((1, first), (-1, second))))
 
 
 def test_a_record_that_is_damaged_is_traced_again(tmp_path: pathlib.Path) -> None:

@@ -38,7 +38,7 @@ def entries(folder: pathlib.Path) -> list[pathlib.Path]:
     return [path for path in (folder / "ours").rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("case", ["plain", "largest", "training", "kernel"])
+@pytest.mark.parametrize("case", ["plain", "largest", "training", "kernel", "launch", "gradient"])
 def test_nothing_is_compiled_again(case: str, tmp_path: pathlib.Path) -> None:
     first, second = run(case, tmp_path), run(case, tmp_path)
     assert first["compilations"] > 0
@@ -61,12 +61,24 @@ def test_damaged_entries_are_written_anew(tmp_path: pathlib.Path) -> None:
     assert damaged and all(store.read(path.name) is not None for path in damaged)
 
 
-def test_a_kernel_with_another_body_is_another_program(tmp_path: pathlib.Path) -> None:
-    first = run("kernel", tmp_path, "FACTOR=2")
-    second = run("kernel", tmp_path, "FACTOR=3")
-    assert second["compilations"] > 0
+@pytest.mark.parametrize("case", ["kernel", "launch"])
+def test_a_kernel_with_another_body_is_another_program(case: str, tmp_path: pathlib.Path) -> None:
+    first = run(case, tmp_path, "FACTOR=2")
+    second = run(case, tmp_path, "FACTOR=3")
+    assert second["compilations"] > 0 or case == "launch"  # a global number is an operand of a Helion kernel
     (two,), (three,) = (torch.tensor(process["results"]) for process in (first, second))
     torch.testing.assert_close((two - 1) * 3, (three - 1) * 2)
+
+
+def test_a_kernel_with_another_gradient_is_another_program(tmp_path: pathlib.Path) -> None:
+    first, second = run("gradient", tmp_path, "FACTOR=3"), run("gradient", tmp_path, "FACTOR=6")
+    torch.testing.assert_close(torch.tensor(first["results"]) * 2, torch.tensor(second["results"]))
+
+
+def test_another_kernel_under_the_name_is_another_program(tmp_path: pathlib.Path) -> None:
+    first = run("launch", tmp_path)
+    second = run("launch", tmp_path, "scale_into=negate_into")
+    torch.testing.assert_close(*(sign * (torch.tensor(p["results"]) - 1) for sign, p in ((1, first), (-1, second))))
 
 
 def test_processes_at_once_agree(tmp_path: pathlib.Path) -> None:

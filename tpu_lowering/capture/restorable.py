@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from tpu_lowering import compat
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.ir import graphs, regions
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.kernels.known import KnownKernel
 from tpu_lowering.options import Options
 from tpu_lowering.runtime import records
 from tpu_lowering.runtime.base import Runtime
@@ -69,29 +70,40 @@ def restore(folder: str, key: str) -> Restorable:
     return Restorable(records.load(Store(pathlib.Path(folder)), key), folder, key)
 
 
-def of(graph: CapturedGraph, runtime: Runtime, folder: str) -> Restorable:
+def of(graph: CapturedGraph, runtime: Runtime, folder: str, kernels: Sequence[KnownKernel] | None = None) -> Restorable:
     """A captured graph as AOTAutograd can keep it.
 
-    Its cache knows the graph, but not what a registered kernel does, nor sizes that are not numbers: such graphs have
-    no record.
+    Its cache knows the graph, but not what a kernel does, nor sizes that are not numbers: graphs with such sizes have
+    no record, and those with kernels have one if all their kernels are known.
+
+    Args:
+        kernels: those of the graph that this one was made of; None if they are not known.
     """
     key = None
     if isinstance(runtime, CpuRuntime) and runtime.store is not None and not graph.symbolic:
         assert isinstance(graph.only, CpuProgram)
         program = graph.only.interface
         assert isinstance(program, Program)
-        if not any(graphs.kernel_calls(module.graph) for module in regions.modules(program.module)):
-            key = records.save(runtime.store, graph.only)
+        if _names(program) <= {kernel.name for kernel in kernels or ()}:
+            key = records.save(runtime.store, graph.only, kernels or ())
     return Restorable(graph, folder, key)
 
 
+def _names(program: Program) -> set[str]:
+    """The kernels that a program calls, without those that were made of its own operators."""
+    calls = [call for module in regions.modules(program.module) for call in graphs.kernel_calls(module.graph)]
+    return {kernel.name for kernel in map(graphs.kernel_of, calls) if not kernel.generated}
+
+
 @contextlib.contextmanager
-def autograd_cache(options: Options) -> Generator[None]:
+def autograd_cache(options: Options, kernels: Sequence[KnownKernel] | None) -> Generator[None]:
     """A scope in which AOTAutograd looks graphs up in its cache, under a tag of our own, and keeps ours whole.
+
+    A Helion kernel is a number in a graph, and an operator a name: the tag says what they do.
 
     Dynamo holds a lock while a backend compiles, so no other compilation is inside the scope. The backward is compiled
     inside too, or the graph would be kept only when a gradient has been asked for.
     """
-    tag = digest(["helion_tpu", package_digest(), repr(options)])
+    tag = digest(["helion_tpu", package_digest(), repr(options), repr(kernels)])
     with compat.autograd_cache(tag):
         yield

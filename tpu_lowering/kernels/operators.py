@@ -59,7 +59,7 @@ def kernel_op(
 
     def enter(function: registry.Function) -> compat.OpOverload:
         overload = _define(name, tuple(mutates_args), function)
-        found = registry.register(overload, function, backward is not None)
+        found = registry.register(overload, function, backward is not None, (backward, setup_context, fake))
         library = _libraries[-1]
         short = overload._schema.name.split("::")[1]
         library.impl(short, _eager(found), "CompositeExplicitAutograd")

@@ -24,12 +24,14 @@ class Implementation:
             the new values of the mutated arguments in schema order, then the operator's own results.
         where: the source line of the function.
         backward: whether the operator records gradients; None where torch's own dispatch tables say it.
+        surroundings: what else gives the operator its meaning: its gradient, its types; None for what it has not.
     """
 
     overload: compat.OpOverload
     function: Function
     where: str
     backward: bool | None = None
+    surroundings: tuple[Function | None, ...] = ()
 
     @property
     def name(self) -> str:
@@ -70,13 +72,18 @@ def source_line(function: Function) -> str:
     return f"{code.co_filename}:{code.co_firstlineno} in {code.co_name}" if code is not None else ""
 
 
-def register(overload: compat.OpOverload, function: Function, backward: bool | None = None) -> Implementation:
+def register(
+    overload: compat.OpOverload,
+    function: Function,
+    backward: bool | None = None,
+    surroundings: tuple[Function | None, ...] = (),
+) -> Implementation:
     """Enters an implementation; see ``Implementation`` for the arguments.
 
     Raises:
         TpuLoweringError: TL207 if the operator has one; TL208 if the function cannot take its arguments.
     """
-    found = Implementation(overload, function, source_line(function), backward)
+    found = Implementation(overload, function, source_line(function), backward, surroundings)
     _check_arity(found)
     with _lock:
         if overload in _implementations:

@@ -22,12 +22,24 @@ CALLED = re.compile(r'custom_call_target="([^"]*)"')
 OWN_CALLS = {"TopK"}
 """Targets of custom calls that XLA's runtime has itself, in every process."""
 
-PACKAGES = ("jax", "jaxlib", "numpy", "torch", "tpu_lowering")
+PACKAGES = ("helion", "jax", "jaxlib", "ml_dtypes", "numpy", "torch", "tpu_lowering")
+
+TRACED_BY = (
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_numpy_dtype_promotion",
+    "jax_threefry_partitionable",
+)
+"""JAX's settings that change what a traced function computes."""
+
+
+def surroundings() -> str:
+    """What an executable depends on beside its program: versions, this package, flags, settings and the processor."""
+    return json.dumps([_of_process(), *(str(jax.config.values[name]) for name in TRACED_BY)])
 
 
 @functools.cache
-def surroundings() -> str:
-    """What an executable depends on beside its program: versions, this package, XLA's flags and the processor."""
+def _of_process() -> str:
     client = jax.devices("cpu")[0].client
     versions = {package: version(package) for package in PACKAGES}
     settings = [client.platform_version, os.environ.get("XLA_FLAGS", ""), package_digest(), _processor()]

@@ -17,6 +17,7 @@ import torch
 from tpu_lowering import compat
 from tpu_lowering.ir.programs import Interface, MemoryView, Output, Signature
 from tpu_lowering.ir.types import element_type
+from tpu_lowering.kernels.known import KnownKernel
 from tpu_lowering.runtime import executables
 from tpu_lowering.runtime.cpu import CpuProgram
 from tpu_lowering.runtime.store import Store, digest
@@ -24,8 +25,8 @@ from tpu_lowering.runtime.store import Store, digest
 PLAIN = (bool, int, float, type(None))
 
 
-def save(store: Store, program: CpuProgram) -> str | None:
-    """Writes a program's record.
+def save(store: Store, program: CpuProgram, kernels: Sequence[KnownKernel] = ()) -> str | None:
+    """Writes a program's record, and which kernels the program was made of.
 
     Returns:
         Its key; None for a program that no record tells all of: one that draws random numbers, whose executable is
@@ -44,6 +45,7 @@ def save(store: Store, program: CpuProgram) -> str | None:
         "taken": interface.inputs,
         "signature": _signature_as_json(interface.signature),
         "constants": [_spec(value) for value in constants],
+        "kernels": list(map(dataclasses.asdict, kernels)),
     }
     contents = b"\n".join([json.dumps(described).encode(), b"".join(value.tobytes() for value in constants)])
     key = digest([contents])
@@ -55,7 +57,8 @@ def load(store: Store, key: str) -> CpuProgram:
     """The program of a record.
 
     Raises:
-        LookupError: the record or its executable is not there, or is of other versions, flags or another processor.
+        LookupError: the record or its executable is not there, or is of other versions, flags or another processor, or
+            a kernel that it was made of is not there, or does something else now.
     """
     contents = store.read(key)
     if contents is None:
@@ -64,6 +67,9 @@ def load(store: Store, key: str) -> CpuProgram:
     described = json.loads(head)
     if described["surroundings"] != digest([executables.surroundings()]):
         raise LookupError(f"expected a record of these versions, flags and this processor under {key}, got another")
+    for kernel in described["kernels"]:
+        if not KnownKernel(**kernel).is_current():
+            raise LookupError(f"expected the kernel {kernel['place']} as it was under {key}, got none or another")
     inputs, outputs = (list(map(_type, described[name])) for name in ("inputs", "outputs"))
     with compat.enable_x64(True):
         stored = executables.Stored(described["executable"], inputs, outputs)

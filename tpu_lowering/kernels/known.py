@@ -1,0 +1,116 @@
+"""Kernels of earlier processes: what a kept program called, and whether this process has the same kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import fx
+
+from tpu_lowering import compat
+from tpu_lowering.kernels import function_values, registry
+from tpu_lowering.kernels.fingerprints import UnknownValueError, fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownKernel:
+    """A kernel that another process can find by name, and tell from another of that name.
+
+    Attributes:
+        kind: an operator with a JAX implementation, or a Helion kernel.
+        place: the operator's full name, or the Helion kernel's module and name, joined by a colon.
+        name: as calls in a graph are named.
+        digest: of what it does.
+    """
+
+    kind: Literal["operator", "helion"]
+    place: str
+    name: str
+    digest: str
+
+    def is_current(self) -> bool:
+        """Whether this process has this kernel, and it does the same."""
+        try:
+            return (_of_operator if self.kind == "operator" else _of_helion)(_found(self.kind, self.place)) == self
+        except (LookupError, UnknownValueError):
+            return False
+
+
+def known_kernels(module: torch.nn.Module) -> tuple[KnownKernel, ...] | None:
+    """The kernels that a graph of Dynamo's calls, in the order of their calls, those in its sub-graphs too.
+
+    Returns:
+        None if one of them does something that cannot be followed, or cannot be found by name.
+    """
+    graphs = [part.graph for part in module.modules() if isinstance(part, fx.GraphModule)]
+    nodes = [node for graph in graphs for node in graph.nodes if node.op == "call_function"]
+    try:
+        return tuple(kernel for node in nodes for kernel in _called(node))
+    except (LookupError, UnknownValueError):
+        return None
+
+
+def _called(node: fx.Node) -> list[KnownKernel]:
+    """Raises LookupError or UnknownValueError; see ``known_kernels``."""
+    target: Any = node.target
+    if isinstance(target, compat.OpOverloadPacket):
+        overloads = [getattr(target, name) for name in target.overloads()]
+    else:
+        overloads = [target] if isinstance(target, compat.OpOverload) else []
+    if any(overload.namespace == "helion_capture" for overload in overloads):
+        raise LookupError("a kernel that has no name in a module")
+    found = [_of_operator(one) for one in map(registry.implementation, overloads) if one is not None]
+    if "helion" in str(target) and "kernel_idx" in node.kwargs:
+        constants: Any = node.kwargs["constant_args"]
+        if any(isinstance(value, function_values.FunctionValue) for value in constants.values()):
+            raise LookupError("a function that is given to a kernel")
+        found.append(_of_helion(compat.helion_kernel(node.kwargs["kernel_idx"])))  # type: ignore[arg-type]
+    return found
+
+
+def _found(kind: str, place: str) -> Any:
+    """Raises LookupError if there is nothing of that name."""
+    if kind == "operator":
+        namespace, _, rest = place.partition("::")
+        name, _, overload = rest.partition(".")
+        packet = getattr(getattr(torch.ops, namespace), name, None)
+        found = registry.implementation(getattr(packet, overload, None)) if packet is not None else None
+    else:
+        module, _, name = place.partition(":")
+        found = getattr(sys.modules.get(module), name, None)
+    if found is None:
+        raise LookupError(f"expected {place}, got nothing of that name")
+    return found
+
+
+def _of_operator(found: registry.Implementation) -> KnownKernel:
+    overload = found.overload
+    made_of = [fingerprint(function) for function in (found.function, *found.surroundings)]
+    digest = _digest([str(overload._schema), *made_of])
+    return KnownKernel("operator", f"{found.name}.{overload._overloadname}", found.name, digest)
+
+
+def _of_helion(kernel: Any) -> KnownKernel:
+    """Raises LookupError if the kernel is not what its module has under its name."""
+    if not isinstance(kernel, compat.helion_kernel_class()):
+        raise LookupError(f"expected a Helion kernel, got {type(kernel).__name__}")
+    module, name = kernel.fn.__module__, kernel.fn.__qualname__
+    if getattr(sys.modules.get(module), name, None) is not kernel:
+        raise LookupError(f"expected {module}.{name} to be the kernel, got something else")
+    settings = kernel.settings.to_dict().items()
+    chosen = {key: value for key, value in settings if "autotune" not in key and isinstance(value, _SETTING)}
+    configs = [dict(config.config) for config in kernel.configs]
+    made_of = [fingerprint(value) for value in (kernel.fn, configs, chosen, kernel.settings.autotune_effort)]
+    return KnownKernel("helion", f"{module}:{name}", kernel.name, _digest(made_of))
+
+
+_SETTING = (bool, int, float, str, type(None))
+"""Types of the settings that code is generated by; autotuning's functions are not called here."""
+
+
+def _digest(parts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
