@@ -199,6 +199,7 @@ CASES: tuple[FusionCase, ...] = (
     FusionCase("rotary embedding", rotary, (HEADS, ANGLES, ANGLES)),
     FusionCase("rotary embedding's gradient", rotary_gradient, (HEADS, ANGLES, ANGLES, HEADS)),
     FusionCase("running sum", functools.partial(torch.cumsum, dim=-1), ((f32, ROWS),)),
+    FusionCase("running sum of columns", functools.partial(torch.cumsum, dim=0), ((f32, ROWS),)),
     FusionCase("gated", gated, ((bf16, (8192, 1024)), *((bf16, (4096, 1024)),) * 2)),
     FusionCase("product and softmax", product_and_softmax, ((bf16, (8192, 1024)), (bf16, (1024, 2048)))),
     FusionCase(
