@@ -84,7 +84,7 @@ def _forms(plan: Plan, lying: Axes) -> list[Axes]:
     """Axes for values that lie in a way: what is no tile is split, and what is one need not be."""
     *outer, inner = lying
     split: Axes = tuple((dim,) for run in outer for dim in run)
-    forms = [(*split, inner), (*split, *((dim,) for dim in inner))]
+    forms: list[Axes] = [(*split, inner), (*split, *((dim,) for dim in inner))]
     if outer and len(outer[-1]) > 1:
         forms.append((*split[: -len(outer[-1])], outer[-1], inner))
     return forms
