@@ -160,6 +160,15 @@ CASES: dict[str, Case] = {
     "rotary embedding": (rotary, ((2, 3, 40, 64), (2, 1, 40, 64), (1, 1, 40, 64)), ["pieces_rows"], ["pieces_rows"]),
     "mixed pieces": (mixed_pieces, ((40, ROW), (40, ROW)), ["pieces_rows"], ["pieces_rows"]),
     "running sum": (lambda x: (2 * x).cumsum(-1) / ROW, ((ROWS, ROW),), ["cumsum_rows"], ["cumsum_rows"]),
+    "running sum of columns": (
+        lambda x: (2 * x).cumsum(-2) / ROWS, ((2, ROWS, ROW),), ["cumsum_rows"], ["cumsum_rows"],
+    ),
+    "running sum, spread": (
+        lambda x, y: x.cumsum(-1)[..., None] * y, ((ROWS, 40), (ROWS, 40, 5)), ["cumsum_rows"], [],
+    ),
+    "running sum, far from the last dimension": (
+        lambda x, y: x.cumsum(-1)[..., None, None] * y, ((4, 40), (4, 40, 8, 128)), [], [],
+    ),
     "two losses": (
         two_losses,
         ((ROWS, ROW), (ROWS, ROW)),

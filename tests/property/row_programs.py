@@ -105,7 +105,7 @@ def run(
             value = torch.tanh(whole) @ (matrix if second % 2 else matrix.t())
         else:
             cut = 1 + number * 5 % (shape[-1] - 1)
-            value = torch.cat((whole[..., cut:], -whole[..., :cut]), -1) if number % 2 else whole.cumsum(-1) * 0.1
+            value = torch.cat((whole[..., cut:], -whole[..., :cut]), -1) if number % 2 else whole.cumsum(dim) * 0.1
         values.append(value)
     kept = values[len(floats) :][-3:]
     return [*kept, kept[-1].reshape(-1, kept[-1].shape[-1]).sum(0)]  # as a weight's gradient: over all rows

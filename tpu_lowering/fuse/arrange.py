@@ -37,18 +37,21 @@ WIDEST = 2048
 Axes = tuple[Run, ...]
 
 
-def arranged(plan: Plan) -> tuple[Plan, int]:
+def arranged(plan: Plan) -> tuple[Plan, int] | None:
     """A plan whose space has one dimension for each axis of the kernel's arrays, so that the compiler copies as little
     as possible around it.
 
     Returns:
-        The plan, and the bytes that are copied.
+        The plan, and the bytes that are copied; None if no kernel can compute its members.
     """
     natural: Axes = tuple((dim,) for dim in plan.region.space.sizes)
     if plan.products:
         return plan, 0
     lying = _lying(plan)
-    found = [natural, *(axes for order in lying for axes in _forms(plan, order[0]) if _is_possible(plan, axes))]
+    forms = [natural, *(axes for order in lying for axes in _forms(plan, order[0]))]
+    found = [axes for axes in forms if _is_possible(plan, axes)]
+    if not found:
+        return None
     copied = {axes: sum(2 * size for runs, size in lying if not _is_free(plan, runs, axes)) for axes in found}
     best = min(copied, key=copied.__getitem__)
     return (plan, copied[best]) if best == natural else (_with_axes(plan, best), copied[best])
@@ -81,7 +84,7 @@ def _forms(plan: Plan, lying: Axes) -> list[Axes]:
     """Axes for values that lie in a way: what is no tile is split, and what is one need not be."""
     *outer, inner = lying
     split: Axes = tuple((dim,) for run in outer for dim in run)
-    forms = [(*split, inner), (*split, *((dim,) for dim in inner))]
+    forms: list[Axes] = [(*split, inner), (*split, *((dim,) for dim in inner))]
     if outer and len(outer[-1]) > 1:
         forms.append((*split[: -len(outer[-1])], outer[-1], inner))
     return forms
@@ -93,7 +96,7 @@ def _is_possible(plan: Plan, axes: Axes) -> bool:
     lanes, region = axes[-1], plan.region
     for member in plan.members:
         kind = kind_of(member)
-        if member.target is aten.cumsum.default and region.accesses[member][kind.dims[0]] != lanes:  # type: ignore[union-attr]
+        if member.target is aten.cumsum.default and region.accesses[member][kind.dims[0]] not in axes[-2:]:  # type: ignore[union-attr]
             return False
         reduced = region.reductions.get(member, frozenset[Dim]())
         for run in axes:

@@ -234,7 +234,7 @@ class Body:
         dtype = member.meta["val"].dtype
         if not self.in_kernel:
             return self._call(member, aten.cumsum.default, whole, position, dtype=dtype)
-        return self._call(member, running_sum, whole, dtype)
+        return self._call(member, running_sum, whole, position - len(self.order), dtype)
 
     def _at_index(self, member: fx.Node, name: str) -> fx.Node:
         """``gather`` and ``scatter`` along a row by comparing every place of it with the index."""

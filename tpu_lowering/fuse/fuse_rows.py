@@ -174,11 +174,12 @@ class FuseRows:
             reason = "expected rows that XLA moves, got some that it keeps in VMEM"
             return Action.on("unfused", last, reason, "TL608")
         copied_anyway = copied_by_xla(found)
-        found, copied = arranged(found)
-        kernels = self._kernels(graph, found)
-        if not kernels:
+        form = arranged(found)
+        kernels = [] if form is None else self._kernels(graph, form[0])
+        if form is None or not kernels:
             why = "no block of its rows fits the chip's memory, or its sums need the grid in two orders"
             return Action.on("unfused", last, why, "TL607")
+        found, copied = form
         by_xla = bytes_apart(found) if found.products else bytes_by_xla(found)
         model = f"{bytes_as_kernel(found) / 2**20:.1f} MiB where XLA moves about {by_xla / 2**20:.1f}"
         if graphs.device_kind(graph) and bytes_as_kernel(found) + copied >= by_xla + copied_anyway:

@@ -135,8 +135,8 @@ def _along(target: Any, given: Mapping[str, Any], source: TensorType, result: Te
         dims = [dim % rank for dim in given["dims"]]
         return Kind("along", (dims[0],), ROTATION_PASSES) if len(dims) == 1 else None
     dim = given["dim"] % rank if rank else -1
-    is_last = dim == rank - 1 and dim >= 0 and source.shape[dim] > 1
-    return Kind("along", (dim,), RUNNING_PASSES) if is_last and result.element.torch.is_floating_point else None
+    runs = rank > 0 and source.shape[dim] > 1
+    return Kind("along", (dim,), RUNNING_PASSES) if runs and result.element.torch.is_floating_point else None
 
 
 def _reduction(

@@ -1,10 +1,10 @@
 """Where XLA puts arrays in HBM: in which order their dimensions follow one another, and how many bytes that takes.
 
 A kernel takes arrays row by row; in any other order the compiler copies them first. The last two dimensions in memory
-are padded to tiles of 8 by 128 (JAX's Pallas documentation, "TPU details"), so a view that splits or merges one of those
-can be a copy too. Arguments and results of a program have the order of dimensions that is padded least (libtpu 0.0.52):
-float32 [8192, 64] lies column by column. What XLA computes inside a program lies as its users want it. A CPU has no
-such layouts: bytes of graphs for it are those of the elements, so that kernels can be tested in any size.
+are padded to tiles of 8 by 128 (JAX's Pallas documentation, "TPU details"), so a view that splits or merges one of
+those can be a copy too. Arguments and results of a program have the order of dimensions that is padded least (libtpu
+0.0.52): float32 [8192, 64] lies column by column. What XLA computes inside a program lies as its users want it. A CPU
+has no such layouts: bytes of graphs for it are those of the elements, so that kernels can be tested in any size.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 
-def running_sum(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Sums of each row's elements up to each place, along the last dimension, in ``dtype``."""
-    return rows.cumsum(-1, dtype=dtype)
+def running_sum(rows: torch.Tensor, dim: int, dtype: torch.dtype) -> torch.Tensor:
+    """Sums of each row's elements up to each place, in ``dtype``: along the last dimension, -1, or the one
+    before it, -2."""
+    return rows.cumsum(dim, dtype=dtype)
 
 
 def group_sums(values: torch.Tensor, dims: list[int], size: int) -> torch.Tensor:
