@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return cpu.main(given.section, given.rounds, given.folder, given.cases)
     from bench import report, run, tasks
 
-    chosen = tasks.tasks_of([given.only] if given.only else GROUPS, given.targets)
+    chosen = tasks.tasks_of([given.only] if given.only else GROUPS, given.targets, given.quick)
     return run.main(chosen, given.force, given.folder or run.RESULTS, report.write)
 
 
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--only", choices=GROUPS, help="one group of tasks")
     top.add_argument("--targets", type=targets, default=TARGETS, help="chips, separated by commas")
     top.add_argument("--force", action="store_true", help="run tasks again that have figures: after a change of a pass")
+    top.add_argument("--quick", action="store_true", help="no schedules of fusion's cases: bytes alone, by operands")
     top.add_argument("--folder", type=pathlib.Path, help="where results go (default: bench/results)")
     commands = top.add_subparsers(dest="command")
     compare = commands.add_parser("compare", help="two results.json; exit code 1 if the second is worse")

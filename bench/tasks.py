@@ -159,10 +159,10 @@ def run_decode(row: str, target: str) -> dict[str, Any]:
     return {**figures(compiled), "cache_copies": sum(copies_of(one, models.CACHE_SHAPE) for one in compiled)}
 
 
-def fusion_tasks(targets: Sequence[str]) -> Iterator[Task]:
+def fusion_tasks(targets: Sequence[str], quick: bool = False) -> Iterator[Task]:
     """Row reductions, attention and a kernel with work around it: XLA alone, and with generated kernels."""
     for target in targets:
-        for case in fusion_cases.CASES:
+        for case in [dataclasses.replace(case, simulate=case.simulate and not quick) for case in fusion_cases.CASES]:
             for row in ("xla", "fused"):
                 run = functools.partial(run_fusion, case, row, target)
                 yield Task("fusion", case.name, row, target, case.note(), run)
@@ -227,13 +227,17 @@ BY_GROUP: dict[str, Callable[[Sequence[str]], Iterator[Task]]] = {
 }
 
 
-def tasks_of(groups: Sequence[str], targets: Sequence[str]) -> list[Task]:
+def tasks_of(groups: Sequence[str], targets: Sequence[str], quick: bool = False) -> list[Task]:
     """The tasks of groups for targets, in the order in which they run.
+
+    Args:
+        quick: leave out the schedules of fusion's cases, which take most of the time: bytes then go by operands.
 
     Raises:
         ValueError: two tasks have one key.
     """
-    found = [task for group in groups for task in BY_GROUP[group](targets)]
+    by_group = {**BY_GROUP, "fusion": functools.partial(fusion_tasks, quick=quick)}
+    found = [task for group in groups for task in by_group[group](targets)]
     if len({task.key for task in found}) != len(found):
         raise ValueError("expected every task under a key of its own, got a key twice")
     return found

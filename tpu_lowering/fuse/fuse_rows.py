@@ -28,10 +28,11 @@ import torch
 from torch import fx
 
 from tpu_lowering.fuse.arrange import arranged, as_axes, copied_by_xla, restored
-from tpu_lowering.fuse.attention_plans import HELD, HELD_IN_TRAINING, vmem_of
+from tpu_lowering.fuse.attention_plans import vmem_of
 from tpu_lowering.fuse.blocks import Body, held_as, summed_dims
 from tpu_lowering.fuse.choices import Candidates, Choice, Chooser
 from tpu_lowering.fuse.expand import ORIGIN, PART_OF, expand, merge_equal, parts_of
+from tpu_lowering.fuse.held import is_held
 from tpu_lowering.fuse.kernels import RowKernel, row_kernel
 from tpu_lowering.fuse.long_blocks import RunningBody
 from tpu_lowering.fuse.long_parts import compare_places, take_apart
@@ -45,10 +46,7 @@ from tpu_lowering.fuse.plans import (
     bytes_by_xla,
     computed,
     ends_pass,
-    nbytes,
     plan,
-    whole_between_products,
-    whole_inside,
 )
 from tpu_lowering.fuse.products import bytes_apart, plan_with_products
 from tpu_lowering.fuse.regions import find_regions, shape_of
@@ -72,14 +70,6 @@ planned for, since the compiler makes temporaries of its own."""
 
 NO_PASS = "and one pass over blocks of rows would move no fewer bytes"
 """Why rows without a block stay XLA's."""
-
-HELD_PRODUCT = 0.2
-"""Of VMEM, how large a product may be that XLA is expected to keep there for what follows it."""
-
-
-HELD_ROWS = 0.1
-"""Of VMEM, how large rows may be that XLA is expected to keep there wherever they come from: on tpu7x those of an
-encoder with 4096 tokens of 768 bfloat16 elements (6 MiB), whose normalisations then move nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,20 +204,6 @@ class FuseRows:
             if written is not None:
                 kernels.append(row_kernel(written, where, device_kind))
         return list(dict.fromkeys(kernels))
-
-
-def is_held(found: Plan, device_kind: str) -> bool:
-    """Whether XLA is expected to keep the rows in VMEM, from the product that makes them to the one that uses them, or
-    all products that the kernel would compute; or, if they are few, from whatever makes them. A CPU has no such
-    memory."""
-    if not device_kind:
-        return False
-    values = list(found.products) or whole_between_products(found)
-    if not values:
-        values = whole_inside(found)
-        return bool(values) and max(map(nbytes, values)) <= HELD_ROWS * vmem_of(device_kind)
-    share = HELD_PRODUCT if found.products else HELD_IN_TRAINING if len(found.outputs) > 1 else HELD
-    return max(map(nbytes, values)) <= share * vmem_of(device_kind)
 
 
 def _plans(graph: fx.Graph) -> list[list[Plan]]:

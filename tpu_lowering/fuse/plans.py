@@ -8,7 +8,6 @@ every reduction that waits for another: a softmax reads its rows for the maximum
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 from collections.abc import Collection, Mapping, Sequence
 
@@ -16,10 +15,9 @@ import torch
 from torch import fx
 
 from tpu_lowering.fuse.kinds import is_constant, kind_of
-from tpu_lowering.fuse.layouts import VIEWS, bytes_in_kernel, bytes_of, source_of
+from tpu_lowering.fuse.layouts import bytes_in_kernel, bytes_of
 from tpu_lowering.fuse.one_pass import is_in_one_pass
 from tpu_lowering.fuse.regions import (
-    PRODUCTS,
     Region,
     is_own_product,
     matrix_product,
@@ -218,64 +216,6 @@ def _without_dot_epilogues(region: Region, members: list[fx.Node]) -> list[fx.No
         if products and 2 * nbytes(member) <= saved:
             inside.remove(member)
     return inside
-
-
-def whole_between_products(plan: Plan) -> list[fx.Node]:
-    """The whole operands and outputs of a plan whose rows come from matrix products alone and go into others alone, as
-    the scores and weights of an attention do; [] for any other plan."""
-    whole = frozenset(plan.region.space.sizes)
-    taken = [operand.node for operand in plan.operands() if dims_of(operand.access) == whole]
-    given = [node for node in plan.outputs if dims_of(plan.region.accesses[node]) == whole]
-    members = set(plan.members)
-    users = [user for node in given for user in node.users if user not in members]
-    return [*taken, *given] if users and _come_from_products(taken) and _go_into_products(users) else []
-
-
-def whole_inside(plan: Plan) -> list[fx.Node]:
-    """The whole operands and outputs of a plan, if the program computes all such operands; [] for any other plan."""
-    whole = frozenset(plan.region.space.sizes)
-    taken = [operand.node for operand in plan.operands() if dims_of(operand.access) == whole]
-    given = [node for node in plan.outputs if dims_of(plan.region.accesses[node]) == whole]
-    return [] if any(source_of(node).op == "placeholder" for node in taken) else [*taken, *given]
-
-
-def _come_from_products(nodes: Sequence[fx.Node]) -> bool:
-    """Whether all elements of some nodes come from matrix products, by views and pointwise work."""
-    pending, seen = list(nodes), set(nodes)
-    while pending:
-        node = pending.pop()
-        if node.target in PRODUCTS:
-            continue
-        count = math.prod(shape_of(node))
-        whole = [used for used in tensor_operands(node) if math.prod(shape_of(used)) == count]
-        if not whole or not _passes_on(node):
-            return False
-        pending += [used for used in whole if used not in seen]
-        seen |= set(whole)
-    return True
-
-
-def _go_into_products(nodes: Sequence[fx.Node]) -> bool:
-    """Whether nothing but matrix products uses some nodes, by views and pointwise work."""
-    pending, seen = list(nodes), set(nodes)
-    while pending:
-        node = pending.pop()
-        if node.target in PRODUCTS:
-            continue
-        if not node.users or not _passes_on(node):
-            return False
-        pending += [user for user in node.users if user not in seen]
-        seen |= set(node.users)
-    return True
-
-
-def _passes_on(node: fx.Node) -> bool:
-    return any(graphs.is_call(node, view) for view in VIEWS) or _is_pointwise(node)
-
-
-def _is_pointwise(node: fx.Node) -> bool:
-    kind = kind_of(node)
-    return kind is not None and kind.name == "pointwise"
 
 
 def plan_of(region: Region, members: Sequence[fx.Node]) -> Plan | None:
