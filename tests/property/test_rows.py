@@ -49,6 +49,16 @@ def results_of(
 LONG_FROM = 100_000  # bytes of VMEM that hold 8 rows of 128 elements in most regions, of 300 in few
 
 
+def test_reductions_of_reduced_rows_are_no_rows_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A softmax of long rows, whose sums are averaged over the rows."""
+    monkeypatch.setattr(fuse_rows, "vmem_of", lambda device_kind: LONG_FROM)
+    program = [(5, 0, 1, 4), (5, 0, 0, 1), (5, 0, 0, 0), (2, 0, 1, 0)]
+    wanted = results_of(program, 0, torch.float64, False)
+    got = results_of(program, 0, torch.float32, False, fuse="always", verify=True, poison=True)
+    for value, expected in zip(got, wanted, strict=True):
+        torch.testing.assert_close(value, expected, check_dtype=False)
+
+
 @pytest.mark.parametrize("vmem", [None, LONG_FROM], ids=["rows", "long rows"])
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_kernels_of_rows_compute_what_eager_does(shard: int, vmem: int | None, monkeypatch: pytest.MonkeyPatch) -> None:

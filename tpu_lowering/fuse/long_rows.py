@@ -24,7 +24,7 @@ from torch import fx
 from tpu_lowering.fuse.kinds import is_constant, kind_of
 from tpu_lowering.fuse.plans import Operand, Plan, bound_operand, bytes_by_xla, least_bytes
 from tpu_lowering.fuse.regions import Region, tensor_operands
-from tpu_lowering.fuse.spaces import dims_of
+from tpu_lowering.fuse.spaces import Dim, dims_of
 from tpu_lowering.ir import graphs
 
 aten = torch.ops.aten
@@ -70,7 +70,7 @@ class Pass(Plan):
 
 
 def one_pass_each(region: Region, members: Sequence[fx.Node]) -> list[list[fx.Node]]:
-    """The reductions of a region's members, those of one pass together, in order."""
+    """The reductions of a region's members, those of one pass over the same dimensions together, in order."""
     passes: dict[fx.Node, int] = {}
     ready = _Ready(region, members, passes)
     for member in members:
@@ -79,8 +79,10 @@ def one_pass_each(region: Region, members: Sequence[fx.Node]) -> list[list[fx.No
             passes[member] = ready.of([member.args[0]])
             if move is not None:
                 passes[member] = min(passes[member], max(ready.of(move.others), ready.of([move.value]) - 1))
-    count = max(passes.values(), default=-1) + 1
-    return [[member for member in members if passes.get(member) == number] for number in range(count)]
+    found: dict[tuple[int, frozenset[Dim]], list[fx.Node]] = {}
+    for member, number in sorted(passes.items(), key=lambda item: item[1]):
+        found.setdefault((number, region.reductions[member]), []).append(member)
+    return list(found.values())
 
 
 class _Ready:
@@ -111,8 +113,9 @@ def pass_plan(region: Region, members: Sequence[fx.Node], reductions: Sequence[f
     Args:
         region: the region.
         members: its members, in order.
-        reductions: those of the pass. Reductions of earlier ones are operands.
+        reductions: those of the pass, over the same dimensions. Reductions of earlier ones are operands.
     """
+    region = dataclasses.replace(region, rows=region.reductions[reductions[0]])  # of what may be rows of rows
     live, pending = set(reductions), list(reductions)
     while pending:
         for used in tensor_operands(pending.pop()):
