@@ -30,7 +30,8 @@ a TPU**. `python -m bench` writes this file; `results.json` beside it has every 
   itself: what other programs hold at the time, such as their weights, is not in it.
   *with passes*: the one program of `torch.compile(fn, backend="helion_tpu")`.
 - *HBM MiB*: bytes read and written. Of a kernel they are the copies in the compiler's DMA schedule; of any other
-  operation its operands and results, each once, or the slices it takes of them.
+  operation its operands and results as they lie in HBM, padding to tiles included, each once, or the slices it takes
+  of them.
 - *device ops*: operations of the compiled programs that move bytes.
 - *at least, us*: HBM bytes over the bandwidth of one device, the time that no run can beat. tpu7x: {tpu7x}, v5e: {v5e},
   v6e: {v6e} GB/s, from JAX's table of TPUs.

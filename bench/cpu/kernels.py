@@ -57,18 +57,16 @@ class Case:
 
 
 SHAPES: Mapping[str, tuple[Shapes, Shapes]] = {
-    "exp": (((16384, 256),), ((8, 128),)),
-    "add": (((16384, 256),) * 2, ((8, 128),) * 2),
-    "softmax_two_pass": (((8192, 512),), ((8, 128),)),
-    "welford": (((4096, 1024), (1024,), (1024,)), ((8, 128), (128,), (128,))),
+    "exp": (((4096, 4096),), ((8, 128),)),
+    "add": (((4096, 4096),) * 2, ((8, 128),) * 2),
+    "softmax_two_pass": (((8192, 1024),), ((8, 128),)),
+    "welford": (((4096, 2048), (2048,), (2048,)), ((8, 128), (128,), (128,))),
     "attention": (((1, 8, 4096, 64),) * 3, ((1, 1, 16, 64),) * 3),
     "bmm": (((16, 1024, 1024),) * 2, ((1, 32, 32),) * 2),
-    "geglu": (((16384, 256),) * 2, ((8, 128),) * 2),
-    "low_mem_dropout": (((16384, 256),), ((8, 128),)),
-    "swiglu": (((16384, 256),) * 2, ((8, 128),) * 2),
+    "geglu": (((4096, 4096),) * 2, ((8, 128),) * 2),
+    "low_mem_dropout": (((4096, 4096),), ((8, 128),)),
+    "swiglu": (((4096, 4096),) * 2, ((8, 128),) * 2),
 }
-"""The large ones and the small ones. Arrays of pointwise kernels and of rows have 16 MiB: the C library maps those over
-32 MiB anew in every call, and all sides wait for the operating system's pages."""
 
 CASES: Mapping[str, Case] = {
     case.name: Case(
