@@ -13,13 +13,13 @@ from tpu_lowering import compat, pipeline
 from tpu_lowering.capture import fallback, gradients, partition, recompiles, restorable
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.capture.restorable import Restorable
-from tpu_lowering.kernels.known import KnownKernel, known_kernels
 from tpu_lowering.normalise.decompositions import decompositions
 from tpu_lowering.options import Options
 from tpu_lowering.report.dump import dump_observer
 from tpu_lowering.report.logs import LogObserver
 from tpu_lowering.runtime.base import Runtime
 from tpu_lowering.runtime.choose import runtime_for
+from tpu_lowering.runtime.known import KnownKernel, known_kernels
 
 _numbers = itertools.count()
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests import global_state
-from tpu_lowering.kernels import known
 from tpu_lowering.kernels.fingerprints import UnknownValueError, fingerprint
+from tpu_lowering.runtime import known
 
 Function = Callable[..., Any]
 
@@ -127,6 +127,17 @@ class Thing:
 def test_what_cannot_be_followed(source: str, names: dict[str, Any], what: str) -> None:
     with pytest.raises(UnknownValueError, match=what):
         fingerprint(written(source, **names))
+
+
+def test_a_closure_without_a_value_cannot_be_followed() -> None:
+    def around() -> Function:
+        function = lambda: later  # noqa: E731
+        if math.pi > 4:
+            later = 1
+        return function
+
+    with pytest.raises(UnknownValueError, match="a closure without a value"):
+        fingerprint(around())
 
 
 def test_a_name_that_a_package_no_longer_has_for_a_function() -> None:

@@ -19,11 +19,11 @@ from tpu_lowering import compat
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.ir import graphs, regions
 from tpu_lowering.ir.programs import Program
-from tpu_lowering.kernels.known import KnownKernel
 from tpu_lowering.options import Options
 from tpu_lowering.runtime import records
 from tpu_lowering.runtime.base import Runtime
 from tpu_lowering.runtime.cpu import CpuProgram, CpuRuntime
+from tpu_lowering.runtime.known import KnownKernel
 from tpu_lowering.runtime.store import Store, digest, package_digest
 
 

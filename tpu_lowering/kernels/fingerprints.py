@@ -95,7 +95,7 @@ class _Fingerprints:
     def _of_function(self, function: types.FunctionType) -> str:
         names = _globals_of(function.__code__)
         read = {name: _looked_up(function, name) for name in sorted(names)}
-        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        cells = [_contents(cell) for cell in function.__closure__ or ()]
         annotations = repr(sorted(function.__annotations__.items(), key=lambda item: item[0]))
         parts = (function.__code__, function.__defaults__, function.__kwdefaults__, annotations, read, cells)
         return f"function {self._all(parts)}"
@@ -134,6 +134,13 @@ def _looked_up(function: types.FunctionType, name: str) -> Any:
     if known[name] in OPAQUE:
         raise UnknownValueError(f"the builtin {name}")
     return known[name]
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError as error:
+        raise UnknownValueError("a closure without a value") from error
 
 
 def _is_released_module(name: str) -> bool:

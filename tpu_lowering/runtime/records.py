@@ -17,9 +17,9 @@ import torch
 from tpu_lowering import compat
 from tpu_lowering.ir.programs import Interface, MemoryView, Output, Signature
 from tpu_lowering.ir.types import element_type
-from tpu_lowering.kernels.known import KnownKernel
 from tpu_lowering.runtime import executables
 from tpu_lowering.runtime.cpu import CpuProgram
+from tpu_lowering.runtime.known import KnownKernel
 from tpu_lowering.runtime.store import Store, digest
 
 PLAIN = (bool, int, float, type(None))
