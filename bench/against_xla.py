@@ -91,11 +91,15 @@ def captured_training(
     return runtime.captured
 
 
-def run(capture: Capture, row: str, target: str) -> dict[str, Any]:
-    """The figures of a row, the bytes of all arguments and results, and the names of the kernels that fusing made."""
+def run(capture: Capture, row: str, target: str, quick: bool = False) -> dict[str, Any]:
+    """The figures of a row, the bytes of all arguments and results, and the names of the kernels that fusing made.
+
+    Args:
+        quick: leave out the schedules of kernels.
+    """
     chosen = Target.of(target)
     captured = capture(chosen, FUSE[row])
-    compiled = [_compiled(one, chosen) for one in captured]
+    compiled = [_compiled(one, chosen, quick) for one in captured]
     return {
         **Figures.of(compiled).as_entry(),
         "least_bytes": sum(program.argument_bytes + program.output_bytes for program in compiled),
@@ -117,13 +121,13 @@ KEPT = 4
 _kept: collections.OrderedDict[tuple[str, str], TpuProgram] = collections.OrderedDict()
 
 
-def _compiled(captured: Captured, target: Target) -> TpuProgram:
+def _compiled(captured: Captured, target: Target, quick: bool) -> TpuProgram:
     """Compiled, unless an equal program was a moment ago: nothing is fused in most cases. Schedules of attention are
     not simulated, which takes minutes."""
     key = (digest([captured]), target.chip)
     if key not in _kept:
         names = generated(captured)
-        simulate = bool(names) and not any("attention" in name for name in names)
+        simulate = not quick and bool(names) and not any("attention" in name for name in names)
         _kept[key] = aot.compile_captured(captured, target, True, simulate)
         while len(_kept) > KEPT:
             _kept.popitem(last=False)

@@ -190,30 +190,31 @@ def run_fusion(case: fusion_cases.FusionCase, row: str, target: str) -> dict[str
     return fusion_figures(compiled, case.goal)
 
 
-def opinfo_tasks(targets: Sequence[str]) -> Iterator[Task]:
+def opinfo_tasks(targets: Sequence[str], quick: bool = False) -> Iterator[Task]:
     """Entries of torch's operator database, by XLA alone and as the estimates would have it."""
     for target in targets:
         for name in opinfo_cases.CASES:
-            yield from both("opinfo", name, target, against_xla.of_operator(name, torch.float32))
+            yield from both("opinfo", name, target, against_xla.of_operator(name, torch.float32), quick)
 
 
-def suite_tasks(targets: Sequence[str]) -> Iterator[Task]:
+def suite_tasks(targets: Sequence[str], quick: bool = False) -> Iterator[Task]:
     """The nine kernels and the models of the suite, by XLA alone and as the estimates would have it."""
     for target in targets:
         for case in KERNELS:
-            yield from both("suite", f"kernel {case.name}", target, against_xla.of_kernel(case.name))
+            yield from both("suite", f"kernel {case.name}", target, against_xla.of_kernel(case.name), quick)
         for name in fusion_models.MODELS:
             name = name.partition(",")[0]
-            yield from both("suite", f"{name}, forward", target, against_xla.of_model(name))
+            yield from both("suite", f"{name}, forward", target, against_xla.of_model(name), quick)
         for name in zoo.MODELS:
             for step in ("forward", "training step"):
-                yield from both("suite", f"{name}, {step}", target, against_xla.of_zoo(name, step != "forward"))
+                capture = against_xla.of_zoo(name, step != "forward")
+                yield from both("suite", f"{name}, {step}", target, capture, quick)
 
 
-def both(group: str, case: str, target: str, capture: against_xla.Capture) -> Iterator[Task]:
+def both(group: str, case: str, target: str, capture: against_xla.Capture, quick: bool) -> Iterator[Task]:
     """The two rows of a case."""
     for row in against_xla.FUSE:
-        yield Task(group, case, row, target, "", functools.partial(against_xla.run, capture, row, target))
+        yield Task(group, case, row, target, "", functools.partial(against_xla.run, capture, row, target, quick))
 
 
 BY_GROUP: dict[str, Callable[[Sequence[str]], Iterator[Task]]] = {
@@ -231,12 +232,13 @@ def tasks_of(groups: Sequence[str], targets: Sequence[str], quick: bool = False)
     """The tasks of groups for targets, in the order in which they run.
 
     Args:
-        quick: leave out the schedules of fusion's cases, which take most of the time: bytes then go by operands.
+        quick: leave out the schedules of generated kernels, which take most of the time: bytes then go by operands.
 
     Raises:
         ValueError: two tasks have one key.
     """
-    by_group = {**BY_GROUP, "fusion": functools.partial(fusion_tasks, quick=quick)}
+    fusing = {"fusion": fusion_tasks, "opinfo": opinfo_tasks, "suite": suite_tasks}
+    by_group = {**BY_GROUP, **{group: functools.partial(made, quick=quick) for group, made in fusing.items()}}
     found = [task for group in groups for task in by_group[group](targets)]
     if len({task.key for task in found}) != len(found):
         raise ValueError("expected every task under a key of its own, got a key twice")

@@ -35,9 +35,10 @@ from tpu_lowering.fuse.expand import ORIGIN, PART_OF, expand, merge_equal, parts
 from tpu_lowering.fuse.held import is_held
 from tpu_lowering.fuse.kernels import RowKernel, row_kernel
 from tpu_lowering.fuse.long_blocks import RunningBody
-from tpu_lowering.fuse.long_parts import compare_places, take_apart
+from tpu_lowering.fuse.long_parts import take_apart
 from tpu_lowering.fuse.long_rows import Pass, one_pass_each, pass_plan
 from tpu_lowering.fuse.long_writing import write_pass
+from tpu_lowering.fuse.places import compare_places
 from tpu_lowering.fuse.plans import (
     Operand,
     Plan,
@@ -107,6 +108,7 @@ class FuseRows:
         for rows in long:
             at = next(at for at, action in enumerate(actions) if action is rows.refusal)
             actions[at : at + 1] = self._fuse_long(graph, rows)
+        compare_places(graph)
         graphs.sort_by_use(graph)
         graphs.eliminate_dead_code(graph)
         return actions
@@ -154,8 +156,6 @@ class FuseRows:
                 found = pass_plan(region, members, reductions)
                 if found is not None:
                     actions.append(self._fuse(graph, found, {}))
-        if any(action.kind == "fused" for action in actions):
-            compare_places(graph, parts)
         return actions or [dataclasses.replace(long.refusal, reason=f"{long.refusal.reason}, {NO_PASS}")]
 
     def _fuse(self, graph: fx.Graph, found: Plan, replaced: dict[fx.Node, fx.Node]) -> Action:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -84,25 +84,6 @@ def _variance(
     variance = (away * away).sum(dims, keepdim) / freedom
     shape = variance.shape
     return variance.to(x.dtype), mean.reshape(shape).to(x.dtype)
-
-
-def compare_places(graph: fx.Graph, nodes: Collection[fx.Node]) -> None:
-    """Makes of those nodes that place a number into rows, by an index, a comparison of every place with the index. XLA
-    fuses it into what uses the rows; it would write them for a scatter."""
-    for node in [node for node in graph.nodes if node in nodes]:
-        kind = kind_of(node)
-        if kind is None or kind.name != "place":
-            continue
-        given = graphs.bound(node)
-        rows, dim = given["self"].meta["val"], given["dim"] % given["self"].meta["val"].dim()
-        with graphs.inserting_for(node):
-            places = graphs.call(graph, aten.arange.start_step, 0, rows.shape[dim], 1, dtype=torch.int32)
-            shape = [size if at == dim else 1 for at, size in enumerate(rows.shape)]
-            places = graphs.call(graph, aten.reshape.default, places, shape)
-            found = graphs.call(graph, aten.eq.Tensor, places, given["index"])
-            value = graphs.call(graph, aten.full.default, [1] * rows.dim(), given["value"], dtype=rows.dtype)
-            placed = graphs.call(graph, aten.where.self, found, value, given["self"])
-        graphs.replace(node, placed)
 
 
 def _pick_first(graph: fx.Graph, pick: fx.Node) -> set[fx.Node]:

@@ -7,6 +7,7 @@ every reduction that waits for another: a softmax reads its rows for the maximum
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import operator
 from collections.abc import Collection, Mapping, Sequence
@@ -14,6 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import fx
 
+from tpu_lowering.fuse.into_products import products_using
 from tpu_lowering.fuse.kinds import is_constant, kind_of
 from tpu_lowering.fuse.layouts import bytes_in_kernel, bytes_of
 from tpu_lowering.fuse.one_pass import is_in_one_pass
@@ -176,14 +178,22 @@ def bytes_as_kernel(plan: Plan) -> int:
 
 
 def bytes_by_xla(plan: Plan) -> int:
-    """Each operand read once for every pass that needs it, each output written once."""
-    level, passes = _levels(plan), {operand: set[int]() for operand in plan.operands()}
+    """Each operand read once for every pass that needs it, each output written once; but of an output that is computed
+    inside the products that use it, what these read instead of it."""
+    level, passes = _levels(plan), collections.defaultdict[fx.Node, set[int]](set)
+    moved = 0
     for sink in plan.members:
-        if ends_pass(plan.region, sink) or sink in plan.outputs:
+        products = products_using(sink, plan.members) if sink in plan.outputs else 0
+        if products and not ends_pass(plan.region, sink):
+            instead = sum(map(nbytes, _read_for(plan, sink, level[sink], level)))
+            moved += products * (instead - nbytes(sink))
+        elif ends_pass(plan.region, sink) or sink in plan.outputs:
             first = level[sink] - _passes(plan, sink)
-            for operand in _read_for(plan, sink):
-                passes[operand] |= set(range(first, max(level[sink], first + 1)))
-    return sum(nbytes(o.node) * len(found) for o, found in passes.items()) + sum(map(nbytes, plan.outputs))
+            for at in range(first, max(level[sink], first + 1)):
+                for node in _read_for(plan, sink, at, level):
+                    passes[node].add(at)
+            moved += nbytes(sink) if sink in plan.outputs else 0
+    return moved + sum(nbytes(node) * len(found) for node, found in passes.items())
 
 
 def nbytes(node: fx.Node) -> int:
@@ -329,18 +339,24 @@ def _levels(plan: Plan) -> dict[fx.Node, int]:
     return level
 
 
-def _read_for(plan: Plan, sink: fx.Node) -> set[Operand]:
-    """The operands that one pass over the rows reads to compute a member: those it has without another reduction. They
-    also stand for rotated rows and running sums, which XLA writes, and reads in place of them."""
-    found: set[Operand] = set()
+def _read_for(plan: Plan, sink: fx.Node, at: int, level: Mapping[fx.Node, int]) -> set[fx.Node]:
+    """What one pass over the rows reads to compute a member: the operands that it has without another reduction, and in
+    place of operands what an earlier pass has written of them, if that is no more. Operands also stand for rotated rows
+    and running sums, which XLA writes, and reads in place of them."""
+    found: set[fx.Node] = set()
     pending, seen = [sink], {sink}
     while pending:
         node = pending.pop()
         if node is not sink and node in plan.region.reductions:
             continue
+        if node is not sink and node in plan.outputs and level[node] < at:
+            instead = _read_for(plan, node, level[node], level)
+            if nbytes(node) <= sum(map(nbytes, instead)):
+                found.add(node)
+                continue
         for used in node.all_input_nodes:
             if (node, used) in plan.bound:
-                found.add(plan.bound[node, used])
+                found.add(plan.bound[node, used].node)
             elif used in plan.region.accesses and used not in seen:
                 seen.add(used)
                 pending.append(used)
