@@ -12,6 +12,9 @@ from tpu_lowering.runtime.aot.program import TpuProgram
 MIB = 1 << 20
 KERNEL = "custom-call:tpu_custom_call"
 
+PREFETCHES = frozenset(("copy-start", "slice-start", "dynamic-slice-start"))
+"""Copies that run while other operations do; they take no cycles of those."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
@@ -29,8 +32,8 @@ class Figures:
         peak_bytes: the largest peak of the compiler's memory plans; see ``TpuProgram``.
         vmem: the most scoped VMEM that one kernel uses, in bytes; 0 without kernels.
         schedule_cycles: simulated static schedule of all operations that state one; None where none does.
-        unscheduled_bytes: HBM bytes of the operations that state none: plain copies, and what the compiler had not
-            written when its simulation gave up.
+        unscheduled_bytes: HBM bytes of the operations that state none though they take the chip's time: plain copies,
+            and what the compiler had not written when its simulation gave up; not what is fetched beside other work.
         kernel_cycles: the same of the Mosaic kernels alone; 0 without kernels.
         bandwidth_bound_seconds: ``hbm_bytes`` over the HBM bandwidth of one device.
     """
@@ -68,7 +71,9 @@ class Figures:
             vmem=max((kernel.vmem_bytes for kernel in kernels), default=0),
             schedule_cycles=sum(o.schedule_cycles or 0 for o in operations) or None,
             unscheduled_bytes=sum(
-                o.hbm_bytes_read + o.hbm_bytes_written for o in operations if o.schedule_cycles is None
+                o.hbm_bytes_read + o.hbm_bytes_written
+                for o in operations
+                if o.schedule_cycles is None and o.opcode not in PREFETCHES
             ),
             kernel_cycles=total([kernel.schedule_cycles for kernel in kernels]),
             bandwidth_bound_seconds=sum(program.bandwidth_bound_seconds for program in programs),

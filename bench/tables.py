@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from bench import TARGETS
+from bench import TARGETS, fusion_cycles
 from bench.against_tables import opinfo_section, suite_section
+from bench.fusion_cycles import Form
 from bench.markdown import NONE, mib, microseconds, ratio, table, whole
 from bench.store import Entry
 
@@ -248,7 +249,8 @@ def failure_section(entries: Entries) -> str:
 def fusion_section(entries: Entries) -> str:
     """XLA alone against generated kernels."""
     names = list(dict.fromkeys(key.split("/")[1] for key in entries if key.startswith("fusion/")))
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    exceptions = ""
     for target in targets_of(entries, "fusion"):
         for name in names:
             alone, fused = (figures(entries, "fusion", name, row, target) for row in ("xla", "fused"))
@@ -256,6 +258,8 @@ def fusion_section(entries: Entries) -> str:
             least = value(fused, "least_bytes")
             cycles = [schedule_cycles(entry) for entry in (alone, fused)]
             goal = fused.get("goal") if fused else None
+            if cycles[0] and cycles[1] and before and after:
+                exceptions += fusion_cycles.exception(target, name, Form(before, cycles[0]), Form(after, cycles[1]))
             rows.append((
                 target, name, mib(before), mib(after), mib(least), ratio(after, before), str(goal or NONE),
                 ratio(after, least), source, whole(cycles[0]), whole(cycles[1]), ratio(cycles[1], cycles[0]),
@@ -272,4 +276,8 @@ def fusion_section(entries: Entries) -> str:
 "-" where operations that move more than {UNSCHEDULED:.0%} of the bytes state none.
 
 {table(headers, rows)}
-{lines}"""
+{lines}
+Kernels that take more than {fusion_cycles.ALLOWED:.2f} of XLA's cycles, and what that comes to in time. They round
+between operators as eager does, where XLA keeps float32, and read rows once, where XLA's passes wait for HBM:
+
+{exceptions or NONE}"""

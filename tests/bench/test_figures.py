@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import types
 
-from bench.figures import copies_of, operand_bytes, total
+from bench.figures import Figures, copies_of, operand_bytes, total
+from tpu_lowering.runtime.aot.program import EntryOperation
 
 HLO = """\
 HloModule jit_step, is_scheduled=true
@@ -49,3 +50,16 @@ def test_a_total_with_a_gap_is_none() -> None:
     assert total([1, 2]) == 3
     assert total([1, None]) is None
     assert total([]) == 0
+
+
+def test_what_is_fetched_beside_other_work_needs_no_cycles() -> None:
+    def operation(opcode: str, cycles: int | None) -> EntryOperation:
+        return EntryOperation("", opcode, "", 100, 0, "operands", 0, cycles)
+
+    operations = operation("fusion", 7), operation("copy-start", None), operation("copy", None)
+    made = types.SimpleNamespace(
+        hlo=HLO, entry_operations=operations, hbm_bytes=300, hbm_bytes_read=300, hbm_bytes_written=0, peak_bytes=0,
+        bandwidth_bound_seconds=0.0,
+    )  # fmt: skip
+    found = Figures.of([made])  # type: ignore[list-item]
+    assert (found.schedule_cycles, found.unscheduled_bytes) == (7, 100)
