@@ -103,3 +103,15 @@ def test_rows_that_only_products_use_are_no_kernel(name: str) -> None:
     fn = INTO_PRODUCTS.get(name) or BESIDE_PRODUCTS[name]
     found = [kernel.name for kernel in captured(fn, X, W).source.kernels.values()]
     assert bool(found) == (name in BESIDE_PRODUCTS), found
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("activation", [F.gelu, F.silu, torch.neg])
+def test_a_layer_between_two_products_is_no_kernel(rank: int, activation: Callable[..., Any]) -> None:
+    """What follows one product and goes into another is computed inside the one, through views too."""
+
+    def layers(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, v: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return F.linear(activation(F.linear(x, w, b)), v, c)
+
+    x, w, v = (torch.empty(*shape, dtype=bf16) for shape in ((8, 512, 768)[3 - rank :], (3072, 768), (768, 3072)))
+    assert not captured(layers, x, w, v[0].clone(), v, w[0].clone()).source.kernels

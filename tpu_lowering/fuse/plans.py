@@ -238,7 +238,8 @@ def plan_of(region: Region, members: Sequence[fx.Node]) -> Plan | None:
             continue
         kind = kind_of(member)
         if kind is not None and kind.name == "view":
-            outputs += [base for base in [base_of(member, kept)] if base in kept]
+            base = base_of(member, kept)
+            outputs += [base] if base in kept and not _is_cheap_again(base, kept) else []
         elif member.target is not operator.getitem and isinstance(member.meta["val"], (tuple, list)):
             continue  # its results are members
         elif not _is_cheap_again(member, kept):
