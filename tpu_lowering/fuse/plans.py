@@ -181,18 +181,21 @@ def bytes_by_xla(plan: Plan) -> int:
     """Each operand read once for every pass that needs it, each output written once; but of an output that is computed
     inside the products that use it, what these read instead of it."""
     level, passes = _levels(plan), collections.defaultdict[fx.Node, set[int]](set)
+    written: dict[fx.Node, int] = {}
     moved = 0
     for sink in plan.members:
         products = products_using(sink, plan.members) if sink in plan.outputs else 0
         if products and not ends_pass(plan.region, sink):
-            instead = sum(map(nbytes, _read_for(plan, sink, level[sink], level)))
-            moved += products * (instead - nbytes(sink))
+            moved += products * (sum(map(nbytes, _read_for(plan, sink, level[sink], written))) - nbytes(sink))
         elif ends_pass(plan.region, sink) or sink in plan.outputs:
             first = level[sink] - _passes(plan, sink)
             for at in range(first, max(level[sink], first + 1)):
-                for node in _read_for(plan, sink, at, level):
+                for node in _read_for(plan, sink, at, written):
                     passes[node].add(at)
-            moved += nbytes(sink) if sink in plan.outputs else 0
+            if sink in plan.outputs:
+                moved += nbytes(sink)
+                if nbytes(sink) <= sum(map(nbytes, _read_for(plan, sink, level[sink], written))):
+                    written[sink] = level[sink]
     return moved + sum(nbytes(node) * len(found) for node, found in passes.items())
 
 
@@ -203,10 +206,9 @@ def nbytes(node: fx.Node) -> int:
 
 def _is_whole_sum(region: Region, member: fx.Node) -> bool:
     """Whether a member is no sum over the grid, or one over values that run along every dimension."""
-    source = member.args[0]
     if not region.is_sum(member):
         return not region.waits(member)
-    return isinstance(source, fx.Node) and dims_of(region.accesses[source]) == frozenset(region.space.sizes)
+    return dims_of(region.sources[member]) == frozenset(region.space.sizes)
 
 
 def _without_dot_epilogues(region: Region, members: list[fx.Node]) -> list[fx.Node]:
@@ -340,21 +342,25 @@ def _levels(plan: Plan) -> dict[fx.Node, int]:
     return level
 
 
-def _read_for(plan: Plan, sink: fx.Node, at: int, level: Mapping[fx.Node, int]) -> set[fx.Node]:
-    """What one pass over the rows reads to compute a member: the operands that it has without another reduction, and in
-    place of operands what an earlier pass has written of them, if that is no more. Operands also stand for rotated rows
-    and running sums, which XLA writes, and reads in place of them."""
+def _read_for(plan: Plan, sink: fx.Node, at: int, written: Mapping[fx.Node, int]) -> set[fx.Node]:
+    """What one pass over the rows reads to compute a member: the operands that it has without another reduction, which
+    also stand for rotated rows and running sums, as XLA writes those and reads them in place of operands.
+
+    Args:
+        plan: what the member is of.
+        sink: the member.
+        at: which pass it is.
+        written: outputs that are read in place of what they are computed of, each with the pass that writes it.
+    """
     found: set[fx.Node] = set()
     pending, seen = [sink], {sink}
     while pending:
         node = pending.pop()
         if node is not sink and node in plan.region.reductions:
             continue
-        if node is not sink and node in plan.outputs and level[node] < at:
-            instead = _read_for(plan, node, level[node], level)
-            if nbytes(node) <= sum(map(nbytes, instead)):
-                found.add(node)
-                continue
+        if node is not sink and written.get(node, at) < at:
+            found.add(node)
+            continue
         for used in node.all_input_nodes:
             if (node, used) in plan.bound:
                 found.add(plan.bound[node, used].node)
