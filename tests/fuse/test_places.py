@@ -1,4 +1,4 @@
-"""Numbers placed into rows become comparisons, and rows that products use stay XLA's."""
+"""What XLA computes on its way stays XLA's: numbers placed into rows, and rows beside products."""
 
 from __future__ import annotations
 
@@ -115,3 +115,19 @@ def test_a_layer_between_two_products_is_no_kernel(rank: int, activation: Callab
 
     x, w, v = (torch.empty(*shape, dtype=bf16) for shape in ((8, 512, 768)[3 - rank :], (3072, 768), (768, 3072)))
     assert not captured(layers, x, w, v[0].clone(), v, w[0].clone()).source.kernels
+
+
+FROM_PRODUCTS: dict[str, Callable[..., Any]] = {
+    "a product": lambda x, w: torch.logsumexp(x @ w, -1),
+    "products of a batch": lambda x, w: torch.softmax(torch.bmm(x.view(4, 1024, 1024), w.expand(4, 1024, 512)), -1),
+    "heads of a product": lambda x, w: F.rms_norm((x @ w).view(-1, 4, 128), (128,)),
+    "a product with more added": lambda x, w: F.rms_norm(F.gelu(x @ w) + x[:, :512], (512,)),
+}
+
+
+@pytest.mark.parametrize("name", FROM_PRODUCTS)
+def test_rows_of_a_product_that_stays_in_vmem_are_no_kernel(name: str) -> None:
+    """4 MiB of the 64 that a core of a tpu7x has; of sixteen times as many rows there is a kernel."""
+    assert not captured(FROM_PRODUCTS[name], X, W).source.kernels
+    if name != "products of a batch":
+        assert captured(FROM_PRODUCTS[name], torch.empty(16 * 4096, 1024, dtype=bf16), W).source.kernels

@@ -387,14 +387,14 @@ def test_rows_between_products_are_left_to_a_compiler_that_keeps_them_in_vmem(le
     assert len(captured.source.kernels) == kernels
 
 
-@pytest.mark.parametrize(("length", "kernel"), [(4096, "softmax_rows"), (16384, "mm_softmax_rows")])
-def test_a_small_product_is_left_to_a_compiler_that_keeps_it_in_vmem(length: int, kernel: str) -> None:
+@pytest.mark.parametrize(("length", "kernels"), [(4096, []), (16384, ["mm_softmax_rows"])])
+def test_a_small_product_is_left_to_a_compiler_that_keeps_it_in_vmem(length: int, kernels: list[str]) -> None:
     x, y = torch.zeros(length, 256, dtype=bf16), torch.zeros(256, 1024, dtype=bf16)
     captured = aot.capture(lambda x, y: torch.softmax(x @ y, -1), (x, y), {}, Target.of("tpu7x"), {"fuse": "tpu"}, ())
-    assert list(captured.source.kernels) == [kernel]
+    assert list(captured.source.kernels) == kernels
 
 
 def test_rows_that_leave_the_program_are_no_rows_between_products() -> None:
-    x, y = torch.zeros(1024, 256), torch.zeros(256, 4096)
+    x, y = torch.zeros(2048, 256), torch.zeros(256, 4096)
     captured = aot.capture(lambda x, y: torch.softmax(x @ y, -1), (x, y), {}, Target.of("v5e"), {"fuse": "tpu"}, ())
     assert len(captured.source.kernels) == 1

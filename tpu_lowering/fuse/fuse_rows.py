@@ -135,7 +135,7 @@ class FuseRows:
         """
         first, *others = plans
         action = self._fuse(graph, first.after(replaced), replaced)
-        if others and action.kind != "fused":
+        if others and action.kind != "fused" and not is_held(first, graphs.device_kind(graph)):
             return self._fuse_first(graph, others, replaced, long)
         if action.code == "TL607" and first.region.rows and not first.products:
             long.append(Long(first.members, action))

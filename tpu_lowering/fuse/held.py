@@ -16,7 +16,7 @@ from tpu_lowering.fuse.spaces import dims_of
 from tpu_lowering.ir import graphs
 
 HELD_PRODUCT = 0.2
-"""Of VMEM, how large a product may be that XLA is expected to keep there for what follows it."""
+"""Of VMEM, how large products may be that XLA is expected to keep there for what follows them."""
 
 HELD_ROWS = 0.1
 """Of VMEM, how large rows may be that XLA is expected to keep there wherever they come from: on tpu7x those of an
@@ -25,16 +25,25 @@ encoder with 4096 tokens of 768 bfloat16 elements (6 MiB), whose normalisations 
 
 def is_held(found: Plan, device_kind: str) -> bool:
     """Whether XLA is expected to keep the rows in VMEM, from the product that makes them to the one that uses them, or
-    all products that the kernel would compute; or, if they are few, from whatever makes them. A CPU has no such
-    memory."""
+    to the end; or all products that the kernel would compute; or rows from wherever they come, if they are few. A CPU
+    has no such memory."""
     if not device_kind:
         return False
-    values = list(found.products) or _whole_between_products(found)
-    if not values:
-        values = _whole_inside(found)
-        return bool(values) and max(map(nbytes, values)) <= HELD_ROWS * vmem_of(device_kind)
-    share = HELD_PRODUCT if found.products else HELD_IN_TRAINING if len(found.outputs) > 1 else HELD
-    return max(map(nbytes, values)) <= share * vmem_of(device_kind)
+    if found.products:
+        values, share = list(found.products), HELD_PRODUCT
+    elif values := _whole_between_products(found):
+        share = HELD_IN_TRAINING if len(found.outputs) > 1 else HELD
+    elif values := _whole_from_products(found):
+        share = HELD_PRODUCT
+    else:
+        values, share = _whole_inside(found), HELD_ROWS
+    return bool(values) and max(map(nbytes, values)) <= share * vmem_of(device_kind)
+
+
+def _whole_from_products(plan: Plan) -> list[fx.Node]:
+    """The whole operands of a plan, if they come from matrix products alone; [] for any other plan."""
+    taken, _ = _whole(plan)
+    return taken if _come_from_products(taken) else []
 
 
 def _whole_between_products(plan: Plan) -> list[fx.Node]:
