@@ -1,0 +1,207 @@
+"""Attention of one query a sequence over keys and values that are gathered from pages: the kernel reads the pages.
+
+Before::
+
+    k = reshape(permute(aten.index(k_pages, [None, table]), [1, 0, 2, 3, 4]), [sequences, heads, keys, width])
+    v = reshape(permute(aten.index(v_pages, [None, table]), [1, 0, 2, 3, 4]), [sequences, heads, keys, width])
+    mask = where(reshape(aten.lt(arange(keys), lengths), [sequences, 1, 1, keys]), 0, -inf)
+    out = scaled_dot_product_attention(query, k, v, mask)
+
+After::
+
+    call = kernel_call(paged_attention, (query, k_pages, v_pages, table, lengths))
+    out = getitem(call, 0)
+
+XLA writes the gathered pages to an array of their own and reads that again. The mask has to be one of lengths
+(``attention_lengths``), and keys and values gathered by one table (``attention_pages``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+from tpu_lowering import compat
+from tpu_lowering.fuse.attention_blocks import laid_out
+from tpu_lowering.fuse.attention_lengths import Lengths, lengths_of
+from tpu_lowering.fuse.attention_masks import parts
+from tpu_lowering.fuse.attention_paged_kernel import (
+    LANES,
+    SUBLANES,
+    PagedCall,
+    block_of,
+    paged_kernel,
+    vmem_bytes,
+)
+from tpu_lowering.fuse.attention_pages import Paged, gather_of, paged, same_table
+from tpu_lowering.fuse.attention_plans import SHARE, unfit, vmem_of
+from tpu_lowering.fuse.attention_sites import Attention
+from tpu_lowering.fuse.attention_views import view_of
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.boxes import read_box
+from tpu_lowering.ir.kernels import kernel_call
+from tpu_lowering.ir.types import TensorType
+from tpu_lowering.passes.base import Action
+
+aten = torch.ops.aten
+
+BY_XLA = 3
+"""How often XLA moves the gathered pages: it reads them, writes them, and reads them again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PagedPlan:
+    """An attention over pages, and the kernel call that it becomes.
+
+    Attributes:
+        site: where it is.
+        key, value: its pages.
+        lengths: how many keys each sequence sees.
+        block: pages in a block of the kernel.
+        nbytes, by_xla: bytes of HBM with the kernel, and by XLA alone.
+    """
+
+    site: Attention
+    key: Paged
+    value: Paged
+    lengths: Lengths
+    block: int
+    nbytes: int
+    by_xla: int
+
+    def fuse(self, graph: fx.Graph, device_kind: str, replaced: dict[fx.Node, fx.Node]) -> Action:
+        """Replaces the attention by a call of the kernel; ``replaced`` has, and gets, what each node is now."""
+        site, key = self.site.moved(replaced), self.key
+        (old,) = (node for node in site.outputs if node is not None)
+        is_operator = old.target is operator.getitem
+        anchor = old.args[0] if is_operator else old
+        assert isinstance(anchor, fx.Node)
+        lengths = _now(self.lengths, replaced)
+        with graphs.inserting_for(anchor):
+            query = site.query.placed(graph)
+            pages = [_pages(graph, each, replaced) for each in (key, self.value)]
+            table = _table(graph, key, replaced)
+            counts = lengths.placed(graph, key.sequences, key.keys)
+            call = PagedCall(
+                graphs.type_of(query), graphs.type_of(pages[0]), key.sequences, key.pages, site.scale, self.block,
+                site.empty, int(SHARE * vmem_of(device_kind)), graphs.source_line(site.node), device_kind,
+            )  # fmt: skip
+            kernel = paged_kernel(call)
+            node = graphs.call(graph, kernel_call, kernel, (query, *pages, table, counts))
+            result = graphs.call(graph, operator.getitem, node, 0)
+            if graphs.type_of(result).shape != graphs.type_of(old).shape:
+                shape = list(graphs.type_of(old).shape)
+                result = graphs.call(graph, aten.reshape.default, result, shape)
+        moved = f"{self.nbytes / 2**20:.1f} MiB where XLA moves about {self.by_xla / 2**20:.1f}"
+        blocks = f"blocks of {self.block * key.size} keys"
+        action = Action.on("fused", site.node, f"attention is the kernel {kernel.name}, {blocks}: {moved}")
+        graphs.replace(old, result)
+        replaced[old] = result
+        return action
+
+
+def paged_plan(site: Attention, device_kind: str) -> PagedPlan | Action | None:
+    """What becomes of an attention of one query a sequence over gathered keys: a plan, or the refusal.
+
+    Returns:
+        None for any other attention.
+    """
+    gather = gather_of(site.key)
+    if gather is None or site.query.length != 1 or site.is_gradient or site.wants_logsumexp or site.is_causal:
+        return None
+    if site.dropout or site.shared is not None or unfit(site):
+        return None
+    key, lengths = paged(site.key, gather), None
+    if key is None:
+        reason = (
+            "expected keys that are gathered page by page, each page with whole rows of one head together, got others"
+        )
+        return Action.on("unfused", site.node, reason, "TL521")
+    other = gather_of(site.value)
+    value = paged(site.value, other) if other is not None and same_table(gather, other) else None
+    if value is None or not _are_alike(key, value):
+        reason = "expected values that are gathered as the keys are, by the same table, got others"
+        return Action.on("unfused", site.node, reason, "TL521")
+    given = tuple(part for term in site.terms for part in parts(term))
+    lengths = lengths_of(given, site.leading, key.sequences, key.keys)
+    if lengths is None:
+        reason = "expected, with pages, a mask of -inf from a length of each sequence on, or none, got another"
+        return Action.on("unfused", site.node, reason, "TL521")
+    if refusal := _unfit_for(site, key, device_kind):
+        return Action.on("unfused", site.node, refusal, "TL521")
+    nbytes, by_xla = _bytes(site, key, value)
+    if nbytes >= by_xla:
+        moved = f"{nbytes / 2**20:.1f} MiB where XLA moves about {by_xla / 2**20:.1f}"
+        return Action.on("unfused", site.node, f"expected fewer bytes than XLA's, got {moved}", "TL523")
+    return PagedPlan(site, key, value, lengths, block_of(key.pages, key.size), nbytes, by_xla)
+
+
+def _are_alike(key: Paged, value: Paged) -> bool:
+    """Whether keys and values have pages of one shape, gathered along one axis."""
+    sizes = [(x.sequences, x.heads, x.pages, x.size, x.width, x.inner, x.all_pages) for x in (key, value)]
+    return sizes[0] == sizes[1]
+
+
+def _unfit_for(site: Attention, key: Paged, device_kind: str) -> str:
+    """Why the library kernel does not take pages; "" if it does."""
+    if key.width % LANES:
+        return f"expected, with pages, rows of a multiple of {LANES} elements, got {key.width}"
+    if key.size % SUBLANES:
+        return f"expected pages of a multiple of {SUBLANES} keys, got {key.size}"
+    info = compat.tpu_info(device_kind or "TPU7x")
+    entries = key.pages + -key.pages % block_of(key.pages, key.size)
+    table = key.sequences * key.inner * (entries + 1) * 4
+    if table > SHARE * info.smem_capacity_bytes:
+        most = SHARE * info.smem_capacity_bytes / 2**10
+        return f"expected a table of pages that fits {most:g} KiB of SMEM, got {table / 2**10:g} KiB"
+    itemsize = graphs.type_of(site.query.node).element.numpy.itemsize
+    keys = block_of(key.pages, key.size) * key.size
+    held = vmem_bytes(keys, key.width, itemsize, site.groups)
+    if held > SHARE * vmem_of(device_kind):
+        most = SHARE * vmem_of(device_kind) / 2**20
+        return f"expected pages that fit {most:g} MiB of VMEM, got {key.size} keys of {key.width} elements"
+    return ""
+
+
+def _bytes(site: Attention, key: Paged, value: Paged) -> tuple[int, int]:
+    """(HBM bytes with the kernel, those of XLA alone), about, if sequences see all keys."""
+    itemsize = graphs.type_of(site.query.node).element.numpy.itemsize
+    gathered = key.sequences * key.heads * key.keys * laid_out(key.width) * itemsize
+    queries = site.query.heads * laid_out(key.width)
+    nbytes = 2 * gathered + queries * (2 * itemsize + 4 * 4) + site.query.heads * 2 * LANES * 4
+    for rows in (key, value):
+        if any(len(node.users) > 1 for node in (*rows.path, rows.gather.node)):
+            nbytes += 2 * gathered  # it is gathered for the others all the same
+        base = view_of(rows.gather.source)
+        if base.base.target is read_box or any(node.target is aten.permute.default for node in base.path):
+            nbytes += 2 * graphs.type_of(rows.gather.source).nbytes  # the kernel takes a copy
+    return nbytes, 2 * BY_XLA * gathered + 2 * queries * itemsize
+
+
+def _now(lengths: Lengths, replaced: Mapping[fx.Node, fx.Node]) -> Lengths:
+    node = lengths.node
+    return lengths if node is None else dataclasses.replace(lengths, node=replaced.get(node, node))
+
+
+def _pages(graph: fx.Graph, rows: Paged, replaced: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """The pages as [outer heads, pages, inner heads, page, width], at the graph's insertion point."""
+    shape = (rows.heads // rows.inner, rows.all_pages, rows.inner, rows.size, rows.width)
+    source = replaced.get(rows.gather.source, rows.gather.source)
+    return _folded(graph, source, shape)
+
+
+def _table(graph: fx.Graph, rows: Paged, replaced: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """The table as i32 [sequences, pages]."""
+    node = replaced.get(rows.gather.table, rows.gather.table)
+    if graphs.type_of(node).element.torch != torch.int32:
+        node = graphs.call(graph, aten._to_copy.default, node, dtype=torch.int32)
+    return _folded(graph, node, (rows.sequences, rows.pages))
+
+
+def _folded(graph: fx.Graph, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
+    type_: TensorType = graphs.type_of(node)
+    return node if type_.shape == shape else graphs.call(graph, aten.reshape.default, node, list(shape))
