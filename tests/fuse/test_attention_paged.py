@@ -10,9 +10,13 @@ import pytest
 import torch
 from attention_functions import actions, close, compiled
 from expecttest import assert_expected_inline as inline
+from harness import Record
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from tpu_lowering import aot
 from tpu_lowering.fuse.attention_paged_kernel import block_of
+from tpu_lowering.passes.base import Action
+from tpu_lowering.runtime.aot.targets import Target
 
 Function = Callable[..., torch.Tensor]
 SEQUENCES, HEADS, GROUPS, PAGES, SIZE, WIDTH, ALL_PAGES = 4, 2, 4, 6, 16, 128, 30
@@ -354,6 +358,31 @@ def test_refusals() -> None:
     inline(
         kept(two_queries, *operands),
         """[TL523] expected fewer bytes than XLA's, got 8.4 MiB where XLA moves about 0.9""",
+    )
+
+
+def for_tpu(function: Function, *operands: torch.Tensor) -> Action:
+    """What becomes of the one attention of a function that is compiled for a tpu7x."""
+    record = Record()
+    aot.capture(function, operands, {}, Target.of("tpu7x"), {"fuse": "tpu"}, (record,))
+    (action,) = [a for a in record.actions if a.code.startswith("TL52") or a.reason.startswith("attention")]
+    return action
+
+
+def test_pages_that_fit_vmem_stay_with_xla() -> None:
+    action = for_tpu(decode, *given(torch.bfloat16), TABLE, LENGTHS)
+    inline(
+        f"[{action.code}] {action.reason}",
+        """[TL523] expected fewer bytes than XLA's, which keeps the pages in VMEM and reads each once, got 0.5 MiB where XLA moves about 0.4""",
+    )
+
+
+def test_pages_that_do_not() -> None:
+    table = torch.zeros(16, 64, dtype=torch.int64)
+    query, *pages = (numbers(*of, dtype=torch.bfloat16) for of in ((16, 32, 1, 128), *((8, 64, 16, 128),) * 2))
+    inline(
+        for_tpu(decode, query, *pages, table, table[:, 0]).reason,
+        """attention is the kernel paged_attention, blocks of 512 keys: 65.8 MiB where XLA moves about 192.2""",
     )
 
 
