@@ -103,13 +103,6 @@ def test_types_of_lengths_and_table(dtype: torch.dtype) -> None:
     close(fused(decode, *operands), decode(*operands))
 
 
-def test_repeated_and_negative_pages() -> None:
-    table = TABLE.clone()
-    table[0], table[1, ::2], table[2] = 7, -1, -ALL_PAGES
-    operands = [*given(), table, LENGTHS]
-    close(fused(decode, *operands), decode(*operands))
-
-
 def test_pages_of_no_table_are_not_read() -> None:
     operands = given()
     unused = [page for page in range(ALL_PAGES) if page not in TABLE]
@@ -230,6 +223,41 @@ FORMS = (
 @pytest.mark.parametrize("function", FORMS)
 def test_forms(function: Function, dtype: torch.dtype) -> None:
     operands = [*given(dtype), TABLE, torch.tensor([KEYS, 0, 37, 64])]
+    close(fused(function, *operands), function(*operands))
+
+
+@pytest.mark.parametrize("function", [decode, heads_in_pages])
+def test_repeated_and_negative_pages(function: Function) -> None:
+    table = TABLE.clone()
+    table[0], table[1, ::2], table[2] = 7, -1, -ALL_PAGES
+    operands = [*given(), table, LENGTHS]
+    close(fused(function, *operands), function(*operands))
+
+
+def of_a_layer(*operands: torch.Tensor) -> torch.Tensor:
+    """Pages [layers, heads, pages, page, width]."""
+    query, key, value, table, lengths = operands
+    return decode(query, key[1], value[1], table, lengths)
+
+
+def of_heads_apart(*operands: torch.Tensor) -> torch.Tensor:
+    """Pages [pages, layers, heads, page, width], those of a head and layer far apart, and some of the pages."""
+    query, key, value, table, lengths = operands
+    found = [x.view(3 * ALL_PAGES, 3, HEADS, SIZE, WIDTH)[::2, 2].transpose(0, 1) for x in (key, value)]
+    return decode(query, *found, table, lengths)
+
+
+def of_both(*operands: torch.Tensor) -> torch.Tensor:
+    """Keys and values in one tensor: they have not the same numbers there, so they are copied."""
+    query, key, _, table, lengths = operands
+    return decode(query, key[0], key[1], table, lengths)
+
+
+@pytest.mark.parametrize("function", [of_a_layer, of_heads_apart, of_both])
+def test_pages_inside_of_larger_tensors(function: Function) -> None:
+    """Whatever else is in there."""
+    caches = numbers(2, 3 * 3, HEADS, ALL_PAGES, SIZE, WIDTH)
+    operands = [given()[0], *caches.unbind(), TABLE, LENGTHS]
     close(fused(function, *operands), function(*operands))
 
 

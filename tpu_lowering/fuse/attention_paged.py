@@ -12,7 +12,8 @@ After::
     call = kernel_call(paged_attention, (query, k_pages, v_pages, table, lengths))
     out = getitem(call, 0)
 
-XLA writes the gathered pages to an array of their own and reads that again. The mask has to be one of lengths
+XLA writes the gathered pages to an array of their own and reads that again. Pages of a cache that holds those of all
+layers stay where they are (``attention_places``). The mask has to be one of lengths
 (``attention_lengths``), and keys and values gathered by one table (``attention_pages``).
 """
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import fx
@@ -38,11 +39,10 @@ from tpu_lowering.fuse.attention_paged_kernel import (
     vmem_bytes,
 )
 from tpu_lowering.fuse.attention_pages import Paged, gather_of, paged, same_table
+from tpu_lowering.fuse.attention_places import Places, is_apart, is_part
 from tpu_lowering.fuse.attention_plans import SHARE, unfit, vmem_of
 from tpu_lowering.fuse.attention_sites import Attention
-from tpu_lowering.fuse.attention_views import view_of
 from tpu_lowering.ir import graphs
-from tpu_lowering.ir.boxes import read_box
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.passes.base import Action
@@ -61,7 +61,8 @@ class PagedPlan:
 
     Attributes:
         site: where it is.
-        key, value: its pages.
+        key, value: its pages ...
+        places: ... and where they are.
         lengths: how many keys each sequence sees.
         block: pages in a block of the kernel.
         nbytes, by_xla: bytes of HBM with the kernel, and by XLA alone.
@@ -70,6 +71,7 @@ class PagedPlan:
     site: Attention
     key: Paged
     value: Paged
+    places: tuple[Places, Places]
     lengths: Lengths
     block: int
     nbytes: int
@@ -85,13 +87,24 @@ class PagedPlan:
         lengths = _now(self.lengths, replaced)
         with graphs.inserting_for(anchor):
             query = site.query.placed(graph)
-            pages = [_pages(graph, each, replaced) for each in (key, self.value)]
+            pages = [self._pages(graph, places, replaced) for places in self.places]
             table = _table(graph, key, replaced)
             counts = lengths.placed(graph, key.sequences, key.keys)
             call = PagedCall(
-                graphs.type_of(query), graphs.type_of(pages[0]), key.sequences, key.pages, site.scale, self.block,
-                site.empty, int(SHARE * vmem_of(device_kind)), graphs.source_line(site.node), device_kind,
-            )  # fmt: skip
+                query=graphs.type_of(query),
+                pages=graphs.type_of(pages[0]),
+                places=self._steps,
+                heads=key.heads,
+                numbers=key.all_pages,
+                sequences=key.sequences,
+                table=key.pages,
+                scale=site.scale,
+                block=self.block,
+                empty=site.empty,
+                vmem=int(SHARE * vmem_of(device_kind)),
+                where=graphs.source_line(site.node),
+                device_kind=device_kind,
+            )
             kernel = paged_kernel(call)
             node = graphs.call(graph, kernel_call, kernel, (query, *pages, table, counts))
             result = graphs.call(graph, operator.getitem, node, 0)
@@ -104,6 +117,18 @@ class PagedPlan:
         graphs.replace(old, result)
         replaced[old] = result
         return action
+
+    @property
+    def _steps(self) -> tuple[int, int, int] | None:
+        """The places as the kernel takes them; None if they are by head."""
+        at = self.places[0]
+        return None if at.is_by_head(self.key.heads) else (at.start, at.head_step, at.page_step)
+
+    def _pages(self, graph: fx.Graph, places: Places, replaced: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        """The pages as the kernel takes them, at the graph's insertion point."""
+        heads = self.key.heads if self._steps is None else 1
+        node = replaced.get(places.node, places.node)
+        return _folded(graph, node, (heads, places.total // heads, self.key.size, self.key.width))
 
 
 def paged_plan(site: Attention, device_kind: str) -> PagedPlan | Action | None:
@@ -133,15 +158,19 @@ def paged_plan(site: Attention, device_kind: str) -> PagedPlan | Action | None:
     if lengths is None:
         reason = "expected, with pages, a mask of -inf from a length of each sequence on, or none, got another"
         return Action.on("unfused", site.node, reason, "TL521")
-    if refusal := _unfit_for(site, key, device_kind):
+    places = key.places, value.places
+    if not places[0].is_like(places[1]):
+        places = key.own, value.own
+    if refusal := _unfit_for(site, key, places[0], device_kind):
         return Action.on("unfused", site.node, refusal, "TL521")
-    times, nbytes = _times_by_xla(site, key, device_kind), _bytes(site, key, value)
-    by_xla = times * 2 * _gathered_bytes(site, key) + 2 * _query_bytes(site)
+    times = _times_by_xla(site, key, device_kind)
+    by_xla = times * 2 * _gathered_bytes(site, key) + 2 * _query_bytes(site) + sum(map(_sliced_bytes, (key, value)))
+    nbytes = _bytes(site, (key, value), places)
     if nbytes >= by_xla:
         held = ", which keeps the pages in VMEM and reads each once," if times == 1 else ","
         moved = f"{nbytes / 2**20:.1f} MiB where XLA moves about {by_xla / 2**20:.1f}"
         return Action.on("unfused", site.node, f"expected fewer bytes than XLA's{held} got {moved}", "TL523")
-    return PagedPlan(site, key, value, lengths, block_of(key.pages, key.size), nbytes, by_xla)
+    return PagedPlan(site, key, value, places, lengths, block_of(key.pages, key.size), nbytes, by_xla)
 
 
 def _are_alike(key: Paged, value: Paged) -> bool:
@@ -150,7 +179,7 @@ def _are_alike(key: Paged, value: Paged) -> bool:
     return sizes[0] == sizes[1]
 
 
-def _unfit_for(site: Attention, key: Paged, device_kind: str) -> str:
+def _unfit_for(site: Attention, key: Paged, places: Places, device_kind: str) -> str:
     """Why the library kernel does not take pages; "" if it does."""
     if key.width % LANES:
         return f"expected, with pages, rows of a multiple of {LANES} elements, got {key.width}"
@@ -158,7 +187,8 @@ def _unfit_for(site: Attention, key: Paged, device_kind: str) -> str:
         return f"expected pages of a multiple of {SUBLANES} keys, got {key.size}"
     info = compat.tpu_info(device_kind or "TPU7x")
     entries = key.pages + -key.pages % block_of(key.pages, key.size)
-    table = key.sequences * key.inner * (entries + 1) * 4
+    apart = 1 if places.is_by_head(key.heads) else key.heads
+    table = key.sequences * apart * (entries + 1) * 4
     if table > SHARE * info.smem_capacity_bytes:
         most = SHARE * info.smem_capacity_bytes / 2**10
         return f"expected a table of pages that fits {most:g} KiB of SMEM, got {table / 2**10:g} KiB"
@@ -188,32 +218,29 @@ def _query_bytes(site: Attention) -> int:
     return site.query.heads * site.query.width * graphs.type_of(site.query.node).element.numpy.itemsize
 
 
-def _bytes(site: Attention, key: Paged, value: Paged) -> int:
+def _bytes(site: Attention, paged_rows: Sequence[Paged], places: Sequence[Places]) -> int:
     """HBM bytes with the kernel, about, if sequences see all keys.
 
     Queries and the result are there in float32 besides, and two numbers a head in a row of their own.
     """
-    nbytes = 2 * _gathered_bytes(site, key) + 2 * _query_bytes(site)
-    nbytes += site.query.heads * (4 * site.query.width + 2 * LANES) * 4
-    for rows in (key, value):
+    nbytes = 2 * _query_bytes(site) + site.query.heads * (4 * site.query.width + 2 * LANES) * 4
+    for rows, at in zip(paged_rows, places, strict=True):
+        nbytes += _gathered_bytes(site, rows)
         if any(len(node.users) > 1 for node in (*rows.path, rows.gather.node)):
-            nbytes += 2 * _gathered_bytes(site, key)  # it is gathered for the others all the same
-        source = view_of(rows.gather.source)
-        if source.base.target is read_box or any(node.target is aten.permute.default for node in source.path):
+            nbytes += 2 * _gathered_bytes(site, rows)  # it is gathered for the others all the same
+        if at.node is rows.gather.source and is_apart(at.node):
             nbytes += 2 * graphs.type_of(rows.gather.source).nbytes  # the kernel takes a copy
     return nbytes
+
+
+def _sliced_bytes(rows: Paged) -> int:
+    """Bytes that XLA moves to gather from a part of a tensor, which it copies first."""
+    return 2 * graphs.type_of(rows.gather.source).nbytes if is_part(rows.gather.source) else 0
 
 
 def _now(lengths: Lengths, replaced: Mapping[fx.Node, fx.Node]) -> Lengths:
     node = lengths.node
     return lengths if node is None else dataclasses.replace(lengths, node=replaced.get(node, node))
-
-
-def _pages(graph: fx.Graph, rows: Paged, replaced: Mapping[fx.Node, fx.Node]) -> fx.Node:
-    """The pages as [outer heads, pages, inner heads, page, width], at the graph's insertion point."""
-    shape = (rows.heads // rows.inner, rows.all_pages, rows.inner, rows.size, rows.width)
-    source = replaced.get(rows.gather.source, rows.gather.source)
-    return _folded(graph, source, shape)
 
 
 def _table(graph: fx.Graph, rows: Paged, replaced: Mapping[fx.Node, fx.Node]) -> fx.Node:

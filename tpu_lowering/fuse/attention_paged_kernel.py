@@ -33,7 +33,11 @@ class PagedCall:
 
     Attributes:
         query: type [sequences * heads, 1, width], and of the result.
-        pages: type of keys and of values, [outer heads, pages, inner heads, page, width]; one of the heads is 1.
+        pages: type of keys and of values: [heads, pages, page, width], or [1, pages, page, width] with ...
+        places: ... the numbers of pages as ``attention_places.Places`` has them: (start, head_step, page_step); None if
+            they are by head.
+        heads: of the keys.
+        numbers: how many pages a head has; the table has numbers of them.
         sequences: how many there are.
         table: entries for one sequence.
         scale: what the products of queries and keys are multiplied by.
@@ -46,6 +50,9 @@ class PagedCall:
 
     query: TensorType
     pages: TensorType
+    places: tuple[int, int, int] | None
+    heads: int
+    numbers: int
     sequences: int
     table: int
     scale: float
@@ -74,18 +81,18 @@ def paged_kernel(call: PagedCall) -> AttentionKernel:
     Operands are the query, the pages of keys and of values, the table i32 [sequences, table], whose negative numbers
     count from the last page, and the lengths i32 [sequences], from 0 to all keys. Numbers that are no page's name one.
     """
-    outer, count, inner, size, width = call.pages.shape
-    heads = call.query.shape[0] // call.sequences
+    apart = 1 if call.places is None else call.heads
     short = -call.table % call.block
 
     def run(query: Any, key: Any, value: Any, table: Any, lengths: Any) -> list[jax.Array]:
-        table = jnp.clip(jnp.where(table < 0, table + count, table), 0, count - 1)
+        table = jnp.clip(jnp.where(table < 0, table + call.numbers, table), 0, call.numbers - 1)
         table = jnp.pad(table, ((0, 0), (0, short)), mode="edge")
-        if inner > 1:
-            table = (table[:, None] * inner + jnp.arange(inner, dtype=jnp.int32)[:, None]).reshape(-1, table.shape[-1])
-        rows = (query.astype(jnp.float32) * call.scale).reshape(-1, heads // inner, width)
-        key, value = (x.reshape(outer, count * inner, size, width) for x in (key, value))
-        each = jnp.repeat(lengths, inner) if inner > 1 else lengths
+        if call.places is not None:
+            start, head_step, page_step = call.places
+            first = start + head_step * jnp.arange(apart, dtype=jnp.int32)
+            table = (first[:, None] + page_step * table[:, None]).reshape(-1, table.shape[-1])
+        rows = (query.astype(jnp.float32) * call.scale).reshape(call.sequences * apart, -1, query.shape[-1])
+        each = jnp.repeat(lengths, apart) if apart > 1 else lengths
         found = compat.paged_attention(rows, key, value, each, table, pages_per_compute_block=call.block)
         if call.empty:  # 0 is what the kernel gives
             found = jnp.where(each[:, None, None] > 0, found, call.empty)

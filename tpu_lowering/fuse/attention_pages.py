@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from tpu_lowering.fuse.attention_operands import Rows
+from tpu_lowering.fuse.attention_places import Places, places_of
 from tpu_lowering.fuse.attention_views import digits, flattened, merged, view_of
 from tpu_lowering.ir import graphs
 
@@ -72,6 +73,18 @@ class Paged:
     def all_pages(self) -> int:
         """How many pages the tensor has."""
         return graphs.type_of(self.gather.source).shape[self.gather.axis]
+
+    @property
+    def own(self) -> Places:
+        """Where the pages are in the tensor."""
+        step = self.all_pages if self.inner == 1 else 1
+        return Places(self.gather.source, self.heads * self.all_pages, 0, step, self.inner)
+
+    @property
+    def places(self) -> Places:
+        """Where the pages are in what the tensor is a view of, if they are whole pages there; else in the tensor."""
+        shape = (self.heads // self.inner, self.all_pages, self.inner, self.size, self.width)
+        return places_of(self.gather.source, shape) or self.own
 
 
 def gather_of(rows: Rows) -> Gather | None:
