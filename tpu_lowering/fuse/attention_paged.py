@@ -144,9 +144,7 @@ def paged_plan(site: Attention, device_kind: str) -> PagedPlan | Action | None:
         return None
     key, lengths = paged(site.key, gather), None
     if key is None:
-        reason = (
-            "expected keys that are gathered page by page, each page with whole rows of one head together, got others"
-        )
+        reason = "expected keys [sequences, heads, ..] of pages that hold the rows of each head together, got others"
         return Action.on("unfused", site.node, reason, "TL521")
     other = gather_of(site.value)
     value = paged(site.value, other) if other is not None and same_table(gather, other) else None

@@ -107,9 +107,11 @@ def paged(rows: Rows, gather: Gather) -> Paged | None:
     dims = list(view.dims[:-2]) + ([view.dims[-1], view.dims[-2]] if rows.swapped else list(view.dims[-2:]))
     named = [flattened(flattened(dim, shape, table, TABLE), shape, others, PAGES) for dim in dims]
     pages = math.prod(digit.size for digit in named[-2] if digit.axis == TABLE)
-    if not pages or entries % pages or not entries or rows.length % pages or rows.heads % (entries // pages):
+    if 0 in (entries, rows.heads, rows.length, rows.width) or entries % pages or rows.length % pages:
         return None
     sequences, size = entries // pages, rows.length // pages
+    if rows.heads % sequences:
+        return None
     heads = rows.heads // sequences
     expected = [
         *digits(TABLE, sequences, pages), *digits(PAGES, heads, size * rows.width),

@@ -132,12 +132,14 @@ def _moved(
 
 
 def _cut(given: list[Digit], shape: Sequence[int]) -> tuple[Digits, ...] | None:
-    """Digits, shared out among dimensions; None if a dimension ends inside one that it does not divide."""
+    """Digits, shared out among dimensions; None if one ends where none of them can, or there are no elements."""
     left, dims = given[::-1], list[Digits]()
+    if any(digit.size == 0 for digit in given):
+        return None
     for size in shape:
         dim: list[Digit] = []
         while size != 1:
-            if not left or size == 0:
+            if not left:
                 return None
             digit = left.pop()
             if digit.size > size:
