@@ -25,6 +25,35 @@ def written_out(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> 
     return torch.matmul(weights.to(query.dtype), value)
 
 
+def paged_decode(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """One query [sequences, heads, 1, width] each, over pages [heads, pages, page, width] that a table names."""
+    keys, values = (
+        pages[:, table].permute(1, 0, 2, 3, 4).reshape(len(table), pages.shape[0], -1, pages.shape[-1])
+        for pages in (key, value)
+    )
+    mask = torch.arange(keys.shape[-2], device=lengths.device) < lengths[:, None]
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask[:, None, None, :], enable_gqa=True
+    )
+
+
+def paged_decode_written_out(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """The same over pages [pages, heads, page, width], keys repeated for the heads that share them."""
+    groups = query.shape[1] // key.shape[1]
+    keys, values = (
+        pages[table].transpose(1, 2).reshape(len(table), pages.shape[1], -1, pages.shape[-1]) for pages in (key, value)
+    )
+    keys, values = (x.repeat_interleave(groups, 1) for x in (keys, values))
+    scores = torch.matmul(query, keys.transpose(2, 3)) * query.shape[-1] ** -0.5
+    hidden = torch.arange(keys.shape[-2], device=lengths.device) >= lengths[:, None]
+    weights = torch.softmax(scores.masked_fill(hidden[:, None, None, :], -torch.inf), dim=-1, dtype=torch.float32)
+    return torch.matmul(weights.to(query.dtype), values)
+
+
 def written_out_in_training(gradient: torch.Tensor, *operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The result and the gradients of query, key and value."""
     result, gradients = torch.func.vjp(written_out, *operands)

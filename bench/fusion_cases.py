@@ -236,5 +236,19 @@ CASES: tuple[FusionCase, ...] = (
         simulate=False,
     ),
     FusionCase("attention of 197 keys", fusion_attention.every_key, ((bf16, (64, 12, 197, 64)),) * 3, simulate=False),
+    FusionCase(
+        "paged decode",
+        fusion_attention.paged_decode,
+        ((bf16, (16, 32, 1, 128)), *((bf16, (8, 1024, 64, 128)),) * 2, (torch.int64, (16, 64)), (torch.int64, (16,))),
+        0.25,
+        simulate=False,
+    ),
+    FusionCase(
+        "paged decode, written out",
+        fusion_attention.paged_decode_written_out,
+        ((bf16, (32, 32, 1, 128)), *((bf16, (2048, 8, 16, 128)),) * 2, (torch.int32, (32, 64)), (torch.int32, (32,))),
+        0.15,
+        simulate=False,
+    ),
     FusionCase("KL divergence", kl_divergence, ((bf16, (8192, 8192)), (bf16, (8192, 8192)))),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -187,6 +188,38 @@ def splash_attention_gradients(kernel: Any, operands: Sequence[Any], kept: Seque
     chosen = [kernel.kwargs[name] for name in (*known, "attn_logits_soft_cap", "interpret")]
     residuals = (*operands, None, None, *kept, kernel.dq_mask_info, kernel.dkv_mask_info)
     return backward(*chosen, residuals, gradient)[3:6]
+
+
+def paged_attention(query: Any, key: Any, value: Any, *others: Any, pages_per_compute_block: int) -> Any:
+    """JAX's paged attention, with keys and values of float32 as they are: the public function rounds them to bfloat16.
+
+    Args:
+        query: [sequences, heads, width], scaled.
+        key, value: pages [heads, pages, page, width].
+        others: lengths i32 [sequences] and table i32 [sequences, pages].
+        pages_per_compute_block: divides the entries of a sequence in the table.
+    """
+    module, why = "jax.experimental.pallas.ops.tpu.paged_attention.paged_attention_kernel", "attention over pages"
+    run = private("jax", module, "paged_attention", why)
+    if key.dtype == jax.numpy.float32:
+        run = _in_float32(run.__wrapped__, private("jax", module, "MultiPageAsyncCopyDescriptor", why))
+    return run(query, key, value, *others, pages_per_compute_block=pages_per_compute_block)
+
+
+def _in_float32(run: Any, copies: Any) -> Any:
+    """The library's function with a class of its own for copied pages, which leaves them in float32."""
+
+    class Copies(copies):
+        def _maybe_dequantize(self, x: Any, x_scale: Any, dtype: Any = None) -> Any:
+            return x
+
+    names = ("paged_attention", "paged_flash_attention_kernel", "paged_flash_attention_kernel_inline_seq_dim")
+    known = run.__globals__ | {copies.__name__: Copies}
+    for name in names:
+        given = inspect.unwrap(known[name])
+        known[name] = types.FunctionType(given.__code__, known, name, given.__defaults__, given.__closure__)
+        known[name].__kwdefaults__ = given.__kwdefaults__
+    return known[names[0]]
 
 
 def executable_bytes(compiled: Any) -> tuple[list[int], bytes] | None:

@@ -110,13 +110,23 @@ def _completed(closed: Any, call: Call) -> Any:
         (call.key.shape[0], call.lengths[1], width) for width in (call.key.shape[2], attention_rows.widened(call))
     ]
     computed = {variable for equation in closed.jaxpr.eqns for variable in equation.outvars}
+    return completed(closed, call.vmem, lambda atom: atom in computed and atom.aval.shape in shapes)
+
+
+def completed(closed: Any, vmem: int, is_fused: Callable[[Any], bool] = lambda atom: False) -> Any:
+    """A traced kernel with leave to use VMEM and to have some operands computed as they are fetched.
+
+    Args:
+        closed: the closed jaxpr.
+        vmem: bytes of VMEM that its ``pallas_call`` may use.
+        is_fused: whether an operand of that may be computed as it is fetched.
+    """
 
     def complete(equation: Any) -> Any:
         if equation.primitive.name != "pallas_call":
             return equation
-        fused = tuple(atom in computed and atom.aval.shape in shapes for atom in equation.invars)
-        given = equation.params["compiler_params"]
-        chosen = compat.compiler_params(given, vmem_limit_bytes=call.vmem, allow_input_fusion=fused)
+        given, fused = equation.params["compiler_params"], tuple(map(is_fused, equation.invars))
+        chosen = compat.compiler_params(given, vmem_limit_bytes=vmem, allow_input_fusion=fused)
         # The metadata is text of many lines for a profiler; it is of no use in programs that are read line by line.
         named = {"metadata": None} if "metadata" in equation.params else {}
         return equation.replace(params={**equation.params, "compiler_params": chosen, **named})

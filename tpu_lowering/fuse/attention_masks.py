@@ -109,7 +109,7 @@ class Term:
         node: Any = self.node
         while node.op == "call_function" and node.target in RESHAPES:
             node = node.args[0]
-        return None if (chosen := _chosen(node)) is None else chosen[1:]
+        return None if (chosen := chosen_of(node)) is None else chosen[1:]
 
     @property
     def hides(self) -> bool:
@@ -244,29 +244,36 @@ def _is_everywhere(node: fx.Node, value: bool) -> bool:
 
 def _hiding(node: fx.Node) -> Sequence[Term] | None:
     """A tensor of 0 and a number that hides keys, as a term of what it is made of."""
-    if (chosen := _chosen(node)) is None or max(chosen[1:]) != 0 or min(chosen[1:]) > HIDDEN:
+    if (chosen := chosen_of(node)) is None or max(chosen[1:]) != 0 or min(chosen[1:]) > HIDDEN:
         return None
     return [Term(chosen[0], min(chosen[1:]), where=chosen[1] != 0, adds=True)]
 
 
-def _chosen(node: Any) -> tuple[fx.Node, float, float] | None:
+def chosen_of(node: Any) -> tuple[fx.Node, float, float] | None:
     """(a bool tensor, the number where it is True, the number where it is False) of a tensor that is made so."""
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return None
     args: Any = node.args
     if node.target in (*IDENTITIES, aten.expand.default):
-        return _chosen(args[0])
-    if node.target is aten._to_copy.default and (chosen := _chosen(args[0])) is not None:
+        return chosen_of(args[0])
+    if node.target is aten._to_copy.default and (chosen := chosen_of(args[0])) is not None:
         one, other = (float(torch.tensor(value).to(node.meta["val"].dtype)) for value in chosen[1:])
         return chosen[0], one, other
-    if node.target is aten.masked_fill.Scalar and graphs.is_call(args[0], aten.full.default):
-        one, other = number(args[2]), number(args[0].args[1])
+    if node.target is aten.masked_fill.Scalar:
+        one, other = number(args[2]), _everywhere(args[0])
     elif node.target is aten.where.self:
-        one, other = number(args[1]), number(args[2])
+        one, other = _everywhere(args[1]), _everywhere(args[2])
     else:
         return None
     mask = args[1] if node.target is aten.masked_fill.Scalar else args[0]
     return None if one is None or other is None else (mask, one, other)
+
+
+def _everywhere(value: Any) -> float | None:
+    """The number that a tensor holds everywhere, if it is a number or is filled with one."""
+    if graphs.is_call(value, aten.zeros.default):
+        return 0.0
+    return number(value.args[1]) if graphs.is_call(value, aten.full.default) else number(value)
 
 
 def _adds_ones(node: fx.Node) -> bool:

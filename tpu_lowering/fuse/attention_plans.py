@@ -67,7 +67,7 @@ def plan_of(site: Attention, device_kind: str, known: Known) -> Plan | Action:
     if site.shared is not None:
         reason = f"expected scores and weights that nothing else uses, got another use of {site.shared.name}"
         return Action.on("unfused", site.node, reason, "TL522")
-    if refusal := _unfit(site):
+    if refusal := unfit(site):
         return Action.on("unfused", site.node, refusal, "TL521")
     query, key = site.query, site.key
     given = tuple(part for term in site.terms for part in parts(term))
@@ -157,7 +157,7 @@ def bytes_by_xla(heads: Heads, is_gradient: bool, held: float) -> int:
     return operands + (passes * heads.score_bytes if heads.score_bytes > held else 0)
 
 
-def _unfit(site: Attention) -> str:
+def unfit(site: Attention) -> str:
     """Why no library kernel takes an attention; "" if one may."""
     query, key, value = site.query, site.key, site.value
     types = [graphs.type_of(rows.node).element for rows in (query, key, value)]

@@ -14,7 +14,8 @@ After::
     out = getitem(k, 0)
 
 XLA writes and reads scores and weights, twice each; the kernel keeps a block of them in VMEM. Operands are taken from
-behind the views that repeat the heads of keys. Gradients of ``scaled_dot_product_attention`` are kernels, too. What a
+behind the views that repeat the heads of keys, and keys that are gathered from pages from those (``attention_paged``).
+Gradients of ``scaled_dot_product_attention`` are kernels, too. What a
 kernel cannot do, and what it would not do in fewer bytes, stays as it is, each with its code.
 """
 
@@ -32,9 +33,10 @@ from tpu_lowering.fuse.attention_blocks import Library
 from tpu_lowering.fuse.attention_calls import Bias, Call
 from tpu_lowering.fuse.attention_kernels import flash_kernel, splash_gradient_kernel, splash_kernel
 from tpu_lowering.fuse.attention_masks import Known
+from tpu_lowering.fuse.attention_paged import PagedPlan, paged_plan
 from tpu_lowering.fuse.attention_plans import SHARE, Plan, bytes_by_xla, plan_of, vmem_of
 from tpu_lowering.fuse.attention_shared import share_rows
-from tpu_lowering.fuse.attention_sites import find
+from tpu_lowering.fuse.attention_sites import Attention, find
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.types import TensorType
@@ -60,16 +62,27 @@ class FuseAttention:
         device_kind = graphs.device_kind(graph)
         known: Known = {}
         kept = attention_training.call_operators(graph, device_kind, known)
-        plans = [plan_of(site, device_kind, known) for site in find(graph) if site.node not in kept]
+        plans = [_plan(site, device_kind, known) for site in find(graph) if site.node not in kept]
         replaced: dict[fx.Node, fx.Node] = {}
         actions = [*kept.values()]
         for plan in plans:
-            if isinstance(plan, Plan):
+            if isinstance(plan, PagedPlan):
+                plan = plan.fuse(graph, device_kind, replaced)
+            elif isinstance(plan, Plan):
                 plan = _fused(graph, plan.moved(replaced), device_kind, replaced)
             actions.append(plan)
         if replaced:
             graphs.eliminate_dead_code(graph)
         return actions + share_rows(graph)
+
+
+def _plan(site: Attention, device_kind: str, known: Known) -> Plan | PagedPlan | Action:
+    """What becomes of an attention: over pages, if it is one that can be; else any other plan; else the refusal."""
+    over_pages = paged_plan(site, device_kind)
+    if isinstance(over_pages, PagedPlan):
+        return over_pages
+    other = plan_of(site, device_kind, known)
+    return other if isinstance(other, Plan) or over_pages is None else over_pages
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
