@@ -166,3 +166,15 @@ def test_a_kernel_is_made_where_nothing_is_copied_for_it(shape: tuple[int, ...],
         lambda x, w, b: F.group_norm(x, 32, w, b), (x, w, w), {}, Target.of("tpu7x"), {"fuse": "tpu"}, ()
     )
     assert len(captured.source.kernels) == kernels
+
+
+def test_rows_without_elements_are_no_kernel() -> None:
+    """Whose sums have elements, behind a view."""
+    seen, x = Seen(), torch.randn(4, 0, 2)
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        rows = x.exp().reshape(4, 2, 0)
+        return rows.sum(-1, keepdim=True) + (rows / rows.sum(-1, keepdim=True)).sum(-1, keepdim=True)
+
+    torch.testing.assert_close(fused(fn, seen)(x), fn(x))
+    assert not seen.texts

@@ -66,7 +66,7 @@ def kind_of(node: fx.Node) -> Kind | None:
         return None
     given = {name: _described(value) for name, value in graphs.bound(node).items()}
     taken = [value for name, value in given.items() if isinstance(value, TensorType) and name != "index"]
-    if any(type_.element.torch not in HELD for type_ in taken):
+    if any(type_.element.torch not in HELD or 0 in type_.shape for type_ in taken):
         return None
     results = tuple(map(TensorType.of, values))
     key = (node.target, arguments.key(tuple(given.items())), results)
