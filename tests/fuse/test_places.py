@@ -89,6 +89,7 @@ INTO_PRODUCTS: dict[str, Callable[..., Any]] = {
     "a product": lambda x, w: rms_norm(x) @ w,
     "a linear layer": lambda x, w: F.linear(rms_norm(x), w.T, w[0]),
     "products of views": lambda x, w: (rms_norm(x) @ w, rms_norm(x).view(4, 1024, 1024).view(4096, 1024) @ w.neg()),
+    "a product and float8": lambda x, w: (rms_norm(x) @ w, rms_norm(x).to(torch.float8_e4m3fn)),
     "a sum beside a product": lambda x, w: (2 * x + w[0, 0], rms_norm(2 * x + w[0, 0]) @ w),
 }
 BESIDE_PRODUCTS: dict[str, Callable[..., Any]] = {
@@ -98,7 +99,7 @@ BESIDE_PRODUCTS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("name", [*INTO_PRODUCTS, *BESIDE_PRODUCTS])
-def test_rows_that_only_products_use_are_no_kernel(name: str) -> None:
+def test_rows_that_xla_computes_inside_their_users_are_no_kernel(name: str) -> None:
     """XLA normalises what the product multiplies, and never writes it (libtpu 0.0.52)."""
     fn = INTO_PRODUCTS.get(name) or BESIDE_PRODUCTS[name]
     found = [kernel.name for kernel in captured(fn, X, W).source.kernels.values()]

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import fx
 
-from tpu_lowering.fuse.into_products import products_using
+from tpu_lowering.fuse.into_users import passes_using
 from tpu_lowering.fuse.kinds import is_constant, kind_of
 from tpu_lowering.fuse.layouts import bytes_in_kernel, bytes_of
 from tpu_lowering.fuse.one_pass import is_in_one_pass
@@ -179,14 +179,14 @@ def bytes_as_kernel(plan: Plan) -> int:
 
 def bytes_by_xla(plan: Plan) -> int:
     """Each operand read once for every pass that needs it, each output written once; but of an output that is computed
-    inside the products that use it, what these read instead of it."""
+    inside what uses it, what that reads instead of it."""
     level, passes = _levels(plan), collections.defaultdict[fx.Node, set[int]](set)
     written: dict[fx.Node, int] = {}
     moved = 0
     for sink in plan.members:
-        products = products_using(sink, plan.members) if sink in plan.outputs else 0
-        if products and not ends_pass(plan.region, sink):
-            moved += products * (sum(map(nbytes, _read_for(plan, sink, level[sink], written))) - nbytes(sink))
+        inside = passes_using(sink, plan.members) if sink in plan.outputs else 0
+        if inside and not ends_pass(plan.region, sink):
+            moved += inside * (sum(map(nbytes, _read_for(plan, sink, level[sink], written))) - nbytes(sink))
         elif ends_pass(plan.region, sink) or sink in plan.outputs:
             first = level[sink] - _passes(plan, sink)
             for at in range(first, max(level[sink], first + 1)):
