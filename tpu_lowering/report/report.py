@@ -19,7 +19,8 @@ REMEDIES: dict[str, str] = {
     "TL511": "nothing to do if few sizes are met; else write the line with operators that have a rule for padding",
     "TL512": "with many sizes: options={'buckets': 'power_of_two'}, or a step or list of sizes of your own",
     "TL513": "mark what changes: torch._dynamo.mark_dynamic(x, dim), or keep the value that the guard names equal",
-    "TL521": "use float32 or bfloat16, drop nothing from the weights, mask keys alike for all queries in training, and keep a head's page together",
+    "TL521": "use float32 or bfloat16, drop nothing from the weights, mask keys alike for all queries in training, and "
+    "keep the rows of a head in one piece of a page",
     "TL522": "do not return or reuse the weights; let a mask need no gradient",
     "TL523": "nothing to do",
     "TL606": "nothing to do for a TPU's bytes but to write the kernel as one pallas_call with blocks",
