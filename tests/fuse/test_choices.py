@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 import torch
-from test_rows import Seen
+from against_eager import Seen
 from torch import fx
 
 import tpu_lowering

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_rows import TOLERANCE, Seen, fused
+from against_eager import TOLERANCE, Seen, assert_trains_as_eager, fused
 
 from tpu_lowering import aot
 from tpu_lowering.fuse import fuse_rows
@@ -94,17 +94,7 @@ def assert_equals_eager(name: str, dtype: torch.dtype, **options: Any) -> None:
     fn, shapes, kernels = CASES[name]
     torch.manual_seed(0)
     args = [(2 * torch.randn(shape) + 1).to(dtype).requires_grad_() for shape in shapes]
-    copies = [value.detach().clone().requires_grad_() for value in args]
-    seen = Seen()
-    results, wanted = fused(fn, seen, **options)(*args), fn(*copies)
-    torch.testing.assert_close(results, wanted, **TOLERANCE[dtype])
-    gradient = torch.randn_like(wanted)
-    results.backward(gradient)
-    wanted.backward(gradient)
-    for value, copy in zip(args, copies, strict=True):
-        scale = copy.grad.abs().max()  # type: ignore[union-attr]
-        torch.testing.assert_close(value.grad / scale, copy.grad / scale, **TOLERANCE[dtype])  # type: ignore[operator]
-    found = set(seen.kernels("forward"))
+    found = set(assert_trains_as_eager(fn, args, **options).kernels("forward"))
     assert name == "standardised" or set(kernels) <= found, found
 
 

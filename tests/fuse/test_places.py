@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_rows import Seen, fused
+from against_eager import Seen, fused
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 

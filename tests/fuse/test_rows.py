@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import pathlib
 import re
 import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,18 +13,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import fx
+from against_eager import TOLERANCE, Seen, assert_trains_as_eager, fused, normal
 
 from tpu_lowering import aot
-from tpu_lowering.backend import helion_tpu
-from tpu_lowering.codegen.source import Source
-from tpu_lowering.ir.programs import Program
-from tpu_lowering.passes.base import Action
 from tpu_lowering.runtime.aot.targets import Target
 
 bf16, f32 = torch.bfloat16, torch.float32
 ROWS, ROW = 100, 300  # neither is a multiple of a tile
-TOLERANCE = {f32: {"rtol": 1e-5, "atol": 1e-5}, bf16: {"rtol": 3e-2, "atol": 3e-2}}
 LABELS = torch.arange(ROWS) * 7 % ROW
 
 
@@ -61,33 +54,6 @@ def softmax_rows_launch(arg0_1, *, interpret):
         interpret=interpret,
         name="softmax_rows",
     )(arg0_1)"""
-
-
-@dataclasses.dataclass
-class Seen:
-    """An observer that keeps what the pass did, and the sources of the kernels."""
-
-    actions: list[tuple[str, Action]] = dataclasses.field(default_factory=list)
-    texts: list[str] = dataclasses.field(default_factory=list)
-
-    def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
-        """Nothing of it is kept."""
-
-    def acted(self, program: str, name: str, actions: Sequence[Action]) -> None:
-        self.actions += [(program.partition("_")[0], action) for action in actions if name == "fuse_rows"]
-
-    def compiled(self, program: Program, source: Source) -> None:
-        self.texts += [kernel.text for kernel in source.kernels.values()]  # type: ignore[attr-defined]
-
-    def kernels(self, program: str) -> list[str]:
-        """Names of the kernels of one program."""
-        found = [action for name, action in self.actions if name == program and action.kind == "fused"]
-        return [action.reason.partition(" are the kernel ")[2].partition(":")[0] for action in found]
-
-
-def fused(fn: Callable[..., Any], seen: Seen, **options: Any) -> Callable[..., Any]:
-    chosen = {"fuse": "always", **options}
-    return torch.compile(fn, backend=functools.partial(helion_tpu, options=chosen, observers=(seen,)), fullgraph=True)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -225,19 +191,8 @@ CASES: dict[str, Case] = {
 def assert_equals_eager(name: str, dtype: torch.dtype, **options: Any) -> None:
     """Results and gradients, and the kernels that computed them."""
     fn, shapes, forward, backward = CASES[name]
-    torch.manual_seed(0)
-    args = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
-    copies = [value.detach().clone().requires_grad_() for value in args]
-    seen = Seen()
-    results, wanted = fused(fn, seen, **options)(*args), fn(*copies)
-    torch.testing.assert_close(results, wanted, **TOLERANCE[dtype])
+    seen = assert_trains_as_eager(fn, normal(shapes, dtype), **options)
     assert name == "standardised" or seen.kernels("forward") == forward
-    gradient = [torch.randn_like(value) for value in (wanted if isinstance(wanted, tuple) else (wanted,))]
-    torch.autograd.backward(results, gradient)
-    torch.autograd.backward(wanted, gradient)
-    for value, copy in zip(args, copies, strict=True):
-        scale = copy.grad.abs().max()  # type: ignore[union-attr]
-        torch.testing.assert_close(value.grad / scale, copy.grad / scale, **TOLERANCE[dtype])  # type: ignore[operator]
     assert set(backward) <= set(seen.kernels("backward"))
 
 
