@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from bench.markdown import microseconds
+from tpu_lowering.fuse.choices import Score
 from tpu_lowering.runtime.aot.targets import Target
 
 ALLOWED = 1.10
 """Of XLA's cycles, what a kernel may take before it is listed."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """One form of a case.
-
-    Attributes:
-        nbytes: HBM bytes, read and written.
-        cycles: of its static schedule.
-    """
-
-    nbytes: int
-    cycles: int
-
-    def least(self, target: str) -> tuple[float, str]:
-        """The least seconds that a run can take, the larger of bytes over bandwidth and cycles over clock, and which
-        of the two it is."""
-        chip = Target.of(target)
-        by_bytes, by_cycles = self.nbytes / chip.hbm_bytes_per_second, self.cycles / chip.cycles_per_second
-        return (by_bytes, "bytes") if by_bytes >= by_cycles else (by_cycles, "cycles")
-
-
-def exception(target: str, case: str, alone: Form, fused: Form) -> str:
-    """A line about a case whose kernels take more cycles than allowed; "" for any other."""
-    if fused.cycles <= ALLOWED * alone.cycles:
+def exception(target: str, case: str, alone: Score, fused: Score) -> str:
+    """A line about a case whose kernels take more cycles than allowed, or ""; also where a form states no cycles."""
+    if not alone.cycles or not fused.cycles or fused.cycles <= ALLOWED * alone.cycles:
         return ""
-    (by_xla, bound), (with_kernels, other) = alone.least(target), fused.least(target)
-    verdict = "no less time" if with_kernels >= by_xla else "less time all the same"
+    chip = Target.of(target)
+    verdict = "no less time" if fused.seconds(chip) >= alone.seconds(chip) else "less time all the same"
     return (
         f"- {target}, {case}: {fused.cycles / alone.cycles:.2f} of the cycles, {verdict}: at least "
-        f"{microseconds(with_kernels)} us by its {other}, XLA's form {microseconds(by_xla)} us by its {bound}.\n"
+        f"{_least(fused, chip)}, XLA's form {_least(alone, chip)}.\n"
     )
+
+
+def _least(score: Score, chip: Target) -> str:
+    """The least time that a run can take, and what says so."""
+    seconds = score.seconds(chip)
+    bound = "bytes" if seconds == score.hbm_bytes / chip.hbm_bytes_per_second else "cycles"
+    return f"{microseconds(seconds)} us by its {bound}"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bench import TARGETS, fusion_cycles
 from bench.against_tables import opinfo_section, suite_section
-from bench.fusion_cycles import Form
 from bench.markdown import NONE, mib, microseconds, ratio, table, whole
 from bench.store import Entry
+from tpu_lowering.fuse.choices import Score
 
 Entries = Mapping[str, Entry]
 
@@ -258,8 +258,8 @@ def fusion_section(entries: Entries) -> str:
             least = value(fused, "least_bytes")
             cycles = [schedule_cycles(entry) for entry in (alone, fused)]
             goal = fused.get("goal") if fused else None
-            if cycles[0] and cycles[1] and before and after:
-                exceptions += fusion_cycles.exception(target, name, Form(before, cycles[0]), Form(after, cycles[1]))
+            forms = Score(before or 0, cycles[0]), Score(after or 0, cycles[1])
+            exceptions += fusion_cycles.exception(target, name, *forms)
             rows.append((
                 target, name, mib(before), mib(after), mib(least), ratio(after, before), str(goal or NONE),
                 ratio(after, least), source, whole(cycles[0]), whole(cycles[1]), ratio(cycles[1], cycles[0]),

@@ -8,9 +8,10 @@ import expecttest
 from made_up import MIB, entry, failure
 
 from bench import markdown, plots, tables
-from bench.fusion_cycles import Form, exception
+from bench.fusion_cycles import exception
 from bench.report import write
 from bench.store import Store
+from tpu_lowering.fuse.choices import Score
 from tpu_lowering.runtime.aot.targets import Target
 
 
@@ -105,11 +106,11 @@ def test_cycles_are_stated_if_the_rest_moves_next_to_nothing() -> None:
 def test_kernels_of_more_cycles_are_listed_with_what_they_come_to() -> None:
     """A second is the larger of bytes over bandwidth and cycles over clock."""
     chip = Target.of("v6e")
-    alone = Form(int(chip.hbm_bytes_per_second), int(0.5 * chip.cycles_per_second))
-    fused = Form(int(0.3 * chip.hbm_bytes_per_second), int(0.6 * chip.cycles_per_second))
+    alone = Score(int(chip.hbm_bytes_per_second), int(0.5 * chip.cycles_per_second))
+    fused = Score(int(0.3 * chip.hbm_bytes_per_second), int(0.6 * chip.cycles_per_second))
     assert exception("v6e", "rows", alone, fused) == (
         "- v6e, rows: 1.20 of the cycles, less time all the same: at least 600,000.0 us by its cycles, "
         "XLA's form 1,000,000.0 us by its bytes.\n"
     )
-    assert "no less time" in exception("v6e", "rows", Form(0, fused.cycles // 2), fused)
-    assert not exception("v6e", "rows", alone, Form(alone.nbytes, int(1.09 * alone.cycles)))
+    assert "no less time" in exception("v6e", "rows", Score(0, fused.cycles // 2), fused)
+    assert not exception("v6e", "rows", alone, Score(alone.hbm_bytes, int(1.09 * alone.cycles)))

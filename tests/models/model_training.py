@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.zoo import Inputs
+from bench.zoo import Inputs, Model
 
 Step = Callable[[nn.Module, Inputs], tuple[torch.Tensor, torch.Tensor]]
 
@@ -44,6 +44,14 @@ def both(build: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
     """Two models with the same random weights."""
     model = build()
     return model, copy.deepcopy(model)
+
+
+def assert_trains_as_eager(chosen: Model, **options: Any) -> None:
+    """Compares all that ``train`` says of a model, compiled whole with options, with what it says in eager."""
+    torch.manual_seed(0)
+    (eager, mine), inputs = both(chosen.build), chosen.inputs()
+    run = torch.compile(chosen.step, backend="helion_tpu", fullgraph=True, options=options)
+    assert_equal(train(mine, inputs, run), train(eager, inputs, chosen.step))
 
 
 def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

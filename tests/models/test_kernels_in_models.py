@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from model_training import assert_equal, both, train
+from model_training import assert_trains_as_eager
 
 from bench import against_xla
 from bench.zoo import MODELS
@@ -16,11 +15,7 @@ SUITE = [pytest.param(name, marks=() if name in DEFAULT else pytest.mark.large) 
 
 @pytest.mark.parametrize("name", SUITE)
 def test_training_with_kernels_equals_eager(name: str) -> None:
-    torch.manual_seed(0)
-    chosen = MODELS[name]
-    (eager, mine), inputs = both(chosen.build), chosen.inputs()
-    run = torch.compile(chosen.step, backend="helion_tpu", fullgraph=True, options={"fuse": "always"})
-    assert_equal(train(mine, inputs, run), train(eager, inputs, chosen.step))
+    assert_trains_as_eager(MODELS[name], fuse="always")
 
 
 @pytest.mark.parametrize("name", SUITE)

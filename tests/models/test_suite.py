@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_training import assert_equal, both, train
+from model_training import assert_trains_as_eager, both, train
 
 from bench.zoo import MODELS
 
@@ -25,11 +25,7 @@ TINY = 1e-30  # the norm of a gradient that is all zeros
 
 @pytest.mark.parametrize("name", SUITE)
 def test_training_equals_eager(name: str) -> None:
-    torch.manual_seed(0)
-    chosen = MODELS[name]
-    (eager, mine), inputs = both(chosen.build), chosen.inputs()
-    run = torch.compile(chosen.step, backend="helion_tpu", fullgraph=True)
-    assert_equal(train(mine, inputs, run), train(eager, inputs, chosen.step))
+    assert_trains_as_eager(MODELS[name])
 
 
 @pytest.mark.parametrize(

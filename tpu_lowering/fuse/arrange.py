@@ -166,14 +166,14 @@ def as_axes(graph: fx.Graph, node: fx.Node, access: Access, lying: Lying) -> fx.
     flat = [dim for run in lying.axes for dim in run]
     order = [dim for dim in flat if dim in dims]
     if order != dims:
-        node = _reshaped(graph, node, [sizes[dim] for dim in dims])
+        node = graphs.reshaped(graph, node, [sizes[dim] for dim in dims])
         node = graphs.call(graph, aten.permute.default, node, [dims.index(dim) for dim in order])
     wanted = [[sizes[dim] if set(run) & set(dims) else 1 for dim in run] for run in lying.axes]
     spread = [size for run in wanted for size in run]
     if spread != [sizes[dim] if dim in dims else 1 for dim in flat]:
-        node = _reshaped(graph, node, [sizes[dim] if dim in dims else 1 for dim in flat])
+        node = graphs.reshaped(graph, node, [sizes[dim] if dim in dims else 1 for dim in flat])
         node = graphs.call(graph, aten.expand.default, node, spread)
-    return _reshaped(graph, node, [math.prod(run) for run in wanted])
+    return graphs.reshaped(graph, node, [math.prod(run) for run in wanted])
 
 
 def restored(graph: fx.Graph, result: fx.Node, node: fx.Node, lying: Lying) -> fx.Node:
@@ -184,14 +184,10 @@ def restored(graph: fx.Graph, result: fx.Node, node: fx.Node, lying: Lying) -> f
     spread = [sizes[dim] if set(run) & set(dims) else 1 for run in lying.axes for dim in run]
     kept = [sizes[dim] if dim in dims else 1 for dim in flat]
     if spread != kept:
-        result = _reshaped(graph, result, spread)
+        result = graphs.reshaped(graph, result, spread)
         result = graphs.call(graph, read_box, result, Box.whole(kept))
     order = [dim for dim in flat if dim in dims]
     if order != dims:
-        result = _reshaped(graph, result, [sizes[dim] for dim in order])
+        result = graphs.reshaped(graph, result, [sizes[dim] for dim in order])
         result = graphs.call(graph, aten.permute.default, result, [order.index(dim) for dim in dims])
-    return _reshaped(graph, result, shape_of(node))
-
-
-def _reshaped(graph: fx.Graph, node: fx.Node, shape: Sequence[int]) -> fx.Node:
-    return node if shape_of(node) == tuple(shape) else graphs.call(graph, aten.reshape.default, node, list(shape))
+    return graphs.reshaped(graph, result, shape_of(node))

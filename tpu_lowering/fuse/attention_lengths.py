@@ -49,18 +49,13 @@ class Lengths:
             return graphs.call(graph, aten.full.default, [sequences], keys, dtype=torch.int32, device=cpu)
         node, type_ = self.node, graphs.type_of(self.node)
         if type_.element.torch != torch.int64:
-            node = _int32(graph, node)
-        node = _int32(graph, graphs.call(graph, aten.clamp.default, node, -self.more, keys - self.more))
+            node = graphs.converted(graph, node, torch.int32)
+        node = graphs.call(graph, aten.clamp.default, node, -self.more, keys - self.more)
+        node = graphs.converted(graph, node, torch.int32)
         if self.more:
             node = graphs.call(graph, aten.add.Tensor, node, self.more)
         node = graphs.call(graph, aten.reshape.default, node, [type_.size])
         return node if type_.size == sequences else graphs.call(graph, aten.expand.default, node, [sequences])
-
-
-def _int32(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    if graphs.type_of(node).element.torch == torch.int32:
-        return node
-    return graphs.call(graph, aten._to_copy.default, node, dtype=torch.int32)
 
 
 def lengths_of(terms: Sequence[Term], leading: Sequence[int], sequences: int, keys: int) -> Lengths | None:

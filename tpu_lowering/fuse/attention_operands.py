@@ -57,10 +57,7 @@ class Rows:
         if self.swapped:
             rank = len(graphs.type_of(node).shape)
             node = graphs.call(graph, aten.permute.default, node, [*range(rank - 2), rank - 1, rank - 2])
-        shape = [self.heads, self.length, self.width]
-        if list(graphs.type_of(node).shape) != shape:
-            node = graphs.call(graph, aten.reshape.default, node, shape)
-        return node
+        return graphs.reshaped(graph, node, (self.heads, self.length, self.width))
 
 
 def rows_of(node: fx.Node, swapped: bool = False, factors: bool = False) -> Rows:

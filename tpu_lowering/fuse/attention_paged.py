@@ -44,10 +44,7 @@ from tpu_lowering.fuse.attention_plans import SHARE, unfit, vmem_of
 from tpu_lowering.fuse.attention_sites import Attention
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import kernel_call
-from tpu_lowering.ir.types import TensorType
 from tpu_lowering.passes.base import Action
-
-aten = torch.ops.aten
 
 BY_XLA = 3
 """How often XLA moves the gathered pages: it reads them, writes them, and reads them again ..."""
@@ -107,10 +104,7 @@ class PagedPlan:
             )
             kernel = paged_kernel(call)
             node = graphs.call(graph, kernel_call, kernel, (query, *pages, table, counts))
-            result = graphs.call(graph, operator.getitem, node, 0)
-            if graphs.type_of(result).shape != graphs.type_of(old).shape:
-                shape = list(graphs.type_of(old).shape)
-                result = graphs.call(graph, aten.reshape.default, result, shape)
+            result = graphs.reshaped(graph, graphs.call(graph, operator.getitem, node, 0), graphs.type_of(old).shape)
         moved = f"{self.nbytes / 2**20:.1f} MiB where XLA moves about {self.by_xla / 2**20:.1f}"
         blocks = f"blocks of {self.block * key.size} keys"
         action = Action.on("fused", site.node, f"attention is the kernel {kernel.name}, {blocks}: {moved}")
@@ -128,7 +122,7 @@ class PagedPlan:
         """The pages as the kernel takes them, at the graph's insertion point."""
         heads = self.key.heads if self._steps is None else 1
         node = replaced.get(places.node, places.node)
-        return _folded(graph, node, (heads, places.total // heads, self.key.size, self.key.width))
+        return graphs.reshaped(graph, node, (heads, places.total // heads, self.key.size, self.key.width))
 
 
 def paged_plan(site: Attention, device_kind: str) -> PagedPlan | Action | None:
@@ -142,7 +136,7 @@ def paged_plan(site: Attention, device_kind: str) -> PagedPlan | Action | None:
         return None
     if site.dropout or site.shared is not None or unfit(site):
         return None
-    key, lengths = paged(site.key, gather), None
+    key = paged(site.key, gather)
     if key is None:
         reason = "expected keys [sequences, heads, ..] of pages that hold the rows of each head together, got others"
         return Action.on("unfused", site.node, reason, "TL521")
@@ -244,11 +238,4 @@ def _now(lengths: Lengths, replaced: Mapping[fx.Node, fx.Node]) -> Lengths:
 def _table(graph: fx.Graph, rows: Paged, replaced: Mapping[fx.Node, fx.Node]) -> fx.Node:
     """The table as i32 [sequences, pages]."""
     node = replaced.get(rows.gather.table, rows.gather.table)
-    if graphs.type_of(node).element.torch != torch.int32:
-        node = graphs.call(graph, aten._to_copy.default, node, dtype=torch.int32)
-    return _folded(graph, node, (rows.sequences, rows.pages))
-
-
-def _folded(graph: fx.Graph, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
-    type_: TensorType = graphs.type_of(node)
-    return node if type_.shape == shape else graphs.call(graph, aten.reshape.default, node, list(shape))
+    return graphs.reshaped(graph, graphs.converted(graph, node, torch.int32), (rows.sequences, rows.pages))

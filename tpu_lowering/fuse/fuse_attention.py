@@ -15,8 +15,8 @@ After::
 
 XLA writes and reads scores and weights, twice each; the kernel keeps a block of them in VMEM. Operands are taken from
 behind the views that repeat the heads of keys, and keys that are gathered from pages from those (``attention_paged``).
-Gradients of ``scaled_dot_product_attention`` are kernels, too. What a
-kernel cannot do, and what it would not do in fewer bytes, stays as it is, each with its code.
+Gradients of ``scaled_dot_product_attention`` are kernels, too. What a kernel cannot do, and what it would not do in
+fewer bytes, stays as it is, each with its code.
 """
 
 from __future__ import annotations
@@ -98,13 +98,15 @@ def _fused(graph: fx.Graph, plan: Plan, device_kind: str, replaced: dict[fx.Node
     with graphs.inserting_for(anchor):
         rows = [rows.placed(graph) for rows in (site.query, site.key, site.value)]
         call = _call(plan, rows, device_kind)
-        others = [_folded(graph, node, type_) for node, type_ in zip(site.given, _given(call), strict=False)]
+        others = [
+            graphs.reshaped(graph, node, type_.shape) for node, type_ in zip(site.given, _given(call), strict=False)
+        ]
         biases = [term.node for term in plan.terms]
         kernel = KERNELS[plan.library](call)
         operands = (*others[:1], *rows, *others[1:], *biases)
         node = graphs.call(graph, kernel_call, kernel, operands)
         results = [
-            (old, _folded(graph, graphs.call(graph, operator.getitem, node, index), graphs.type_of(old)))
+            (old, graphs.reshaped(graph, graphs.call(graph, operator.getitem, node, index), _shape(old)))
             for index, old in enumerate(site.outputs)
             if old is not None
         ]
@@ -136,10 +138,3 @@ def _call(plan: Plan, rows: list[fx.Node], device_kind: str) -> Call:
 def _given(call: Call) -> tuple[TensorType, ...]:
     """The types of what a gradient's kernel takes besides the operands."""
     return call.result, call.result, call.logsumexp
-
-
-def _folded(graph: fx.Graph, node: fx.Node, type_: TensorType) -> fx.Node:
-    """A node with other sizes, the elements in the same order."""
-    if _shape(node) == type_.shape:
-        return node
-    return graphs.call(graph, aten.reshape.default, node, list(type_.shape))

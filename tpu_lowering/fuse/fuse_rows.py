@@ -304,10 +304,4 @@ def _given(graph: fx.Graph, found: Plan, operand: Operand, wanted: TensorType) -
 
 
 def _shaped(graph: fx.Graph, node: fx.Node, shape: Sequence[int], dtype: torch.dtype) -> fx.Node:
-    if node.meta["val"].dtype != dtype:
-        node = graphs.call(graph, aten._to_copy.default, node, dtype=dtype)
-    return (
-        node
-        if tuple(node.meta["val"].shape) == tuple(shape)
-        else graphs.call(graph, aten.reshape.default, node, list(shape))
-    )
+    return graphs.reshaped(graph, graphs.converted(graph, node, dtype), shape)

@@ -9,11 +9,10 @@ from torch import fx
 
 from tpu_lowering.fuse.attention_plans import HELD, HELD_IN_TRAINING, vmem_of
 from tpu_lowering.fuse.kinds import kind_of
-from tpu_lowering.fuse.layouts import VIEWS, source_of
+from tpu_lowering.fuse.layouts import is_view, source_of
 from tpu_lowering.fuse.plans import Plan, nbytes
 from tpu_lowering.fuse.regions import PRODUCTS, shape_of, tensor_operands
 from tpu_lowering.fuse.spaces import dims_of
-from tpu_lowering.ir import graphs
 
 HELD_PRODUCT = 0.2
 """Of VMEM, how large products may be that XLA is expected to keep there for what follows them."""
@@ -99,7 +98,7 @@ def _go_into_products(nodes: Sequence[fx.Node]) -> bool:
 
 
 def _passes_on(node: fx.Node) -> bool:
-    return any(graphs.is_call(node, view) for view in VIEWS) or _is_pointwise(node)
+    return is_view(node) or _is_pointwise(node)
 
 
 def _is_pointwise(node: fx.Node) -> bool:

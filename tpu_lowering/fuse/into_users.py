@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from tpu_lowering.fuse.kinds import kind_of
-from tpu_lowering.fuse.layouts import VIEWS
+from tpu_lowering.fuse.layouts import is_view
 from tpu_lowering.fuse.regions import PRODUCTS
 from tpu_lowering.ir import graphs
 
@@ -41,5 +41,5 @@ def _is_held_by_no_kernel(node: fx.Node) -> bool:
 def _users(node: fx.Node) -> list[fx.Node]:
     found: list[fx.Node] = []
     for user in node.users:
-        found += _users(user) if any(graphs.is_call(user, view) for view in VIEWS) else [user]
+        found += _users(user) if is_view(user) else [user]
     return found

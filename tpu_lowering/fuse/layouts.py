@@ -61,9 +61,13 @@ def bytes_in_kernel(node: fx.Node, shape: Sequence[int]) -> int:
     return placed_bytes(shape, size) if _has_tiles(node) else graphs.type_of(node).nbytes
 
 
+def is_view(node: fx.Node) -> bool:
+    return any(graphs.is_call(node, view) for view in VIEWS)
+
+
 def source_of(node: fx.Node) -> fx.Node:
     """What a node is a view of; itself if it is none."""
-    while any(graphs.is_call(node, view) for view in VIEWS) and isinstance(node.args[0], fx.Node):
+    while is_view(node) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node
 

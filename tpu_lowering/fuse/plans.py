@@ -184,18 +184,24 @@ def bytes_by_xla(plan: Plan) -> int:
     written: dict[fx.Node, int] = {}
     moved = 0
     for sink in plan.members:
-        inside = passes_using(sink, plan.members) if sink in plan.outputs else 0
-        if inside and not ends_pass(plan.region, sink):
-            moved += inside * (sum(map(nbytes, _read_for(plan, sink, level[sink], written))) - nbytes(sink))
-        elif ends_pass(plan.region, sink) or sink in plan.outputs:
+        ends = ends_pass(plan.region, sink)
+        if ends:
             first = level[sink] - _passes(plan, sink)
             for at in range(first, max(level[sink], first + 1)):
                 for node in _read_for(plan, sink, at, written):
                     passes[node].add(at)
-            if sink in plan.outputs:
-                moved += nbytes(sink)
-                if nbytes(sink) <= sum(map(nbytes, _read_for(plan, sink, level[sink], written))):
-                    written[sink] = level[sink]
+        if sink not in plan.outputs:
+            continue
+        read = _read_for(plan, sink, level[sink], written)
+        instead = sum(map(nbytes, read))
+        if not ends and (users := passes_using(sink, plan.members)):
+            moved += users * (instead - nbytes(sink))
+            continue
+        for node in () if ends else read:
+            passes[node].add(level[sink])
+        moved += nbytes(sink)
+        if nbytes(sink) <= instead:
+            written[sink] = level[sink]
     return moved + sum(nbytes(node) * len(found) for node, found in passes.items())
 
 
