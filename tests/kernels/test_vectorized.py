@@ -415,3 +415,36 @@ def in_bounds(case: Random) -> bool:
 def test_random_kernels(case: Random) -> None:
     hypothesis.assume(in_bounds(case))
     check(random_kernel(case), (numbers(*case.size), numbers(*case.size) + 1))
+
+
+@pytest.mark.parametrize("steps", [4, 1], ids=["parallel", "one step"])
+def test_scoped_memory(steps: int) -> None:
+    """Memory that a body asks for, in a branch and in a loop too, whether steps run at once or not."""
+
+    def body(x_ref: Any, out_ref: Any) -> None:
+        def within(scoped: Any) -> None:
+            scoped[...] = x_ref[...] + 1
+            out_ref[...] = scoped[...] * 2
+
+        def add(index: Any, carry: Any) -> Any:
+            def within_loop(scoped: Any) -> None:
+                scoped[...] = out_ref[...]
+                out_ref[...] = scoped[...] + pl.program_id(0).astype(jnp.float32)
+
+            pl.run_scoped(within_loop, pltpu.VMEM((2, 8), jnp.float32))
+            return carry
+
+        pl.run_scoped(within, pltpu.VMEM((2, 8), jnp.float32))
+        jax.lax.fori_loop(0, 3, add, 0)
+
+    def function(x: jax.Array) -> jax.Array:
+        block = pl.BlockSpec((2, 8), lambda i: (i, 0))
+        return pl.pallas_call(
+            body, grid=(steps,), in_specs=[block], out_specs=block, out_shape=f32(2 * steps, 8), interpret=True
+        )(x)
+
+    x = numbers(2 * steps, 8)
+    closed, (call,) = calls(function, [x])
+    assert grids.schedule(call).parallel == ((0,) if steps > 1 else ())
+    (got,) = jax.jit(lambda given: jaxprs.run(closed, [given], "vectorized"))(x)
+    np.testing.assert_allclose(got, (x + 1) * 2 + 3 * np.repeat(np.arange(steps), 2)[:, None], rtol=1e-6)

@@ -29,6 +29,7 @@ class BlockWindow:
         index: block position of each dimension, an expression in ``grid_symbols``; None where unknown.
         grid: extents of the grid.
         symbols: the symbols of the grid's dimensions.
+        moving: grid dimensions that positions which are not known depend on.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +37,7 @@ class BlockWindow:
     index: tuple[Scalar, ...]
     grid: tuple[int, ...]
     symbols: tuple[sympy.Symbol, ...]
+    moving: frozenset[int] = frozenset()
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -48,7 +50,7 @@ class BlockWindow:
         return tuple(
             axis
             for axis, (symbol, extent) in enumerate(zip(self.symbols, self.grid, strict=True))
-            if extent > 1 and symbol not in used
+            if extent > 1 and symbol not in used and axis not in self.moving
         )
 
     def covers(self) -> bool:

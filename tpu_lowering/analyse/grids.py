@@ -21,7 +21,7 @@ import numpy.typing as npt
 import sympy
 
 from tpu_lowering import compat
-from tpu_lowering.analyse import pallas, refs, scalars
+from tpu_lowering.analyse import integers, old_contents, pallas, refs, scalars
 from tpu_lowering.analyse.coverage import BlockWindow
 
 Table = npt.NDArray[np.int64]
@@ -229,10 +229,13 @@ def _multiplications(jaxpr: Any) -> int:
 def _carries(jaxpr: Any, mapping: Any, grid: SplitGrid, parallel: Sequence[int]) -> bool:
     """Whether a scratch buffer could carry a value from one step of a parallel axis to another.
 
-    It could not if each run over the sequential axes inside the parallel ones stores the buffer before it loads it.
+    It could not if each run over the sequential axes inside the parallel ones stores the buffer before it loads it,
+    by both proofs; see ``pallas``.
     """
     first = mapping.num_index_operands + mapping.num_inputs + mapping.num_outputs
-    scratch = range(first, len(jaxpr.invars))
+    scratch = [at for at in range(first, len(jaxpr.invars)) if not compat.is_semaphore(jaxpr.invars[at].aval)]
+    if not scratch:
+        return False
     inner = [axis for axis in range(len(grid.extents)) if axis > max(parallel)]
     restarted = {dim for dim in grid.origins if all(a in inner for a, o in enumerate(grid.origins) if o == dim)}
     symbols = scalars.grid_symbols(len(grid.grid))
@@ -241,7 +244,15 @@ def _carries(jaxpr: Any, mapping: Any, grid: SplitGrid, parallel: Sequence[int])
         for dim, (symbol, extent) in enumerate(zip(symbols, grid.grid, strict=True))
     )
     states = refs.walk(jaxpr, scratch, pallas.seen(mapping, ids), pallas.seen(mapping, grid.grid))
-    return any(state.read_before_write for state in states)
+    if any(state.read_before_write for state in states):
+        return True
+    steps = integers.sampled_steps([1 if dim in restarted else n for dim, n in enumerate(grid.grid)], pallas.STEPS)
+    try:
+        body = old_contents.Body.of(jaxpr, mapping, pallas.seen(mapping, grid.grid))
+    except old_contents.NotUnderstood:
+        return True
+    runs = [[pallas.seen(mapping, step)] for step in steps]
+    return any(old_contents.followed(body, reference, runs).is_read for reference in scratch)
 
 
 def _indexes(jaxpr: Any, mapping: Any, grid: SplitGrid, parallel: Sequence[int]) -> bool:

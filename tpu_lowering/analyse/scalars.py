@@ -1,7 +1,8 @@
 """Scalars of a traced kernel as sympy expressions over grid indices.
 
 Index maps and conditions (``pl.when``) of a Pallas kernel are scalar integer programs in its jaxpr. This
-evaluates them symbolically; a value that depends on data is None, "unknown", and stays so.
+evaluates them symbolically; a value that depends on data is None, "unknown", and stays so. So is one that may leave the
+range of its integer type: a chip wraps it around, and an expression does not.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import sympy
+
+from tpu_lowering.ir.jaxprs import CALLS, called
 
 Scalar = sympy.Basic | None
 Environment = dict[Any, Scalar]
@@ -100,7 +103,67 @@ def read(environment: Mapping[Any, Scalar], atom: Any) -> Scalar:
     return environment.get(atom)
 
 
-def step(environment: Environment, equation: Any, program_ids: Sequence[Scalar], grid: Sequence[int]) -> None:
+Bounds = tuple[Any, Any]
+"""The least and the greatest value that an expression may have: exact integers or fractions."""
+
+
+def bounds(expression: Any, ranges: Mapping[Any, Bounds]) -> Bounds | None:
+    """Between which values an expression lies for symbols within given ranges; None if that is not known."""
+    if expression.is_Rational:
+        return expression, expression
+    if expression.is_Symbol:
+        return ranges.get(expression)
+    if isinstance(expression, sympy.Piecewise):
+        inner = [bounds(case[0], ranges) for case in expression.args]
+    else:
+        inner = [bounds(argument, ranges) for argument in expression.args]
+    combine = BOUNDS.get(expression.func)
+    return None if combine is None or any(known is None for known in inner) else combine(inner)
+
+
+def _bounds_of_product(factors: Sequence[Any]) -> Bounds:
+    low, high = sympy.Integer(1), sympy.Integer(1)
+    for factor in factors:
+        ends = [end * by for end in (low, high) for by in factor]
+        low, high = min(ends), max(ends)
+    return low, high
+
+
+def _bounds_of_remainder(given: Sequence[Any]) -> Bounds | None:
+    """Of the remainder with the divisor's sign, by a positive number."""
+    _, (least, most) = given
+    return (sympy.Integer(0), most - 1) if least > 0 else None
+
+
+BOUNDS: dict[Any, Callable[[Sequence[Any]], Bounds | None]] = {
+    sympy.Add: lambda given: (sum(low for low, _ in given), sum(high for _, high in given)),
+    sympy.Mul: _bounds_of_product,
+    sympy.floor: lambda given: (sympy.floor(given[0][0]), sympy.floor(given[0][1])),
+    sympy.Mod: _bounds_of_remainder,
+    sympy.Min: lambda given: (min(low for low, _ in given), min(high for _, high in given)),
+    sympy.Max: lambda given: (max(low for low, _ in given), max(high for _, high in given)),
+    sympy.Piecewise: lambda given: (min(low for low, _ in given), max(high for _, high in given)),
+    sympy.sign: lambda given: (sympy.Integer(-1), sympy.Integer(1)),
+}
+
+
+def stays_in_range(value: Any, dtype: Any, program_ids: Sequence[Scalar], grid: Sequence[int | None]) -> bool:
+    """Whether an expression of a grid's indices is, at each step, a value of an integer type."""
+    if _is_boolean(value):
+        return True
+    ranges = {
+        symbol: (sympy.Integer(0), sympy.Integer(extent - 1))
+        for symbol, extent in zip(program_ids, grid, strict=True)
+        if isinstance(symbol, sympy.Symbol) and extent is not None
+    }
+    found = bounds(value, ranges)
+    if found is None or np.dtype(dtype).kind not in "iu":
+        return False
+    limits = np.iinfo(dtype)
+    return bool(limits.min <= found[0]) and bool(found[1] <= limits.max)
+
+
+def step(environment: Environment, equation: Any, program_ids: Sequence[Scalar], grid: Sequence[int | None]) -> None:
     """Evaluates one equation; results that are no known scalars become unknown."""
     name = equation.primitive.name
     results: list[Scalar] = [None] * len(equation.outvars)
@@ -108,15 +171,17 @@ def step(environment: Environment, equation: Any, program_ids: Sequence[Scalar],
     if name == "program_id":
         results = [program_ids[equation.params["axis"]]]
     elif name == "num_programs":
-        results = [sympy.Integer(grid[equation.params["axis"]])]
+        extent = grid[equation.params["axis"]]
+        results = [None if extent is None else sympy.Integer(extent)]
     elif all(value is not None for value in values):
         results = _known(name, equation, values, program_ids, grid) or results
     for variable, value in zip(equation.outvars, results, strict=True):
-        environment[variable] = value
+        is_known = value is not None and stays_in_range(value, variable.aval.dtype, program_ids, grid)
+        environment[variable] = value if is_known else None
 
 
 def _known(
-    name: str, equation: Any, values: Sequence[Any], program_ids: Sequence[Scalar], grid: Sequence[int]
+    name: str, equation: Any, values: Sequence[Any], program_ids: Sequence[Scalar], grid: Sequence[int | None]
 ) -> list[Scalar] | None:
     if name == "convert_element_type":
         kind = np.dtype(equation.params["new_dtype"]).kind
@@ -127,9 +192,8 @@ def _known(
         if which in (sympy.true, sympy.false):
             return [then if which is sympy.true else otherwise]
         return [sympy.Piecewise((_integer(then), which), (_integer(otherwise), True))]
-    if name in ("jit", "pjit", "closed_call", "core_call"):
-        inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
-        return list(evaluate(inner, values, program_ids, grid))
+    if name in CALLS:
+        return list(evaluate(called(equation), values, program_ids, grid))
     if name in ("broadcast_in_dim", "squeeze", "reshape", "copy", "stop_gradient"):
         return [values[0]] if equation.outvars[0].aval.shape == () else None
     if name in PRIMITIVES:
@@ -138,7 +202,7 @@ def _known(
 
 
 def evaluate(
-    closed_jaxpr: Any, arguments: Sequence[Scalar], program_ids: Sequence[Scalar], grid: Sequence[int]
+    closed_jaxpr: Any, arguments: Sequence[Scalar], program_ids: Sequence[Scalar], grid: Sequence[int | None]
 ) -> tuple[Scalar, ...]:
     """Evaluates a jaxpr of scalars.
 
@@ -146,7 +210,7 @@ def evaluate(
         closed_jaxpr: a closed or open jaxpr; an open one has no constants.
         arguments: one expression an input variable, None for unknown ones (references included).
         program_ids: what ``pl.program_id(axis)`` stands for, one a grid dimension.
-        grid: extents of the grid.
+        grid: extents of the grid; None where one depends on data.
 
     Returns:
         One expression a result; None where it is unknown.

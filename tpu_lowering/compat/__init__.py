@@ -44,6 +44,12 @@ from tpu_lowering.compat.of_jax import (
     uninitialised,
     unnamed,
 )
+from tpu_lowering.compat.of_pallas import (
+    copied_references,
+    declared_effects,
+    is_semaphore,
+    without_scoped_references,
+)
 from tpu_lowering.compat.of_runtimes import (
     exports_for_now,
     function_of_xla_kernel,
@@ -113,7 +119,9 @@ __all__ = [
     "chip_scope",
     "cold_dynamo",
     "compiler_params",
+    "copied_references",
     "core_aten_decompositions",
+    "declared_effects",
     "disable_current_modes",
     "discharged",
     "eager_flex_attention",
@@ -135,6 +143,7 @@ __all__ = [
     "is_left_in_hbm",
     "is_out_operator",
     "is_pipelined",
+    "is_semaphore",
     "jaxprs_in",
     "keep_saved_tensors",
     "largest_size",
@@ -164,5 +173,6 @@ __all__ = [
     "unnamed",
     "versions_advanced",
     "with_effects",
+    "without_scoped_references",
     "xla_module",
 ]

@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core
-import numpy as np
 
 from tpu_lowering import compat
+from tpu_lowering.ir.jaxprs import CALLS, called, is_literal, mentions
 from tpu_lowering.kernels import slices
 
-CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
 STEP = ("program_id", "num_programs")  # what asks for the step of the grid
 SLICES = ("dynamic_slice", "dynamic_update_slice")
+TRACED_AGAIN = (*STEP, *SLICES, "run_scoped")  # what a body that holds it is traced again for
 
 Override = Callable[[Any, Sequence[Any]], "list[Any] | None"]
 
@@ -24,14 +23,14 @@ def evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], overri
     environment: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
 
     def read(atom: Any) -> Any:
-        return atom.val if hasattr(atom, "val") else environment[atom]
+        return atom.val if is_literal(atom) else environment[atom]
 
     for equation in jaxpr.eqns:
         values = [read(atom) for atom in equation.invars]
         results = override(equation, values)
         if results is None:
             if equation.primitive.name in CALLS:
-                inner = next(equation.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in equation.params)
+                inner = called(equation)
                 results = evaluate(inner.jaxpr, inner.consts, values, override)
             else:
                 results = compat.bind(equation, values)
@@ -39,14 +38,17 @@ def evaluate(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], overri
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def evaluate_step(closed: Any, program_ids: Sequence[Any], extents: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+def evaluate_step(
+    closed: Any, mapping: Any, program_ids: Sequence[Any], extents: Sequence[Any], values: Sequence[Any]
+) -> list[Any]:
     """Runs a kernel body without references for one step of a grid.
 
-    Loops and branches that ask for the step are traced again: JAX resolves ``program_id`` inside them only as long
-    as it is no traced value. So are those that cut arrays, since slices are to stay slices.
+    Loops, branches and scoped memory that ask for the step are traced again: JAX resolves ``program_id`` inside them
+    only as long as it is no traced value. So are those that cut arrays, since slices are to stay slices.
 
     Args:
         closed: the body, from ``compat.discharged``.
+        mapping: Pallas's grid mapping.
         program_ids: the step: one index, traced or not, for each grid dimension that the body knows.
         extents: extents of those dimensions.
         values: the body's inputs.
@@ -62,7 +64,9 @@ def evaluate_step(closed: Any, program_ids: Sequence[Any], extents: Sequence[Any
             return [slices.take(given[0], given[1:], params["slice_sizes"])]
         if name == "dynamic_update_slice":
             return [slices.put(given[0], given[1], given[2:])]
-        if name in CONTROL_FLOW and any(mentions(inner, (*STEP, *SLICES)) for inner in compat.jaxprs_in(params)):
+        if name == "run_scoped":
+            return _scoped(equation, given, run, mapping)
+        if name in CONTROL_FLOW and any(mentions(inner, TRACED_AGAIN) for inner in compat.jaxprs_in(params)):
             return CONTROL_FLOW[name](params, given, run)
         return None
 
@@ -70,40 +74,6 @@ def evaluate_step(closed: Any, program_ids: Sequence[Any], extents: Sequence[Any
         return evaluate(inner.jaxpr, inner.consts, given, override)
 
     return run(closed, values)
-
-
-def mentions(jaxpr: Any, primitives: tuple[str, ...]) -> bool:
-    """Whether one of some primitives stands anywhere in a jaxpr, or in one inside it."""
-    return any(
-        equation.primitive.name in primitives
-        or any(mentions(inner, primitives) for inner in compat.jaxprs_in(equation.params))
-        for equation in jaxpr.eqns
-    )
-
-
-def with_array_literals(jaxpr: Any) -> Any:
-    """A jaxpr whose literals are arrays: Pallas's rules ask an index for its shape, which JAX's numbers lack."""
-
-    def atom(value: Any) -> Any:
-        if not hasattr(value, "val"):
-            return value
-        return jax.extend.core.Literal(np.asarray(value.val, value.aval.dtype), value.aval)
-
-    def parameter(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(parameter, value))
-        if isinstance(value, jax.extend.core.ClosedJaxpr):
-            return value.replace(jaxpr=with_array_literals(value.jaxpr))
-        return with_array_literals(value) if isinstance(value, jax.extend.core.Jaxpr) else value
-
-    equations = [
-        equation.replace(
-            invars=[atom(value) for value in equation.invars],
-            params={key: parameter(value) for key, value in equation.params.items()},
-        )
-        for equation in jaxpr.eqns
-    ]
-    return jaxpr.replace(eqns=equations, outvars=[atom(value) for value in jaxpr.outvars])
 
 
 Run = Callable[[Any, Sequence[Any]], "list[Any]"]
@@ -134,6 +104,13 @@ def _while(params: Any, given: Sequence[Any], run: Run) -> list[Any]:
         lambda state: run(params["body_jaxpr"], [*given[first:second], *state]),
         list(given[second:]),
     )
+
+
+def _scoped(equation: Any, given: Sequence[Any], run: Run, mapping: Any) -> list[Any]:
+    """Memory that a body asks for holds nothing that is defined."""
+    closed = compat.without_scoped_references(equation, mapping)
+    memory = [compat.uninitialised(var.aval.shape, var.aval.dtype) for var in closed.jaxpr.invars[len(given) :]]
+    return run(closed, [*given, *memory])[: len(equation.outvars)]
 
 
 CONTROL_FLOW: dict[str, Callable[[Any, Sequence[Any], Run], list[Any]]] = {

@@ -28,6 +28,8 @@ class JaxKernel(Kernel):
     closed: Any
 
     def measure(self) -> tuple[Access, ...]:
+        for call in self.calls():
+            jaxprs.check_blocks(call, self.name, self.where)
         effects = jaxprs.measured(self.closed, [operand.result for operand in self.operands])
         for write in effects.undeclared:
             argument = (

@@ -11,12 +11,13 @@ import jax
 import jax.extend.core
 from jax.experimental.pallas import tpu as pltpu
 
-from tpu_lowering import compat
+from tpu_lowering import compat, errors
 from tpu_lowering.analyse import functions, pallas
+from tpu_lowering.ir.jaxprs import CALLS, mentions, names, with_array_literals, with_inner
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import interpreter_findings, vectorized
-from tpu_lowering.kernels.evaluation import CALLS, evaluate, mentions, with_array_literals
+from tpu_lowering.kernels.evaluation import evaluate
 
 
 @contextlib.contextmanager
@@ -115,7 +116,7 @@ def run(closed: Any, operands: Sequence[jax.Array | Fresh], how: Execution) -> t
             return _interpreted(equation, _materialised(values), how)
         if not any(isinstance(value, Fresh) for value in values) and not _holds_kernel(equation):
             return None
-        params = {key: _retargeted(value, how) for key, value in equation.params.items()}
+        params = {key: with_inner(value, lambda c: _retargeted(c, how)) for key, value in equation.params.items()}
         return compat.bind(equation.replace(params=params), _materialised(values))
 
     return tuple(_materialised(evaluate(closed.jaxpr, closed.consts, operands, override)))
@@ -151,19 +152,17 @@ def _kernel_name(params: Mapping[str, Any]) -> str:
 
 def kernel_calls(closed: Any) -> list[Any]:
     """The ``pallas_call`` equations of a traced kernel, those inside loops and branches too."""
+    return _calls_in(closed.jaxpr)
+
+
+def _calls_in(jaxpr: Any) -> list[Any]:
     found: list[Any] = []
-    for equation in closed.jaxpr.eqns:
+    for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
             found.append(equation)
-        for value in equation.params.values():
-            found += [call for inner in _jaxprs_in(value) for call in kernel_calls(inner)]
+        else:
+            found += [call for inner in compat.jaxprs_in(equation.params) for call in _calls_in(inner)]
     return found
-
-
-def _jaxprs_in(value: Any) -> list[Any]:
-    if isinstance(value, (tuple, list)):
-        return [jaxpr for item in value for jaxpr in _jaxprs_in(item)]
-    return [value] if hasattr(value, "jaxpr") and hasattr(value, "consts") else []
 
 
 def _holds_kernel(equation: Any) -> bool:
@@ -171,14 +170,12 @@ def _holds_kernel(equation: Any) -> bool:
     return any(mentions(inner, ("pallas_call", "mpmd_map")) for inner in compat.jaxprs_in(equation.params))
 
 
-def _retargeted(value: Any, how: Execution) -> Any:
-    """A parameter with every kernel call inside its jaxprs as ``how`` says."""
-    if isinstance(value, tuple):
-        return tuple(_retargeted(item, how) for item in value)
-    if not _jaxprs_in(value):
-        return value
-    specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in value.in_avals]
-    return jax.make_jaxpr(lambda *operands: run(value, operands, how))(*specs)
+def _retargeted(closed: Any, how: Execution) -> Any:
+    """A closed jaxpr inside an equation, with every kernel call in it as ``how`` says."""
+    if not isinstance(closed, jax.extend.core.ClosedJaxpr):
+        return closed
+    specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in closed.in_avals]
+    return jax.make_jaxpr(lambda *operands: run(closed, operands, how))(*specs)
 
 
 def _stores_nothing(equation: Any) -> bool:
@@ -198,14 +195,21 @@ def _unwritten(equation: Any, values: Sequence[Any]) -> list[Any]:
 
 
 def _without_fresh_operands(equation: Any, values: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """Drops the aliased operands of a ``pallas_call`` that are fresh and that its body does not load."""
-    aliases, first = pallas.aliases(equation), pallas.first_input(equation.params["grid_mapping"])
+    """Drops the aliased operands of a ``pallas_call`` that are fresh and that its body does not load.
+
+    One that is named in a branch that is never taken stays an operand, of undefined contents.
+    """
+    mapping, jaxpr = equation.params["grid_mapping"], equation.params["jaxpr"]
+    aliases, first = pallas.aliases(equation), pallas.first_input(mapping)
+    if not any(isinstance(value, Fresh) for value in values):
+        return equation, list(values)
     effects = pallas.call_effects(equation)
     dropped = [
         position
         for position, value in enumerate(values)
         if isinstance(value, Fresh)
         and position in aliases
+        and not names(jaxpr, jaxpr.invars[position - mapping.num_dynamic_grid_bounds])
         and not effects.inputs[position - first].reads
         and not effects.outputs[aliases[position]].reads
     ]
@@ -232,6 +236,26 @@ def _drop_inputs(equation: Any, dropped: Sequence[int]) -> Any:
     params["jaxpr"] = jaxpr.replace(invars=invars, debug_info=compat.unnamed(jaxpr, len(invars)))
     kept = [atom for at, atom in enumerate(equation.invars) if at not in dropped]
     return equation.replace(invars=kept, params=params)
+
+
+def check_blocks(call: Any, subject: str, where: str) -> None:
+    """Refuses a ``pallas_call`` with a block outside its array.
+
+    Raises:
+        TpuLoweringError: TL214.
+    """
+    found = pallas.block_outside(call)
+    if found is None:
+        return
+    inputs = call.params["grid_mapping"].num_inputs
+    kind = f"input {found.operand}" if found.operand < inputs else f"output {found.operand - inputs}"
+    raise errors.refuse(
+        "TL214",
+        f"{kind} of {subject}",
+        str(found),
+        "make the grid or the index map end with the array, or the array as large as the grid needs",
+        where,
+    )
 
 
 def measured(closed: Any, results: Sequence[int | None]) -> functions.FunctionEffects:

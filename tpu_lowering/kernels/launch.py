@@ -140,6 +140,7 @@ class Launch(Kernel):
             return tuple(none if operand.result is not None else READ_ONLY for operand in self.operands)
         closed = self._traced
         equation = next(e for e in closed.jaxpr.eqns if e.primitive.name == "pallas_call")
+        jaxprs.check_blocks(equation, self.name, self.where)
         effects = pallas.call_effects(equation)
         self._check_writes(effects)
         by_result = [

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from tpu_lowering import compat
 from tpu_lowering.analyse import grids, pallas
 from tpu_lowering.analyse.grids import DimWindow, Schedule, Window
+from tpu_lowering.ir.jaxprs import with_array_literals
 from tpu_lowering.kernels import slices
-from tpu_lowering.kernels.evaluation import evaluate_step, with_array_literals
+from tpu_lowering.kernels.evaluation import evaluate_step
 
 
 def run(equation: Any, values: Sequence[jax.Array]) -> list[jax.Array]:
@@ -165,7 +166,7 @@ class _Call:
         starts = [self._start(slot, at, ids) for slot in self.slots]
         blocks = [_taken(slot, value, start) for slot, value, start in zip(self.slots, given, starts, strict=True)]
         seen, extents = pallas.seen(self.mapping, ids), pallas.seen(self.mapping, self.grid)
-        after = evaluate_step(self.closed, seen, extents, [*self.scalars, *blocks, *scratch])
+        after = evaluate_step(self.closed, self.mapping, seen, extents, [*self.scalars, *blocks, *scratch])
         after = after[len(self.scalars) + len(inputs) :]
         written = [
             _put(slot, value, block, start)

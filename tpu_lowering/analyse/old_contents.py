@@ -1,0 +1,385 @@
+"""What becomes of old contents in the functional form of a kernel's body, at concrete steps of its grid.
+
+This is the second proof of "does not read" and "covers"; ``refs`` is the first, and neither knows of the other. Here
+the body has no references: it takes the values behind them and gives back the values after a step. Followed through it
+is where the old contents of a reference go. Each equation's results hold the old contents that its operands hold, but
+for those that only move elements or put others in their place. So an equation that is not known can hide nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tpu_lowering import compat
+from tpu_lowering.analyse import integers
+from tpu_lowering.ir.jaxprs import CALLS, called, is_literal, with_array_literals
+
+ROUNDS = 4  # of a loop that are followed one by one, before what they have in common is sought
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The part of an array that a slice takes, or its elements in another order.
+
+    Attributes:
+        kind: "slice" or "transpose".
+        starts: numbers of the values that say where a slice begins; or the order of the dimensions.
+        shape: that of the array.
+        size: that of the slice.
+    """
+
+    kind: str
+    starts: tuple[int, ...]
+    shape: tuple[int, ...]
+    size: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where old contents lie: all of a reference's array, or a part of a part of it."""
+
+    reference: int
+    path: tuple[Part, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """What is known of a value in the body.
+
+    Attributes:
+        number: equal numbers are equal values.
+        known: the value itself, of a scalar.
+        reads: references whose old contents may have gone into it, in any way.
+        place: each of its elements is the old one at this place, or does not depend on the old contents there.
+    """
+
+    number: int
+    known: integers.Known = None
+    reads: frozenset[int] = frozenset()
+    place: Place | None = None
+
+    @property
+    def holds(self) -> frozenset[int]:
+        """References whose old contents it may hold."""
+        return self.reads if self.place is None else self.reads | {self.place.reference}
+
+
+class NotUnderstood(Exception):
+    """The functional form of a body cannot be had, or not be followed: nothing is proved."""
+
+
+@dataclasses.dataclass
+class Body:
+    """The functional form of a kernel body.
+
+    Attributes:
+        closed: a closed jaxpr from what is behind all references before a step to that after it.
+        mapping: Pallas's grid mapping.
+        extents: those of the grid that the body knows; None where one depends on data.
+    """
+
+    closed: Any
+    mapping: Any
+    extents: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, jaxpr: Any, mapping: Any, extents: Sequence[int | None]) -> Body:
+        """The form of a ``pallas_call``'s body.
+
+        Raises:
+            NotUnderstood: JAX has no functional form of something in the body.
+        """
+        try:
+            closed, _ = compat.discharged(with_array_literals(jaxpr), mapping)
+        except Exception as error:  # any rule of JAX's, in its own words
+            raise NotUnderstood(str(error)) from error
+        return cls(closed, mapping, tuple(extents))
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a reference's old contents.
+
+    Attributes:
+        is_read: they may have influence on anything but the elements that they leave in place.
+        is_left: old elements may be left in place.
+    """
+
+    is_read: bool
+    is_left: bool
+
+
+def followed(body: Body, reference: int, runs: Sequence[Sequence[Sequence[int | None]]]) -> Outcome:
+    """Follows the old contents of a reference through steps of the grid.
+
+    Args:
+        body: the functional form.
+        reference: position of the reference among the body's.
+        runs: steps; those of one run visit the same block of the reference, in this order, the first of them for
+            the first time. An index that is not known is None.
+
+    Returns:
+        The worst of all runs.
+    """
+    outcomes: list[Outcome] = []
+    try:
+        for run in runs:
+            outcomes.append(_Follower(body).run(run, reference))
+    except NotUnderstood:
+        return Outcome(True, True)
+    return Outcome(any(found.is_read for found in outcomes), any(found.is_left for found in outcomes))
+
+
+def _is_as_known(new: Value, old: Value) -> bool:
+    """Whether no more may be held by a value than before, and no less is known of it."""
+    return new.holds == old.holds and new.place == old.place and (new.known is None) == (old.known is None)
+
+
+class _Follower:
+    """Follows old contents through the steps of one run."""
+
+    def __init__(self, body: Body) -> None:
+        self.body = body
+        self.numbers: dict[Any, int] = {}
+        self.count = 0
+        self.ids: tuple[int | None, ...] = ()
+        self.escaped: frozenset[int] = frozenset()
+
+    def run(self, steps: Sequence[Sequence[int | None]], reference: int) -> Outcome:
+        old = Place(reference)
+        state = [self.fresh(place=old if at == reference else None) for at in range(len(self.body.closed.jaxpr.invars))]
+        is_read = False
+        for step in steps:
+            self.ids = tuple(step)
+            state = self.body_of(self.body.closed, state)
+            others = (value.holds for at, value in enumerate(state) if at != reference)
+            own = state[reference]
+            is_read |= reference in self.escaped.union(own.reads, *others) or own.place not in (None, old)
+        return Outcome(is_read, state[reference].place is not None)
+
+    def fresh(self, **facts: Any) -> Value:
+        """A value that equals no other."""
+        self.count += 1
+        return Value(self.count, **facts)
+
+    def numbered(self, key: Any, **facts: Any) -> Value:
+        """The value of something that is equal wherever its key is."""
+        if key not in self.numbers:
+            self.count += 1
+            self.numbers[key] = self.count
+        return Value(self.numbers[key], **facts)
+
+    def scalar(self, known: integers.Known) -> Value:
+        """A value that may be known."""
+        return self.fresh() if known is None else self.numbered((str(known.dtype), int(known)), known=known)
+
+    def body_of(self, closed: Any, arguments: Sequence[Value]) -> list[Value]:
+        """Follows a closed jaxpr."""
+        jaxpr, consts = closed.jaxpr, [self.scalar(integers.constant(value)) for value in closed.consts]
+        if len(arguments) != len(jaxpr.invars):
+            raise NotUnderstood("another number of operands")
+        environment = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+
+        def read(atom: Any) -> Value:
+            return self.scalar(integers.constant(atom.val)) if is_literal(atom) else environment[atom]
+
+        for equation in jaxpr.eqns:
+            results = self.equation(equation, [read(atom) for atom in equation.invars])
+            environment.update(zip(equation.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def equation(self, equation: Any, values: list[Value]) -> list[Value]:
+        name = equation.primitive.name
+        if name in CALLS:
+            return self.body_of(called(equation), values)
+        if (control := CONTROL_FLOW.get(name)) is not None:
+            return control(self, equation, values)
+        held = frozenset[int]().union(*(value.holds for value in values))
+        if name in ("program_id", "num_programs"):
+            return [self.of_grid(name, equation.params["axis"])]
+        if equation.effects:
+            self.escaped |= held
+        if not held and (known := integers.apply(equation, [value.known for value in values])) is not None:
+            return [self.scalar(known)]
+        if held and (move := MOVES.get(name)) is not None and (moved := move(self, equation, values)) is not None:
+            return [moved]
+        if name in integers.PRIMITIVES and equation.outvars[0].aval.shape == ():
+            key = (name, str(equation.params), *(value.number for value in values))
+            return [self.numbered(key, reads=held)]
+        return [self.fresh(reads=held) for _ in equation.outvars]
+
+    def of_grid(self, name: str, axis: int) -> Value:
+        number = self.ids[axis] if name == "program_id" else self.body.extents[axis]
+        return self.numbered((name, axis, number)) if number is None else self.scalar(np.asarray(number, np.int32))
+
+    def either(self, one: Value, other: Value) -> Value:
+        """A value that is one of two."""
+        if one == other:
+            return one
+        places = {value.place for value in (one, other)} - {None}
+        reads = one.reads | other.reads
+        if len(places) > 1:
+            return self.fresh(reads=one.holds | other.holds)
+        return self.fresh(reads=reads, place=next(iter(places), None))
+
+    def decided_by(self, condition: Value, results: Sequence[Value]) -> list[Value]:
+        """Results of which a condition decides: what it holds has gone into them."""
+        if not condition.holds:
+            return list(results)
+        return [self.fresh(reads=value.holds | condition.holds) for value in results]
+
+    def cond(self, equation: Any, values: list[Value]) -> list[Value]:
+        which, *operands = values
+        branches = equation.params["branches"]
+        if which.known is not None:
+            return self.body_of(branches[max(0, min(int(which.known), len(branches) - 1))], operands)
+        results = self.body_of(branches[0], operands)
+        for branch in branches[1:]:
+            results = list(map(self.either, results, self.body_of(branch, operands)))
+        return self.decided_by(which, results)
+
+    def scan(self, equation: Any, values: list[Value]) -> list[Value]:
+        params = equation.params
+        first, end = params["num_consts"], params["num_consts"] + params["num_carry"]
+        constants, state = values[:first], values[first:end]
+        outputs: list[frozenset[int]] = [frozenset()] * (len(equation.outvars) - len(state))
+
+        def step(state: list[Value]) -> list[Value]:
+            items = [self.fresh(reads=value.holds) for value in values[end:]]
+            results = self.body_of(params["jaxpr"], [*constants, *state, *items])
+            for at, value in enumerate(results[end - first :]):
+                outputs[at] |= value.holds
+            return results[: end - first]
+
+        for _ in range(min(params["length"], ROUNDS)):
+            state = step(state)
+        if params["length"] > ROUNDS:
+            state = self.repeated(state, step)
+        return [*state, *(self.fresh(reads=held) for held in outputs)]
+
+    def while_(self, equation: Any, values: list[Value]) -> list[Value]:
+        params = equation.params
+        first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+        state = values[second:]
+
+        def goes_on(state: list[Value]) -> Value:
+            return self.body_of(params["cond_jaxpr"], [*values[:first], *state])[0]
+
+        def step(state: list[Value]) -> list[Value]:
+            return self.body_of(params["body_jaxpr"], [*values[first:second], *state])
+
+        for _ in range(ROUNDS):
+            known = goes_on(state).known
+            if known is None:
+                break
+            if not known:
+                return state
+            state = step(state)
+        decisions: list[Value] = []
+
+        def decided(state: list[Value]) -> list[Value]:
+            decisions.append(goes_on(state))
+            return step(state)
+
+        state = self.repeated(state, decided)
+        return self.decided_by(self.fresh(reads=frozenset().union(*(d.holds for d in decisions))), state)
+
+    def repeated(self, state: list[Value], step: Callable[[list[Value]], list[Value]]) -> list[Value]:
+        """A state after any number of rounds, none among them: rounds add to what values may hold, up to a limit."""
+        while True:
+            after = list(map(self.either, state, step(state)))
+            if all(map(_is_as_known, after, state)):
+                return after
+            state = after
+
+    def scoped(self, equation: Any, values: list[Value]) -> list[Value]:
+        try:
+            closed = compat.without_scoped_references(equation, self.body.mapping)
+        except Exception as error:  # any rule of JAX's, in its own words
+            raise NotUnderstood(str(error)) from error
+        memory = [self.fresh() for _ in range(len(closed.jaxpr.invars) - len(values))]
+        return self.body_of(closed, [*values, *memory])[: len(equation.outvars)]
+
+    def sliced(self, equation: Any, values: list[Value]) -> Value | None:
+        """``dynamic_slice``: the part of an array, at a place that holds nothing old."""
+        array, *starts = values
+        if array.place is None or any(start.holds for start in starts):
+            return None
+        shape, size = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+        if shape == size:
+            return self.fresh(reads=array.reads, place=array.place)
+        part = Part("slice", tuple(start.number for start in starts), shape, size)
+        return self.fresh(reads=array.reads, place=Place(array.place.reference, (*array.place.path, part)))
+
+    def put(self, equation: Any, values: list[Value]) -> Value | None:
+        """``dynamic_update_slice``: a part of an array replaced; all of it, if the part is as large."""
+        array, part, *starts = values
+        if any(start.holds for start in starts):
+            return None
+        shape, size = equation.invars[0].aval.shape, equation.invars[1].aval.shape
+        if shape == size:
+            return part
+        if part.place is not None:
+            taken = Part("slice", tuple(start.number for start in starts), shape, size)
+            if array.place is None or part.place != Place(array.place.reference, (*array.place.path, taken)):
+                return None
+        return self.fresh(reads=array.reads | part.reads, place=array.place)
+
+    def reshaped(self, equation: Any, values: list[Value]) -> Value | None:
+        """The same elements in the same order, under another shape."""
+        given, result = equation.invars[0].aval, equation.outvars[0].aval
+        is_reordered = equation.primitive.name == "reshape" and equation.params.get("dimensions") is not None
+        if given.dtype != result.dtype or math.prod(given.shape) != math.prod(result.shape) or is_reordered:
+            return None
+        return self.fresh(reads=values[0].reads, place=values[0].place)
+
+    def transposed(self, equation: Any, values: list[Value]) -> Value | None:
+        place, order = values[0].place, tuple(equation.params["permutation"])
+        if place is None:
+            return None
+        shape, size = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+        part, back = Part("transpose", order, shape, size), tuple(int(dim) for dim in np.argsort(order))
+        returned = place.path[-1:] == (Part("transpose", back, size, shape),)
+        path = place.path[:-1] if returned else (*place.path, part)
+        return self.fresh(reads=values[0].reads, place=Place(place.reference, path))
+
+    def scattered(self, equation: Any, values: list[Value]) -> Value | None:
+        """``scatter``: some elements of an array replaced by others, at places that hold nothing old."""
+        array, indices, updates = values
+        if indices.holds or updates.place is not None:
+            return None
+        return self.fresh(reads=array.reads | updates.reads, place=array.place)
+
+    def selected(self, equation: Any, values: list[Value]) -> Value | None:
+        """``select_n``: each element one of several, chosen by what holds nothing old."""
+        which, *cases = values
+        if which.holds:
+            return None
+        if which.known is not None:
+            return cases[int(which.known)]
+        result = cases[0]
+        for case in cases[1:]:
+            result = self.either(result, case)
+        return result
+
+
+CONTROL_FLOW: dict[str, Callable[[_Follower, Any, list[Value]], list[Value]]] = {
+    "cond": _Follower.cond,
+    "scan": _Follower.scan,
+    "while": _Follower.while_,
+    "run_scoped": _Follower.scoped,
+}
+
+MOVES: dict[str, Callable[[_Follower, Any, list[Value]], Value | None]] = {
+    "dynamic_slice": _Follower.sliced,
+    "dynamic_update_slice": _Follower.put,
+    "scatter": _Follower.scattered,
+    "select_n": _Follower.selected,
+    "transpose": _Follower.transposed,
+    **dict.fromkeys(("squeeze", "reshape", "expand_dims", "broadcast_in_dim", "copy", "copy_p"), _Follower.reshaped),
+}
