@@ -23,9 +23,9 @@ unit: .venv/dev
 test-ops: .venv/dev
 	TPU_LOWERING_OPINFO=all $(BIN)/python -m pytest tests/opinfo -n 2 --dist worksteal
 
-# The long form of the property tests: 100,000 random graphs through the passes.
+# The long form of the property tests: 100,000 random graphs through the passes, and 2,000 random kernels.
 sweep: .venv/dev
-	TPU_LOWERING_GRAPHS=100000 $(BIN)/python -m pytest tests/property -n 2
+	TPU_LOWERING_GRAPHS=100000 TPU_LOWERING_KERNELS=2000 $(BIN)/python -m pytest tests/property -n 2
 
 # Every model of the suite, trained, in inference mode with all passes verified, and generating.
 test-models: .venv/dev
