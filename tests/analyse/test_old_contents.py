@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tpu_lowering.analyse import integers, old_contents
-from tpu_lowering.analyse.old_contents import Body, Outcome, followed
+from tpu_lowering.analyse import integers
+from tpu_lowering.analyse.functional_body import Body
+from tpu_lowering.analyse.old_contents import Outcome, followed
 
 F32 = jax.ShapeDtypeStruct((8, 4), jnp.float32)
 LEFT, GONE, READ = Outcome(False, True), Outcome(False, False), "read"
@@ -71,9 +72,9 @@ def test_parts_put_back_where_they_were():
 
 def test_a_run_of_steps():
     """What a step overwrites, later steps do not read."""
-    first = old_contents.Body(jax.make_jaxpr(lambda x, old: (x, x + 0 * old))(F32, F32), None, (2,))
+    first = Body(jax.make_jaxpr(lambda x, old: (x, x + 0 * old))(F32, F32), None, (2,))
     assert followed(first, 1, [[(0,), (1,)]]).is_read
-    fills = old_contents.Body(jax.make_jaxpr(lambda x, old: (x, x * 2))(F32, F32), None, (2,))
+    fills = Body(jax.make_jaxpr(lambda x, old: (x, x * 2))(F32, F32), None, (2,))
     assert followed(fills, 1, [[(0,), (1,)]]) == GONE
 
 

@@ -23,6 +23,7 @@ import sympy
 from tpu_lowering import compat
 from tpu_lowering.analyse import integers, old_contents, pallas, refs, scalars
 from tpu_lowering.analyse.coverage import BlockWindow
+from tpu_lowering.analyse.functional_body import Body, NotUnderstood
 
 Table = npt.NDArray[np.int64]
 
@@ -248,8 +249,8 @@ def _carries(jaxpr: Any, mapping: Any, grid: SplitGrid, parallel: Sequence[int])
         return True
     steps = integers.sampled_steps([1 if dim in restarted else n for dim, n in enumerate(grid.grid)], pallas.STEPS)
     try:
-        body = old_contents.Body.of(jaxpr, mapping, pallas.seen(mapping, grid.grid))
-    except old_contents.NotUnderstood:
+        body = Body.of(jaxpr, mapping, pallas.seen(mapping, grid.grid))
+    except NotUnderstood:
         return True
     runs = [[pallas.seen(mapping, step)] for step in steps]
     return any(old_contents.followed(body, reference, runs).is_read for reference in scratch)

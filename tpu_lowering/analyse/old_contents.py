@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from tpu_lowering import compat
 from tpu_lowering.analyse import integers
-from tpu_lowering.ir.jaxprs import CALLS, called, is_literal, with_array_literals
+from tpu_lowering.analyse.functional_body import Body, NotUnderstood
+from tpu_lowering.ir.jaxprs import CALLS, called, is_literal
 
 ROUNDS = 4  # of a loop that are followed one by one, before what they have in common is sought
 
@@ -69,38 +69,6 @@ class Value:
         return self.reads if self.place is None else self.reads | {self.place.reference}
 
 
-class NotUnderstood(Exception):
-    """The functional form of a body cannot be had, or not be followed: nothing is proved."""
-
-
-@dataclasses.dataclass
-class Body:
-    """The functional form of a kernel body.
-
-    Attributes:
-        closed: a closed jaxpr from what is behind all references before a step to that after it.
-        mapping: Pallas's grid mapping.
-        extents: those of the grid that the body knows; None where one depends on data.
-    """
-
-    closed: Any
-    mapping: Any
-    extents: tuple[int | None, ...]
-
-    @classmethod
-    def of(cls, jaxpr: Any, mapping: Any, extents: Sequence[int | None]) -> Body:
-        """The form of a ``pallas_call``'s body.
-
-        Raises:
-            NotUnderstood: JAX has no functional form of something in the body.
-        """
-        try:
-            closed, _ = compat.discharged(with_array_literals(jaxpr), mapping)
-        except Exception as error:  # any rule of JAX's, in its own words
-            raise NotUnderstood(str(error)) from error
-        return cls(closed, mapping, tuple(extents))
-
-
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """What became of a reference's old contents.
@@ -127,12 +95,20 @@ def followed(body: Body, reference: int, runs: Sequence[Sequence[Sequence[int | 
         The worst of all runs.
     """
     outcomes: list[Outcome] = []
+    asked = body.axes()
+    different = {tuple(_told_apart(run, asked)): None for run in runs}
     try:
-        for run in runs:
+        for run in different:
             outcomes.append(_Follower(body).run(run, reference))
     except NotUnderstood:
         return Outcome(True, True)
     return Outcome(any(found.is_read for found in outcomes), any(found.is_left for found in outcomes))
+
+
+def _told_apart(run: Sequence[Sequence[int | None]], asked: frozenset[int]) -> list[tuple[int | None, ...]]:
+    """A run of steps as a body sees them that asks only for some axes; of equal ones in a row the first two."""
+    seen = [tuple(index if axis in asked else None for axis, index in enumerate(step)) for step in run]
+    return [step for at, step in enumerate(seen) if seen[max(at - 2, 0) : at] != [step, step]]
 
 
 def _is_as_known(new: Value, old: Value) -> bool:
@@ -298,10 +274,7 @@ class _Follower:
             state = after
 
     def scoped(self, equation: Any, values: list[Value]) -> list[Value]:
-        try:
-            closed = compat.without_scoped_references(equation, self.body.mapping)
-        except Exception as error:  # any rule of JAX's, in its own words
-            raise NotUnderstood(str(error)) from error
+        closed = self.body.without_scope(equation)
         memory = [self.fresh() for _ in range(len(closed.jaxpr.invars) - len(values))]
         return self.body_of(closed, [*values, *memory])[: len(equation.outvars)]
 
