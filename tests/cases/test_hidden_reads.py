@@ -246,11 +246,11 @@ def test_h7_block_outside_its_array() -> None:
         too_many_steps(x, out)
         return out
 
-    with pytest.raises(errors.TpuLoweringError, match="TL214") as refused:
+    with pytest.raises(errors.TpuLoweringError, match="TL215") as refused:
         function(*rows(8))
     assert refused.value.refusal.reason == (
         "expected blocks that begin inside their array, got block 2 of 4 elements (from element 8) "
         "in dimension 0, which has 8, at step (2,) of the grid"
     )
-    with pytest.raises(compat.BackendCompilerFailed, match="TL214"):
+    with pytest.raises(compat.BackendCompilerFailed, match="TL215"):
         torch.compile(function, backend="helion_tpu")(*rows(8))

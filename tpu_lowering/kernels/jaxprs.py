@@ -242,7 +242,7 @@ def check_blocks(call: Any, subject: str, where: str) -> None:
     """Refuses a ``pallas_call`` with a block outside its array.
 
     Raises:
-        TpuLoweringError: TL214.
+        TpuLoweringError: TL215.
     """
     found = pallas.block_outside(call)
     if found is None:
@@ -250,7 +250,7 @@ def check_blocks(call: Any, subject: str, where: str) -> None:
     inputs = call.params["grid_mapping"].num_inputs
     kind = f"input {found.operand}" if found.operand < inputs else f"output {found.operand - inputs}"
     raise errors.refuse(
-        "TL214",
+        "TL215",
         f"{kind} of {subject}",
         str(found),
         "make the grid or the index map end with the array, or the array as large as the grid needs",
