@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from tpu_lowering import compat, pipeline
+from tpu_lowering import compat, pipeline, releases
 from tpu_lowering.capture import fallback, gradients, partition, recompiles
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.normalise.decompositions import decompositions
@@ -49,6 +49,7 @@ def helion_tpu(
         TpuLoweringError: any code. Dynamo wraps it in ``BackendCompilerFailed``, whose
             ``inner_exception`` it is.
     """
+    releases.warn_of_untested()
     chosen = Options.create(options, mode)
     gradients.refuse_missing_backward(module)
     observer = pipeline.Observers([*observers, LogObserver(), *dump_observer(chosen.dump)])
