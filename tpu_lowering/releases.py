@@ -13,7 +13,7 @@ from tpu_lowering import errors
 
 Tested = Mapping[str, tuple[str, ...]]
 
-JAX = ("0.10.2", "0.9.0")
+JAX = ("0.10.2", "0.9.2")
 TORCH = ("2.13.0", "2.14.1", "2.15.0")
 
 RELEASES: dict[str, Tested] = {

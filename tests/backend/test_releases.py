@@ -147,8 +147,8 @@ def test_releases_that_were_not_tested_are_one_warning(installed: dict[str, str]
         compiled(torch.ones(3, dtype=torch.int32))
     assert [str(warning.message) for warning in caught if "TL105" in str(warning.message)] == [
         "[TL105] package missing or outside the tested versions: torch, jax, jaxlib\n"
-        "  why  torch 2.16.0+cu140, tested with 2.13.0, 2.14.1, 2.15.0; jax 0.11.0, tested with 0.10.2, 0.9.0; "
-        "jaxlib 0.11.0, tested with 0.10.2, 0.9.0\n"
+        "  why  torch 2.16.0+cu140, tested with 2.13.0, 2.14.1, 2.15.0; jax 0.11.0, tested with 0.10.2, 0.9.2; "
+        "jaxlib 0.11.0, tested with 0.10.2, 0.9.2\n"
         "  fix  pip install torch==2.13.0 jax==0.10.2 jaxlib==0.10.2"
     ]
 

@@ -105,6 +105,22 @@ def test_the_ranges_admit_what_is_tested_and_no_release_below() -> None:
         tested = [version for known in releases.RELEASES.values() for version in known[name]]
         assert all(version in ranges[name] for version in tested)
     assert not any(version in ranges["torch"] for version in ("2.8.0", "2.9.1", "2.10.0", "2.12.1", "2.16.0", "2.17.0"))
-    assert not any(version in ranges["jax"] for version in ("0.7.0", "0.7.2", "0.8.3", "0.11.0"))
+    assert not any(version in ranges["jax"] for version in ("0.7.0", "0.7.2", "0.8.3", "0.9.0.1", "0.9.1", "0.11.0"))
     oldest, beyond = (".".join(map(str, version)) for version in releases.PYTHONS)
     assert project["requires-python"] == f">={oldest},<{beyond}"
+
+
+def test_what_is_said_of_installing_is_true() -> None:
+    """The package is on no index: nothing tells anybody to install it from one."""
+    said = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile", *(ROOT / "tpu_lowering").rglob("*.py")]
+    assert [path.name for path in said if re.search(r"pip install \S*tpu_lowering", path.read_text())] == []
+
+
+def test_readme_and_make_name_the_tested_releases() -> None:
+    text, make = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    table = text.partition("### What runs with what")[2].partition("## ")[0]
+    for known in releases.RELEASES.values():
+        for name in known.keys() & {"torch", "jax"}:
+            assert all(version in table for version in known[name])
+    assert {f"3.{minor}" for minor in range(releases.PYTHONS[0][1], releases.PYTHONS[1][1])} <= {*re.findall(r"3\.\d+", table)}
+    assert f"torch {releases.TORCH[0]}, JAX {releases.JAX[0]}, Helion 1.5.1, transformers" in make

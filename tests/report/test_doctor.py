@@ -62,7 +62,7 @@ def test_other_releases(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["torch"] == (
         "untested", "2.12.0, tested with 2.13.0, 2.14.1, 2.15.0", "pip install torch==2.13.0"
     )  # fmt: skip
-    assert found["jaxlib"] == ("untested", "0.10.1, tested with 0.10.2, 0.9.0", "pip install jaxlib==0.10.2")
+    assert found["jaxlib"] == ("untested", "0.10.1, tested with 0.10.2, 0.9.2", "pip install jaxlib==0.10.2")
     assert found["libtpu"] == ("untested", "0.0.50, tested with 0.0.52", "pip install libtpu==0.0.52")
     assert found["torch_tpu"] == (
         "untested",
