@@ -4,7 +4,7 @@ BIN := .venv/bin
 export JAX_PLATFORMS := cpu
 export TPU_LOG_DIR := disabled
 
-.PHONY: demo test test-ops test-models test-xla test-tpu lint unit sweep bench bench-xla clean
+.PHONY: demo test test-ops test-models test-newest test-xla test-tpu lint unit sweep bench bench-xla clean
 
 demo: .venv/demo
 	$(BIN)/python -m tpu_lowering demo
@@ -31,6 +31,12 @@ sweep: .venv/dev
 test-models: .venv/dev
 	TPU_LOWERING_MODELS=all $(BIN)/python -m pytest tests/models -n 2
 
+# Today's torch, in an environment of its own: the cases, the passes, the backend, kernels, operators and refusals.
+NEWEST_TESTS := tests/cases tests/passes
+
+test-newest: .venv-newest/test
+	.venv-newest/bin/python -m pytest $(NEWEST_TESTS) -n 2 --dist worksteal
+
 # Tensors of torch_xla, on its CPU, in an environment of their own: torch 2.9 and JAX 0.7, about 8 GB. Then what of
 # the other tests those releases are for: lowerings, draws, arguments kept between calls.
 XLA_TESTS := tests/xla tests/ir tests/random/test_distributions.py tests/random/test_draws.py \
@@ -54,23 +60,32 @@ bench: .venv/dev
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/demo: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet -e '.[demo]'
+.venv/demo: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing into .venv what is not there yet: torch 2.13.0, JAX 0.10.2, Helion 1.5.1, transformers and what"
+	@echo "they need, from the package index that pip is set to. About 0.5 GB are downloaded with the CPU build of torch;"
+	@echo "without it, pip on Linux takes the CUDA build, about 3 GB: README.md, Install. The demo downloads nothing:"
+	@echo "its model has random weights."
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]'
 	touch $@
 
-.venv/dev: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+.venv/dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@ .venv/demo
+
+.venv-newest/test: pyproject.toml constraints-newest.txt
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet -c constraints-newest.txt -e '.[helion,test]'
+	touch $@
 
 .venv-xla/test: pyproject.toml
 	$(PYTHON) -m venv .venv-xla
 	.venv-xla/bin/python -m pip install --quiet -e '.[xla,test]'
 	touch $@
 
-.venv-tpu/test: pyproject.toml
+.venv-tpu/test: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-tpu
-	.venv-tpu/bin/python -m pip install --quiet -e '.[helion,tpu,test]'
+	.venv-tpu/bin/python -m pip install --quiet -c constraints.txt -e '.[helion,tpu,test]'
 	touch $@
 
 clean:
-	rm -rf .venv .venv-xla .venv-tpu
+	rm -rf .venv .venv-newest .venv-xla .venv-tpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,9 @@ import torch.utils.deterministic
 
 
 def settle() -> None:
-    """Compiles once with torch's own backend, for the settings that torch makes when it is first used."""
+    """Compiles once with torch's own backend, for the settings that torch makes when it is first used, and imports
+    Pallas, which registers settings of its own before JAX 0.10."""
+    importlib.import_module("jax.experimental.pallas.tpu")
     torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))
 
 

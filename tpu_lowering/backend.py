@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import fx
 
-from tpu_lowering import compat, pipeline
-from tpu_lowering.capture import fallback, gradients, partition, recompiles, restorable
+from tpu_lowering import compat, pipeline, releases
+from tpu_lowering.capture import fallback, gradients, partition, recompiles
 from tpu_lowering.capture.graphs import CapturedGraph
-from tpu_lowering.capture.restorable import Restorable
 from tpu_lowering.normalise.decompositions import decompositions
 from tpu_lowering.options import Options
 from tpu_lowering.report.dump import dump_observer
@@ -50,6 +49,7 @@ def helion_tpu(
         TpuLoweringError: any code. Dynamo wraps it in ``BackendCompilerFailed``, whose
             ``inner_exception`` it is.
     """
+    releases.warn_of_untested()
     chosen = Options.create(options, mode)
     gradients.refuse_missing_backward(module)
     observer = pipeline.Observers([*observers, LogObserver(), *dump_observer(chosen.dump)])
@@ -59,6 +59,8 @@ def helion_tpu(
 
     # What comes out of AOTAutograd's cache has no stages to observe.
     keeps = bool(chosen.cache) and not (observers or chosen.dump)
+    if keeps:
+        from tpu_lowering.capture import restorable  # it is made of what AOTAutograd's cache takes, a private class
 
     def compiler(kind: str, kernels: Sequence[KnownKernel] | None) -> Callable[..., Any]:
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
@@ -68,7 +70,7 @@ def helion_tpu(
             captured = CapturedGraph(kind, number, graph, arguments, chosen, observer, where)
             return restorable.of(captured, where, chosen.cache, kernels) if keeps else captured
 
-        return compat.serializable_compiler(Restorable, compile_graph) if keeps else compile_graph
+        return compat.serializable_compiler(restorable.Restorable, compile_graph) if keeps else compile_graph
 
     def device_kind_of(joint: fx.GraphModule, arguments: Any) -> str | None:
         if chosen.fuse == "never":

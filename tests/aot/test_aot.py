@@ -171,7 +171,7 @@ def test_without_libtpu_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     assert refusal(model, X, target="tpu7x") == (
         "[TL108] TPU compiler not installed: libtpu\n"
         "  why  expected the package libtpu, which holds the TPU compiler and needs no TPU, got none\n"
-        "  fix  pip install 'tpu_lowering[aot]'"
+        "  fix  pip install libtpu==0.0.52"
     )
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from tpu_lowering import compat
 from tpu_lowering.analyse.layouts import Dim, Inexact, Layout
 from tpu_lowering.analyse.padded_calls import Call, HideKeys, rule
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 @rule(aten._scaled_dot_product_flash_attention_for_cpu.default)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from tpu_lowering import compat
 from tpu_lowering.analyse.layouts import Inexact, Layout
 from tpu_lowering.analyse.padded_calls import Call, Overlay, Put, Wrap, rule
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 # Gathers ------------------------------------------------------------------------------------------------

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import sympy
-import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.analyse.layouts import Expr, Inexact, Layout, same
 from tpu_lowering.analyse.padded_calls import Call, Element, expression, rule
 from tpu_lowering.ir.operators import ALLOCATIONS
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 # New values ---------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ def arange(call: Call) -> Layout:
     return tuple(map(call.sizes.plain, call.result()))
 
 
-@rule(torch.ops.prims.iota.default)
+@rule(compat.prims.iota.default)
 def iota(call: Call) -> Layout:
     """More elements at the end."""
     call.takes_sizes("length")

@@ -8,10 +8,11 @@ from typing import Any
 import sympy
 import torch
 
+from tpu_lowering import compat
 from tpu_lowering.analyse.layouts import Dim, Inexact, Layout
 from tpu_lowering.analyse.padded_calls import Call, Fill, Mean, Rule, is_number, rule
 
-aten = torch.ops.aten
+aten = compat.aten
 
 # Overloads that take a number, and the overload that takes a tensor in its place.
 TENSOR_FORMS: dict[Any, Any] = {

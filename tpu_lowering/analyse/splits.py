@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import kernel_call
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 @dataclasses.dataclass(frozen=True)

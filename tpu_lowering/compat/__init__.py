@@ -6,6 +6,9 @@ says which package and version was found and which were tested.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from tpu_lowering.compat import of_torch
 from tpu_lowering.compat.lookup import missing, private
 from tpu_lowering.compat.of_helion import (
     carried_functions,
@@ -59,41 +62,43 @@ from tpu_lowering.compat.of_runtimes import (
     xla_module,
 )
 from tpu_lowering.compat.of_torch import (
-    BackendCompilerFailed,
-    FakeTensor,
-    FakeTensorMode,
-    OpOverload,
-    OpOverloadPacket,
-    OutputCode,
-    aot_autograd,
-    aot_export_joint_simple,
-    auto_functionalized,
-    auto_functionalized_v2,
     autograd_cache,
     below_autograd,
     bypass_autograd_cache,
     cold_dynamo,
     core_aten_decompositions,
-    disable_current_modes,
-    eager_flex_attention,
     has_autograd_kernel,
     is_out_operator,
     keep_saved_tensors,
     largest_size,
-    map_arg,
-    min_cut_partition,
     overload_called,
     random_state_operators,
     recompile_reason,
     registered_decompositions,
     serializable_compiler,
-    set_grad_enabled,
     size_source,
-    tree_leaves,
-    tree_map,
     versions_advanced,
-    with_effects,
 )
+from tpu_lowering.compat.operators import aten, prims
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload, OpOverloadPacket
+    from torch.utils._pytree import tree_leaves, tree_map
+
+    BackendCompilerFailed: type[Exception]
+    FakeTensor: Any
+    FakeTensorMode: Any
+    OutputCode: Any
+    aot_autograd: Any
+    aot_export_joint_simple: Any
+    auto_functionalized: Any
+    auto_functionalized_v2: Any
+    disable_current_modes: Any
+    eager_flex_attention: Any
+    map_arg: Any
+    min_cut_partition: Any
+    set_grad_enabled: Any
+    with_effects: Any
 
 __all__ = [
     "TYPED_NUMBERS",
@@ -106,6 +111,7 @@ __all__ = [
     "OutputCode",
     "aot_autograd",
     "aot_export_joint_simple",
+    "aten",
     "auto_functionalized",
     "auto_functionalized_v2",
     "autograd_cache",
@@ -152,6 +158,7 @@ __all__ = [
     "missing",
     "overload_called",
     "paged_attention",
+    "prims",
     "private",
     "random_state_operators",
     "rebuild_helion_containers",
@@ -176,3 +183,11 @@ __all__ = [
     "without_scoped_references",
     "xla_module",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A name of ``of_torch.NAMES``, looked up at its first use."""
+    if name not in of_torch.NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = private("torch", *of_torch.NAMES[name])
+    return value

@@ -29,10 +29,10 @@ def private(package: str, module: str, name: str, why: str) -> Any:
 
 def missing(package: str, name: str, why: str, got: str = "none") -> errors.TpuLoweringError:
     """The refusal of a package that lacks a private name."""
-    found, tested = version(package), TESTED.get(package, "")
+    found, tested = version(package), TESTED.get(package, ())
     return errors.refuse(
         "TL105",
         f"{package} {found or '(not installed)'}",
         f"expected {name} ({why}), got {got}",
-        f"pip install {package}=={tested}" if tested else f"install a version of {package} that has it",
+        f"pip install {package}=={tested[0]}" if tested else f"install a version of {package} that has it",
     )

@@ -28,11 +28,13 @@ def empty(shape: Sequence[int], dtype: Any) -> Any:
 
 
 def chip_scope(device_kind: str) -> contextlib.AbstractContextManager[Any]:
-    """A scope in which kernels that ask for facts of the chip get those of a TPU; JAX 0.7 has no such facts."""
+    """A scope in which kernels that ask for facts of the chip get those of a TPU; JAX 0.7 has no such facts, and JAX 0.9
+    no name of the platform among them."""
     abstract_device = getattr(jax.sharding, "AbstractDevice", None)
     if abstract_device is None:
         return contextlib.nullcontext()
-    device = abstract_device(device_kind=device_kind, num_cores=1, platform="tpu")
+    platform = {"platform": "tpu"} if "platform" in inspect.signature(abstract_device).parameters else {}
+    device = abstract_device(device_kind=device_kind, num_cores=1, **platform)
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
 
 

@@ -7,46 +7,39 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
-from torch.fx import node as node_module
-from torch.utils import _pytree
 
 from tpu_lowering.compat.lookup import private
 
-# torch: everyday names that live in private modules -----------------------------------------------------
-OpOverload = torch._ops.OpOverload  # the type of ``torch.ops.ns.op.overload``; there is no public name for it
-OpOverloadPacket = torch._ops.OpOverloadPacket  # the type of ``torch.ops.ns.op``
-tree_leaves = _pytree.tree_leaves  # nested values; ``torch.utils._pytree`` is what torch's own backends use
-tree_map = _pytree.tree_map
-map_arg: Any = node_module.map_arg  # replaces nodes inside nested arguments
-set_grad_enabled = torch._C._set_grad_enabled  # what Dynamo writes for ``torch.no_grad`` inside a graph
-
-
-# torch: capture ---------------------------------------------------------------------------------------
-FakeTensor = private("torch", "torch._subclasses.fake_tensor", "FakeTensor", "values without storage in graphs")
-OutputCode = private("torch", "torch._inductor.output_code", "OutputCode", "what AOTAutograd's cache keeps")
-FakeTensorMode = private("torch", "torch._subclasses.fake_tensor", "FakeTensorMode", "types of nodes that passes add")
-aot_autograd = private("torch", "torch._dynamo.backends.common", "aot_autograd", "forward and backward graphs")
-aot_export_joint_simple = private(
-    "torch", "torch._functorch.aot_autograd", "aot_export_joint_simple", "graph of a Helion kernel's host code"
-)
-min_cut_partition = private(
-    "torch", "torch._functorch.partitioners", "min_cut_rematerialization_partition", "splits forward from backward"
-)
-disable_current_modes = private(
-    "torch", "torch.utils._python_dispatch", "_disable_current_modes", "AOTAutograd compiles under modes of its own"
-)
-eager_flex_attention = private(
-    "torch", "torch._higher_order_ops.flex_attention", "math_attention", "reference meaning of flex_attention"
-)
-auto_functionalized = private(
-    "torch", "torch._higher_order_ops.auto_functionalize", "auto_functionalized", "call form of mutable operators"
-)
-auto_functionalized_v2 = private(
-    "torch", "torch._higher_order_ops.auto_functionalize", "auto_functionalized_v2", "call form of mutable operators"
-)
-with_effects = private(
-    "torch", "torch._higher_order_ops.effects", "with_effects", "call form of operators that raise or print"
-)
+# torch: looked up when they are first used, as ``compat.<name>`` ---------------------------------------------------
+_MUTABLE = "call form of mutable operators"
+_HIGHER_ORDER = "torch._higher_order_ops"
+NAMES: dict[str, tuple[str, str, str]] = {
+    "BackendCompilerFailed": ("torch._dynamo.exc", "BackendCompilerFailed", "errors of capture"),
+    "FakeTensor": ("torch._subclasses.fake_tensor", "FakeTensor", "values without storage in graphs"),
+    "FakeTensorMode": ("torch._subclasses.fake_tensor", "FakeTensorMode", "types of nodes that passes add"),
+    "OpOverload": ("torch._ops", "OpOverload", "the type of torch.ops.ns.op.overload"),
+    "OpOverloadPacket": ("torch._ops", "OpOverloadPacket", "the type of torch.ops.ns.op"),
+    "OutputCode": ("torch._inductor.output_code", "OutputCode", "what AOTAutograd's cache keeps"),
+    "aot_autograd": ("torch._dynamo.backends.common", "aot_autograd", "forward and backward graphs"),
+    "aot_export_joint_simple": (
+        "torch._functorch.aot_autograd", "aot_export_joint_simple", "graph of a Helion kernel's host code",
+    ),
+    "auto_functionalized": (f"{_HIGHER_ORDER}.auto_functionalize", "auto_functionalized", _MUTABLE),
+    "auto_functionalized_v2": (f"{_HIGHER_ORDER}.auto_functionalize", "auto_functionalized_v2", _MUTABLE),
+    "disable_current_modes": (
+        "torch.utils._python_dispatch", "_disable_current_modes", "AOTAutograd compiles under modes of its own",
+    ),
+    "eager_flex_attention": (f"{_HIGHER_ORDER}.flex_attention", "math_attention", "reference of flex_attention"),
+    "map_arg": ("torch.fx.node", "map_arg", "nodes inside nested arguments"),
+    "min_cut_partition": (
+        "torch._functorch.partitioners", "min_cut_rematerialization_partition", "splits forward from backward",
+    ),
+    "set_grad_enabled": ("torch._C", "_set_grad_enabled", "what Dynamo writes for torch.no_grad in a graph"),
+    "tree_leaves": ("torch.utils._pytree", "tree_leaves", "nested values, as torch's own backends take them"),
+    "tree_map": ("torch.utils._pytree", "tree_map", "nested values, as torch's own backends take them"),
+    "with_effects": (f"{_HIGHER_ORDER}.effects", "with_effects", "call form of operators that raise or print"),
+}  # fmt: skip
+"""(module, name, why) by the name that it has here. A release that lacks one can do whatever does not need it."""
 
 
 def random_state_operators() -> tuple[Any, Any]:
@@ -55,7 +48,7 @@ def random_state_operators() -> tuple[Any, Any]:
     return private("torch", module, "run_and_save_rng_state", why), private("torch", module, "run_with_rng_state", why)
 
 
-def core_aten_decompositions() -> dict[OpOverload, Callable[..., Any]]:
+def core_aten_decompositions() -> dict[Any, Callable[..., Any]]:
     """Torch's decompositions to the core ATen operator set, as a new dictionary.
 
     ``torch.export.default_decompositions`` is public, but gives an opaque table that also holds entries
@@ -64,7 +57,7 @@ def core_aten_decompositions() -> dict[OpOverload, Callable[..., Any]]:
     return dict(private("torch", "torch._decomp", "core_aten_decompositions", "takes operators apart")())
 
 
-def registered_decompositions(overloads: list[OpOverload]) -> dict[OpOverload, Callable[..., Any]]:
+def registered_decompositions(overloads: list[Any]) -> dict[Any, Callable[..., Any]]:
     """Torch's decompositions of given overloads, those outside the core set too."""
     return dict(private("torch", "torch._decomp", "get_decompositions", "takes operators apart")(overloads))
 
@@ -100,12 +93,6 @@ def cold_dynamo() -> Generator[None]:
         yield
     finally:
         torch._dynamo.reset()
-
-
-# What Dynamo raises around a backend's error; its module is private.
-BackendCompilerFailed: type[Exception] = private(
-    "torch", "torch._dynamo.exc", "BackendCompilerFailed", "errors of capture"
-)
 
 
 # torch: operators -------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.kinds import kind_of
 from tpu_lowering.fuse.layouts import LANES, SUBLANES, Order, order_of, order_wanted
 from tpu_lowering.fuse.plans import Lying, Plan, nbytes
@@ -23,7 +23,7 @@ from tpu_lowering.fuse.spaces import Access, Dim, Run, Space, dims_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, read_box
 
-aten = torch.ops.aten
+aten = compat.aten
 
 GROUPED = frozenset((
     aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim, aten.var.correction,

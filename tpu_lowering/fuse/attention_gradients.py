@@ -17,15 +17,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.attention_masks import HIDDEN, Known, Term, number, parts, split
 from tpu_lowering.fuse.attention_operands import Rows, factor_of, keeps_rows, rows_of, swaps_rows
 from tpu_lowering.fuse.attention_sites import Attention
 from tpu_lowering.ir import graphs
 
-aten = torch.ops.aten
+aten = compat.aten
 
 Step = Callable[[fx.Node, fx.Node], float | None]
 """What a user multiplies a node by if it is the same matrix otherwise; None if it is something else."""

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.attention_masks import Term, chosen_of, constant
 from tpu_lowering.fuse.attention_views import View, digits, view_of
 from tpu_lowering.ir import graphs
 
-aten = torch.ops.aten
+aten = compat.aten
 
 NOT = (aten.bitwise_not.default, aten.logical_not.default)
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)

@@ -19,7 +19,7 @@ from tpu_lowering.ir.operators import ALLOCATIONS
 from tpu_lowering.normalise.views import RESHAPES
 from tpu_lowering.passes.simplify_views import IDENTITIES
 
-aten = torch.ops.aten
+aten = compat.aten
 
 HIDDEN = torch.finfo(torch.bfloat16).min
 """What a score is at most, or has added, if its key is hidden: beside any key that is not, it has no weight."""

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.ir import graphs
 from tpu_lowering.normalise.views import RESHAPES
 from tpu_lowering.passes.simplify_views import IDENTITIES
 
-aten = torch.ops.aten
+aten = compat.aten
 
 SCALED = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 

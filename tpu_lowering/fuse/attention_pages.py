@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.attention_operands import Rows
 from tpu_lowering.fuse.attention_places import Places, places_of
 from tpu_lowering.fuse.attention_views import digits, flattened, merged, view_of
 from tpu_lowering.ir import graphs
 
-aten = torch.ops.aten
+aten = compat.aten
 
 TABLE, PAGES = -2, -3
 """Names of the axes of a gather: the table, entry by entry, and what is not the number of a page, row by row."""

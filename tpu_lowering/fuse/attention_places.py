@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.attention_views import VIEWS
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, read_box
 from tpu_lowering.normalise.views import RESHAPES
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,15 +18,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.attention_operands import rows_of
 from tpu_lowering.fuse.attention_sites import FORWARD
 from tpu_lowering.ir import graphs
 from tpu_lowering.passes.base import Action
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def share_rows(graph: fx.Graph) -> list[Action]:

@@ -16,14 +16,14 @@ import operator
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.attention_masks import Term, number
 from tpu_lowering.fuse.attention_operands import Rows, factor_of, keeps_rows, rows_of
 from tpu_lowering.ir import graphs
 
-aten = torch.ops.aten
+aten = compat.aten
 
 FORWARD = aten._scaled_dot_product_flash_attention_for_cpu.default
 BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward.default

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.attention_gradients import Training, training_of, unknown
 from tpu_lowering.fuse.attention_masks import Known, Term, split
 from tpu_lowering.fuse.attention_operands import Rows
@@ -38,7 +39,7 @@ from tpu_lowering.fuse.attention_sites import BACKWARD, FORWARD, Attention, find
 from tpu_lowering.ir import graphs
 from tpu_lowering.passes.base import Action
 
-aten = torch.ops.aten
+aten = compat.aten
 
 PARTITIONING = ("recompute", "ac_graph_id", "partitioner_tag")
 """What AOTAutograd's partitioner reads of a node: whether to compute it again, and that it belongs to the backward."""

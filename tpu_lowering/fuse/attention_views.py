@@ -13,14 +13,14 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.ir import graphs
 from tpu_lowering.normalise.views import RESHAPES
 from tpu_lowering.passes.simplify_views import IDENTITIES
 
-aten = torch.ops.aten
+aten = compat.aten
 
 VIEWS = (*IDENTITIES, *RESHAPES, aten.permute.default, aten.expand.default)
 REPEATED = -1

@@ -19,7 +19,7 @@ from tpu_lowering.fuse.tiles import Tiling
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.rows import group_sums, row_product, running_sum
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def held_as(dtype: torch.dtype) -> torch.dtype:

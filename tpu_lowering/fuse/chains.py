@@ -17,7 +17,7 @@ from tpu_lowering.fuse.regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.programs import Program, Signature
 
-aten = torch.ops.aten
+aten = compat.aten
 Shape = tuple[int, ...]
 
 

@@ -25,9 +25,9 @@ import dataclasses
 import operator
 from collections.abc import Callable
 
-import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse import attention_training
 from tpu_lowering.fuse.attention_blocks import Library
 from tpu_lowering.fuse.attention_calls import Bias, Call
@@ -43,7 +43,7 @@ from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels.jax_function import JaxKernel
 from tpu_lowering.passes.base import Action
 
-aten = torch.ops.aten
+aten = compat.aten
 
 KERNELS: dict[Library, Callable[[Call], JaxKernel]] = {
     "flash": flash_kernel,

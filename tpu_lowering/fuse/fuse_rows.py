@@ -27,6 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.arrange import arranged, as_axes, copied_by_xla, restored
 from tpu_lowering.fuse.attention_plans import vmem_of
 from tpu_lowering.fuse.blocks import Body, held_as, summed_dims
@@ -59,7 +60,7 @@ from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.passes.base import Action
 
-aten = torch.ops.aten
+aten = compat.aten
 
 STEPS = (STEP_BYTES, 2 * STEP_BYTES, STEP_BYTES // 2, STEP_BYTES // 4)
 """What one step of a grid may move, in the candidates for a region."""

@@ -14,12 +14,13 @@ from collections.abc import Collection
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.kinds import kind_of
 from tpu_lowering.fuse.layouts import is_view
 from tpu_lowering.fuse.regions import PRODUCTS
 from tpu_lowering.ir import graphs
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def passes_using(node: fx.Node, members: Collection[fx.Node]) -> int:

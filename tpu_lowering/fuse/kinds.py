@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.analyse.pointwise import ELEMENTWISE
 from tpu_lowering.codegen.source import IGNORED
 from tpu_lowering.ir import arguments, graphs
@@ -27,7 +28,7 @@ from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.lower.families import TABLE
 
-aten = torch.ops.aten
+aten = compat.aten
 
 MOVES = frozenset(("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "stop_gradient"))
 REDUCTIONS = frozenset((

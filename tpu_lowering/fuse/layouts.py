@@ -13,14 +13,14 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.kinds import kind_of
 from tpu_lowering.fuse.regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
 
-aten = torch.ops.aten
+aten = compat.aten
 
 LANES, SUBLANES = 128, 8
 """A tile."""

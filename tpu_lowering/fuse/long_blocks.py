@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.blocks import Body, held_as, source_access
 from tpu_lowering.fuse.kinds import kind_of
 from tpu_lowering.fuse.long_rows import MERGES, Pass
@@ -14,7 +15,7 @@ from tpu_lowering.fuse.spaces import Dim
 from tpu_lowering.fuse.tiles import Tiling
 from tpu_lowering.ir.rows import recentred, rescaled
 
-aten = torch.ops.aten
+aten = compat.aten
 
 COUNTED = ("seen", "count")
 """Names of the inputs that say how many elements of a row came before a block, and how many there are with it."""

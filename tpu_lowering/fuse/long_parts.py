@@ -32,7 +32,7 @@ from tpu_lowering.fuse.kinds import kind_of
 from tpu_lowering.fuse.regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def take_apart(graph: fx.Graph, members: Sequence[fx.Node]) -> set[fx.Node]:

@@ -21,13 +21,14 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.kinds import is_constant, kind_of
 from tpu_lowering.fuse.plans import Operand, Plan, bound_operand, bytes_by_xla, least_bytes
 from tpu_lowering.fuse.regions import Region, tensor_operands
 from tpu_lowering.fuse.spaces import Dim, dims_of
 from tpu_lowering.ir import graphs
 
-aten = torch.ops.aten
+aten = compat.aten
 
 Merge = Literal["add", "mean", "max", "min"]
 

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.kinds import kind_of
 from tpu_lowering.fuse.regions import Region, shape_of
 from tpu_lowering.ir import graphs
 
-aten = torch.ops.aten
+aten = compat.aten
 
 LONG = 8192
 """Elements of a row that is too long; one of 4096 is not."""

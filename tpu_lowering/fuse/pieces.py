@@ -25,12 +25,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.kinds import kind_of
 from tpu_lowering.fuse.regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, read_box, write_box
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,10 +19,11 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.kinds import is_constant, kind_of
 from tpu_lowering.ir import graphs
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def compare_places(graph: fx.Graph) -> None:

@@ -12,9 +12,9 @@ import dataclasses
 import operator
 from collections.abc import Collection, Mapping, Sequence
 
-import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.into_users import passes_using
 from tpu_lowering.fuse.kinds import is_constant, kind_of
 from tpu_lowering.fuse.layouts import bytes_in_kernel, bytes_of
@@ -29,7 +29,7 @@ from tpu_lowering.fuse.regions import (
 from tpu_lowering.fuse.spaces import Access, Dim, Run, Space, aligned, dims_of
 from tpu_lowering.ir import graphs
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 Axes = tuple[tuple[Dim | None, int], ...]

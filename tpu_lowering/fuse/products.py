@@ -18,6 +18,7 @@ from collections.abc import Collection
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.kinds import kind_of
 from tpu_lowering.fuse.plans import (
     Operand,
@@ -34,7 +35,7 @@ from tpu_lowering.fuse.regions import Region, matrix_product, shape_of
 from tpu_lowering.fuse.spaces import dims_of
 from tpu_lowering.ir import graphs
 
-aten = torch.ops.aten
+aten = compat.aten
 
 MULTIPLIED = frozenset((torch.float32, torch.bfloat16))
 """Element types that a kernel multiplies."""

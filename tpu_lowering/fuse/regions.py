@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.kinds import Kind, kind_of
 from tpu_lowering.fuse.spaces import Access, Dim, Run, Space, aligned, dims_of, joined, mapping, split
 from tpu_lowering.ir import graphs
 
 ROW_KINDS = ("reduction", "pick", "place", "along")
-aten = torch.ops.aten
+aten = compat.aten
 
 PRODUCTS = frozenset((
     aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default,

@@ -30,6 +30,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.codegen import source
 from tpu_lowering.fuse.blocks import Body, distinct, held_as, run_along
 from tpu_lowering.fuse.plans import Axes, Operand, Plan
@@ -38,7 +39,7 @@ from tpu_lowering.fuse.tiles import Tiling
 from tpu_lowering.ir.programs import Output, Program, Signature
 from tpu_lowering.ir.types import TensorType, element_type
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 @dataclasses.dataclass(frozen=True)

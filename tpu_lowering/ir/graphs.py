@@ -93,13 +93,13 @@ def call(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any)
 def reshaped(graph: fx.Graph, node: fx.Node, shape: Sequence[int]) -> fx.Node:
     """A node with other sizes, the elements in the same order; itself if it has them."""
     same = tuple(node.meta["val"].shape) == tuple(shape)
-    return node if same else call(graph, torch.ops.aten.reshape.default, node, list(shape))
+    return node if same else call(graph, compat.aten.reshape.default, node, list(shape))
 
 
 def converted(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
     """A node with elements of another type; itself if they are of it."""
     same = node.meta["val"].dtype == dtype
-    return node if same else call(graph, torch.ops.aten._to_copy.default, node, dtype=dtype)
+    return node if same else call(graph, compat.aten._to_copy.default, node, dtype=dtype)
 
 
 def fake_mode(graph: fx.Graph) -> Any:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.ir.boxes import read_box
 
-aten = torch.ops.aten
+aten = compat.aten
 
 ALLOCATIONS: frozenset[Any] = frozenset((
     aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default,

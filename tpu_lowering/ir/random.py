@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from tpu_lowering.compat import OpOverload
+from tpu_lowering import compat
 from tpu_lowering.ir import arrays
 from tpu_lowering.ir.types import element_type
 
-aten = torch.ops.aten
+aten = compat.aten
 
 KEY_BYTES = 8
 
 # Operators that overwrite a tensor with values drawn for its shape, and the form that eager runs in place. The form
 # matters: eager draws in the order of the tensor's memory.
-FILLS: dict[OpOverload, OpOverload] = {
+FILLS: dict[compat.OpOverload, compat.OpOverload] = {
     aten.bernoulli.p: aten.bernoulli_.float,
     aten.cauchy.default: aten.cauchy_.default,
     aten.exponential.default: aten.exponential_.default,
@@ -60,7 +60,7 @@ class Like:
         return f"like({element_type(self.dtype)}, {self.shape}, {self.stride})"
 
 
-def draw(overload: OpOverload, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+def draw(overload: compat.OpOverload, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """The graph's node for a random operator.
 
     Run on tensors, as the reference interpreter does, it is a pure function of the key too, but draws other
@@ -76,7 +76,9 @@ def draw(overload: OpOverload, key: torch.Tensor, *args: Any, **kwargs: Any) -> 
     return run(overload, args, kwargs, None if arrays.is_fake(key) else torch.Generator().manual_seed(_number(key)))
 
 
-def run(overload: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], generator: torch.Generator | None) -> Any:
+def run(
+    overload: compat.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], generator: torch.Generator | None
+) -> Any:
     """Runs a random operator in eager torch; from torch's own generator where none is given."""
     given = [value.empty() if isinstance(value, Like) else value for value in args]
     if generator is None:
@@ -149,7 +151,7 @@ class Drawn:
             generator itself.
     """
 
-    overload: OpOverload
+    overload: compat.OpOverload
     args: tuple[Any, ...]
     dtype: torch.dtype | None = None
     state: int | None = None

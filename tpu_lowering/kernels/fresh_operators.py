@@ -24,7 +24,7 @@ import torch
 from tpu_lowering import compat
 from tpu_lowering.ir import arguments
 
-aten = torch.ops.aten
+aten = compat.aten
 NAMESPACE = "tpu_lowering"
 
 How = Literal["whole", "slice", "strided"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 
-import torch
 from torch import fx
 
 from tpu_lowering import compat, errors
@@ -17,7 +16,7 @@ from tpu_lowering.ir.random import derive_key, draw, pack_key, unpack_key
 from tpu_lowering.ir.regions import modules
 from tpu_lowering.lower.families import DRAWS, TABLE
 
-aten = torch.ops.aten
+aten = compat.aten
 OWN = (kernel_call, read_box, write_box, derive_key, pack_key, unpack_key, operator.getitem, *CONTROL_FLOW)
 
 

@@ -44,7 +44,8 @@ RULES: dict[str, Rule] = {}
 def lowers(*overloads: compat.OpOverload) -> Callable[[Rule], Rule]:
     """Enters a JAX function into the table for one or more overloads.
 
-    The function's own name, less a trailing underscore, is what generated code calls it.
+    The function's own name, less a trailing underscore, is what generated code calls it. An overload that the
+    installed torch lacks (``compat.aten`` gives an ``Absent``) is no row.
 
     Raises:
         KeyError: an overload or a name is in the table already.
@@ -55,7 +56,7 @@ def lowers(*overloads: compat.OpOverload) -> Callable[[Rule], Rule]:
         if name in RULES:
             raise KeyError(f"expected a new rule name, got {name!r} a second time")
         RULES[name] = rule
-        for overload in overloads:
+        for overload in filter(None, overloads):
             if overload in TABLE:
                 raise KeyError(f"expected one rule for {overload}, got {TABLE[overload].name} and {name}")
             TABLE[overload] = Row(overload, rule, name)
@@ -75,7 +76,8 @@ def draws(overload: compat.OpOverload) -> Callable[[Rule], Rule]:
         if overload in DRAWS or rule.__name__ in RULES:
             raise KeyError(f"expected one rule for {overload} with a name of its own, got {rule.__name__!r}")
         RULES[rule.__name__] = rule
-        DRAWS[overload] = Row(overload, rule, rule.__name__)
+        if overload:
+            DRAWS[overload] = Row(overload, rule, rule.__name__)
         return rule
 
     return enter

@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.ir import arrays, graphs
 from tpu_lowering.ir.operators import ALLOCATIONS
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def fills_allocations() -> bool:

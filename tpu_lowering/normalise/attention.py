@@ -13,7 +13,7 @@ import torch
 
 from tpu_lowering import compat
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def attention(

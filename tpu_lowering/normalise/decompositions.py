@@ -19,11 +19,9 @@ from tpu_lowering.ir.types import bf16, f16
 from tpu_lowering.normalise import attention, draws
 from tpu_lowering.normalise.foreach import foreach_decompositions
 
-aten = torch.ops.aten
+aten = compat.aten
 
-OpOverload = compat.OpOverload
-
-KEPT: dict[str, tuple[OpOverload, ...]] = {
+KEPT: dict[str, tuple[compat.OpOverload, ...]] = {
     "computed in float32 inside, where the parts would round narrow floats one by one": (
         aten.addcdiv.default,
         aten.addcmul.default,
@@ -116,7 +114,7 @@ KEPT: dict[str, tuple[OpOverload, ...]] = {
     ),
 }
 
-ADDED: dict[str, tuple[OpOverload, ...]] = {
+ADDED: dict[str, tuple[compat.OpOverload, ...]] = {
     "writes the running statistics without saying so": (aten.native_batch_norm.default,),
     "resizing: gathers and weighted sums": (
         aten.upsample_bicubic2d.default,
@@ -185,20 +183,20 @@ LINSPACE = (
 
 
 @functools.cache
-def _table() -> dict[OpOverload, Callable[..., Any]]:
+def _table() -> dict[compat.OpOverload, Callable[..., Any]]:
     table = core_aten_decompositions() | foreach_decompositions() | draws.DECOMPOSITIONS
     table |= attention.DECOMPOSITIONS
-    table |= {overload: functools.partial(linspace, table[overload]) for overload in LINSPACE}
-    table |= {overload: functools.partial(logspace, table[overload]) for overload in LOGSPACE}
+    table |= {overload: functools.partial(linspace, table[overload]) for overload in LINSPACE if overload in table}
+    table |= {overload: functools.partial(logspace, table[overload]) for overload in LOGSPACE if overload in table}
     for overloads in KEPT.values():
         for overload in overloads:
-            del table[overload]
+            table.pop(overload, None)  # what one release takes apart another may not
     for overloads in ADDED.values():
-        table.update(registered_decompositions(list(overloads)))
-    return table
+        table.update(registered_decompositions(list(filter(None, overloads))))
+    return {overload: take_apart for overload, take_apart in table.items() if overload}
 
 
-def decompositions() -> dict[OpOverload, Callable[..., Any]]:
+def decompositions() -> dict[compat.OpOverload, Callable[..., Any]]:
     """The decomposition of each operator to take apart, as AOTAutograd and ``make_fx`` want it.
 
     A copy of one table: torch takes half a second to build its own.

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpu_lowering.compat import OpOverload
+from tpu_lowering import compat
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def _drawn_in(dtype: torch.dtype) -> torch.dtype:
@@ -95,7 +95,7 @@ def _from_own_generator(decompose: Callable[..., Any]) -> Callable[..., Any]:
     return unless_given
 
 
-DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {
+DECOMPOSITIONS: dict[compat.OpOverload, Callable[..., Any]] = {
     aten.native_dropout.default: native_dropout,
     aten.bernoulli.default: _from_own_generator(bernoulli),
     aten.bernoulli.Tensor: _from_own_generator(bernoulli_tensor),

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import operator
 
-import torch
 from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.ir import graphs
 
-aten = torch.ops.aten
+aten = compat.aten
 
 CHECKS = (aten._linalg_check_errors.default,)
 

@@ -18,7 +18,7 @@ import torch
 from tpu_lowering import compat
 from tpu_lowering.ir import arguments
 
-aten = torch.ops.aten
+aten = compat.aten
 
 PREFIX = "_foreach_"
 # Where the operator for one tensor has another name, or takes its arguments in another way.
@@ -39,8 +39,8 @@ def foreach_decompositions() -> dict[compat.OpOverload, Callable[..., Any]]:
     """A decomposition of each functional list operator that has a form for one tensor."""
     table: dict[compat.OpOverload, Callable[..., Any]] = {}
     for name in {full.removeprefix(PREFIX).rstrip("_") for full in dir(torch) if full.startswith(PREFIX)}:
-        packet = getattr(aten, PREFIX + name, None)
-        if packet is not None and (name in ELEMENTS or hasattr(aten, name)):
+        packet = getattr(aten, PREFIX + name)
+        if packet and (name in ELEMENTS or getattr(aten, name)):
             overloads = [
                 getattr(packet, short)
                 for short in packet.overloads()

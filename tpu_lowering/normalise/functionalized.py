@@ -24,7 +24,7 @@ from tpu_lowering.ir.kernels import Kernel, kernel_call
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jax_function, registry
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 class View:

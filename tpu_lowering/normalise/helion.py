@@ -20,7 +20,7 @@ from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.kernels import function_values, helion
 from tpu_lowering.normalise.functionalized import View
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def normalise_helion(module: fx.GraphModule) -> None:

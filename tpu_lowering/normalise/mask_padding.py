@@ -23,6 +23,7 @@ import sympy
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.analyse.layouts import Expr
 from tpu_lowering.analyse.padded_calls import (
     Edit,
@@ -40,8 +41,8 @@ from tpu_lowering.analyse.padding import Padding
 from tpu_lowering.analyse.padding_rules import TENSOR_FORMS
 from tpu_lowering.ir import graphs
 
-aten = torch.ops.aten
-iota = torch.ops.prims.iota.default
+aten = compat.aten
+iota = compat.prims.iota.default
 
 
 def mask_padding(module: fx.GraphModule, padding: Padding, sizes: Mapping[sympy.Symbol, int]) -> tuple[Expr, ...]:

@@ -28,7 +28,7 @@ from tpu_lowering.ir.random import Like
 from tpu_lowering.ir.regions import Region
 from tpu_lowering.options import Random
 
-aten = torch.ops.aten
+aten = compat.aten
 INTEGERS = getattr(aten.random, "from")
 
 ATTENTION: tuple[Any, ...] = (

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.ir.programs import MemoryView, Output, Signature
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def separate_signature(graph: fx.Graph, shares_memory: bool = False) -> Signature:

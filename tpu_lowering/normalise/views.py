@@ -19,15 +19,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
-from tpu_lowering import errors
+from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, read_box, write_box
 from tpu_lowering.normalise.strided import Strided, memory_box, without_gaps
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def normalise_views(graph: fx.Graph) -> None:

@@ -17,15 +17,15 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, write_box
 from tpu_lowering.ir.operators import makes_memory
 from tpu_lowering.passes.base import Action
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tpu_lowering import compat
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.operators import MOVES, is_allocation, is_fill, makes_memory
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def source_of(node: fx.Node) -> fx.Node | None:

@@ -21,15 +21,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, read_box, write_box
 from tpu_lowering.ir.operators import makes_memory
 from tpu_lowering.passes.base import Action
 
-aten = torch.ops.aten
+aten = compat.aten
 
 IDENTITIES = (aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
 

@@ -21,16 +21,16 @@ from __future__ import annotations
 import dataclasses
 import operator
 
-import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.kernels.launch import Launch
 from tpu_lowering.kernels.pointwise import unflattened
 from tpu_lowering.passes.base import Action
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from tpu_lowering import errors
+from tpu_lowering import errors, releases
 from tpu_lowering.options import Options
 from tpu_lowering.report import doctor as doctor_
 from tpu_lowering.report import tune as tune_
@@ -22,10 +22,10 @@ from tpu_lowering.runtime.aot.targets import Target
 
 def demo(length: int) -> int:
     """The demo: one forward pass of the decoder with kernels, against eager without, and the report."""
-    for package, extra in (("helion", "helion"), ("transformers", "demo")):
+    for package in ("helion", "transformers"):
         if importlib.util.find_spec(package) is None:
             raise errors.refuse(
-                "TL105", package, f"expected the package {package}, got none", f"pip install 'tpu_lowering[{extra}]'"
+                "TL105", package, f"expected the package {package}, got none", releases.installing(package)
             )
     from tpu_lowering.demo import decoder, project_text, text_tokens
 

@@ -11,7 +11,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from tpu_lowering import errors, releases
+from tpu_lowering import releases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Finding:
 
     Attributes:
         what: the thing looked at.
-        state: "ok", "missing" (optional), or "wrong".
+        state: "ok", "missing" (optional), "untested" (another release than was tested), or "wrong".
         found: what was found.
         remedy: the command that helps, or "".
     """
@@ -31,11 +31,10 @@ class Finding:
     remedy: str = ""
 
 
-OPTIONAL = {
-    "helion": ("Helion kernels", "pip install 'tpu_lowering[helion]'"),
-    "transformers": ("the demo model", "pip install 'tpu_lowering[demo]'"),
-    "libtpu": ("TPU compiler", "pip install 'tpu_lowering[aot]'"),
-}
+OPTIONAL = {"helion": "Helion kernels", "transformers": "the demo model", "libtpu": "TPU compiler"}
+"""The packages that are not always needed, and what for."""
+SOURCE = "pip install -c constraints.txt -e ."
+"""What installs this package, which no index has."""
 DEVICES_OF = {"torch_tpu": "tpu", "torch_xla": "xla"}
 """The packages that have a device for tensors, and torch's name of it."""
 
@@ -51,55 +50,57 @@ def examine() -> list[Finding]:
 
 
 def _python() -> Finding:
-    if (3, 11) <= sys.version_info < (3, 14):
+    oldest, beyond = releases.PYTHONS
+    if oldest <= sys.version_info[:2] < beyond:
         return Finding("Python", "ok", platform.python_version())
-    remedy = "python3.11 -m venv .venv && .venv/bin/pip install tpu_lowering"
-    return Finding("Python", "wrong", f"{platform.python_version()}, tested with 3.11", remedy)
+    found = f"{platform.python_version()}, tested with 3.{oldest[1]} to 3.{beyond[1] - 1}"
+    return Finding("Python", "wrong", found, f"in the source folder: python3.11 -m venv .venv && .venv/bin/{SOURCE}")
 
 
 def _required(package: str) -> Finding:
-    version, tested = releases.version(package), releases.TESTED.get(package)
-    if version is None:
-        return Finding(package, "wrong", "not installed", f"pip install {package}=={tested}")
-    if tested and version.partition("+")[0] != tested:
-        return Finding(package, "wrong", f"{version}, tested with {tested}", f"pip install {package}=={tested}")
-    return Finding(package, "ok", version)
+    if releases.version(package) is None:
+        return Finding(package, "wrong", "not installed", f"pip install {package}=={releases.TESTED[package][0]}")
+    return _installed(package, releases.TESTED)
+
+
+def _installed(package: str, tested: releases.Tested) -> Finding:
+    """A package that is there, in a release that was tested or in another."""
+    if words := releases.untested({package: tested[package]} if package in tested else {}).get(package):
+        return Finding(package, "untested", words, f"pip install {package}=={tested[package][0]}")
+    return Finding(package, "ok", str(releases.version(package)))
 
 
 def _optional(package: str) -> Finding:
-    purpose, remedy = OPTIONAL[package]
-    version, tested = releases.version(package), releases.TESTED.get(package)
-    if version is None:
-        return Finding(package, "missing", f"not installed; needed for: {purpose}", remedy)
-    if tested and version != tested:
-        return Finding(package, "wrong", f"{version}, tested with {tested}", f"pip install {package}=={tested}")
-    return Finding(package, "ok", version)
+    if releases.version(package) is not None:
+        return _installed(package, releases.TESTED)
+    return Finding(package, "missing", f"not installed; needed for: {OPTIONAL[package]}", releases.installing(package))
 
 
 def _with_device(package: str) -> Finding:
     """A package with a device for tensors: it and what is beside it must be the tested releases."""
-    version, device = releases.version(package), DEVICES_OF[package]
-    if version is None:
+    device, tested = DEVICES_OF[package], releases.RELEASES[package]
+    if releases.version(package) is None:
         return Finding(package, "missing", f"not installed; needed for: tensors on device {device}", _install(package))
-    try:
-        releases.check(package, device)
-    except errors.TpuLoweringError as error:
-        return Finding(package, "wrong", error.refusal.reason, _install(package))
-    return Finding(package, "ok", version)
+    if absent := [beside for beside in tested if releases.version(beside) is None]:
+        return Finding(package, "wrong", f"without {', '.join(absent)}", _install(package))
+    if found := releases.untested(tested):
+        words = "; ".join(f"{beside} {said}" for beside, said in found.items())
+        return Finding(package, "untested", words, _install(package))
+    return Finding(package, "ok", str(releases.version(package)))
 
 
 def _install(package: str) -> str:
     """The command that installs a package with a device, and where to run it."""
     tested = releases.RELEASES[package]["torch"]
-    here = releases.is_tested("torch", tested) or releases.version("torch") is None
-    return releases.INSTALL[package] if here else f"in an environment of its own: {releases.INSTALL[package]}"
+    here = releases.is_tested("torch", tested) or releases.version("torch") is None or releases.unavailable(package)
+    return releases.installing(package) if here else f"in an environment of its own: {releases.installing(package)}"
 
 
 def _entry_point() -> Finding:
     names = {entry.name for entry in importlib.metadata.entry_points(group="torch_dynamo_backends")}
     if "helion_tpu" in names:
         return Finding('backend "helion_tpu"', "ok", "registered as an entry point")
-    return Finding('backend "helion_tpu"', "wrong", "no entry point", "install the package: pip install tpu_lowering")
+    return Finding('backend "helion_tpu"', "wrong", "no entry point", f"in the source folder: {SOURCE}")
 
 
 RUN = (
@@ -147,7 +148,7 @@ def _xla_runtime() -> Finding:
 
 def _tpu_compiler() -> Finding:
     if releases.version("libtpu") is None:
-        return Finding("TPU compiler", "missing", "libtpu is not installed", OPTIONAL["libtpu"][1])
+        return Finding("TPU compiler", "missing", "libtpu is not installed", releases.installing("libtpu"))
     return _tried("TPU compiler", COMPILE, "compiled x * 2 + 1 for tpu7x; no TPU is needed")
 
 
@@ -164,8 +165,13 @@ def print_findings(findings: list[Finding], console: Console | None = None) -> b
     table = Table(title="tpu_lowering doctor", title_justify="left")
     for column in ("", "what", "found", "what to do"):
         table.add_column(column, overflow="fold")
-    marks = {"ok": "[green]ok[/]", "missing": "[yellow]missing[/]", "wrong": "[red]wrong[/]"}
+    colours = {"ok": "green", "missing": "yellow", "untested": "yellow", "wrong": "red"}
     for finding in findings:
-        table.add_row(marks[finding.state], finding.what, finding.found, finding.remedy.replace("[", "\\["))
+        table.add_row(
+            f"[{colours[finding.state]}]{finding.state}[/]",
+            finding.what,
+            finding.found,
+            finding.remedy.replace("[", "\\["),
+        )
     (console or Console()).print(table)
     return all(finding.state != "wrong" for finding in findings)

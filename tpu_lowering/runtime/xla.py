@@ -66,7 +66,7 @@ def _check_memory(graph: fx.Graph, written: Sequence[int]) -> None:
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     for position in written:
         for user in placeholders[position].users:
-            if user.target is torch.ops.aten.as_strided.default:
+            if user.target is compat.aten.as_strided.default:
                 raise errors.refuse(
                     "TL110",
                     f"argument {placeholders[position].name}",

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.special as special
 import numpy as np
-import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower.aten.naming import Function, enter_binary
 from tpu_lowering.lower.aten.promotion import cast, compute_dtype, exact_dtype, finish
 from tpu_lowering.lower.table import lowers
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def _is_floating(x: jax.Array) -> bool:
@@ -175,7 +175,7 @@ def addcdiv(self: Any, tensor1: Any, tensor2: Any, *, value: Any = 1, out: Tenso
     return finish(cast(self, dtype) + cast(value, dtype) * cast(tensor1, dtype) / cast(tensor2, dtype), out)
 
 
-@lowers(torch.ops.prims.fma.default)
+@lowers(compat.prims.fma.default)
 def fma(a: Any, b: Any, c: Any, *, out: TensorType) -> jax.Array:
     """a * b + c; Dynamo writes ``addcmul_`` and ``addcdiv_`` with it. XLA chooses whether to round the product."""
     dtype = compute_dtype(out.dtype)

@@ -6,16 +6,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower.aten.promotion import cast
 from tpu_lowering.lower.table import lowers
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
-@lowers(aten._to_copy.default, aten.clone.default, torch.ops.prims.convert_element_type.default)
+@lowers(aten._to_copy.default, aten.clone.default, compat.prims.convert_element_type.default)
 def to(self: Any, *_: Any, out: TensorType, **__: Any) -> jax.Array:
     """The argument in ``out``'s dtype; layout, device and memory format do not exist here."""
     return cast(self, out.dtype)

@@ -6,14 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import torch
 
 from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower.aten.promotion import cast, compute_dtype
 from tpu_lowering.lower.table import lowers
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 @lowers(
@@ -83,7 +82,7 @@ def arange(start: Any, end: Any, step: Any = 1, *, out: TensorType, **_: Any) ->
     return cast(cast(start, dtype) + cast(step, dtype) * steps, out.dtype)
 
 
-@lowers(torch.ops.prims.iota.default)
+@lowers(compat.prims.iota.default)
 def iota(length: int, *, start: int, step: int, out: TensorType, **_: Any) -> jax.Array:
     """``length`` numbers from ``start`` on, ``step`` apart."""
     return arange(start, None, step, out=out)

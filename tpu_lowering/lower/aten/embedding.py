@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower.aten.distance import p_norm
 from tpu_lowering.lower.aten.index import IN_BOUNDS
 from tpu_lowering.lower.aten.promotion import cast, finish, widen
 from tpu_lowering.lower.table import lowers
 
-aten = torch.ops.aten
+aten = compat.aten
 
 _SUM, _MEAN, _MAX = 0, 1, 2
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower.aten.promotion import finish, widen
 from tpu_lowering.lower.table import lowers
 
-aten = torch.ops.aten
+aten = compat.aten
 
 _LINEAR, _NEAREST, _CUBIC = 0, 1, 2
 _ZEROS, _BORDER = 0, 1

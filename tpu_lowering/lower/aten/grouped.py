@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels.libraries import groups_of_rows, rows_times_groups
 from tpu_lowering.lower.aten.matmul import product
 from tpu_lowering.lower.aten.promotion import cast, compute_dtype, finish
 from tpu_lowering.lower.table import lowers
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 @lowers(aten._grouped_mm.default)

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
 import numpy as np
-import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower.aten.promotion import cast, finish, widen
 from tpu_lowering.lower.table import lowers
 
-aten = torch.ops.aten
+aten = compat.aten
 
 Types = tuple[TensorType, ...]
 Arrays = tuple[jax.Array, ...]

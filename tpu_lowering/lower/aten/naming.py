@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import torch
 
 from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
@@ -23,7 +22,7 @@ Function = Callable[..., jax.Array]
 
 def overloads_of(name: str, *overloads: str) -> list[compat.OpOverload]:
     """The ATen overloads ``name.overload`` for each of ``overloads``."""
-    packet = getattr(torch.ops.aten, name)
+    packet = getattr(compat.aten, name)
     return [getattr(packet, overload) for overload in overloads]
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower.aten.promotion import cast, finish, widen
 from tpu_lowering.lower.table import lowers
 
-aten = torch.ops.aten
+aten = compat.aten
 
 Results = tuple[Any, ...]
 

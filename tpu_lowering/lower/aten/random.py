@@ -12,14 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir.random import KEY_BYTES
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower.aten.promotion import cast, compute_dtype, finish
 from tpu_lowering.lower.table import draws, lowers
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def _key(data: Any) -> jax.Array:

@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower.aten.index import IN_BOUNDS, at_least_1d, index_tuple, is_mask
 from tpu_lowering.lower.aten.promotion import cast, finish, widen
 from tpu_lowering.lower.aten.views import along
 from tpu_lowering.lower.table import lowers
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def _put(self: Any, index: Any, values: Any, accumulate: bool, out: TensorType) -> jax.Array:

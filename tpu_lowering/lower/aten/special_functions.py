@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.special as special
 import numpy as np
-import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower.aten.naming import enter_binary, enter_unary
 from tpu_lowering.lower.aten.promotion import cast, compute_dtype, finish
 from tpu_lowering.lower.table import lowers
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def hurwitz_zeta(s: jax.Array, q: jax.Array) -> jax.Array:

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.special as special
 import numpy as np
-import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower.aten.naming import Function, enter_predicate, enter_unary
 from tpu_lowering.lower.aten.promotion import cast, compute_dtype, finish
 from tpu_lowering.lower.table import lowers
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def _rounding(function: Function) -> Function:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import torch
 from torch import fx
 
 from tpu_lowering import compat
@@ -20,7 +19,7 @@ from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.operators import is_allocation
 from tpu_lowering.ir.programs import Output, Program, Signature
 
-aten = torch.ops.aten
+aten = compat.aten
 
 
 def split_programs(module: fx.GraphModule, rule: splits.SplitRule) -> list[tuple[Program, tuple[int, ...]]]:

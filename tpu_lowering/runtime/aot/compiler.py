@@ -15,7 +15,7 @@ import tempfile
 import time
 from typing import Any
 
-from tpu_lowering import errors
+from tpu_lowering import errors, releases
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.runtime.aot import hlo, refusals, schedule
 from tpu_lowering.runtime.aot.targets import Target
@@ -67,7 +67,7 @@ def require_libtpu() -> None:
             "TL108",
             "libtpu",
             "expected the package libtpu, which holds the TPU compiler and needs no TPU, got none",
-            "pip install 'tpu_lowering[aot]'",
+            releases.installing("libtpu"),
         )
 
 
