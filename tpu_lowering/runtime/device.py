@@ -164,7 +164,7 @@ class DeviceProgram:
                 self._keep_mutated(arguments, inputs, results)
                 if self.runtime.keeps_results:
                     self._keep_results(tensors, results)
-        return edge.results(signature, tensors)
+        return edge.results(signature, arguments, tensors)
 
     def _take(self, arguments: Sequence[Any]) -> list[jax.Array]:
         """The program's inputs on the device; donated ones belong to this call alone."""
