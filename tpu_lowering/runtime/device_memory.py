@@ -177,15 +177,18 @@ class Slots:
     """The arguments of a program on a device, one slot each.
 
     Parameters and buffers are kept at once and as long as they live. Any other tensor is kept when it comes a second
-    time in a row, or was written by the program, until another tensor takes its slot: the memory that plain arguments
-    take is bounded by one copy a slot.
+    time in a row, was written by the program, or is saved for a backward, until another tensor takes its slot: the
+    memory that plain arguments take is bounded by one copy a slot.
 
     Attributes:
         ahead: for each slot, by how much its version counter is advanced before each call.
+        saved: slots of the arguments that a backward is given.
     """
 
-    def __init__(self, memory: DeviceMemory, ahead: Sequence[int], in_backward: bool) -> None:
-        self.memory, self.ahead, self.in_backward = memory, ahead, in_backward
+    def __init__(
+        self, memory: DeviceMemory, ahead: Sequence[int], in_backward: bool, saved: frozenset[int] = frozenset()
+    ) -> None:
+        self.memory, self.ahead, self.in_backward, self.saved = memory, ahead, in_backward, saved
         self.seen: list[_Seen | None] = [None] * len(ahead)
 
     def take(self, slot: int, tensor: torch.Tensor) -> tuple[jax.Array, Copy | None]:
@@ -200,7 +203,7 @@ class Slots:
         else:
             array = put(tensor, self.memory.device)
             lasting = is_static(tensor)
-            if lasting or again:
+            if lasting or again or slot in self.saved:
                 copy = self.memory.keep(tensor, array, ahead, lasting)
         self.see(slot, tensor, copy)
         return array, copy
