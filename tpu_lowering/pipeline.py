@@ -205,7 +205,7 @@ def run(
     numbers: tuple[Any, ...] = ()
     if padding is not None:
         numbers = mask_padding(module, padding, specialise.sizes_of(captured.graph, arguments))
-    edge = signature.separate_signature(module.graph, sharing)
+    edge = signature.separate_signature(module.graph, sharing, options.verify)
     invariants.check(module.graph, invariants.SPECIALISED, "specialised")
     observer.stage(name, "specialised", module, time.perf_counter() - began)
     for step in NORMALISE:

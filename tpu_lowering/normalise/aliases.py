@@ -26,7 +26,8 @@ class Sharing:
         views: whether results may be views of something. Not those of a backward: they become gradients of several
             parameters, and an update in place of one must not show in another.
         seen: how many results, from the first on, the caller gets; the others are saved for a backward.
-        arguments: for some of these, the argument in whose memory eager gives it; None for memory of its own.
+        arguments: for some of these, the argument in whose memory eager gives it; None for memory of its own, unless
+            it is one of several views (``split``), which torch counts as such.
         overwritten: for each argument that the caller writes to after the call, the result that it writes.
         tracked: whether autograd is to know which result is a view of which: not where a graph records gradients,
             because there torch makes the views that it has to know of.
@@ -59,6 +60,11 @@ class Alias:
     views: tuple[fx.Node, ...]
     of_new_value: bool = False
 
+    @property
+    def is_one_of_several(self) -> bool:
+        """Whether a view that gives several tensors gave this one."""
+        return any(node.target is operator.getitem for node in self.views)
+
     def layout(self) -> torch.Tensor:
         """A fake tensor laid out as eager lays out the result, in memory laid out as the base's was recorded."""
         value: Any = self.base.meta["val"]
@@ -69,6 +75,29 @@ class Alias:
                 target: Any = node.target
                 value = target(value, *node.args[1:], **node.kwargs)
         return value
+
+    def is_at(self, output: Output) -> bool:
+        """Whether eager puts the result where an output says, by the views themselves on a tensor laid out as the base.
+
+        What is recorded says it too; this does not ask it.
+        """
+        start, place = self.base.meta["val"], output.place
+        count = (
+            start.storage_offset()
+            + 1
+            + sum((n - 1) * step for n, step in zip(start.shape, start.stride(), strict=True))
+        )
+        value: Any = torch.empty(max(count, start.storage_offset()), dtype=start.dtype)
+        value = first = value.as_strided(start.shape, start.stride(), start.storage_offset())
+        for node in self.views:
+            target: Any = node.target
+            value = target(value, *node.args[1:], **node.kwargs)
+        distance = value.data_ptr() - first.data_ptr() if value.numel() else None
+        wanted = (tuple(value.shape), value.stride(), value.dtype)
+        expected = (place.offset or 0) * place.dtype.itemsize if place is not None else None
+        return (
+            place is not None and (output.shape, output.stride, place.dtype) == wanted and distance in (None, expected)
+        )
 
     def output(self, base: int, tracked: bool, number: Callable[[Any], int] = int) -> Output:
         """The result as its caller expects it.
@@ -107,9 +136,10 @@ def find(
         elif known is not None:
             found.append(_in_argument(result, placeholders[known], new_values))
         else:
-            alias = _of(result) if at not in sharing.arguments else None
-            given = alias is not None and alias.base.op == "placeholder" and alias.base not in new_values
-            found.append(alias if given and alias and (sharing.views or not alias.views) else None)
+            alias = _of(result)
+            is_given = alias.base.op == "placeholder" and alias.base not in new_values
+            allowed = alias.is_one_of_several if at in sharing.arguments else sharing.views or not alias.views
+            found.append(alias if is_given and allowed else None)
     if sharing.views:
         _find_in_results(results, found)
     return found
@@ -183,14 +213,16 @@ def _in_argument(result: fx.Node, argument: fx.Node, written: Mapping[fx.Node, f
 
 
 def _chain(node: fx.Node) -> list[fx.Node]:
-    """A node, what it is a view of, what that is a view of, and so on."""
-    chain, end, memory = [node], 1, _memory(node)
-    while (source := _viewed(chain[-1])) is not None and memory is not None:
+    """A node, what it is a view of, what that is a view of, and so on.
+
+    The storages of recorded values do not tell all of it: where AOTAutograd puts an operator in place of another (on
+    tensors, for one on numbers), views are recorded in the storage of the one that is gone.
+    """
+    chain, end = [node], 1
+    while (source := _viewed(chain[-1])) is not None and None not in (_memory(chain[-1]), _memory(source)):
         chain.append(source)
-        if _memory(source) == memory:
+        if _memory(source) != SEVERAL:
             end = len(chain)
-        elif not (chain[-2].target is operator.getitem and _memory(source) == SEVERAL):
-            break
     return chain[:end]
 
 
@@ -201,4 +233,10 @@ def _memory(node: fx.Node) -> Any:
 def _viewed(node: fx.Node) -> fx.Node | None:
     """The node that a node is a view of, if it is one: its first argument."""
     source = node.args[0] if node.args and node.op == "call_function" else None
-    return source if isinstance(source, fx.Node) else None
+    if not isinstance(source, fx.Node):
+        return None
+    if node.target is operator.getitem:
+        return source if _viewed(source) is not None else None
+    schema = getattr(node.target, "_schema", None)
+    views = schema is not None and any(one.alias_info and not one.alias_info.is_write for one in schema.returns)
+    return source if views or SEVERAL != _memory(source) == _memory(node) else None

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from tpu_lowering import errors
+from tpu_lowering.ir import graphs
 from tpu_lowering.ir.programs import Output, Signature
 from tpu_lowering.normalise import aliases
 from tpu_lowering.normalise.aliases import APART, Sharing
@@ -18,15 +20,19 @@ from tpu_lowering.normalise.aliases import APART, Sharing
 aten = torch.ops.aten
 
 
-def separate_signature(graph: fx.Graph, sharing: Sharing = APART) -> Signature:
+def separate_signature(graph: fx.Graph, sharing: Sharing = APART, verify: bool = False) -> Signature:
     """Takes the ``copy_`` epilogue and results that the program does not compute out of a graph, in place.
 
     Args:
         graph: a specialised graph.
         sharing: what is known of the memory of its results.
+        verify: whether to hold the places of results that are not computed against eager's.
 
     Returns:
         The signature; the graph's output is then one flat tuple of tensors: results, then mutated values.
+
+    Raises:
+        TpuLoweringError: TL401 for a place that is not eager's.
     """
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     final: dict[fx.Node, fx.Node] = {}
@@ -46,6 +52,9 @@ def separate_signature(graph: fx.Graph, sharing: Sharing = APART) -> Signature:
         else alias.output(bases[alias.base], sharing.tracked and at < sharing.seen)
         for at, (result, alias) in enumerate(zip(results, found, strict=True))
     )  # fmt: skip
+    for result, alias, spec in zip(results, found, outputs, strict=True):
+        if verify and alias is not None and not alias.is_at(spec):
+            raise _misplaced(result, spec)
     tensors = [result for result, spec in zip(results, outputs, strict=True) if spec.is_computed]
     output.args = ((*tensors, *final.values()),)
     return Signature(outputs, len(given), tuple(placeholders.index(target) for target in final))
@@ -73,6 +82,16 @@ def _as_written(graph: fx.Graph, node: fx.Node, target: fx.Node, value: fx.Node)
         new = graph.call_function(aten.copy.default, (target, value))
     new.meta = {**node.meta, "memory": None}
     return new
+
+
+def _misplaced(result: fx.Node, spec: Output) -> errors.TpuLoweringError:
+    return errors.refuse(
+        "TL401",
+        f"result {result.name}",
+        f"expected it where eager puts it in the memory that it shares, got {spec.place}",
+        "this is a bug of tpu_lowering; please report it with the output of options={'dump': 'folder'}",
+        graphs.source_line(result),
+    )
 
 
 def _constant_or_computed(result: Any) -> Output:

@@ -66,18 +66,23 @@ def _placed(spec: Output, base: torch.Tensor) -> torch.Tensor:
     with torch.set_grad_enabled(place.tracked):
         if place.dtype == base.dtype:
             view = base.as_strided(spec.shape, stride, base.storage_offset() + place.offset)
-        else:
-            view = _of_dtype(base, place.dtype)
-            start = base.storage_offset() * base.itemsize // view.itemsize
-            view = view.as_strided(spec.shape, stride, start + place.offset)
-        return view if place.tracked else view.detach()
+            return view if place.tracked else view.detach()
+        # Torch rebuilds such a view of an argument from the views that autograd knows, so they are kept.
+        memory = _of_dtype(base, place.dtype)
+        start = base.storage_offset() * base.itemsize // memory.itemsize
+        return memory.as_strided(spec.shape, stride, start + place.offset)
 
 
 def _of_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """All of a tensor's memory, as elements of another type."""
     step = max(tensor.itemsize, dtype.itemsize)
     count = tensor.untyped_storage().nbytes() // step * step // tensor.itemsize
-    return tensor.as_strided((count,), (1,), 0).view(dtype)
+    memory = tensor.as_strided((count,), (1,), 0)
+    if tensor.is_complex() and dtype.itemsize * 2 == tensor.itemsize:
+        return torch.view_as_real(memory).view(-1)
+    if dtype.is_complex and tensor.itemsize * 2 == dtype.itemsize:
+        return torch.view_as_complex(memory.view(-1, 2))
+    return memory.view(dtype)
 
 
 def strided_copy(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
