@@ -44,6 +44,7 @@ from tpu_lowering.normalise import (
     specialise,
     views,
 )
+from tpu_lowering.normalise.aliases import APART, Sharing
 from tpu_lowering.normalise.mask_padding import mask_padding
 from tpu_lowering.options import Options
 from tpu_lowering.passes.assemble_writes import AssembleWrites
@@ -180,7 +181,7 @@ def run(
     options: Options,
     observer: Observer,
     device_kind: str = "",
-    shares_memory: bool = False,
+    sharing: Sharing = APART,
     padding: Padding | None = None,
 ) -> Program:
     """Takes a captured graph to a program, for the sizes of given arguments.
@@ -192,8 +193,7 @@ def run(
         options: what the user chose.
         observer: told of every stage.
         device_kind: JAX's name of the TPU it is for, or "" for the CPU.
-        shares_memory: whether results that share memory in eager are to share it; see
-            ``normalise.signature``.
+        sharing: what is known of the memory of its results.
         padding: how the graph runs with arguments of rounded sizes; None if their sizes are the true ones.
 
     Raises:
@@ -205,7 +205,7 @@ def run(
     numbers: tuple[Any, ...] = ()
     if padding is not None:
         numbers = mask_padding(module, padding, specialise.sizes_of(captured.graph, arguments))
-    edge = signature.separate_signature(module.graph, shares_memory)
+    edge = signature.separate_signature(module.graph, sharing, options.verify)
     invariants.check(module.graph, invariants.SPECIALISED, "specialised")
     observer.stage(name, "specialised", module, time.perf_counter() - began)
     for step in NORMALISE:

@@ -236,18 +236,48 @@ def test_a_bucket_is_not_larger_than_a_graph_allows() -> None:
     assert (watch.graphs, len(watch.programs)) == (1, 2)
 
 
-def test_results_that_share_memory_are_not_rounded() -> None:
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_result_that_is_a_view_of_another_is_cut_out_of_it(gradient: bool) -> None:
+    watch = Watch()
+
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        y = x + 1
+        return y, y.select(1, 1), x.t()
+
+    run = watch.compile(function, buckets=8, poison=True)
+    for length in (5, 7, 8):
+        x = torch.zeros(length, 2, requires_grad=gradient)
+        torch._dynamo.mark_dynamic(x, 0)
+        whole, part, of_argument = run(x)
+        with torch.no_grad():
+            part.fill_(7)
+            of_argument[0].fill_(3)
+        assert whole.tolist() == [[1, 7]] * length and x.tolist() == [[3, 0]] * length
+        assert part.storage_offset() == 1 and of_argument.stride() == (1, 2)
+    assert len(watch.programs) == 1
+
+
+def test_views_of_a_value_that_is_no_result_are_not_rounded() -> None:
     watch = Watch()
 
     def function(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         y = x + 1
-        return y, y[1:]
+        return y[:-1], y[1:]
 
     run = watch.compile(function, dynamic=True, buckets=8, poison=True)
-    whole, part = run(torch.zeros(5))
-    part.fill_(7)
-    assert whole.tolist() == [1, 7, 7, 7, 7]
+    first, second = run(torch.zeros(5))
+    first.fill_(7)
+    assert second.tolist() == [7, 7, 7, 1]
     assert "expected results with memory of their own, got two that share it" in watch.reasons("exact")[0]
+
+
+def test_saved_arguments_of_true_size_are_the_callers() -> None:
+    x, w = torch.randn(5, 3, requires_grad=True), torch.randn(3, requires_grad=True)
+    torch._dynamo.mark_dynamic(x, 0)
+    y = Watch().compile(lambda x, w: x * w, buckets=8, poison=True)(x, w)
+    assert {t.data_ptr() for t in y.grad_fn.saved_tensors} == {x.data_ptr(), w.data_ptr()}
+    y.sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, w.detach().expand(5, 3))
 
 
 def test_buckets() -> None:

@@ -89,7 +89,7 @@ class Interpreted:
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
         values = interpreter.interpret(self.program.module, arguments)
-        return edge.results(self.program.signature, [value.contiguous().clone() for value in values])
+        return edge.results(self.program.signature, arguments, [value.contiguous().clone() for value in values])
 
 
 def rounded(rounding: Rounding, module: torch.fx.GraphModule, x: Tensor) -> list[Tensor]:
@@ -114,7 +114,7 @@ def test_random_graphs_keep_their_results() -> None:
         module = make_fx(function, decomposition_table=decompositions(), tracing_mode="symbolic")(
             torch.randn(2, 23, 3, generator=generator)
         )
-        rounding = Rounding(module.graph, 8, shares_memory=False)
+        rounding = Rounding(module.graph, 8)
         counts["all"] += 1
         counts["rounded"] += len(rounding.padding.rounded)
         for length in (23, 9):

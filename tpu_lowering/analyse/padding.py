@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sympy
@@ -190,18 +190,17 @@ class Attempt:
         return tuple(self.sizes.factors(dim) for dim in self.layouts[node])
 
 
-def analyse(graph: fx.Graph, candidates: Iterable[sympy.Symbol], shares_memory: bool = False) -> Padding:
+def analyse(graph: fx.Graph, candidates: Iterable[sympy.Symbol], uncut: Sequence[fx.Node] = ()) -> Padding:
     """Finds the symbols of a captured graph whose sizes may be rounded up, and what that takes.
 
     Args:
         graph: a graph from AOTAutograd, with symbolic sizes.
         candidates: symbols to try.
-        shares_memory: whether results that share memory in eager must share it; such results are not cut.
+        uncut: results that cannot be cut out of padded ones, because they share memory.
     """
-    rounded, refused = set(candidates), list[Refused]()
-    if shares_memory:
-        refused += _shared_results(graph, rounded)
-        rounded -= {symbol for one in refused for symbol in one.symbols}
+    rounded = set(candidates)
+    refused = _shared_results(graph, rounded, uncut)
+    rounded -= {symbol for one in refused for symbol in one.symbols}
     while True:
         attempt = Attempt(graph, rounded)
         found = attempt.run()
@@ -213,13 +212,9 @@ def analyse(graph: fx.Graph, candidates: Iterable[sympy.Symbol], shares_memory: 
     return Padding(frozenset(rounded), layouts, dict(attempt.edits), dict(attempt.limits), tuple(refused))
 
 
-def _shared_results(graph: fx.Graph, rounded: set[sympy.Symbol]) -> list[Refused]:
+def _shared_results(graph: fx.Graph, rounded: set[sympy.Symbol], shared: Sequence[fx.Node]) -> list[Refused]:
     """Results that share memory with another result."""
     attempt = Attempt(graph, rounded)
-    results = [node for node in graph.output_node().args[0] if isinstance(node, fx.Node)]  # type: ignore[union-attr]
-    tensors = [node for node in results if isinstance(node.meta.get("val"), torch.Tensor)]
-    memory = [node.meta["val"].untyped_storage()._cdata for node in tensors]
-    shared = [node for node, own in zip(tensors, memory, strict=True) if memory.count(own) > 1]
     found = [(node, attempt.symbols(node)) for node in shared]
     reason = "expected results with memory of their own, got two that share it"
     return [Refused(node, tuple(sorted(symbols, key=str)), reason) for node, symbols in found if symbols]

@@ -16,6 +16,7 @@ from tpu_lowering.capture.rounding import Rounding
 from tpu_lowering.codegen import source
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.normalise import randomness, specialise
+from tpu_lowering.normalise.aliases import APART, Sharing
 from tpu_lowering.options import Options
 from tpu_lowering.runtime.base import RunnableProgram, Runtime
 
@@ -46,7 +47,7 @@ class CapturedGraph:
         self._boxed_call = True
         self.kind, self.number = kind, number
         self.module, self.options, self.observer, self.runtime = module, options, observer, runtime
-        self.shares_memory = kind == "inference"  # AOTAutograd sees to it where gradients are recorded
+        self.sharing = sharing_of(kind, module.graph)
         self.lock = threading.Lock()
         self.calls: dict[Hashable, RunnableProgram] = {}
         self.programs: dict[Hashable, tuple[Program, RunnableProgram]] = {}
@@ -70,7 +71,7 @@ class CapturedGraph:
     def _analyse_sizes(self) -> None:
         if self.options.buckets:
             with compat.disable_current_modes():
-                self.rounding = Rounding(self.module.graph, self.options.buckets, self.shares_memory)
+                self.rounding = Rounding(self.module.graph, self.options.buckets, self.sharing)
             if self.rounding.actions:
                 self.observer.acted(f"{self.kind}_{self.number}", "round_sizes", self.rounding.actions)
 
@@ -114,13 +115,25 @@ class CapturedGraph:
                 self.options,
                 self.observer,
                 device_kind=self.runtime.device_kind,
-                shares_memory=self.shares_memory,
+                sharing=self.sharing,
                 padding=self.rounding.padding if self.rounding is not None else None,
             )
             text = source.generate(program, self.options.poison)
             self.observer.compiled(program, text)
             self.observer.acted(program.name, "run", self.runtime.remarks(program))
             return program, self.runtime.compile(program, text)
+
+
+def sharing_of(kind: str, graph: fx.Graph) -> Sharing:
+    """What is known of the memory of the results of the graph that AOTAutograd has compiled."""
+    if kind == "backward":
+        return APART
+    results: Any = graph.output_node().args[0]
+    known = compat.results_of_forward()
+    if known is None:
+        return Sharing(views=True, seen=len(results))
+    seen, arguments, overwritten = known
+    return Sharing(True, seen, arguments, overwritten, tracked=kind == "inference")
 
 
 def is_symbolic(value: Any) -> bool:

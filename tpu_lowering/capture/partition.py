@@ -17,6 +17,8 @@ from tpu_lowering.fuse.attention_masks import Term, computed, constants
 def partitioner(device_kind_of: Callable[[fx.GraphModule, Any], str | None]) -> Callable[..., Any]:
     """A ``partition_fn`` for AOTAutograd.
 
+    A backward is given what a view is a view of, and cuts the view out itself: of a parameter that is nothing new.
+
     Args:
         device_kind_of: for a joint graph and its inputs, JAX's name of the TPU that it is for, "" for the CPU; None if
             nothing is fused there.
@@ -28,7 +30,8 @@ def partitioner(device_kind_of: Callable[[fx.GraphModule, Any], str | None]) -> 
             with compat.disable_current_modes():  # masks are computed here
                 attention_training.call_operators(joint.graph, device_kind, {})
                 compute_masks_again(joint.graph)
-        return compat.min_cut_partition(joint, inputs, **given)
+        with compat.recomputed_views():
+            return compat.min_cut_partition(joint, inputs, **given)
 
     return partition
 

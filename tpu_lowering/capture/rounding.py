@@ -15,8 +15,10 @@ from tpu_lowering.analyse.layouts import Expr
 from tpu_lowering.analyse.padded_calls import expression
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.normalise import aliases
+from tpu_lowering.normalise.aliases import APART, Sharing
 from tpu_lowering.normalise.mask_padding import number_dtype
-from tpu_lowering.normalise.signature import written_back
+from tpu_lowering.normalise.signature import new_values, written_back
 from tpu_lowering.options import Buckets, round_up
 from tpu_lowering.passes.base import Action
 from tpu_lowering.runtime.base import RunnableProgram
@@ -33,12 +35,16 @@ class Rounding:
         actions: for each size that is not rounded, why.
     """
 
-    def __init__(self, graph: fx.Graph, buckets: Buckets, shares_memory: bool) -> None:
+    def __init__(self, graph: fx.Graph, buckets: Buckets, sharing: Sharing = APART) -> None:
         self.graph, self.buckets = graph, buckets
         self.placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         self.outputs: list[Any] = list(graph.output_node().args[0])  # type: ignore[arg-type]
         self.symbols = symbols = size_symbols(graph)
-        self.padding = padding.analyse(graph, symbols, shares_memory)
+        self.sharing, written = sharing, new_values(graph)
+        results = [node.args[1] if isinstance(node, fx.Node) and node in written else node for node in self.outputs]
+        self.aliases = aliases.find(graph, results, written, sharing)
+        self.bases = aliases.positions(graph, results, self.aliases)
+        self.padding = padding.analyse(graph, symbols, self._uncut(results))
         self.limits = dict(self.padding.limits)
         for symbol in self.padding.rounded:
             largest = compat.largest_size(symbols[symbol], symbol)
@@ -87,7 +93,7 @@ class Rounding:
         """
         true, rounded = sizes
         numbers = tuple(torch.tensor(_value(value, true), dtype=number_dtype(value)) for value in program.numbers)
-        results = tuple(self._result(output, true, rounded) for output in self.outputs)
+        results = tuple(self._result(at, true, rounded) for at in range(len(self.outputs)))
         return PaddedProgram(
             runnable,
             tuple(self._places(true, rounded)),
@@ -121,7 +127,19 @@ class Rounding:
             found.append(argument if size is None or isinstance(argument, torch.Tensor) else _value(size, rounded))
         return found
 
-    def _result(self, output: Any, true: Sizes, rounded: Sizes) -> Result:
+    def _uncut(self, results: Sequence[Any]) -> list[fx.Node]:
+        """Results that are not what is left of a padded one: several views of a value that is no result, and views of
+        what an argument is overwritten with."""
+        hidden = aliases.hidden_bases(results, self.aliases, self.sharing)
+        views = [alias.result for alias in self.aliases if alias is not None and alias.of_new_value and alias.views]
+        return [*views, *(node for node in results if aliases.is_tensor(node) and aliases.base_of(node) in hidden)]
+
+    def _result(self, at: int, true: Sizes, rounded: Sizes) -> Result:
+        output, alias = self.outputs[at], self.aliases[at]
+        if alias is not None:
+            tracked = self.sharing.tracked and at < self.sharing.seen
+            found = alias.output(self.bases[alias.base], tracked, lambda size: _value(expression(size), true))
+            return Result(None, alias=found)
         if not isinstance(output, fx.Node):
             return Result(None, constant=output)
         if not isinstance(output.meta.get("val"), torch.Tensor):

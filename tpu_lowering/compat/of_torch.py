@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -62,6 +62,13 @@ def registered_decompositions(overloads: list[Any]) -> dict[Any, Callable[..., A
     return dict(private("torch", "torch._decomp", "get_decompositions", "takes operators apart")(overloads))
 
 
+@contextlib.contextmanager
+def recomputed_views() -> Generator[None]:
+    """A scope in which AOTAutograd's partitioner saves no views, but what they are views of."""
+    with private("torch", "torch._functorch", "config", "what a backward is given").patch(recompute_views=True):
+        yield
+
+
 def keep_saved_tensors() -> None:
     """Tells AOTAutograd that the backward being compiled leaves what the forward saved as it is.
 
@@ -83,6 +90,42 @@ def versions_advanced() -> tuple[int, ...]:
     if metadata is None:
         return ()
     return tuple(len(metadata.tokens) + index for index in metadata.mutated_graph_handled_indices_seen_by_autograd)
+
+
+class ResultsOfForward(NamedTuple):
+    """What AOTAutograd knows of the memory of a forward's or inference graph's results; see ``normalise.aliases``.
+
+    Attributes:
+        seen: how many results, from the first on, it uses itself; the others are saved for the backward.
+        arguments: for the results that the user gets: the argument in whose memory each lies, None for its own memory.
+        overwritten: for each argument that it writes to after the call, the result that it writes.
+    """
+
+    seen: int
+    arguments: dict[int, int | None]
+    overwritten: dict[int, int]
+
+
+def results_of_forward() -> ResultsOfForward | None:
+    """What AOTAutograd knows of the results of the forward or inference graph that is being compiled.
+
+    The graph alone does not tell whether a value that is written to an argument is given to the user as that argument,
+    or as a tensor of its own. None outside of AOTAutograd.
+    """
+    context = private("torch", "torch._guards", "TracingContext", "memory of results").try_get()
+    metadata = context.fw_metadata if context is not None else None
+    if metadata is None:
+        return None
+    tokens, runtime = len(metadata.tokens), metadata.mutated_inp_runtime_indices
+    arguments: dict[int, int | None] = {}
+    for at, info in enumerate(metadata.output_info, tokens + len(runtime)):
+        if info.output_type.name in ("alias_of_input", "is_input"):
+            arguments[at] = tokens + info.base_idx
+        elif info.output_type.name == "non_alias":
+            arguments[at] = None
+    written = {tokens + argument: tokens + at for at, argument in enumerate(runtime)}
+    overwritten = {a: at for a, at in written.items() if metadata.input_info[a - tokens].mutates_data}
+    return ResultsOfForward(tokens + metadata.num_forward, arguments, overwritten)
 
 
 @contextlib.contextmanager

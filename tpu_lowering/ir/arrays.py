@@ -1,11 +1,17 @@
-"""Between torch tensors and JAX arrays on the CPU: zero-copy where the layout allows.
+"""Between torch tensors and JAX arrays on the CPU.
 
-Both ways go through DLPack. JAX imports only dense row-major memory, so anything else is copied first.
-Callers hold ``compat.enable_x64(True)`` while they import, or 64-bit values would be narrowed.
+On the way to JAX nothing is copied where the layout allows: it goes through DLPack. JAX imports only dense row-major
+memory, so anything else is copied first. Callers hold ``compat.enable_x64(True)`` while they import, or 64-bit values
+would be narrowed.
+
+On the way to torch everything is copied. Memory that torch did not allocate cannot be resized or freed by the tensor's
+owner, which ``resize_``, ``out=`` and FSDP do; nor can a tensor's that was once seen as a NumPy array
+(``tensor.numpy()``), so that is never made of a caller's tensor.
 """
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import jax
@@ -14,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from tpu_lowering import compat
-from tpu_lowering.ir.types import TensorType
+from tpu_lowering.ir.types import TensorType, element_type
 
 
 def is_fake(tensor: torch.Tensor) -> bool:
@@ -46,20 +52,30 @@ NUMPY = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, 
 
 def is_small(tensor: torch.Tensor) -> bool:
     """Whether ``to_numpy`` takes a tensor, and JAX copies the result in less time than it takes to import."""
-    return tensor.dtype in NUMPY and tensor.nbytes <= SMALL and tensor.is_contiguous() and not tensor.is_neg()
+    return tensor.dtype in NUMPY and 0 < tensor.nbytes <= SMALL and tensor.is_contiguous() and not tensor.is_neg()
 
 
 def to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """The tensor's memory, for one call of a compiled JAX function."""
-    return tensor.detach().numpy()
+    """The tensor's memory, for one call of a compiled JAX function; it holds the tensor."""
+    memory: Any = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+    memory.tensor = tensor
+    return np.frombuffer(memory, TensorType.of(tensor).dtype).reshape(tensor.shape)
 
 
 def to_torch(array: jax.Array) -> torch.Tensor:
-    """A torch tensor that shares the array's memory; writing to it would change the array."""
-    if array.size == 0:
-        element = TensorType.of(array).element
-        return torch.empty(tuple(array.shape), dtype=element.torch)
-    return torch.from_dlpack(array)
+    """A row-major torch tensor with the values of an array on the CPU, in memory of its own."""
+    element = element_type(array.dtype)
+    assert element is not None
+    tensor = torch.empty(array.shape, dtype=element.torch)
+    if array.size:
+        array.block_until_ready()
+        ctypes.memmove(tensor.data_ptr(), array.unsafe_buffer_pointer(), tensor.nbytes)
+    return tensor
+
+
+def borrowed(array: jax.Array) -> torch.Tensor:
+    """A torch tensor in the memory of an array on the CPU, to be read while the array lives."""
+    return torch.from_dlpack(array) if array.size else to_torch(array)
 
 
 def poisoned(type_: TensorType) -> torch.Tensor:

@@ -128,9 +128,9 @@ def lay_out_like(node: fx.Node, base: fx.Node) -> None:
 
 def laid_out(like: torch.Tensor, mode: Any, shape: Sequence[int], stride: Sequence[int], offset: int) -> torch.Tensor:
     """A fake tensor in memory of its own, on the CPU, with the dtype of ``like``; views count from ``offset``."""
-    span = offset + 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    span = offset + 1 + sum(max(size - 1, 0) * step for size, step in zip(shape, stride, strict=True))
     with mode:
-        if offset == 0 or 0 in shape:
+        if offset == 0:
             return torch.empty_strided(shape, stride, dtype=like.dtype, device="cpu")
         return torch.empty(span, dtype=like.dtype, device="cpu").as_strided(shape, stride, offset)
 

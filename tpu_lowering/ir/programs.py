@@ -33,41 +33,43 @@ class Output:
         stride: strides that eager gives the tensor, in elements; None for a result that is no tensor.
         shape: the tensor's shape; the program's own result is permuted, see ``lower.layout``.
         constant: the result itself, if it is no tensor (a size, or None for a missing gradient).
-        view: the result's place in the memory of another one, if the two share memory in eager; the program
-            does not compute such a result.
+        place: where the result lies in memory that an argument or another result holds; the program does not compute
+            such a result.
     """
 
     stride: tuple[int, ...] | None
     shape: tuple[int, ...] = ()
     constant: Any = None
-    view: MemoryView | None = None
+    place: MemoryPlace | None = None
 
     @classmethod
-    def of(cls, value: torch.Tensor, view: MemoryView | None = None) -> Output:
+    def of(cls, value: torch.Tensor, place: MemoryPlace | None = None) -> Output:
         """A result with a tensor's shape and strides."""
-        return cls(tuple(value.stride()), tuple(value.shape), view=view)
+        return cls(tuple(value.stride()), tuple(value.shape), place=place)
 
     @property
     def is_computed(self) -> bool:
         """Whether the result is one of the program's."""
-        return self.stride is not None and self.view is None
+        return self.stride is not None and self.place is None
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryView:
-    """A place in the memory of a result.
+class MemoryPlace:
+    """A place in the memory of a base: an argument, or a result that has memory of its own.
 
     Attributes:
-        base: position of that result among a signature's outputs; it is dense and starts its memory.
-        shape: the view's shape.
-        offset: of its first element, in elements of ``dtype``.
-        dtype: the view's own.
+        base: position of the base among the arguments, or among a signature's outputs.
+        of_argument: which of the two.
+        offset: from the base's first element, in elements of ``dtype``; None if the result is the base itself.
+        dtype: of the result.
+        tracked: whether autograd knows that the result is a view: one that is written in place changes the base.
     """
 
     base: int
-    shape: tuple[int, ...]
-    offset: int
+    of_argument: bool
+    offset: int | None
     dtype: torch.dtype
+    tracked: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Signature:
     """What a captured graph takes and gives, beside its computation.
 
     Attributes:
-        outputs: the results, in the caller's order, then bases of views that are no results themselves.
+        outputs: the results, in the caller's order, then bases of results that are no results themselves.
         returned: how many of the outputs are results.
         mutated: for each value that follows the results in the graph's output, the position of the
             argument it is written back to.

@@ -160,7 +160,7 @@ def _eager(found: registry.Implementation) -> Callable[..., Any]:
             results = tpu_tensors.of_kernel(kernel)(tensors)
         else:
             with compat.enable_x64(True):
-                results = [arrays.to_torch(value) for value in kernel.form("vectorized")(*map(arrays.to_jax, tensors))]
+                results = [arrays.borrowed(value) for value in kernel.form("vectorized")(*map(arrays.to_jax, tensors))]
         for operand, tensor in zip(kernel.operands, tensors, strict=True):
             if operand.result is not None:
                 tensor.copy_(results[operand.result])

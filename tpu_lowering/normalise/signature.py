@@ -6,29 +6,32 @@ results of the graph, and the caller of the program writes them back; nothing in
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
-from tpu_lowering import compat
-from tpu_lowering.ir.programs import MemoryView, Output, Signature
+from tpu_lowering import compat, errors
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.programs import Output, Signature
+from tpu_lowering.normalise import aliases
+from tpu_lowering.normalise.aliases import APART, Sharing
 
 aten = compat.aten
 
 
-def separate_signature(graph: fx.Graph, shares_memory: bool = False) -> Signature:
+def separate_signature(graph: fx.Graph, sharing: Sharing = APART, verify: bool = False) -> Signature:
     """Takes the ``copy_`` epilogue and results that the program does not compute out of a graph, in place.
 
     Args:
         graph: a specialised graph.
-        shares_memory: results that share memory in eager do so too; AOTAutograd takes care of it only
-            where gradients are recorded.
+        sharing: what is known of the memory of its results.
+        verify: whether to hold the places of results that are not computed against eager's.
 
     Returns:
         The signature; the graph's output is then one flat tuple of tensors: results, then mutated values.
+
+    Raises:
+        TpuLoweringError: TL401 for a place that is not eager's.
     """
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     final: dict[fx.Node, fx.Node] = {}
@@ -39,48 +42,34 @@ def separate_signature(graph: fx.Graph, shares_memory: bool = False) -> Signatur
             node.replace_all_uses_with(final[target])
             graph.erase_node(node)
     output = graph.output_node()
-    results: Any = output.args[0]
-    returned = len(results)
-    if shares_memory:
-        results = [*results, *_hidden_bases(results)]
-    outputs = tuple(_describe(at, results, shares_memory) for at in range(len(results)))
+    given: Any = output.args[0]
+    results = [*given, *aliases.hidden_bases(given, aliases.find(graph, given, final, sharing), sharing)]
+    found = aliases.find(graph, results, final, sharing)
+    bases = aliases.positions(graph, results, found)
+    outputs = tuple(
+        _constant_or_computed(result) if alias is None
+        else alias.output(bases[alias.base], sharing.tracked and at < sharing.seen)
+        for at, (result, alias) in enumerate(zip(results, found, strict=True))
+    )  # fmt: skip
+    for result, alias, spec in zip(results, found, outputs, strict=True):
+        if verify and alias is not None and not alias.is_at(spec):
+            raise _misplaced(result, spec)
     tensors = [result for result, spec in zip(results, outputs, strict=True) if spec.is_computed]
     output.args = ((*tensors, *final.values()),)
-    return Signature(outputs, returned, tuple(placeholders.index(target) for target in final))
+    return Signature(outputs, len(given), tuple(placeholders.index(target) for target in final))
 
 
 def written_back(graph: fx.Graph) -> tuple[int, ...]:
     """Positions of the arguments that a captured graph mutates."""
+    written = new_values(graph)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    return tuple(at for at, node in enumerate(placeholders) if node in written)
+
+
+def new_values(graph: fx.Graph) -> dict[fx.Node, Any]:
+    """The placeholders that a captured graph mutates, and the values that they get."""
     writes = [node for node in graph.nodes if node.op == "call_function" and node.target is aten.copy_.default]
-    return tuple(sorted({placeholders.index(node.args[0]) for node in writes}))
-
-
-def _base(node: Any) -> fx.Node | None:
-    """The value that a result is a view of in eager, itself if it is no view; None if it is no such tensor."""
-    memory = node.meta.get("memory") if isinstance(node, fx.Node) else None
-    if memory is None or node.meta["val"].numel() == 0:
-        return None
-    while (source := _viewed(node)) is not None and source.meta.get("memory") == memory:
-        node = source
-    value = node.meta["val"]
-    is_whole = value.storage_offset() == 0 and aten.is_non_overlapping_and_dense(value)
-    return node if node.op == "call_function" and is_whole else None
-
-
-def _viewed(node: fx.Node) -> fx.Node | None:
-    """The node that a node is a view of, if it is one: its first argument, through the tuple of a ``split``."""
-    if node.target is operator.getitem:
-        node = node.args[0]  # type: ignore[assignment]
-    source = node.args[0] if node.args else None
-    return source if isinstance(source, fx.Node) else None
-
-
-def _hidden_bases(results: Sequence[Any]) -> list[fx.Node]:
-    """Bases of several results each, none of which is the base."""
-    bases = [_base(result) for result in results]
-    several = {base: None for base in bases if base is not None and bases.count(base) > 1}
-    return [base for base in several if base not in results]
+    return {node.args[0]: node.args[1] for node in writes}
 
 
 def _as_written(graph: fx.Graph, node: fx.Node, target: fx.Node, value: fx.Node) -> fx.Node:
@@ -90,16 +79,21 @@ def _as_written(graph: fx.Graph, node: fx.Node, target: fx.Node, value: fx.Node)
         return value
     with graph.inserting_before(node):
         new = graph.call_function(aten.copy.default, (target, value))
-    new.meta = dict(node.meta)
+    new.meta = {**node.meta, "memory": None}
     return new
 
 
-def _describe(at: int, results: Sequence[Any], shares_memory: bool) -> Output:
-    result = results[at]
-    if not isinstance(result, fx.Node) or not isinstance(result.meta.get("val"), torch.Tensor):
-        return Output(None, constant=result.meta.get("val") if isinstance(result, fx.Node) else result)
-    value, base = result.meta["val"], _base(result) if shares_memory else None
-    if base is None or base not in results or results.index(base) == at:
-        return Output.of(value)
-    place = MemoryView(results.index(base), tuple(value.shape), value.storage_offset(), value.dtype)
-    return Output.of(value, place)
+def _misplaced(result: fx.Node, spec: Output) -> errors.TpuLoweringError:
+    return errors.refuse(
+        "TL401",
+        f"result {result.name}",
+        f"expected it where eager puts it in the memory that it shares, got {spec.place}",
+        "this is a bug of tpu_lowering; please report it with the output of options={'dump': 'folder'}",
+        graphs.source_line(result),
+    )
+
+
+def _constant_or_computed(result: Any) -> Output:
+    if aliases.is_tensor(result):
+        return Output.of(result.meta["val"])
+    return Output(None, constant=result.meta.get("val") if isinstance(result, fx.Node) else result)

@@ -13,6 +13,7 @@ from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.regions import Region
 from tpu_lowering.ir.types import ELEMENT_TYPES, element_type
+from tpu_lowering.normalise.aliases import memory_of
 from tpu_lowering.normalise.subgraphs import inline_subgraphs
 
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -55,7 +56,7 @@ def _copy(module: fx.GraphModule, substitution: _Substitution) -> fx.GraphModule
             continue
         new = copied.node_copy(node, lambda used: nodes[used])
         new.args, new.kwargs = substitution.concrete(node, (new.args, new.kwargs))
-        new.meta = {**node.meta, "val": value, "memory": _memory(node.meta.get("val"))}
+        new.meta = {**node.meta, "val": value, "memory": memory_of(node.meta.get("val"))}
         nodes[node] = value if is_number else new
     specialised = fx.GraphModule(module, copied)
     specialised.meta["device_kind"] = substitution.device_kind
@@ -65,16 +66,6 @@ def _copy(module: fx.GraphModule, substitution: _Substitution) -> fx.GraphModule
 def sizes_of(graph: fx.Graph, arguments: Sequence[Any]) -> dict[sympy.Symbol, Any]:
     """What every size symbol of a graph's inputs stands for in a call."""
     return dict(_Substitution(graph, arguments, "").numbers)
-
-
-def _memory(value: Any) -> Any:
-    """What tells whether two captured tensors share memory in eager; see ``signature.separate_signature``.
-
-    None for a lazy conjugate or negative: programs compute those, so the memory they share holds other values.
-    """
-    if not isinstance(value, torch.Tensor) or value.is_conj() or value.is_neg():
-        return None
-    return value.untyped_storage()._cdata
 
 
 class _Substitution:

@@ -93,7 +93,6 @@ class CpuProgram:
         self.interface, self.compiled, self.stored = interface, compiled, stored
         self.imports = Imports(len(interface.inputs))
         self.constants = [arrays.to_jax(value) for value in constants]
-        self.pointers = [constant.unsafe_buffer_pointer() for constant in self.constants if constant.size]
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
         """Runs the program.
@@ -105,19 +104,31 @@ class CpuProgram:
             The results, with the strides eager gives them. Mutated arguments have been written back to.
         """
         arguments = self.interface.all_arguments(arguments)
+        signature = self.interface.signature
         with compat.enable_x64(True):
             given = [arguments[position] for position in self.interface.inputs]
             inputs = self.imports.take(given)
             results = jax.block_until_ready(self.compiled(*inputs, *self.constants))
-            taken = {*self.pointers, *(tensor.data_ptr() for tensor in given)}
-            tensors = [_owned(arrays.to_torch(result), taken) for result in results]
-        signature = self.interface.signature
-        computed = len(tensors) - len(signature.mutated)
-        results = edge.results(signature, tensors[:computed])
-        for position, value in zip(signature.mutated, tensors[computed:], strict=True):
+        computed = len(results) - len(signature.mutated)
+        tensors = list(map(arrays.to_torch, results[:computed]))
+        if signature.mutated:
             with torch.no_grad():
-                arguments[position].copy_(value)
-        return results
+                for position, value in zip(signature.mutated, _new_values(results[computed:], given), strict=True):
+                    arguments[position].copy_(value)
+        return edge.results(signature, arguments, tensors)
+
+
+def _new_values(values: Sequence[jax.Array], given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """New values of mutated arguments, to be read while ``values`` live.
+
+    JAX hands an input that is returned unchanged out as the same buffer. Such a value is copied, or it would change
+    with the argument that it was.
+    """
+    taken = {tensor.data_ptr() for tensor in given} if len(values) > 1 else set[int]()
+    return [
+        arrays.to_torch(value) if value.size and value.unsafe_buffer_pointer() in taken else arrays.borrowed(value)
+        for value in values
+    ]
 
 
 def _lowered(program: Program, source: Source, kernels: Execution) -> Any:
@@ -127,13 +138,3 @@ def _lowered(program: Program, source: Source, kernels: Execution) -> Any:
     specs = load.input_specs(program, sharding)
     with compat.enable_x64(True), jax.default_device(device):
         return jax.jit(load.load(program, source, kernels)).lower(*specs)
-
-
-def _owned(tensor: torch.Tensor, taken: set[int]) -> torch.Tensor:
-    """A result in memory of its own: JAX hands an input that is returned unchanged, or one value returned
-    twice, out as the same buffer."""
-    pointer = tensor.data_ptr()
-    if tensor.numel() and pointer in taken:
-        return tensor.clone()
-    taken.add(pointer)
-    return tensor

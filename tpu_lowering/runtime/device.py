@@ -4,7 +4,8 @@ What a call moves:
 
 ==========================  ========================================================================================
 parameters, buffers         in, once; again when they were updated (see ``runtime.device_memory``)
-other arguments             in, each call, unless the same tensor with the same values comes again
+other arguments             in, each call, unless the same tensor with the same values comes again; those that a
+                            backward is given stay until the forward is called again
 results                     out, each call, as CPU tensors of their own
 mutated arguments           out, each call; the new value stays on the device and is not moved in by the next call
 results of a forward that   out, and they stay on the device as long as the tensor lives: its backward does not move
@@ -130,7 +131,9 @@ class DeviceProgram:
         self.program, self.runtime = program, runtime
         self.memory: DeviceMemory = memory_of(runtime.device)
         ahead = [int(position in runtime.advanced) for position in program.inputs]
-        self.slots = Slots(self.memory, ahead, runtime.in_backward)
+        saved = {spec.place.base for spec in program.signature.outputs if spec.place and spec.place.of_argument}
+        slots = [slot for slot, position in enumerate(program.inputs) if runtime.keeps_results and position in saved]
+        self.slots = Slots(self.memory, ahead, runtime.in_backward, frozenset(slots))
         self.compiled = compile_for(program, source, runtime.device, runtime.kernels, runtime.device_kind)
         self.donated = donated_inputs(program)
         with compat.enable_x64(True):
@@ -164,7 +167,7 @@ class DeviceProgram:
                 self._keep_mutated(arguments, inputs, results)
                 if self.runtime.keeps_results:
                     self._keep_results(tensors, results)
-        return edge.results(signature, tensors)
+        return edge.results(signature, arguments, tensors)
 
     def _take(self, arguments: Sequence[Any]) -> list[jax.Array]:
         """The program's inputs on the device; donated ones belong to this call alone."""

@@ -11,6 +11,7 @@ second cannot be seen; ``torch.autograd.graph.increment_version(tensor)`` announ
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import threading
 import weakref
@@ -27,11 +28,14 @@ Device = Any  # jax.Device, which type checkers take for a variable
 
 
 def on_host(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """A NumPy array of the shape and dtype of a dense row-major CPU tensor, in the tensor's memory."""
+    """A NumPy array of the shape and dtype of a dense row-major CPU tensor, in the tensor's memory, to be read.
+
+    It holds the memory, and does not keep the tensor from being resized, as ``tensor.numpy()`` would.
+    """
     type_ = TensorType.of(tensor)
     if tensor.numel() == 0:
         return np.empty(type_.shape, type_.dtype)
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy().view(type_.dtype).reshape(type_.shape)
+    return np.from_dlpack(tensor.detach().reshape(-1).view(torch.uint8)).view(type_.dtype).reshape(type_.shape)
 
 
 def put(tensor: torch.Tensor, device: Device) -> jax.Array:
@@ -50,14 +54,21 @@ def fetch(array: jax.Array) -> torch.Tensor:
     """A tensor in memory of its own; waits until the array has arrived, see ``jax.Array.copy_to_host_async``."""
     type_ = TensorType.of(array)
     tensor = torch.empty(type_.shape, dtype=type_.element.torch)
-    np.copyto(on_host(tensor), np.asarray(array))
+    _fill(tensor, array)
     return tensor
+
+
+def _fill(tensor: torch.Tensor, array: jax.Array) -> None:
+    """Copies an array into a dense row-major CPU tensor of its type."""
+    host = np.ascontiguousarray(np.asarray(array))
+    if host.nbytes:
+        ctypes.memmove(tensor.data_ptr(), host.ctypes.data, host.nbytes)
 
 
 def write_back(tensor: torch.Tensor, array: jax.Array) -> None:
     """Gives a tensor the values of an array, without a copy on the way if it is dense and row-major."""
     if tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
-        np.copyto(on_host(tensor), np.asarray(array))
+        _fill(tensor, array)
         torch.autograd.graph.increment_version(tensor)
     else:
         with torch.no_grad():
@@ -166,15 +177,18 @@ class Slots:
     """The arguments of a program on a device, one slot each.
 
     Parameters and buffers are kept at once and as long as they live. Any other tensor is kept when it comes a second
-    time in a row, or was written by the program, until another tensor takes its slot: the memory that plain arguments
-    take is bounded by one copy a slot.
+    time in a row, was written by the program, or is saved for a backward, until another tensor takes its slot: the
+    memory that plain arguments take is bounded by one copy a slot.
 
     Attributes:
         ahead: for each slot, by how much its version counter is advanced before each call.
+        saved: slots of the arguments that a backward is given.
     """
 
-    def __init__(self, memory: DeviceMemory, ahead: Sequence[int], in_backward: bool) -> None:
-        self.memory, self.ahead, self.in_backward = memory, ahead, in_backward
+    def __init__(
+        self, memory: DeviceMemory, ahead: Sequence[int], in_backward: bool, saved: frozenset[int] = frozenset()
+    ) -> None:
+        self.memory, self.ahead, self.in_backward, self.saved = memory, ahead, in_backward, saved
         self.seen: list[_Seen | None] = [None] * len(ahead)
 
     def take(self, slot: int, tensor: torch.Tensor) -> tuple[jax.Array, Copy | None]:
@@ -189,7 +203,7 @@ class Slots:
         else:
             array = put(tensor, self.memory.device)
             lasting = is_static(tensor)
-            if lasting or again:
+            if lasting or again or slot in self.saved:
                 copy = self.memory.keep(tensor, array, ahead, lasting)
         self.see(slot, tensor, copy)
         return array, copy

@@ -17,42 +17,72 @@ from tpu_lowering.normalise import signature as edges
 from tpu_lowering.passes.base import Action
 
 
-def results(signature: Signature, computed: Sequence[torch.Tensor]) -> list[Any]:
+def results(signature: Signature, arguments: Sequence[Any], computed: Sequence[torch.Tensor]) -> list[Any]:
     """What the caller expects, from what a program computed.
+
+    None of the tensors is a view that autograd knows of, unless the signature says so: what was made without gradients
+    could not be updated in place with one.
 
     Args:
         signature: the program's.
+        arguments: the call's; those that the program mutates have their new values.
         computed: the program's results without the mutated values; row-major, in memory of their own.
 
     Returns:
-        The results with eager's strides, views of each other where eager's share memory.
+        The results with eager's strides, at eager's places in the memory of arguments and of each other.
     """
     given = iter(computed)
-    own = [_restored(spec, given) for spec in signature.outputs]
-    outputs = [_viewed(spec, tensor, own) for spec, tensor in zip(signature.outputs, own, strict=True)]
-    return outputs[: signature.returned]
+    found = [_restored(spec, given) if spec.place is None else None for spec in signature.outputs]
+    place_all(signature.outputs, arguments, found)
+    return found[: signature.returned]
+
+
+def place_all(outputs: Sequence[Output | None], arguments: Sequence[Any], found: list[Any]) -> None:
+    """Enters the results that lie in the memory of arguments and of other results into a list of all results."""
+    for at, spec in enumerate(outputs):
+        if spec is not None and spec.place is not None:
+            found[at] = _placed(spec, (arguments if spec.place.of_argument else found)[spec.place.base])
 
 
 def _restored(spec: Output, tensors: Iterator[torch.Tensor]) -> Any:
     """A result with eager's strides; see ``layout.finish`` for the order it comes in."""
-    if spec.stride is None or not spec.is_computed:
+    stride = spec.stride
+    if stride is None:
         return spec.constant
     tensor = next(tensors)
-    stride = spec.stride
     if tensor.stride() == stride and tensor.shape == spec.shape:
         return tensor
     if dense_order(spec.shape, stride) is not None:
-        return tensor.as_strided(spec.shape, stride)
+        return tensor.as_strided(spec.shape, stride).detach()
     return strided_copy(tensor, stride)
 
 
-def _viewed(spec: Output, tensor: Any, outputs: Sequence[Any]) -> Any:
-    """A result; one that shares another's memory is made here, as a view of it."""
-    if spec.view is None or spec.stride is None:
-        return tensor
-    base, place = outputs[spec.view.base], spec.view
-    view = torch.empty(0, dtype=place.dtype, device=base.device)
-    return view.set_(base.untyped_storage(), place.offset, place.shape, spec.stride)
+def _placed(spec: Output, base: torch.Tensor) -> torch.Tensor:
+    """A result in the memory of a tensor. They share a version counter, so that a backward notices an update."""
+    place, stride = spec.place, spec.stride
+    assert place is not None and stride is not None
+    if place.offset is None:
+        return base
+    with torch.set_grad_enabled(place.tracked):
+        if place.dtype == base.dtype:
+            view = base.as_strided(spec.shape, stride, base.storage_offset() + place.offset)
+            return view if place.tracked else view.detach()
+        # Torch rebuilds such a view of an argument from the views that autograd knows, so they are kept.
+        memory = _of_dtype(base, place.dtype)
+        start = base.storage_offset() * base.itemsize // memory.itemsize
+        return memory.as_strided(spec.shape, stride, start + place.offset)
+
+
+def _of_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """All of a tensor's memory, as elements of another type."""
+    step = max(tensor.itemsize, dtype.itemsize)
+    count = tensor.untyped_storage().nbytes() // step * step // tensor.itemsize
+    memory = tensor.as_strided((count,), (1,), 0)
+    if tensor.is_complex() and dtype.itemsize * 2 == tensor.itemsize:
+        return torch.view_as_real(memory).view(-1)
+    if dtype.is_complex and tensor.itemsize * 2 == dtype.itemsize:
+        return torch.view_as_complex(memory.view(-1, 2))
+    return memory.view(dtype)
 
 
 def strided_copy(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tpu_lowering.ir import arrays
+from tpu_lowering.ir.programs import Output
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.runtime import edge
 from tpu_lowering.runtime.base import RunnableProgram
@@ -61,11 +62,13 @@ class Result:
         place: where it lies in the program's; None for a result that is no tensor.
         stride: eager's strides.
         constant: the result, if it is no tensor.
+        alias: the result as one that lies in the memory of an argument, or of another result.
     """
 
     place: Place | None
     stride: tuple[int, ...] = ()
     constant: Any = None
+    alias: Output | None = None
 
     def of(self, computed: Any) -> Any:
         """The result, from what the program gave."""
@@ -107,7 +110,9 @@ class PaddedProgram:
             if place is not None and place.is_padded:
                 with torch.no_grad():
                     arguments[position].copy_(place.cut(padded[position]))
-        return [result.of(value) for result, value in zip(self.results, computed, strict=True)]
+        found = [None if r.alias else r.of(value) for r, value in zip(self.results, computed, strict=True)]
+        edge.place_all([result.alias for result in self.results], arguments, found)
+        return found
 
     def padded(self, arguments: Sequence[Any]) -> list[Any]:
         """The arguments in rounded sizes."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tpu_lowering import compat
-from tpu_lowering.ir.programs import Interface, MemoryView, Output, Signature
+from tpu_lowering.ir.programs import Interface, MemoryPlace, Output, Signature
 from tpu_lowering.ir.types import element_type
 from tpu_lowering.runtime import executables
 from tpu_lowering.runtime.cpu import CpuProgram
@@ -104,18 +104,18 @@ def _constants(specs: Sequence[jax.ShapeDtypeStruct], data: bytes) -> list[torch
 def _signature_as_json(signature: Signature) -> dict[str, Any]:
     described = dataclasses.asdict(signature)
     for output in described["outputs"]:
-        if output["view"] is not None:
-            output["view"]["dtype"] = str(output["view"]["dtype"]).removeprefix("torch.")
+        if output["place"] is not None:
+            output["place"]["dtype"] = str(output["place"]["dtype"]).removeprefix("torch.")
     return described
 
 
 def _signature_from_json(described: dict[str, Any]) -> Signature:
     outputs: list[Output] = []
     for output in described["outputs"]:
-        stride, view = output["stride"], output["view"]
-        if view is not None:
-            view = MemoryView(view["base"], tuple(view["shape"]), view["offset"], getattr(torch, view["dtype"]))
+        stride, place = output["stride"], output["place"]
+        if place is not None:
+            place = MemoryPlace(**{**place, "dtype": getattr(torch, place["dtype"])})
         outputs.append(
-            Output(None if stride is None else tuple(stride), tuple(output["shape"]), output["constant"], view)
+            Output(None if stride is None else tuple(stride), tuple(output["shape"]), output["constant"], place)
         )
     return Signature(tuple(outputs), described["returned"], tuple(described["mutated"]))

@@ -103,7 +103,7 @@ class TorchTpuProgram:
             results = self.registered([*inputs, *self.constants])
             for position, value in zip(self.mutated, results, strict=False):
                 arguments[position].copy_(value)
-            return edge.results(self.program.signature, results[len(self.mutated) :])
+            return edge.results(self.program.signature, arguments, results[len(self.mutated) :])
 
 
 def updates_first(

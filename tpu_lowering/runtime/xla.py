@@ -18,7 +18,7 @@ from tpu_lowering import compat, errors, releases
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import graphs
-from tpu_lowering.ir.programs import Output, Program, dense_order
+from tpu_lowering.ir.programs import MemoryPlace, Output, Program, Signature, dense_order
 from tpu_lowering.kernels import xla_tensors
 from tpu_lowering.normalise import signature
 from tpu_lowering.passes.base import Action
@@ -107,10 +107,9 @@ class XlaProgram:
         with torch.no_grad():
             tensors = self.computation([*inputs, *self.constants])
             computed = len(tensors) - len(edge_of.mutated)
-            results = _results(edge_of.outputs, tensors[:computed])
             for position, value in zip(edge_of.mutated, tensors[computed:], strict=True):
                 arguments[position].copy_(value)
-        return results[: edge_of.returned]
+            return _results(edge_of, arguments, tensors[:computed])
 
 
 def in_logical_order(program: Program, function: Callable[..., Any]) -> Callable[..., tuple[jax.Array, ...]]:
@@ -133,22 +132,31 @@ def in_logical_order(program: Program, function: Callable[..., Any]) -> Callable
     return restored
 
 
-def _results(outputs: Sequence[Output], computed: Sequence[torch.Tensor]) -> list[Any]:
-    """What the caller expects, from the program's results: views of each other where eager's share memory."""
+def _results(signature: Signature, arguments: Sequence[Any], computed: Sequence[torch.Tensor]) -> list[Any]:
+    """What the caller expects: the program's results, and those that lie in arguments' and each other's memory."""
     given = iter(computed)
-    own = [next(given) if spec.is_computed else spec.constant for spec in outputs]
-    return [_viewed(spec, own, outputs) if spec.view is not None else own[at] for at, spec in enumerate(outputs)]
+    found = [next(given) if spec.is_computed else spec.constant for spec in signature.outputs]
+    for at, spec in enumerate(signature.outputs):
+        if spec.place is not None and spec.place.of_argument:
+            found[at] = _placed(spec, spec.place, arguments[spec.place.base], None)
+        elif spec.place is not None:
+            found[at] = _placed(spec, spec.place, found[spec.place.base], signature.outputs[spec.place.base])
+    return found[: signature.returned]
 
 
-def _viewed(spec: Output, own: Sequence[Any], outputs: Sequence[Output]) -> torch.Tensor:
-    """A result that shares another's memory, as a view of it."""
-    place, stride = spec.view, spec.stride
-    assert place is not None and stride is not None
-    base = outputs[place.base]
-    assert base.stride is not None
-    order = dense_order(base.shape, base.stride)
-    assert order is not None
-    memory = own[place.base].permute(order)
-    if memory.dtype != place.dtype:
-        memory = memory.view(place.dtype)
-    return memory.as_strided(place.shape, stride, place.offset)
+def _placed(spec: Output, place: MemoryPlace, base: torch.Tensor, described: Output | None) -> torch.Tensor:
+    """A result that shares the memory of an argument, or of a result, as a view of it.
+
+    Arguments were captured as row-major, which is how tensors of torch_xla report themselves.
+    """
+    if place.offset is None:
+        return base
+    stride = spec.stride
+    assert stride is not None
+    if described is not None and described.stride is not None:
+        order = dense_order(described.shape, described.stride)
+        if order is not None:
+            base = base.permute(order)
+    if base.dtype != place.dtype:
+        base = base.view(place.dtype)
+    return base.as_strided(spec.shape, stride, place.offset)

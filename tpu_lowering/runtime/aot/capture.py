@@ -63,7 +63,7 @@ class TpuRuntime:
         def undefined_results(arguments: Sequence[Any]) -> list[Any]:
             count = len(program.output_nodes()) - len(program.signature.mutated)
             values = [node.meta["val"] for node in program.output_nodes()[:count]]
-            return edge.results(program.signature, [torch.empty(v.shape, dtype=v.dtype) for v in values])
+            return edge.results(program.signature, arguments, [torch.empty(v.shape, dtype=v.dtype) for v in values])
 
         return undefined_results
 
