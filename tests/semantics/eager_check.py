@@ -69,6 +69,9 @@ def observe(function: Callable[..., Any], make: Make, size: int) -> dict[str, An
     except Exception as error:
         return {"exception": kind_of(error)}
     leaves, tree = pytree.tree_flatten(result)
+    wanted = [leaf.sum() for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
+    if wanted:
+        torch.autograd.backward(wanted)
     given = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
     seen = {"tree": str(tree), "shared memory": shared([*given, *leaves])}
     seen |= {f"result {at}": value for at, value in enumerate(leaves)}

@@ -89,6 +89,12 @@ MASKED_WRITES = {
     ),
     "a mask that holds nowhere": Case(stored(lambda m: m), lambda n: (floats(n, 3), only(n))),
     "no values": Case(stored(lambda m, v: m, lambda m, v: v), lambda n: (floats(n, 3), only(n), floats(0, 3))),
+    "a mask of uint8": Case(
+        lambda a, m: aten.index_put(a, [m], torch.tensor(5.0)), lambda n: (floats(n, 3), mask(n).byte())
+    ),
+    "masks that do not fit": Case(
+        lambda a, m, k: aten.index_put(a, [m, k], torch.tensor(1.0)), lambda n: (floats(n, n), mask(n + 1), mask(n))
+    ),
     "mask, positions": Case(stored(lambda m, i: (m, i)), lambda n: (floats(n, 4), only(n, 0, 3), below(4, 2))),
     "positions, mask": Case(stored(lambda m, i: (i, m)), lambda n: (floats(4, n), only(n, 0, 3), below(4, 2))),
     "mask, one position": Case(stored(lambda m, i: (m, i)), lambda n: (floats(n, 4), mask(n), below(4, 1))),

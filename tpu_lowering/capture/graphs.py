@@ -15,6 +15,7 @@ from tpu_lowering.capture import recompiles
 from tpu_lowering.capture.rounding import Rounding
 from tpu_lowering.codegen import source
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.lower.precision import Precision
 from tpu_lowering.normalise import randomness, specialise
 from tpu_lowering.options import Options
 from tpu_lowering.runtime.base import RunnableProgram, Runtime
@@ -117,7 +118,7 @@ class CapturedGraph:
                 shares_memory=self.shares_memory,
                 padding=self.rounding.padding if self.rounding is not None else None,
             )
-            text = source.generate(program, self.options.poison)
+            text = source.generate(program, self.options.poison, Precision.of_torch())
             self.observer.compiled(program, text)
             self.observer.acted(program.name, "run", self.runtime.remarks(program))
             return program, self.runtime.compile(program, text)

@@ -75,12 +75,23 @@ for _name, (_function, _overloads) in EXACT.items():
 
 
 def _sum_of_scaled(self: Any, other: Any, alpha: Any, sign: int, out: TensorType) -> jax.Array:
-    """self + sign * alpha * other."""
+    """self + sign * alpha * other. The sum of -0.0 and 0.0 is 0.0: XLA's simplifier, which drops a zero, forgets it."""
+    if _is_zero(other, sign * alpha, out):
+        x = cast(self, out.dtype)
+        return finish(jnp.where(x == 0, jnp.zeros((), out.dtype), x), out)
+    if _is_zero(self, 1, out) and sign * alpha == 1:
+        return _sum_of_scaled(other, self, 1, 1, out)
     dtype = exact_dtype(out.dtype, self, other) if alpha == 1 else compute_dtype(out.dtype)
     x, y = cast(self, dtype), cast(other, dtype)
     if alpha != 1:
         y = y * cast(alpha, dtype)
     return finish(x + y if sign > 0 else x - y, out)
+
+
+def _is_zero(value: Any, factor: Any, out: TensorType) -> bool:
+    """Whether a number times a factor is 0.0, and not -0.0, in a result of floats."""
+    numbers = all(isinstance(number, bool | int | float) for number in (value, factor))
+    return numbers and jnp.issubdtype(out.dtype, np.floating) and str(float(value * factor)) == "0.0"
 
 
 @lowers(aten.add.Tensor, aten.add.Scalar)
