@@ -10,9 +10,10 @@ from typing import Any
 from torch import fx
 
 from tpu_lowering import compat, pipeline, releases
-from tpu_lowering.capture import fallback, gradients, partition, recompiles
+from tpu_lowering.capture import fallback, gradients, mistakes, partition, recompiles
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.normalise.decompositions import decompositions
+from tpu_lowering.normalise.eager_layouts import with_eagers_layouts
 from tpu_lowering.options import Options
 from tpu_lowering.report.dump import dump_observer
 from tpu_lowering.report.logs import LogObserver
@@ -86,10 +87,16 @@ def helion_tpu(
                 bw_compiler=compiler("backward", kernels),
                 inference_compiler=compiler("inference", kernels),
                 partition_fn=partition.partitioner(device_kind_of),
-                decompositions=decompositions(),
+                decompositions=mistakes.refusing(with_eagers_layouts(decompositions())),
                 keep_inference_input_mutations=True,
             )(part, arguments)
 
+    def compile_or_refuse(part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
+        try:
+            return compile_whole(part, arguments)
+        except mistakes.Refused as refused:
+            return refused.raise_again
+
     if chosen.fallback == "eager":
-        return fallback.compile_around(module, examples, compile_whole)
-    return compile_whole(module, examples)
+        return fallback.compile_around(module, examples, compile_or_refuse)
+    return compile_or_refuse(module, examples)

@@ -114,6 +114,15 @@ def _trace(function: Callable[..., Any], tensors: tuple[torch.Tensor, ...]) -> t
     return graph
 
 
+def evaluator_of(graph: torch.fx.GraphModule) -> Callable[..., Any]:
+    """A captured graph as a function of JAX arrays."""
+
+    def program(*arrays: jax.Array) -> Any:
+        return Evaluator(graph).run(*arrays)
+
+    return program
+
+
 def evaluate(graphs: Sequence[torch.fx.GraphModule], inputs: Sequence[Sequence[torch.Tensor]]) -> list[Any]:
     """Results of the graphs on their inputs, all in one XLA program (to compile once)."""
 

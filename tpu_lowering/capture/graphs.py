@@ -15,6 +15,7 @@ from tpu_lowering.capture import recompiles
 from tpu_lowering.capture.rounding import Rounding
 from tpu_lowering.codegen import source
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.lower.precision import Precision
 from tpu_lowering.normalise import randomness, specialise
 from tpu_lowering.normalise.aliases import APART, Sharing
 from tpu_lowering.options import Options
@@ -118,7 +119,7 @@ class CapturedGraph:
                 sharing=self.sharing,
                 padding=self.rounding.padding if self.rounding is not None else None,
             )
-            text = source.generate(program, self.options.poison)
+            text = source.generate(program, self.options.poison, Precision.of_torch())
             self.observer.compiled(program, text)
             self.observer.acted(program.name, "run", self.runtime.remarks(program))
             return program, self.runtime.compile(program, text)

@@ -19,6 +19,7 @@ from tpu_lowering import compat
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.ir import graphs, regions
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.lower.precision import Precision
 from tpu_lowering.options import Options
 from tpu_lowering.runtime import records
 from tpu_lowering.runtime.base import Runtime
@@ -104,6 +105,6 @@ def autograd_cache(options: Options, kernels: Sequence[KnownKernel] | None) -> G
     Dynamo holds a lock while a backend compiles, so no other compilation is inside the scope. The backward is compiled
     inside too, or the graph would be kept only when a gradient has been asked for.
     """
-    tag = digest(["helion_tpu", package_digest(), repr(options), repr(kernels)])
+    tag = digest(["helion_tpu", package_digest(), repr(options), repr(Precision.of_torch()), repr(kernels)])
     with compat.autograd_cache(tag):
         yield

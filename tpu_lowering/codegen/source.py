@@ -37,7 +37,7 @@ from torch import fx
 
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, read_box, write_box
-from tpu_lowering.ir.control_flow import CONTROL_FLOW
+from tpu_lowering.ir.control_flow import CONTROL_FLOW, flex_attention
 from tpu_lowering.ir.kernels import Kernel, kernel_call
 from tpu_lowering.ir.operators import ALLOCATIONS
 from tpu_lowering.ir.programs import Program
@@ -46,6 +46,7 @@ from tpu_lowering.ir.regions import Region, modules, regions_of
 from tpu_lowering.ir.rows import group_sums, recentred, rescaled, row_product, running_sum
 from tpu_lowering.ir.types import ELEMENT_TYPES, TensorType
 from tpu_lowering.lower.families import DRAWS, TABLE
+from tpu_lowering.lower.precision import Multiplies, Precision
 
 ROWS = (row_product, running_sum, group_sums, rescaled, recentred)
 NAMED = (read_box, write_box, derive_key, pack_key, unpack_key, *ROWS)
@@ -67,20 +68,22 @@ class Source:
     kernels: dict[str, Kernel]
 
 
-def generate(program: Program, poison: bool = False) -> Source:
+def generate(program: Program, poison: bool = False, precision: Precision = Precision()) -> Source:
     """Writes the source of a program.
 
     Args:
         program: a lowered program.
         poison: fill undefined memory, and fresh buffers that kernels are given, with NaN.
+        precision: of the user's products of float32; only what is not exact is written down.
     """
-    return _Writer(program, poison).write()
+    return _Writer(program, poison, precision).write()
 
 
 class _Writer:
-    def __init__(self, program: Program, poison: bool) -> None:
+    def __init__(self, program: Program, poison: bool, precision: Precision) -> None:
         self.program = program
         self.poison = poison
+        self.precision = precision
         self.kernels: dict[str, Kernel] = {}
         self.names: dict[fx.Node, str] = {}
         self.regions: dict[Region, str] = {}
@@ -186,6 +189,8 @@ class _Writer:
         given = node.args if node.target is not draw else [a for a in node.args[1:] if not isinstance(a, Like)]
         arguments = [self._value(argument) for argument in given]
         arguments += [f"{key}={self._value(value)}" for key, value in node.kwargs.items() if key not in IGNORED]
+        level = self.precision.of(_multiplies(node))
+        arguments += [f'precision="{level}"'] if level != "highest" else []
         value = node.meta["val"]
         if isinstance(value, (tuple, list)):
             targets, out = self._targets(node, len(value)), f"({', '.join(map(_type, value))},)"
@@ -239,6 +244,13 @@ def _function(node: fx.Node) -> str:
     if target in CONTROL_FLOW:
         return f"control_flow.{target.__name__}"
     return f"aten.{(DRAWS if node.target is draw else TABLE)[target].name}"
+
+
+def _multiplies(node: fx.Node) -> Multiplies:
+    """What a node's products are, if they are the user's."""
+    if node.target is flex_attention:
+        return "matrices"
+    return TABLE[node.target].multiplies if node.target in TABLE else ""  # type: ignore[index]
 
 
 def _indented(lines: list[str]) -> list[str]:

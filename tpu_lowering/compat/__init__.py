@@ -68,6 +68,7 @@ from tpu_lowering.compat.of_torch import (
     bypass_autograd_cache,
     cold_dynamo,
     core_aten_decompositions,
+    example_sizes,
     has_autograd_kernel,
     is_out_operator,
     keep_saved_tensors,
@@ -80,6 +81,7 @@ from tpu_lowering.compat.of_torch import (
     results_of_forward,
     serializable_compiler,
     size_source,
+    traced_line,
     versions_advanced,
 )
 from tpu_lowering.compat.operators import aten, prims
@@ -137,6 +139,7 @@ __all__ = [
     "eager_flex_attention",
     "empty",
     "enable_x64",
+    "example_sizes",
     "executable_bytes",
     "executable_from_bytes",
     "exports_for_now",
@@ -180,6 +183,7 @@ __all__ = [
     "tpu_info",
     "tpu_kernels",
     "tpu_name",
+    "traced_line",
     "tree_leaves",
     "tree_map",
     "uninitialised",

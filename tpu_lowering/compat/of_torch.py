@@ -69,6 +69,12 @@ def recomputed_views() -> Generator[None]:
         yield
 
 
+def traced_line() -> str:
+    """The stack trace of the node of Dynamo's graph that is being traced; "" outside of tracing."""
+    current = private("torch", "torch.fx.traceback", "get_current_meta", "the user's line, while a graph is traced")
+    return str(current().get("stack_trace") or "")
+
+
 def keep_saved_tensors() -> None:
     """Tells AOTAutograd that the backward being compiled leaves what the forward saved as it is.
 
@@ -163,6 +169,18 @@ def overload_called(packet: Any, args: Sequence[Any], kwargs: dict[str, Any]) ->
 
 
 # torch: dynamic shapes --------------------------------------------------------------------------------
+def example_sizes(sizes: Sequence[Any]) -> tuple[int, ...]:
+    """Numbers in place of symbolic sizes: those that a graph was captured with.
+
+    Raises:
+        TypeError: there is none for a size that depends on data.
+    """
+    numbers = tuple(size if type(size) is int else size.node.hint for size in sizes)
+    if not all(type(number) is int for number in numbers):
+        raise TypeError(f"expected sizes with examples, got {sizes}")
+    return numbers
+
+
 def largest_size(size: torch.SymInt, symbol: Any) -> int | None:
     """The largest value that a size symbol may have in a graph, by its guards and ``mark_dynamic``; None if any."""
     known = size.node.shape_env.var_to_range.get(symbol)

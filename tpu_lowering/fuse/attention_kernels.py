@@ -29,6 +29,7 @@ from tpu_lowering.ir.kernels import Operand
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.kernels.jax_function import JaxKernel
+from tpu_lowering.lower.precision import exact
 
 
 @functools.cache
@@ -99,7 +100,7 @@ def _operand_types(call: Call) -> dict[str, TensorType]:
 def _kernel(
     name: str, call: Call, run: Callable[..., Any], types: dict[str, TensorType], results: Sequence[TensorType]
 ) -> JaxKernel:
-    closed = jaxprs.trace(run, list(types.values()), results, call.device_kind)
+    closed = jaxprs.trace(exact(run, "matrices"), list(types.values()), results, call.device_kind)
     operands = tuple(Operand(operand, type_) for operand, type_ in types.items())
     return AttentionKernel(name, operands, tuple(results), call.where, call.device_kind, _completed(closed, call))
 

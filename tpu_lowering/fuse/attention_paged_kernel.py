@@ -20,6 +20,7 @@ from tpu_lowering.fuse.attention_kernels import AttentionKernel, completed
 from tpu_lowering.ir.kernels import Operand
 from tpu_lowering.ir.types import TensorType, i32
 from tpu_lowering.kernels import jaxprs
+from tpu_lowering.lower.precision import exact
 
 LANES, SUBLANES = 128, 8
 """Columns and rows of a tile: a row, and the rows of a page, are copied tile by tile."""
@@ -102,7 +103,7 @@ def paged_kernel(call: PagedCall) -> AttentionKernel:
         "query": call.query, "key": call.pages, "value": call.pages,
         "table": i32[call.sequences, call.table], "lengths": i32[call.sequences],
     }  # fmt: skip
-    closed = jaxprs.trace(run, list(types.values()), [call.query], call.device_kind)
+    closed = jaxprs.trace(exact(run, "matrices"), list(types.values()), [call.query], call.device_kind)
     operands = tuple(Operand(name, type_) for name, type_ in types.items())
     done = completed(closed, call.vmem)
     return AttentionKernel("paged_attention", operands, (call.query,), call.where, call.device_kind, done)

@@ -196,7 +196,12 @@ def sort_by_use(graph: fx.Graph) -> None:
 
 def source_line(node: fx.Node) -> str:
     """The user's source line of a node, ``file.py:line in function: code``, or "" where it is unknown."""
-    frames = str(node.meta.get("stack_trace") or "").strip().split("File ")
+    return source_line_of(str(node.meta.get("stack_trace") or ""))
+
+
+def source_line_of(stack_trace: str) -> str:
+    """The innermost line of a stack trace, as ``source_line`` words it."""
+    frames = stack_trace.strip().split("File ")
     lines = [line.strip() for line in frames[-1].splitlines() if line.strip()]
     if not lines or '"' not in lines[0]:
         return ""

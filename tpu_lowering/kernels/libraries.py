@@ -88,8 +88,20 @@ def flash_attention(q: Any, k: Any, v: Any, casual: bool = False) -> jax.Array:
     return library.flash_attention(q, k, v, causal=casual, sm_scale=1.0, block_sizes=sizes)
 
 
+def _exact(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose products of float32 are not rounded to bfloat16, as JAX does on a TPU."""
+
+    @functools.wraps(function)
+    def computed(*args: Any) -> Any:
+        wide = all(getattr(value, "dtype", None) != jnp.bfloat16 for value in args)
+        with jax.default_matmul_precision("highest" if wide else "default"):
+            return function(*args)
+
+    return computed
+
+
 LIBRARIES: dict[str, Callable[..., Any]] = {
-    "transformers::grouped_mm_fallback": grouped_mm,
-    "transformers::grouped_mm_fallback_backward": grouped_mm_backward,
+    "transformers::grouped_mm_fallback": _exact(grouped_mm),
+    "transformers::grouped_mm_fallback_backward": _exact(grouped_mm_backward),
     "xla::flash_attention": flash_attention,
 }

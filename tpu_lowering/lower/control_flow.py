@@ -6,6 +6,7 @@ types at every turn, since JAX counts a type that came from a Python number as a
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower.aten.matmul import product
 from tpu_lowering.lower.aten.promotion import cast, finish
+from tpu_lowering.lower.precision import exact
 
 Arrays = tuple[Any, ...]
 Types = tuple[TensorType, ...]
@@ -54,6 +56,7 @@ def map_rows(function: Region, rows: Arrays, extra: Arrays, *, out: Types) -> Ar
     return jax.lax.map(lambda row: function(*row, *extra), rows)
 
 
+@functools.partial(exact, multiplies="matrices")
 def flex_attention(
     query: Any,
     key: Any,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from torch import fx
 
@@ -11,6 +12,7 @@ from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import read_box, write_box
 from tpu_lowering.ir.control_flow import CONTROL_FLOW
 from tpu_lowering.ir.kernels import kernel_call
+from tpu_lowering.ir.operators import is_fill
 from tpu_lowering.ir.programs import Program, Signature, dense_order
 from tpu_lowering.ir.random import derive_key, draw, pack_key, unpack_key
 from tpu_lowering.ir.regions import modules
@@ -43,6 +45,7 @@ def finish(name: str, module: fx.GraphModule, edge: Signature) -> Program:
     output.args = (tuple(results),)
     graphs.eliminate_dead_code(graph)
     for part in modules(module):
+        _name_zeros(part.graph)
         graphs.eliminate_dead_code(part.graph)
         for node in part.graph.nodes:
             if node.op == "call_function" and not _has_rule(node):
@@ -51,6 +54,28 @@ def finish(name: str, module: fx.GraphModule, edge: Signature) -> Program:
     inputs = tuple(at for at, node in enumerate(placeholders) if node.users)
     drawn = tuple(node.meta["drawn"] for node in placeholders if "drawn" in node.meta)
     return Program(inputs, edge, drawn, name=name, module=module)
+
+
+def _name_zeros(graph: fx.Graph) -> None:
+    """Sums with tensors of zeros as sums with 0.0, which the row computes as eager does, -0.0 included, in place."""
+    for node in graph.nodes:
+        if not graphs.is_call(node, aten.add.Tensor) or node.kwargs.get("alpha", 1) != 1:
+            continue
+        for value, other in (node.args, reversed(node.args)):
+            same = isinstance(value, fx.Node) and graphs.type_of(value) == graphs.type_of(node)
+            if same and _is_zero(other) and node.meta["val"].dtype.is_floating_point:
+                node.target, node.args = aten.add.Scalar, (value, 0.0)
+                break
+
+
+def _is_zero(node: Any) -> bool:
+    """Whether every element of a node is 0.0: a fill, or a view of one."""
+    while isinstance(node, fx.Node) and node.target in (aten.expand.default, aten.reshape.default, read_box):
+        node = node.args[0]
+    if not is_fill(node) or node.target in (aten.ones.default, aten.ones_like.default, aten.new_ones.default):
+        return False
+    given = graphs.bound(node)
+    return str(float(given.get("fill_value") or 0.0)) == "0.0"
 
 
 def _has_rule(node: fx.Node) -> bool:

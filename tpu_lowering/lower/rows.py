@@ -72,7 +72,10 @@ def row_product(
     """The product of rows and a matrix, added up in float32. The MXU takes a transposed matrix as it lies."""
     contracted = ((1,), (1 if transposed else 0,))
     rows = left.reshape(-1, left.shape[-1])
-    result = jax.lax.dot_general(rows, right, (contracted, ((), ())), preferred_element_type=jnp.float32)
+    exact = jax.lax.Precision.HIGHEST if rows.dtype == jnp.float32 else None
+    result = jax.lax.dot_general(
+        rows, right, (contracted, ((), ())), precision=exact, preferred_element_type=jnp.float32
+    )
     if bias is not None:
         result = bias.reshape(1, -1).astype(jnp.float32) + result
     return result.astype(out.dtype).reshape(out.shape)

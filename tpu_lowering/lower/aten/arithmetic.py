@@ -75,12 +75,23 @@ for _name, (_function, _overloads) in EXACT.items():
 
 
 def _sum_of_scaled(self: Any, other: Any, alpha: Any, sign: int, out: TensorType) -> jax.Array:
-    """self + sign * alpha * other."""
+    """self + sign * alpha * other. The sum of -0.0 and 0.0 is 0.0: XLA's simplifier, which drops a zero, forgets it."""
+    if _is_zero(other, sign * alpha, out):
+        x = cast(self, out.dtype)
+        return finish(jnp.where(x == 0, jnp.zeros((), out.dtype), x), out)
+    if _is_zero(self, 1, out) and sign * alpha == 1:
+        return _sum_of_scaled(other, self, 1, 1, out)
     dtype = exact_dtype(out.dtype, self, other) if alpha == 1 else compute_dtype(out.dtype)
     x, y = cast(self, dtype), cast(other, dtype)
     if alpha != 1:
         y = y * cast(alpha, dtype)
     return finish(x + y if sign > 0 else x - y, out)
+
+
+def _is_zero(value: Any, factor: Any, out: TensorType) -> bool:
+    """Whether a number times a factor is 0.0, and not -0.0, in a result of floats."""
+    numbers = all(isinstance(number, bool | int | float) for number in (value, factor))
+    return numbers and jnp.issubdtype(out.dtype, np.floating) and str(float(value * factor)) == "0.0"
 
 
 @lowers(aten.add.Tensor, aten.add.Scalar)
@@ -129,12 +140,27 @@ def div(self: Any, other: Any, *, rounding_mode: str | None = None, out: TensorT
     return finish(x / y, out)
 
 
-def _integer_power(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Integer power; a negative exponent truncates 1 / x**-y to an integer, as torch does."""
-    positive = jnp.power(x, jnp.maximum(y, 0))
-    parity = jnp.where(y % 2 == 0, 1, -1).astype(x.dtype)
-    inverse = jnp.where(x == 1, 1, jnp.where(x == -1, parity, 0)).astype(x.dtype)
-    return jnp.where(y < 0, inverse, positive)
+def _integer_power(x: jax.Array, y: Any) -> jax.Array:
+    """Integer power modulo the type's range; a negative exponent truncates 1 / x**-y to an integer, as torch does."""
+    if isinstance(y, int) and y >= 0:
+        return jax.lax.integer_pow(x, y)
+    y = cast(y, x.dtype)
+    one = jnp.ones((), x.dtype)
+    inverse = jnp.where(x == 1, one, jnp.where(x == -one, jnp.where(y % 2 == 0, one, -one), 0))
+    return jnp.where(y < 0, inverse, _by_squaring(*jnp.broadcast_arrays(x, jnp.maximum(y, 0))))
+
+
+def _by_squaring(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x ** y for integers that are not negative, in as many steps as the largest of them has bits.
+
+    ``jnp.power`` looks at the lowest six bits alone.
+    """
+
+    def step(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        result, square, left = state
+        return jnp.where(left & 1 == 1, result * square, result), square * square, left >> 1
+
+    return jax.lax.while_loop(lambda state: jnp.any(state[2] != 0), step, (jnp.ones_like(x), x, y))[0]
 
 
 @lowers(aten.pow.Tensor_Tensor, aten.pow.Tensor_Scalar, aten.pow.Scalar)
@@ -147,10 +173,11 @@ def pow(self: Any, exponent: Any, *, out: TensorType) -> jax.Array:
             return finish(jax.lax.integer_pow(x, int(exponent)), out)
         if exponent == 0.5:
             return finish(jnp.sqrt(x), out)
-    y = cast(exponent, dtype)
     if out.dtype == np.bool_:
-        return finish(x | ~y, out)
-    return finish(jnp.power(x, y) if _is_floating(x) else _integer_power(x, y), out)
+        return finish(x | ~cast(exponent, dtype), out)
+    if not _is_floating(x):
+        return finish(_integer_power(x, exponent), out)
+    return finish(jnp.power(x, cast(exponent, dtype)), out)
 
 
 @lowers(aten.lerp.Tensor, aten.lerp.Scalar)

@@ -57,7 +57,7 @@ def _scale_of(query: Any, scale: float | None) -> float:
     return 1 / math.sqrt(query.shape[-1]) if scale is None else scale
 
 
-@lowers(aten._scaled_dot_product_flash_attention_for_cpu.default)
+@lowers(aten._scaled_dot_product_flash_attention_for_cpu.default, multiplies="matrices")
 def attention(
     query: Any,
     key: Any,
@@ -76,7 +76,7 @@ def attention(
     return finish(result.reshape((*query.shape[:3], value.shape[3])), out[0]), finish(lse, out[1])
 
 
-@lowers(aten._scaled_dot_product_flash_attention_for_cpu_backward.default)
+@lowers(aten._scaled_dot_product_flash_attention_for_cpu_backward.default, multiplies="matrices")
 def attention_backward(
     grad_out: Any,
     query: Any,

@@ -1,4 +1,9 @@
-"""Conversions and copies. A copy may be the argument itself: values are immutable, the runtime owns buffers."""
+"""Conversions and copies. A copy may be the argument itself: values are immutable, the runtime owns buffers.
+
+A float that an integer type does not hold has no defined conversion in C++, and so in eager: its kernels give other
+numbers by processor and by the length of a tensor (300.0 and -1.0 as uint8 are 44 and 255, or 255 and 0).
+XLA's conversion takes the nearest number there is, and 0 for NaN.
+"""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def _transposed(
     )
 
 
-@lowers(aten.convolution.default)
+@lowers(aten.convolution.default, multiplies="convolution")
 def convolution(
     input: Any,
     weight: Any,
@@ -83,7 +83,7 @@ def convolution(
     return finish(y, out)
 
 
-@lowers(aten.convolution_backward.default)
+@lowers(aten.convolution_backward.default, multiplies="convolution")
 def convolution_backward(
     grad_output: Any,
     input: Any,

@@ -46,7 +46,8 @@ def embedding_bag(
 ) -> tuple[jax.Array, ...]:
     """Sum (mode 0), mean (1) or maximum (2) of the rows in each bag; a bag starts at each offset.
 
-    Results: the bags, the bag of each index, the bags' sizes and, for the maximum, the chosen indices.
+    Results: the bags, the bag of each index, the bags' sizes (zeros for the sum) and, for the maximum, the chosen
+    indices; in their place the sizes for the mean.
     """
     bags = out[0].shape[0]
     bag_of = _bag_of(offsets, bags, indices.size)
@@ -63,12 +64,9 @@ def embedding_bag(
         result = jnp.zeros((bags, rows.shape[1]), rows.dtype).at[bag_of].add(jnp.where(used[:, None], rows, 0))
         if mode == _MEAN:
             result = result / jnp.maximum(counts, 1).astype(rows.dtype)[:, None]
-    return (
-        finish(result, out[0]),
-        _sized_like(bag_of, out[1]),
-        _sized_like(counts, out[2]),
-        _bag_argmax(rows, result, indices, bag_of, used, out[3]),
-    )
+    sizes = counts if mode in (_MEAN, _MAX) else jnp.zeros_like(counts)
+    chosen = _bag_argmax(rows, result, indices, bag_of, used, out[3]) if mode == _MAX else _sized_like(sizes, out[3])
+    return finish(result, out[0]), _sized_like(bag_of, out[1]), _sized_like(sizes, out[2]), chosen
 
 
 def _sized_like(value: jax.Array, out: TensorType) -> jax.Array:

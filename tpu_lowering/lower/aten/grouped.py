@@ -16,7 +16,7 @@ from tpu_lowering.lower.table import lowers
 aten = compat.aten
 
 
-@lowers(aten._grouped_mm.default)
+@lowers(aten._grouped_mm.default, multiplies="matrices")
 def grouped_mm(
     self: Any, mat2: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None, *, out: TensorType
 ) -> jax.Array:

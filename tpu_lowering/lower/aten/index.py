@@ -28,36 +28,50 @@ def is_mask(index: Any) -> bool:
     return index is not None and index.dtype in (np.bool_, np.uint8)
 
 
-def index_tuple(indices: list[Any], count: int | None = None) -> tuple[Any, ...]:
-    """The NumPy index for torch's list: None takes a whole dimension, a mask becomes its true positions.
+def index_tuple(indices: list[Any]) -> tuple[Any, ...]:
+    """The NumPy index for torch's list of positions: None takes a whole dimension."""
+    return tuple(slice(None) if index is None else index for index in indices)
 
-    ``count`` is the number of true elements of a mask, which the shapes must tell.
+
+def positions_under(indices: list[Any], size: int) -> list[Any]:
+    """torch's list with each mask as the positions of its true elements: a vector for each of the mask's dimensions.
+
+    How many elements are true is no shape. A vector has ``size`` elements, and repeats its last position beyond that
+    number; so a mask with one true element is broadcast to its neighbours, as eager does it.
     """
+    place = jax.lax.iota(np.dtype(np.int64), size)
     result: list[Any] = []
     for index in indices:
-        if index is None:
-            result.append(slice(None))
-        elif is_mask(index):
-            result.extend(jnp.nonzero(index, size=count))
+        if is_mask(index):
+            own = jnp.minimum(place, jnp.count_nonzero(index) - 1)
+            result += [vector[own] for vector in jnp.nonzero(index, size=size)]
         else:
             result.append(index)
-    return tuple(result)
+    return result
 
 
 @lowers(aten.index.Tensor, aten._unsafe_index.Tensor)
 def index_(self: Any, indices: list[Any], *, out: TensorType) -> jax.Array:
-    """self[indices], where None takes a whole dimension."""
-    masks = [index for index in indices if is_mask(index)]
-    count = _first_indexed_size(indices, out) if masks else None
-    return finish(self.at[index_tuple(indices, count)].get(mode=IN_BOUNDS), out)
+    """self[indices], where None takes a whole dimension. Masks select as many elements as the result has."""
+    if any(map(is_mask, indices)):
+        indices = positions_under(indices, out.shape[_last_indexed(indices)])
+    return finish(self.at[index_tuple(indices)].get(mode=IN_BOUNDS), out)
 
 
-def _first_indexed_size(indices: list[Any], out: TensorType) -> int:
-    """The size, in the result, of the dimension that the masks select (they then are 1-d indices)."""
-    leading = next(i for i, index in enumerate(indices) if index is not None)
-    between = [index is None for index in indices[leading:]]
-    apart = True in between and False in between[between.index(True) :]
-    return out.shape[0 if apart else leading]
+def _last_indexed(indices: list[Any]) -> int:
+    """The dimension of the result that masks select: the last of those that indices make."""
+    made = max(1 if is_mask(index) else index.ndim for index in indices if index is not None)
+    return (0 if are_apart(indices) else _leading(indices)) + made - 1
+
+
+def are_apart(indices: list[Any]) -> bool:
+    """Whether a whole dimension stands between indices; the dimensions that they make then come first."""
+    between = [index is None for index in indices[_leading(indices) :]]
+    return True in between and False in between[between.index(True) :]
+
+
+def _leading(indices: list[Any]) -> int:
+    return next(at for at, index in enumerate(indices) if index is not None)
 
 
 @lowers(aten.index_select.default)

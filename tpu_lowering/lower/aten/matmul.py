@@ -33,55 +33,55 @@ def _plus_product(self: Any, x: Any, y: Any, beta: Any, alpha: Any, out: TensorT
     return finish((bias if beta == 1 else cast(beta, dtype) * bias) + result, out)
 
 
-@lowers(aten.mm.default)
+@lowers(aten.mm.default, multiplies="matrices")
 def mm(self: Any, mat2: Any, *, out: TensorType) -> jax.Array:
     """[m, k] @ [k, n]."""
     return finish(product(self, mat2), out)
 
 
-@lowers(aten.bmm.default)
+@lowers(aten.bmm.default, multiplies="matrices")
 def bmm(self: Any, mat2: Any, *, out: TensorType) -> jax.Array:
     """[b, m, k] @ [b, k, n]."""
     return finish(product(self, mat2), out)
 
 
-@lowers(aten.mv.default)
+@lowers(aten.mv.default, multiplies="matrices")
 def mv(self: Any, vec: Any, *, out: TensorType) -> jax.Array:
     """[m, k] @ [k]."""
     return finish(product(self, vec), out)
 
 
-@lowers(aten.dot.default)
+@lowers(aten.dot.default, multiplies="matrices")
 def dot(self: Any, tensor: Any, *, out: TensorType) -> jax.Array:
     """[k] @ [k]."""
     return finish(product(self, tensor), out)
 
 
-@lowers(aten.vdot.default)
+@lowers(aten.vdot.default, multiplies="matrices")
 def vdot(self: Any, other: Any, *, out: TensorType) -> jax.Array:
     """conj([k]) @ [k]."""
     return finish(product(jnp.conj(self), other), out)
 
 
-@lowers(aten.addmm.default)
+@lowers(aten.addmm.default, multiplies="matrices")
 def addmm(self: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1, out: TensorType) -> jax.Array:
     """beta * self + alpha * ([m, k] @ [k, n])."""
     return _plus_product(self, mat1, mat2, beta, alpha, out)
 
 
-@lowers(aten.addmv.default)
+@lowers(aten.addmv.default, multiplies="matrices")
 def addmv(self: Any, mat: Any, vec: Any, *, beta: Any = 1, alpha: Any = 1, out: TensorType) -> jax.Array:
     """beta * self + alpha * ([m, k] @ [k])."""
     return _plus_product(self, mat, vec, beta, alpha, out)
 
 
-@lowers(aten.baddbmm.default)
+@lowers(aten.baddbmm.default, multiplies="matrices")
 def baddbmm(self: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1, out: TensorType) -> jax.Array:
     """beta * self + alpha * ([b, m, k] @ [b, k, n])."""
     return _plus_product(self, batch1, batch2, beta, alpha, out)
 
 
-@lowers(aten.addbmm.default)
+@lowers(aten.addbmm.default, multiplies="matrices")
 def addbmm(self: Any, batch1: Any, batch2: Any, *, beta: Any = 1, alpha: Any = 1, out: TensorType) -> jax.Array:
     """beta * self + alpha * (the sum over b of [b, m, k] @ [b, k, n])."""
     rows = jnp.transpose(batch1, (1, 0, 2)).reshape(batch1.shape[1], -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 
 from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
-from tpu_lowering.lower.aten.index import IN_BOUNDS, at_least_1d, index_tuple, is_mask
+from tpu_lowering.lower.aten.index import IN_BOUNDS, are_apart, at_least_1d, index_tuple, is_mask, positions_under
 from tpu_lowering.lower.aten.promotion import cast, finish, widen
 from tpu_lowering.lower.aten.views import along
 from tpu_lowering.lower.table import lowers
@@ -18,45 +19,61 @@ from tpu_lowering.lower.table import lowers
 aten = compat.aten
 
 
-def _put(self: Any, index: Any, values: Any, accumulate: bool, out: TensorType) -> jax.Array:
+def _put(self: Any, index: Any, values: Any, accumulate: bool, out: TensorType, mode: str = IN_BOUNDS) -> jax.Array:
     """``self`` with ``values`` stored, or added, at a NumPy index."""
     if not accumulate:
-        return finish(self.at[index].set(cast(values, out.dtype), mode=IN_BOUNDS), out)
+        return finish(self.at[index].set(cast(values, out.dtype), mode=mode), out)
     wide = widen(self)
     if wide.dtype == np.bool_:
-        return finish(self.at[index].max(cast(values, out.dtype), mode=IN_BOUNDS), out)
-    return finish(wide.at[index].add(cast(values, wide.dtype), mode=IN_BOUNDS), out)
+        return finish(self.at[index].max(cast(values, out.dtype), mode=mode), out)
+    return finish(wide.at[index].add(cast(values, wide.dtype), mode=mode), out)
 
 
 @lowers(aten.index_put.default, aten._unsafe_index_put.default)
 def index_put(self: Any, indices: list[Any], values: Any, accumulate: bool = False, *, out: TensorType) -> jax.Array:
-    """``self`` with self[indices] = values, or += if ``accumulate``. A mask with one value is a select."""
-    masks = [index for index in indices if is_mask(index)]
-    if not masks:
+    """``self`` with self[indices] = values, or += if ``accumulate``; None takes a whole dimension."""
+    given = [index for index in indices if index is not None]
+    if not any(map(is_mask, given)):
         return _put(self, index_tuple(indices), values, accumulate, out)
-    if len(masks) == len(indices) == 1 and values.size == 1:
-        mask = masks[0].astype(bool).reshape(masks[0].shape + (1,) * (self.ndim - masks[0].ndim))
-        value = cast(values, out.dtype).reshape(())
-        return finish(jnp.where(mask, self + value if accumulate else value, self), out)
-    return _put_masked(self, indices, values, accumulate, out)
+    if values.size == 0:
+        return self
+    put = _put_under_mask if len(given) == 1 else _put_at_positions
+    return put(self, indices, cast(values, out.dtype), accumulate, out)
 
 
-def _put_masked(self: Any, indices: list[Any], values: Any, accumulate: bool, out: TensorType) -> jax.Array:
-    """``index_put`` with one mask and one row of values for each of its true elements, in order.
-
-    The number of true elements is not a shape, so each row finds its values by a running count.
-    """
-    first = next(i for i, index in enumerate(indices) if index is not None)
+def _put_under_mask(self: Any, indices: list[Any], values: Any, accumulate: bool, out: TensorType) -> jax.Array:
+    """``index_put`` at a mask alone: a select. An element finds its value by a running count of the true ones."""
+    first = next(at for at, index in enumerate(indices) if index is not None)
     mask = indices[first].astype(bool)
-    moved = jnp.moveaxis(self, range(first, first + mask.ndim), range(mask.ndim))
-    rest = moved.shape[mask.ndim :]
-    rows = values.shape[0] if values.ndim == len(rest) + 1 else 1
-    table = jnp.broadcast_to(cast(values, out.dtype), (rows, *rest))
-    order = jnp.minimum(jnp.cumsum(mask.reshape(-1)) - 1, rows - 1).reshape(mask.shape)
-    stored = table[order]
-    selected = mask.reshape(mask.shape + (1,) * len(rest))
-    result = jnp.where(selected, moved + stored if accumulate else stored, moved)
-    return finish(jnp.moveaxis(result, range(mask.ndim), range(first, first + mask.ndim)), out)
+    before, after = self.shape[:first], self.shape[first + mask.ndim :]
+    rows = values.shape[-1 - len(after)] if values.ndim > len(after) else 1
+    table = jnp.broadcast_to(values, (*before, rows, *after))
+    order = jnp.clip(jnp.cumsum(mask.reshape(-1)) - 1, 0, rows - 1).reshape(mask.shape)
+    stored = jnp.take(table, order if rows > 1 else jnp.zeros(mask.shape, np.int32), axis=first, mode="clip")
+    selected = mask.reshape(mask.shape + (1,) * len(after))
+    return finish(jnp.where(selected, self + stored if accumulate else stored, self), out)
+
+
+def _put_at_positions(self: Any, indices: list[Any], values: Any, accumulate: bool, out: TensorType) -> jax.Array:
+    """``index_put`` at masks among other indices: each mask stands for the positions of its true elements.
+
+    As many as the other indices' last size, or the values', are true, unless that is 1: then any number may be.
+    """
+    masks = [index for index in indices if is_mask(index)]
+    indexed = [dim for index in indices for dim in [index is not None] * (index.ndim if is_mask(index) else 1)]
+    kept = self.ndim - (sum(indexed) if are_apart(indices) else len(indexed) - indexed[::-1].index(True))
+    last = [index.shape[-1] for index in indices if index is not None and not is_mask(index) and index.ndim]
+    size = max([*last, values.shape[-1 - kept] if values.ndim > kept else 1])
+    fewest, most = (functools.reduce(best, map(jnp.count_nonzero, masks)) for best in (jnp.minimum, jnp.maximum))
+    if size == 1:
+        size = max(mask.size for mask in masks)
+        stored = jax.lax.iota(most.dtype, size) < jnp.where(fewest == 0, 0, most)
+    else:
+        stored = jnp.broadcast_to(fewest > 0, (size,))
+    found = positions_under(indices, size)
+    at = indexed.index(True)
+    found[at] = jnp.where(stored, found[at], self.shape[at])  # there is nothing beyond the end
+    return _put(self, index_tuple(found), values, accumulate, out, "drop")
 
 
 @lowers(aten.put.default)
