@@ -45,6 +45,7 @@ CODES: dict[str, str] = {
     "TL303": "shape depends on data",
     "TL304": "strided view of memory that is not dense",
     "TL305": "eager refuses this call",
+    "TL307": "view of an argument that torch cannot rebuild",
     "TL320": "random values depend on data, so eager's cannot be drawn before the program runs",
     "TL321": "random values from a generator of the user's own",
     "TL322": "random values inside control flow",

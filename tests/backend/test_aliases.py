@@ -42,7 +42,6 @@ VIEWS: dict[str, Callable[[torch.Tensor, int], Any]] = {
     "nothing": lambda x, k: x[:0],
     "transposed": lambda x, k: x[k:].t(),
     "other bits": lambda x, k: x[k:].view(torch.int32),
-    "other size of elements": lambda x, k: x[k:].view(torch.int16),
     "real of complex": lambda x, k: torch.view_as_real(x[k:].to(torch.complex64))[k - 1 :],
     "the argument and its part": lambda x, k: (x, x[k:]),
     "computed and its part": lambda x, k: (y := x * 2, y[k:], y[k]),
@@ -122,6 +121,28 @@ def test_the_old_value_of_an_argument_is_a_copy() -> None:
 
     compiled(function)(x, w).sum().backward()
     assert x.tolist() == [3, 3, 3] and w.grad is not None and w.grad.tolist() == [2, 2, 2]
+
+
+REFUSED: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
+    "elements of 2 bytes of torch.float32": lambda x, k: x[k:].view(torch.int16),
+    "a lazy conjugate or negative of torch.complex64": lambda x, k: x[k:].conj(),
+}
+
+
+@pytest.mark.parametrize("got", REFUSED)
+def test_views_that_torch_cannot_rebuild_are_refused(got: str) -> None:
+    """At a place that depends on sizes; torch makes another tensor of them, or fails."""
+    function, dtype = REFUSED[got], torch.complex64 if "complex" in got else torch.float32
+    with pytest.raises(compat.BackendCompilerFailed) as caught:
+        compiled(function, dynamic=True)(torch.ones(5, 4, dtype=dtype), 1)
+    refused: Any = caught.value.inner_exception  # type: ignore[attr-defined]
+    assert refused.code == "TL307" and refused.refusal.reason == (
+        f"expected a view that torch can rebuild from its place in an argument, which depends on sizes here, got {got}"
+    )
+    torch.testing.assert_close(
+        compiled(lambda x, k: function(x, k).clone(), dynamic=True)(torch.ones(5, 4, dtype=dtype), 1),
+        function(torch.ones(5, 4, dtype=dtype), 1).clone(),
+    )
 
 
 LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

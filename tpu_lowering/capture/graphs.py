@@ -10,10 +10,11 @@ import sympy
 import torch
 from torch import fx
 
-from tpu_lowering import compat, pipeline
+from tpu_lowering import compat, errors, pipeline
 from tpu_lowering.capture import recompiles
 from tpu_lowering.capture.rounding import Rounding
 from tpu_lowering.codegen import source
+from tpu_lowering.ir import graphs
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.lower.precision import Precision
 from tpu_lowering.normalise import randomness, specialise
@@ -133,8 +134,33 @@ def sharing_of(kind: str, graph: fx.Graph) -> Sharing:
     known = compat.results_of_forward()
     if known is None:
         return Sharing(views=True, seen=len(results))
-    seen, arguments, overwritten = known
-    return Sharing(True, seen, arguments, overwritten, tracked=kind == "inference")
+    for at in known.placed:
+        _refuse_unless_placed(graph, at, known.arguments[at])
+    return Sharing(True, known.seen, known.arguments, known.overwritten, tracked=kind == "inference")
+
+
+def _refuse_unless_placed(graph: fx.Graph, at: int, argument: int | None) -> None:
+    """Checks that shape, strides and offset in an argument's memory say all of a result.
+
+    Raises:
+        TpuLoweringError: TL307.
+    """
+    results: Any = graph.output_node().args[0]
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    node, base = results[at], placeholders[argument or 0].meta["val"]
+    value = node.meta["val"]
+    same_size = value.itemsize == base.itemsize or value.is_complex() != base.is_complex()
+    if same_size and (value.is_conj(), value.is_neg()) == (base.is_conj(), base.is_neg()):
+        return
+    what = "a lazy conjugate or negative" if same_size else f"elements of {value.itemsize} bytes"
+    raise errors.refuse(
+        "TL307",
+        f"result {node.name}",
+        "expected a view that torch can rebuild from its place in an argument, which depends on sizes here, got "
+        f"{what} of {base.dtype}",
+        "return a .clone() of it, or view the compiled function's result outside of it",
+        graphs.source_line(node),
+    )
 
 
 def is_symbolic(value: Any) -> bool:

@@ -105,11 +105,14 @@ class ResultsOfForward(NamedTuple):
         seen: how many results, from the first on, it uses itself; the others are saved for the backward.
         arguments: for the results that the user gets: the argument in whose memory each lies, None for its own memory.
         overwritten: for each argument that it writes to after the call, the result that it writes.
+        placed: results in an argument's memory that it makes of the result's shape, strides and offset alone: at
+            places that depend on sizes it does not replay the views.
     """
 
     seen: int
     arguments: dict[int, int | None]
     overwritten: dict[int, int]
+    placed: frozenset[int]
 
 
 def results_of_forward() -> ResultsOfForward | None:
@@ -131,7 +134,12 @@ def results_of_forward() -> ResultsOfForward | None:
             arguments[at] = None
     written = {tokens + argument: tokens + at for at, argument in enumerate(runtime)}
     overwritten = {a: at for a, at in written.items() if metadata.input_info[a - tokens].mutates_data}
-    return ResultsOfForward(tokens + metadata.num_forward, arguments, overwritten)
+    sequences = [getattr(info, "view_meta_sequence", None) for info in metadata.output_info]
+    symbolic = [sequence and any(view.has_symbolic_inputs for view in sequence.sequence) for sequence in sequences]
+    placed = frozenset(
+        at for at, found in enumerate(symbolic, tokens + len(runtime)) if found and arguments.get(at) is not None
+    )
+    return ResultsOfForward(tokens + metadata.num_forward, arguments, overwritten, placed)
 
 
 @contextlib.contextmanager

@@ -64,13 +64,12 @@ def _placed(spec: Output, base: torch.Tensor) -> torch.Tensor:
     if place.offset is None:
         return base
     with torch.set_grad_enabled(place.tracked):
-        if place.dtype == base.dtype:
-            view = base.as_strided(spec.shape, stride, base.storage_offset() + place.offset)
-            return view if place.tracked else view.detach()
-        # Torch rebuilds such a view of an argument from the views that autograd knows, so they are kept.
-        memory = _of_dtype(base, place.dtype)
-        start = base.storage_offset() * base.itemsize // memory.itemsize
-        return memory.as_strided(spec.shape, stride, start + place.offset)
+        memory, start = base, base.storage_offset()
+        if place.dtype != base.dtype:
+            memory = _of_dtype(base, place.dtype)
+            start = start * base.itemsize // memory.itemsize
+        view = memory.as_strided(spec.shape, stride, start + place.offset)
+        return view if place.tracked else view.detach()
 
 
 def _of_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
