@@ -122,5 +122,7 @@ def test_readme_and_make_name_the_tested_releases() -> None:
     for known in releases.RELEASES.values():
         for name in known.keys() & {"torch", "jax"}:
             assert all(version in table for version in known[name])
-    assert {f"3.{minor}" for minor in range(releases.PYTHONS[0][1], releases.PYTHONS[1][1])} <= {*re.findall(r"3\.\d+", table)}
+    assert {f"3.{minor}" for minor in range(releases.PYTHONS[0][1], releases.PYTHONS[1][1])} <= {
+        *re.findall(r"3\.\d+", table)
+    }
     assert f"torch {releases.TORCH[0]}, JAX {releases.JAX[0]}, Helion 1.5.1, transformers" in make

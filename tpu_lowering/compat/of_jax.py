@@ -28,8 +28,8 @@ def empty(shape: Sequence[int], dtype: Any) -> Any:
 
 
 def chip_scope(device_kind: str) -> contextlib.AbstractContextManager[Any]:
-    """A scope in which kernels that ask for facts of the chip get those of a TPU; JAX 0.7 has no such facts, and JAX 0.9
-    no name of the platform among them."""
+    """A scope in which kernels that ask for facts of the chip get those of a TPU; JAX 0.7 has no such facts, and the
+    platform is not among those of JAX 0.9."""
     abstract_device = getattr(jax.sharding, "AbstractDevice", None)
     if abstract_device is None:
         return contextlib.nullcontext()
