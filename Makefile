@@ -4,7 +4,8 @@ BIN := .venv/bin
 export JAX_PLATFORMS := cpu
 export TPU_LOG_DIR := disabled
 
-.PHONY: demo test test-ops test-models test-newest test-xla test-tpu lint unit sweep bench bench-xla clean
+.PHONY: demo test test-ops test-mistakes test-strides test-models test-newest test-xla test-tpu lint unit sweep bench \
+	bench-xla clean
 
 demo: .venv/demo
 	$(BIN)/python -m tpu_lowering demo
@@ -21,7 +22,14 @@ unit: .venv/dev
 
 # Torch's databases of operators, modules and optimizers: every entry, every sample, every dtype, and gradients.
 test-ops: .venv/dev
-	TPU_LOWERING_OPINFO=all $(BIN)/python -m pytest tests/opinfo -n 2 --dist worksteal
+	TPU_LOWERING_OPINFO=all $(BIN)/python -m pytest tests/opinfo/test_opinfo.py tests/ops/test_products.py -n 2 --dist worksteal
+
+# What eager refuses of that database is refused; strides of results where arguments are not row-major: every entry.
+test-mistakes: .venv/dev
+	TPU_LOWERING_OPINFO=all $(BIN)/python -m pytest tests/opinfo/test_mistakes.py -n 2 --dist worksteal
+
+test-strides: .venv/dev
+	TPU_LOWERING_OPINFO=all $(BIN)/python -m pytest tests/opinfo/test_strides.py -n 2 --dist worksteal
 
 # The long form of the property tests: 100,000 random graphs through the passes, and 2,000 random kernels.
 sweep: .venv/dev

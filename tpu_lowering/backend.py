@@ -93,6 +93,7 @@ def helion_tpu(
 
     def compile_or_refuse(part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         try:
+            mistakes.check_early(part.graph)
             return compile_whole(part, arguments)
         except mistakes.Refused as refused:
             return refused.raise_again

@@ -25,6 +25,7 @@ REFERENCE = "aot_eager"
 TYPES = (
     torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float64, torch.complex64,
 )  # fmt: skip
+OF_VALUES = ("ZeroDivisionError", "out of range", "out of bounds", "singular", "not positive-definite")
 SAMPLES = 2  # of an entry, whose tensors are given other types
 ACCEPTED = 4  # calls of an entry that eager accepts, which are made too
 
@@ -129,6 +130,8 @@ def endings(name: str, info: Any) -> Iterator[Ending]:
             continue
         compiled, message = ending(make, BACKEND)
         verdict = "same" if compiled == eager else "coded" if compiled.startswith("TL") else "other"
+        if verdict == "other" and any(text in said for text in OF_VALUES):
+            verdict = "values"
         if verdict == "other" and ending(make, REFERENCE)[0] != eager:
             verdict = "torch"
         yield Ending(name, what, eager, compiled, message or said, verdict)

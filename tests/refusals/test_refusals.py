@@ -578,20 +578,6 @@ def test_draws_that_depend_on_data_with_torch_s_values() -> None:
     )
 
 
-def test_dropout_inside_the_fused_attention_operator() -> None:
-    def function(x: torch.Tensor) -> Any:
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(x, x, x, 0.5)
-
-    inline(
-        refused(function, torch.ones(1, 1, 2, 4)),
-        """\
-[TL301] operator has no lowering: aten._scaled_dot_product_flash_attention_for_cpu.default with dropout
-  at   FILE:LINE in function: return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(x, x, x, 0.5)
-  why  expected dropout_p=0.0, the only one that the operator takes in eager, got 0.5
-  fix  call torch.nn.functional.scaled_dot_product_attention, which applies dropout by other operators""",
-    )
-
-
 def test_a_generator_in_a_graph() -> None:
     generator = torch.Generator()
     graph = make_fx(lambda x: (torch.bernoulli(x, generator=generator),), tracing_mode="fake")(torch.ones(2))

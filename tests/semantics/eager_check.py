@@ -97,9 +97,7 @@ def shared(leaves: list[Any]) -> list[Any]:
         same = (other for other in tensors[:at] if place and other.untyped_storage().data_ptr() == place)
         first = next(same, None)
         index = next((i for i, other in enumerate(tensors) if other is first), None)
-        found.append(
-            None if first is None else (index, tensor is first, tensor.numel() and tensor.data_ptr() - first.data_ptr())
-        )
+        found.append(None if first is None else (index, tensor.numel() and tensor.data_ptr() - first.data_ptr()))
     return found
 
 

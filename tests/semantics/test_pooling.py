@@ -62,6 +62,14 @@ POOLING = {
     ),
 }  # fmt: skip
 
+POOLING |= {
+    f"bags of rows, {name}": Case(
+        lambda w, i, mode=mode: torch.ops.aten._embedding_bag(w, i, torch.tensor([0, 2, 2]), False, mode),
+        lambda n: (floats(5, 2), torch.arange(n) % 5),
+    )
+    for mode, name in enumerate(("sums", "means", "maxima"))
+}
+
 CONVOLUTIONS = {
     "plain": Case(lambda x, w: F.conv2d(x, w), lambda n: (image(n), floats(3, 2, 2, 2))),
     "strided and padded": Case(lambda x, w: F.conv2d(x, w, None, 2, 1), lambda n: (image(n), floats(3, 2, 3, 3))),

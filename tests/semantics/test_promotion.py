@@ -70,7 +70,6 @@ OTHERS = {
     "a reciprocal after adding 0": Case(lambda x: 1 / (x + 0.0), lambda n: (torch.tensor([-0.0, 0.0] * n),)),
     "integers as floats": Case(lambda x: (x.exp(), x.sqrt(), x.sigmoid()), lambda n: (ints(n).abs(),)),
     "floats as integers": Case(lambda x: (x.long(), x.to(torch.int8), x.bool()), lambda n: (floats(n),)),
-    "result_type of both": Case(lambda x, y: x.to(torch.result_type(x, y)), lambda n: (ints(n), torch.tensor(0.5))),
     "in place keeps the type": Case(lambda x, y: x.mul_(y), lambda n: (floats(n).half(), floats(n).double())),
     "in place into integers": Case(lambda x: x.add_(1.5), lambda n: (ints(n),)),
 }  # fmt: skip

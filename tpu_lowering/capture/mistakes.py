@@ -8,8 +8,8 @@ Python arguments. What its decomposition calls is not looked at: eager never cal
 A refusal must be the types' own, not that of sizes or values that were made up. So it counts only if
 
 * the operator raises for whatever values, at the true sizes too, and
-* it accepts other types, with the same sizes and values; or the true sizes are small and there are no integers, whose
-  values could be at fault.
+* says that it has no kernel for the types, or accepts others with the same sizes and values; or the true sizes are
+  small, and there are no integers whose values could be at fault.
 
 Anything else is left to run.
 """
@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import fx
 
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
@@ -34,6 +35,7 @@ KINDS = (RuntimeError, TypeError, ValueError, IndexError)
 
 SMALL = 1 << 12  # elements that an operator is asked about at their true sizes
 SIDE = 8  # the largest side of other tensors
+MODERATE = 1 << 20  # elements of a call whose sides do not say which Python numbers belong to them
 LARGEST = 1 << 24  # elements that are given memory
 
 aten = compat.aten
@@ -44,6 +46,9 @@ BY_POSITIONS = (
     aten.take,
 )  # fmt: skip
 """Those whose integers are positions: 0 is always one."""
+
+EARLY: tuple[Any, ...] = (torch.nn.functional.interpolate,)
+"""Functions that Dynamo's graph calls as they are, of operators that are taken apart early."""
 
 Decompositions = dict[compat.OpOverload, Callable[..., Any]]
 
@@ -105,13 +110,13 @@ class Plain(NamedTuple):
     value: Any
 
 
-def check(overload: compat.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """Asks eager about a call.
+def check(overload: Any, args: Sequence[Any], kwargs: dict[str, Any], line: str = "") -> None:
+    """Asks eager about a call, made on the user's line.
 
     Raises:
         Refused: eager refuses it.
     """
-    if overload.is_view or overload._schema.is_mutable:
+    if overload not in EARLY and (overload.is_view or overload._schema.is_mutable):
         return
     try:
         given = tuple(map(_described, args)), tuple((name, _described(value)) for name, value in kwargs.items())
@@ -122,7 +127,7 @@ def check(overload: compat.OpOverload, args: Sequence[Any], kwargs: dict[str, An
         return  # what the CPU's kernels lack, another device's may have
     if by_sizes:
         compat.tree_map(_guarded, (args, kwargs))
-    raise Refused(_noted(overload, given, refusal))
+    raise Refused(_noted(overload, given, refusal, line or graphs.source_line_of(compat.traced_line())))
 
 
 class NoNumber(Exception):
@@ -158,14 +163,14 @@ def _is_on_cpu(tree: Any) -> bool:
     return all(leaf.device.type == "cpu" for leaf in compat.tree_leaves(tree) if isinstance(leaf, torch.Tensor))
 
 
-def _noted(overload: compat.OpOverload, given: Any, refusal: Exception) -> Exception:
+def _noted(overload: Any, given: Any, refusal: Exception, line: str) -> Exception:
     types = ", ".join(f"{str(tensor.dtype)[6:]}{list(tensor.shape)}" for tensor in _Call(overload, *given).tensors())
     text = errors.Refusal(
         "TL305",
-        str(overload),
+        getattr(overload, "__name__", "") if overload in EARLY else str(overload),
         f"expected arguments that eager takes, got {types}, for which it raises {type(refusal).__name__}",
         "convert them in the compiled function, with .to(dtype), to types that eager takes",
-        graphs.source_line_of(compat.traced_line()),
+        line,
     )
     error = type(refusal)(*refusal.args)
     error.add_note(str(text))
@@ -180,6 +185,21 @@ def _refusal(overload: compat.OpOverload, args: Any, kwargs: Any) -> tuple[Excep
         return _Call(overload, args, kwargs).refusal()
 
 
+def check_early(graph: fx.Graph) -> None:
+    """Asks eager about the calls of Dynamo's graph that torch takes apart above its autograd, which no table hears of.
+
+    Raises:
+        Refused: eager refuses one.
+    """
+    for node in graph.nodes:
+        packet = getattr(aten, getattr(node.target, "__name__", ""), None) if node.op == "call_function" else None
+        if node.target not in EARLY and (packet is None or not compat.is_taken_apart_early(packet)):
+            continue
+        args, kwargs = compat.map_arg((node.args, dict(node.kwargs)), lambda used: used.meta["example_value"])
+        called = node.target if node.target in EARLY else compat.overload_called(packet, args, kwargs)
+        check(called, args, kwargs, graphs.source_line(node))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Call:
     """A call whose arguments are described by ``Given`` and ``Plain``, in tuples."""
@@ -192,15 +212,20 @@ class _Call:
         return _tensors((self.args, self.kwargs))
 
     def refusal(self) -> tuple[Exception | None, bool]:
-        tensors = self.tensors()
-        small = sum(math.prod(tensor.shape) for tensor in tensors) <= SMALL
-        tried = self if small else self._smaller()
-        raised = tried._raised()
+        """What eager raises, and whether for the sizes."""
+        count = sum(math.prod(tensor.shape) for tensor in self.tensors())
+        if count <= SMALL:
+            raised = self._raised()
+            if raised is None or self._is_of_types(raised):
+                return raised, False
+            return (raised, True) if self._is_of_sizes() else (None, False)
+        smaller = self._smaller()
+        raised = smaller._raised()
         if raised is None:
             return None, False
-        if tried._is_of_types() or (not small and self._takes_memory() and self._is_of_types()):
-            return raised if small else self._raised(), False
-        return (raised, True) if small and self._is_of_sizes() else (None, False)
+        of_types = smaller._is_of_types(raised)
+        raised = self._raised() if of_types or count <= MODERATE else None
+        return (raised, False) if raised is not None and (of_types or self._is_of_types(raised)) else (None, False)
 
     def _is_of_sizes(self) -> bool:
         """Whether no values of integers or masks can be at fault."""
@@ -213,18 +238,22 @@ class _Call:
                 return True
             at += len(sides) if masks else 1
         numbers = all(tensor.dtype.is_floating_point or tensor.dtype.is_complex for tensor in self.tensors())
-        return numbers or self.overload.overloadpacket in BY_POSITIONS
-
-    def _takes_memory(self) -> bool:
-        return sum(math.prod(tensor.shape) for tensor in self.tensors()) <= LARGEST
+        return numbers or getattr(self.overload, "overloadpacket", None) in BY_POSITIONS
 
     def _raised(self) -> Exception | None:
         """What it raises for all of the values that are tried; None if it runs for any."""
-        raised = [self._run(fill) for fill in FILLS]
-        return None if None in raised else raised[0]
+        raised: list[Exception] = []
+        for fill in FILLS:
+            error = self._run(fill)
+            if error is None:
+                return None
+            raised.append(error)
+        return raised[0]
 
-    def _is_of_types(self) -> bool:
-        """Whether it runs with other types."""
+    def _is_of_types(self, raised: Exception) -> bool:
+        """Whether an exception says that there is no kernel for the types, or the operator runs with other types."""
+        if isinstance(raised, NotImplementedError):
+            return True
         dtypes = [tensor.dtype for tensor in self.tensors()]
         types = _other_types(dtypes, self.overload in BY_MASKS)
         return any(self._with(dtypes)._raised() is None for dtypes in types)

@@ -170,6 +170,12 @@ def is_out_operator(overload: Any) -> bool:
     return tag is not None and tag in overload.tags
 
 
+def is_taken_apart_early(packet: Any) -> bool:
+    """Whether torch has decompositions in Python in place of an operator's autograd kernels: resizing, a few others."""
+    overloads = (getattr(packet, name) for name in packet.overloads())
+    return any("Autograd" in str(key) for overload in overloads for key in getattr(overload, "py_kernels", ()))
+
+
 def overload_called(packet: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The overload that a call of ``torch.ops.ns.op`` (an overload packet) goes to."""
     resolve = private("torch", "torch._C", "_jit_resolve_packet", "overload behind a call without one")
@@ -177,16 +183,10 @@ def overload_called(packet: Any, args: Sequence[Any], kwargs: dict[str, Any]) ->
 
 
 # torch: dynamic shapes --------------------------------------------------------------------------------
-def example_sizes(sizes: Sequence[Any]) -> tuple[int, ...]:
-    """Numbers in place of symbolic sizes: those that a graph was captured with.
-
-    Raises:
-        TypeError: there is none for a size that depends on data.
-    """
+def example_sizes(sizes: Sequence[Any]) -> tuple[int, ...] | None:
+    """Numbers in place of symbolic sizes: those that a graph was captured with. None if one depends on data."""
     numbers = tuple(size if type(size) is int else size.node.hint for size in sizes)
-    if not all(type(number) is int for number in numbers):
-        raise TypeError(f"expected sizes with examples, got {sizes}")
-    return numbers
+    return numbers if all(type(number) is int for number in numbers) else None
 
 
 def largest_size(size: torch.SymInt, symbol: Any) -> int | None:

@@ -12,6 +12,9 @@ that a user writes, and their gradients, are as exact as torch is told:
 
 Convolutions follow ``torch.backends.mkldnn.conv.fp32_precision``, which has "tf32" for "high" and "bf16" for "medium".
 What is multiplied in a kernel is the kernel's own business. Narrow floats are multiplied as they are.
+
+What counts is what torch is told when a program is compiled; it is written into the program, and so into all that a
+program is known by. Dynamo compiles again when matrices go from "highest" to another level or back, and only then.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ class Precision:
     @classmethod
     def of_torch(cls) -> Precision:
         """What torch is told now."""
-        flags = getattr(torch.backends.mkldnn, "conv", None)  # torch 2.9 has it too; earlier ones have no such flags
+        flags = getattr(torch.backends.mkldnn, "conv", None)  # which older releases lack
         told = getattr(flags, "fp32_precision", "none")
         return cls(torch.get_float32_matmul_precision(), OF_CONVOLUTIONS.get(told, "highest"))  # type: ignore[arg-type]
 

@@ -78,6 +78,8 @@ def _relaid(tensor: Any, order: tuple[int, ...] | None) -> Any:
     if order is None or not isinstance(tensor, torch.Tensor):
         return tensor
     shape, stride = compat.example_sizes(tensor.shape), compat.example_sizes(tensor.stride())
+    if shape is None or stride is None:
+        return tensor
     long = [dim for dim in order if shape[dim] > 1]
     if [dim for dim in dense_order(shape, stride) or () if shape[dim] > 1] == long:
         return tensor
@@ -103,18 +105,20 @@ def _orders(overload: OpOverload, args: Any, kwargs: Any) -> tuple[tuple[int, ..
     """The storage order of each of eager's results; None for what has none, or is not known."""
     try:
         given = tuple(map(_described, args)), tuple((name, _described(value)) for name, value in kwargs.items())
-        return _eagers_orders(overload, *given)
-    except TypeError:  # a size that no example tells, or an argument without hash
+        unknown = any(isinstance(leaf, (torch.Tensor, torch.SymInt)) for leaf in compat.tree_leaves(given))
+        return None if unknown else _eagers_orders(overload, *given)
+    except TypeError:  # an argument without hash
         return None
 
 
 def _described(leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor):
-        return Strided(leaf.dtype, compat.example_sizes(leaf.shape), compat.example_sizes(leaf.stride()))
+        shape, stride = compat.example_sizes(leaf.shape), compat.example_sizes(leaf.stride())
+        return leaf if shape is None or stride is None else Strided(leaf.dtype, shape, stride)
     if isinstance(leaf, (list, tuple)):
         return tuple(map(_described, leaf))
     if isinstance(leaf, torch.SymInt):
-        return compat.example_sizes((leaf,))[0]
+        return leaf if (number := compat.example_sizes((leaf,))) is None else number[0]
     return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
 

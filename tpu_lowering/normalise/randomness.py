@@ -78,7 +78,6 @@ def make_draws_explicit(module: fx.GraphModule, option: Random) -> None:
     found = [node for node in graph.nodes if node.target in (saves, repeats) or node.target in OPERATORS]
     for node in graph.nodes:
         _refuse_generator(node)
-        _refuse_dropout_in_attention(node, saves, repeats)
     for node in found:
         operands = node.all_input_nodes
         if node.target is saves:
@@ -266,27 +265,6 @@ def _erase_unused(nodes: Sequence[fx.Node]) -> None:
     for node in nodes:
         if is_allocation(node) and not node.users:
             node.graph.erase_node(node)
-
-
-def _refuse_dropout_in_attention(node: fx.Node, saves: Any, repeats: Any) -> None:
-    """Eager's fused attention has no dropout; ``scaled_dot_product_attention`` never calls it with one.
-
-    Raises:
-        TpuLoweringError: TL301.
-    """
-    wrapped = {saves: 0, repeats: 1}.get(node.target)
-    target, args = (node.target, node.args) if wrapped is None else (node.args[wrapped], node.args[wrapped + 1 :])
-    if target not in ATTENTION:
-        return
-    dropout = arguments.bind(target._schema, args, node.kwargs)["dropout_p"]  # type: ignore[union-attr]
-    if dropout != 0:
-        raise errors.refuse(
-            "TL301",
-            f"{target} with dropout",
-            f"expected dropout_p=0.0, the only one that the operator takes in eager, got {dropout}",
-            "call torch.nn.functional.scaled_dot_product_attention, which applies dropout by other operators",
-            graphs.source_line(node),
-        )
 
 
 def _refuse_generator(node: fx.Node) -> None:

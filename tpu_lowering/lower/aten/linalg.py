@@ -105,7 +105,7 @@ def linalg_solve_triangular(
     self: Any, B: Any, *, upper: bool, left: bool = True, unitriangular: bool = False, out: TensorType
 ) -> jax.Array:
     """x with self @ x = B, or x @ self = B unless ``left``."""
-    return finish(_solve_triangular(self, B, upper=upper, left=left, unit=unitriangular), out)
+    return finish(_solve_triangular(self, cast(B, out.dtype), upper=upper, left=left, unit=unitriangular), out)
 
 
 @lowers(aten.triangular_solve.default)
