@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from tpu_lowering import compat, pipeline
-from tpu_lowering.capture import fallback, gradients, partition, recompiles, restorable
+from tpu_lowering.capture import effects, fallback, gradients, partition, recompiles, restorable
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.capture.restorable import Restorable
 from tpu_lowering.normalise.decompositions import decompositions
@@ -78,7 +78,10 @@ def helion_tpu(
 
     def compile_whole(part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         kernels = known_kernels(part) if keeps else None
-        with restorable.autograd_cache(chosen, kernels) if keeps else contextlib.nullcontext():
+        with (
+            restorable.autograd_cache(chosen, kernels) if keeps else contextlib.nullcontext(),
+            effects.coded_refusals(),
+        ):
             return compat.aot_autograd(
                 fw_compiler=compiler("forward", kernels),
                 bw_compiler=compiler("backward", kernels),

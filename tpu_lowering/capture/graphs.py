@@ -11,12 +11,13 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat, pipeline
-from tpu_lowering.capture import recompiles
+from tpu_lowering.capture import effects, recompiles
 from tpu_lowering.capture.rounding import Rounding
 from tpu_lowering.codegen import source
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.normalise import randomness, specialise
 from tpu_lowering.options import Options
+from tpu_lowering.runtime.aot.capture import TpuRuntime
 from tpu_lowering.runtime.base import RunnableProgram, Runtime
 
 
@@ -45,18 +46,20 @@ class CapturedGraph:
         # the backward graph and takes over only the object's own attributes.
         self._boxed_call = True
         self.kind, self.number = kind, number
-        self.module, self.options, self.observer, self.runtime = module, options, observer, runtime
+        executed = not isinstance(runtime, TpuRuntime)
+        self.module, self.effects = effects.take_effects(module) if executed else (module, None)
+        self.options, self.observer, self.runtime = options, observer, runtime
         self.shares_memory = kind == "inference"  # AOTAutograd sees to it where gradients are recorded
         self.lock = threading.Lock()
         self.calls: dict[Hashable, RunnableProgram] = {}
         self.programs: dict[Hashable, tuple[Program, RunnableProgram]] = {}
-        randomness.give_states_a_size(module.graph)
-        self.symbolic = any(is_symbolic(node.meta.get("val")) for node in module.graph.nodes)
+        randomness.give_states_a_size(self.module.graph)
+        self.symbolic = any(is_symbolic(node.meta.get("val")) for node in self.module.graph.nodes)
         self.rounding: Rounding | None = None
         self.sizes: dict[sympy.Symbol, Any] = {}
         runtime.check(examples)
         if self.symbolic:
-            specialise.refuse_data_dependence(module.graph)
+            specialise.refuse_data_dependence(self.module.graph)
             self._analyse_sizes()
         else:
             self.only = self._compile(f"{kind}_{number}", examples)[1]
@@ -65,7 +68,10 @@ class CapturedGraph:
         program = self._for_sizes(arguments) if self.symbolic else self.only
         given = list(arguments)
         arguments.clear()
-        return program(given)
+        if self.effects is None:
+            return program(given)
+        self.effects.before(given)
+        return self.effects.after(given, program(given))
 
     def _analyse_sizes(self) -> None:
         if self.options.buckets:
