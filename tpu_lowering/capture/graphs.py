@@ -15,7 +15,7 @@ from tpu_lowering.capture import effects, recompiles
 from tpu_lowering.capture.rounding import Rounding
 from tpu_lowering.codegen import source
 from tpu_lowering.ir.programs import Program
-from tpu_lowering.normalise import randomness, specialise
+from tpu_lowering.normalise import randomness, shared_memory, specialise
 from tpu_lowering.options import Options
 from tpu_lowering.runtime.aot.capture import TpuRuntime
 from tpu_lowering.runtime.base import RunnableProgram, Runtime
@@ -53,6 +53,8 @@ class CapturedGraph:
         self.lock = threading.Lock()
         self.calls: dict[Hashable, RunnableProgram] = {}
         self.programs: dict[Hashable, tuple[Program, RunnableProgram]] = {}
+        if kind == "inference":  # of those where gradients are recorded it is known before they are parted
+            shared_memory.mark_shared_memory(self.module)
         randomness.give_states_a_size(self.module.graph)
         self.symbolic = any(is_symbolic(node.meta.get("val")) for node in self.module.graph.nodes)
         self.rounding: Rounding | None = None

@@ -12,6 +12,7 @@ from tpu_lowering import compat
 from tpu_lowering.capture.graphs import is_symbolic
 from tpu_lowering.fuse import attention_sites, attention_training
 from tpu_lowering.fuse.attention_masks import Term, computed, constants
+from tpu_lowering.normalise import shared_memory
 
 
 def partitioner(device_kind_of: Callable[[fx.GraphModule, Any], str | None]) -> Callable[..., Any]:
@@ -23,6 +24,7 @@ def partitioner(device_kind_of: Callable[[fx.GraphModule, Any], str | None]) -> 
     """
 
     def partition(joint: fx.GraphModule, inputs: Any, **given: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
+        shared_memory.mark_shared_memory(joint)
         device_kind = device_kind_of(joint, inputs)
         if device_kind is not None and not any(is_symbolic(node.meta.get("val")) for node in joint.graph.nodes):
             with compat.disable_current_modes():  # masks are computed here
