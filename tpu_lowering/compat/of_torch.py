@@ -32,6 +32,9 @@ aot_export_joint_simple = private(
 min_cut_partition = private(
     "torch", "torch._functorch.partitioners", "min_cut_rematerialization_partition", "splits forward from backward"
 )
+functionalize_rng_ops = private(
+    "torch", "torch._functorch.partitioners", "functionalize_rng_ops", "a backward that repeats the forward's draws"
+)
 disable_current_modes = private(
     "torch", "torch.utils._python_dispatch", "_disable_current_modes", "AOTAutograd compiles under modes of its own"
 )
