@@ -82,7 +82,7 @@ def helion_tpu(
             restorable.autograd_cache(chosen, kernels) if keeps else contextlib.nullcontext(),
             effects.coded_refusals(),
         ):
-            return compat.aot_autograd(
+            compiled = compat.aot_autograd(
                 fw_compiler=compiler("forward", kernels),
                 bw_compiler=compiler("backward", kernels),
                 inference_compiler=compiler("inference", kernels),
@@ -90,6 +90,7 @@ def helion_tpu(
                 decompositions=decompositions(),
                 keep_inference_input_mutations=True,
             )(part, arguments)
+        return gradients.refuse_second_gradients(compiled)
 
     if chosen.fallback == "eager":
         return fallback.compile_around(module, examples, compile_whole)

@@ -72,6 +72,17 @@ def registered_decompositions(overloads: list[OpOverload]) -> dict[OpOverload, C
     return dict(private("torch", "torch._decomp", "get_decompositions", "takes operators apart")(overloads))
 
 
+def primitives() -> dict[OpOverload, Callable[..., Any]]:
+    """What eager runs for each of torch's primitives (``torch.ops.prims``), by the operator."""
+    found: dict[OpOverload, Callable[..., Any]] = {}
+    for name in private("torch", "torch._prims", "__all__", "torch's primitives"):
+        packet = getattr(torch.ops.prims, name, None)
+        function = getattr(packet, "impl_aten", None)
+        if function is not None:
+            found[packet.default] = function
+    return found
+
+
 def keep_saved_tensors() -> None:
     """Tells AOTAutograd that the backward being compiled leaves what the forward saved as it is.
 

@@ -18,6 +18,7 @@ from tpu_lowering.compat import core_aten_decompositions, registered_decompositi
 from tpu_lowering.ir.types import bf16, f16
 from tpu_lowering.normalise import attention, draws
 from tpu_lowering.normalise.foreach import foreach_decompositions
+from tpu_lowering.normalise.spellings import spellings
 
 aten = torch.ops.aten
 
@@ -116,6 +117,9 @@ KEPT: dict[str, tuple[OpOverload, ...]] = {
     ),
 }
 
+PRIMITIVES = (torch.ops.prims.convert_element_type.default, torch.ops.prims.fma.default, torch.ops.prims.iota.default)
+"""Primitives with rows of their own: torch's decompositions are made of them."""
+
 ADDED: dict[str, tuple[OpOverload, ...]] = {
     "writes the running statistics without saying so": (aten.native_batch_norm.default,),
     "resizing: gathers and weighted sums": (
@@ -188,6 +192,7 @@ LINSPACE = (
 def _table() -> dict[OpOverload, Callable[..., Any]]:
     table = core_aten_decompositions() | foreach_decompositions() | draws.DECOMPOSITIONS
     table |= attention.DECOMPOSITIONS
+    table |= spellings(PRIMITIVES.__contains__)
     table |= {overload: functools.partial(linspace, table[overload]) for overload in LINSPACE}
     table |= {overload: functools.partial(logspace, table[overload]) for overload in LOGSPACE}
     for overloads in KEPT.values():
