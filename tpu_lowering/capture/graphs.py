@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -11,14 +12,19 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat, pipeline
+from tpu_lowering.analyse import numbers
+from tpu_lowering.analyse.padded_calls import expression
+from tpu_lowering.analyse.padding import Padding
 from tpu_lowering.capture import effects, recompiles
 from tpu_lowering.capture.rounding import Rounding
 from tpu_lowering.codegen import source
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.normalise import randomness, shared_memory, specialise
+from tpu_lowering.normalise.mask_padding import number_dtype
 from tpu_lowering.options import Options
 from tpu_lowering.runtime.aot.capture import TpuRuntime
 from tpu_lowering.runtime.base import RunnableProgram, Runtime
+from tpu_lowering.runtime.numbered import NumberedProgram
 
 
 class CapturedGraph:
@@ -58,6 +64,8 @@ class CapturedGraph:
         randomness.give_states_a_size(self.module.graph)
         self.symbolic = any(is_symbolic(node.meta.get("val")) for node in self.module.graph.nodes)
         self.rounding: Rounding | None = None
+        self.numbers: frozenset[sympy.Symbol] = frozenset()  # those that no shape needs
+        self.edits: Padding | None = None
         self.sizes: dict[sympy.Symbol, Any] = {}
         runtime.check(examples)
         if self.symbolic:
@@ -76,14 +84,23 @@ class CapturedGraph:
         return self.effects.after(given, program(given))
 
     def _analyse_sizes(self) -> None:
+        self.numbers, self.edits = numbers.numbers_of(self.module.graph)
         if self.options.buckets:
+            self.numbers, self.edits = frozenset(), None
             with compat.disable_current_modes():
                 self.rounding = Rounding(self.module.graph, self.options.buckets, self.shares_memory)
             if self.rounding.actions:
                 self.observer.acted(f"{self.kind}_{self.number}", "round_sizes", self.rounding.actions)
 
+    @functools.cached_property
+    def places(self) -> dict[int, sympy.Symbol]:
+        """Positions of the arguments that are numbers which no shape needs."""
+        placeholders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        found = {at: expression(node) for at, node in enumerate(placeholders)}
+        return {at: symbol for at, symbol in found.items() if symbol in self.numbers}
+
     def _for_sizes(self, arguments: Sequence[Any]) -> RunnableProgram:
-        key = tuple(_size_key(argument) for argument in arguments)
+        key = tuple(_size_key(argument) for at, argument in enumerate(arguments) if at not in self.places)
         found = self.calls.get(key)
         if found is None:
             with self.lock:
@@ -95,11 +112,23 @@ class CapturedGraph:
         """What runs a call with sizes that were not met before; a program is compiled if none is there for them."""
         true = specialise.sizes_of(self.module.graph, arguments)
         if self.rounding is None:
-            return self._program(key, true, arguments)[1]
+            program, runnable = self._program(key, true, arguments)
+            return self._told(program, runnable, true) if self.places else runnable
         rounded = self.rounding.round(true)
         places = self.rounding.arguments(true, rounded, arguments)
         program, runnable = self._program(self.rounding.key(rounded), rounded, places)
         return self.rounding.call(runnable, program, (true, rounded), arguments, self.options.poison)
+
+    def _told(self, program: Program, runnable: RunnableProgram, sizes: dict[sympy.Symbol, Any]) -> RunnableProgram:
+        """The program for calls with other numbers too."""
+        outputs: Any = self.module.graph.output_node().args[0]
+        results = {at: expression(output) for at, output in enumerate(outputs) if isinstance(output, fx.Node)}
+        free = {at: one for at, one in results.items() if one is not None and one.free_symbols & self.numbers}
+        others = {symbol: number for symbol, number in sizes.items() if symbol not in self.numbers}
+        wanted = [sympy.sympify(one).subs(others) for one in (*program.numbers, *free.values())]
+        dtypes = tuple(number_dtype(one, sizes=False) for one in program.numbers)
+        evaluate = compat.evaluator(wanted, list(self.places.values()))
+        return NumberedProgram(runnable, tuple(self.places), evaluate, dtypes, tuple(free))
 
     def _program(
         self, key: Hashable, sizes: dict[sympy.Symbol, Any], arguments: Sequence[Any]
@@ -123,7 +152,7 @@ class CapturedGraph:
                 self.observer,
                 device_kind=self.runtime.device_kind,
                 shares_memory=self.shares_memory,
-                padding=self.rounding.padding if self.rounding is not None else None,
+                padding=self.rounding.padding if self.rounding is not None else self.edits,
             )
             text = source.generate(program, self.options.poison)
             self.observer.compiled(program, text)

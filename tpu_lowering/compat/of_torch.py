@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -151,6 +152,20 @@ def largest_size(size: torch.SymInt, symbol: Any) -> int | None:
     """The largest value that a size symbol may have in a graph, by its guards and ``mark_dynamic``; None if any."""
     known = size.node.shape_env.var_to_range.get(symbol)
     return int(known.upper) if known is not None and known.upper.is_Integer else None
+
+
+def python_mod(value: Any, size: int) -> Any:
+    """``value % size`` as an expression, with Python's meaning for negative numbers."""
+    why = "positions counted from the start"
+    return private("torch", "torch.utils._sympy.functions", "PythonMod", why)(value, size)
+
+
+def evaluator(expressions: Sequence[Any], symbols: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
+    """Expressions of sizes and numbers as one Python function of what their symbols stand for."""
+    printer = private("torch", "torch.utils._sympy.printers", "PythonPrinter", "numbers that a program is told")()
+    names = ", ".join(map(str, symbols))
+    items = "".join(f"{printer.doprint(expression)}, " for expression in expressions)
+    return eval(f"lambda {names}: ({items})", {"math": math, "torch": torch})
 
 
 def size_source(size: torch.SymInt, symbol: Any) -> str:
