@@ -14,7 +14,6 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.passes.split_module import split_module
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tpu_lowering import compat
 from tpu_lowering.capture.gradients import called_overload
@@ -58,7 +57,7 @@ def calls_without_row(node: fx.Node) -> bool:
     return bool(found.without_row)
 
 
-class _Called(TorchDispatchMode):
+class _Called(compat.TorchDispatchMode):
     """Takes operators apart, and keeps those that have no row."""
 
     def __init__(self) -> None:

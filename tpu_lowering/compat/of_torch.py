@@ -36,6 +36,9 @@ min_cut_partition = private(
 functionalize_rng_ops = private(
     "torch", "torch._functorch.partitioners", "functionalize_rng_ops", "a backward that repeats the forward's draws"
 )
+TorchDispatchMode: Any = private(
+    "torch", "torch.utils._python_dispatch", "TorchDispatchMode", "operators that a function calls"
+)
 disable_current_modes = private(
     "torch", "torch.utils._python_dispatch", "_disable_current_modes", "AOTAutograd compiles under modes of its own"
 )
