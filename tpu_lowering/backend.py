@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from tpu_lowering import compat, pipeline, releases
-from tpu_lowering.capture import fallback, gradients, mistakes, partition, recompiles
+from tpu_lowering.capture import effects, fallback, gradients, mistakes, partition, recompiles
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.normalise.decompositions import decompositions
 from tpu_lowering.normalise.eager_layouts import with_eagers_layouts
@@ -81,8 +81,11 @@ def helion_tpu(
 
     def compile_whole(part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         kernels = known_kernels(part) if keeps else None
-        with restorable.autograd_cache(chosen, kernels) if keeps else contextlib.nullcontext():
-            return compat.aot_autograd(
+        with (
+            restorable.autograd_cache(chosen, kernels) if keeps else contextlib.nullcontext(),
+            effects.coded_refusals(),
+        ):
+            compiled = compat.aot_autograd(
                 fw_compiler=compiler("forward", kernels),
                 bw_compiler=compiler("backward", kernels),
                 inference_compiler=compiler("inference", kernels),
@@ -90,6 +93,7 @@ def helion_tpu(
                 decompositions=mistakes.refusing(with_eagers_layouts(decompositions())),
                 keep_inference_input_mutations=True,
             )(part, arguments)
+        return gradients.refuse_second_gradients(compiled)
 
     def compile_or_refuse(part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         try:

@@ -29,7 +29,6 @@ CODES: dict[str, str] = {
     # 2xx: kernels
     "TL201": "operator has no JAX implementation",
     "TL202": "kernel result has the wrong shape or dtype",
-    "TL203": "declared write that the kernel never makes",
     "TL204": "write that was never declared",
     "TL205": "kernel has no backward and a gradient is needed",
     "TL206": "kernel cannot be traced to JAX",
@@ -38,6 +37,7 @@ CODES: dict[str, str] = {
     "TL210": "Helion kernel lacks something that tpu_lowering needs",
     "TL212": "kernel has a race",
     "TL213": "kernel stopped in JAX's TPU interpreter",
+    "TL214": "memory that a kernel writes overlaps",
     "TL215": "kernel block outside its array",
     # 3xx: operators and values
     "TL301": "operator has no lowering",
@@ -45,7 +45,9 @@ CODES: dict[str, str] = {
     "TL303": "shape depends on data",
     "TL304": "strided view of memory that is not dense",
     "TL305": "eager refuses this call",
+    "TL306": "gradient of a gradient",
     "TL307": "view of an argument that torch cannot rebuild",
+    "TL308": "memory is changed in a way that no program can",
     "TL320": "random values depend on data, so eager's cannot be drawn before the program runs",
     "TL321": "random values from a generator of the user's own",
     "TL322": "random values inside control flow",
@@ -69,6 +71,7 @@ CODES: dict[str, str] = {
     "TL505": "fill kept: the kernel does not provably overwrite every element",
     "TL506": "kernel runs step by step on the CPU",
     "TL507": "kernel result with NaN that no operand has",
+    "TL508": "declared write that the kernel never makes",
     "TL511": "size not rounded up: padding could change a result",
     "TL512": "program compiled for other sizes",
     "TL513": "captured again: a guard of Dynamo failed",

@@ -71,13 +71,18 @@ class Step:
     then: tuple[invariants.Invariant, ...]
 
 
+def _drop_checks(module: fx.GraphModule, options: Options) -> None:
+    effects.drop_checks(module.graph)
+    effects.refuse_writes(module.graph)
+
+
 def _define_allocations(module: fx.GraphModule, options: Options) -> None:
     if allocations.fills_allocations():
         allocations.define_allocations(module.graph)
 
 
 NORMALISE: tuple[Step, ...] = (
-    Step("drop_checks", lambda module, _: effects.drop_checks(module.graph), invariants.SPECIALISED),
+    Step("drop_checks", _drop_checks, invariants.SPECIALISED),
     Step(
         "call_control_flow",
         lambda module, _: control_flow.normalise_control_flow(module.graph),

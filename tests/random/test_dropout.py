@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from sources import compiled, seeded
+from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
 
 F = torch.nn.functional
@@ -130,3 +131,30 @@ def test_checkpointing_with_dynamic_sizes(mode: str) -> None:
         y = run(x)
         (gradient,) = torch.autograd.grad(y.sum(), x)
         torch.testing.assert_close(gradient * x.detach(), 2 * y.detach())
+
+
+@MODES
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_backward_under_a_memory_budget_draws_the_same_again(mode: str, dynamic: bool) -> None:
+    """What the partitioner has the backward compute again, with no ``checkpoint``: a draw is repeated, never made anew.
+
+    Of a result that is linear in x along a fixed draw, the gradient times x sums to the result's sum.
+    """
+
+    def model(w: torch.Tensor, *xs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        drawn = (KINDS[kind](torch.relu(x @ w)) for kind, x in zip(KINDS, xs, strict=True))
+        inside = checkpoint(lambda x: F.dropout(torch.relu(x @ w), 0.25) @ w, xs[0], use_reentrant=False)
+        return (*(y @ w for y in drawn), F.dropout(xs[0] * 2, P), inside)
+
+    torch.manual_seed(3)
+    w = torch.randn(16, 16, dtype=torch.float64)
+    for budget in (0.0,) if dynamic else (0.4, 0.0):
+        torch._dynamo.reset()
+        with functorch_config.patch(activation_memory_budget=budget):
+            run = compiled(model, mode, dynamic=dynamic)
+            for rows in (16, 12) if dynamic else (16,):
+                xs = [torch.randn(rows, 16, dtype=torch.float64).requires_grad_() for _ in KINDS]
+                results = run(w, *xs)
+                gradients = torch.autograd.grad([y.sum() for y in results], xs)
+                found = sum((g * x).sum() for g, x in zip(gradients, xs, strict=True))
+                assert_sums_agree(f"budget {budget}", found, sum(y.sum() for y in results))

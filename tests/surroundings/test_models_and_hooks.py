@@ -16,6 +16,8 @@ from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 from training import backward, check_gradients
 
+from tpu_lowering import errors
+
 Tensor = torch.Tensor
 
 
@@ -350,12 +352,29 @@ def test_only_some_arguments_need_a_gradient() -> None:
     compare(torch.autograd.grad(result[0].sum(), own), torch.autograd.grad(wanted[0].sum(), own))
 
 
-def test_double_backward_is_refused_by_torch_with_its_reason() -> None:
+@pytest.mark.parametrize("function", [lambda x: (x**3).sum(), lambda x: x.exp().sum(), lambda x: x.view(3, 1).sin()])
+def test_gradients_of_gradients_are_refused(function: Callable[[Tensor], Tensor]) -> None:
+    """Never zeros: neither by ``grad``, nor by ``backward``, nor where torch takes a missing gradient for zero."""
     x = torch.randn(3, requires_grad=True)
-    result = compiled(lambda x: (x**3).sum(), Record())(x)
-    (first,) = torch.autograd.grad(result, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="does not currently support double backward"):
-        first.sum().backward()
+    ours = compiled(function, Record())
+    told: list[str] = []
+    for ask in (
+        lambda: torch.autograd.grad(ours(x).sum(), x, create_graph=True),
+        lambda: ours(x).sum().backward(create_graph=True),
+        lambda: torch.autograd.functional.hvp(lambda x: ours(x).sum(), x.detach(), torch.ones(3)),
+    ):
+        with pytest.raises(errors.TpuLoweringError) as caught:
+            ask()
+        told.append(str(caught.value))
+    assert told == [told[0]] * 3
+    assert told[0] == (
+        "[TL306] gradient of a gradient: the backward of a compiled function\n"
+        "  why  expected create_graph=False, got a backward whose own gradient may be asked for: a compiled backward "
+        "records none\n"
+        "  fix  call the function in eager torch where gradients of gradients are needed (hvp, gradient penalties), or "
+        "use torch.func.grad inside of the compiled function"
+    )
+    compare(torch.autograd.grad(ours(x).sum(), x), torch.autograd.grad(function(x).sum(), x))
 
 
 class Halved(torch.autograd.Function):

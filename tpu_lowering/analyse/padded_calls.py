@@ -88,7 +88,40 @@ class HideKeys:
     factors: tuple[Expr, ...]
 
 
-Edit = Mask | Number | Mean | Overlay | Element | Put | Wrap | HideKeys
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A ``select_scatter`` writes at a position: of a program for all positions, see ``analyse.numbers``."""
+
+    axis: int
+    position: Expr
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    """Consecutive numbers start at a number."""
+
+    start: Expr
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A ``slice`` of known length starts at a position."""
+
+    axis: int
+    start: Expr
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowPut:
+    """A ``slice_scatter`` of known length starts at a position."""
+
+    axis: int
+    start: Expr
+    step: int
+
+
+Edit = Mask | Number | Mean | Overlay | Element | Put | Wrap | HideKeys | Place | Shift | Window | WindowPut
 
 
 def expression(value: Any) -> Expr | None:

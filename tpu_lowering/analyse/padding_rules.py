@@ -32,6 +32,7 @@ TENSOR_FORMS: dict[Any, Any] = {
     aten.gt.Scalar: aten.gt.Tensor,
     aten.ge.Scalar: aten.ge.Tensor,
     aten.masked_fill.Scalar: aten.masked_fill.Tensor,
+    aten.clamp.default: aten.clamp.Tensor,
 }
 TENSOR_SLOTS = frozenset((
     aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.div.Tensor_mode,

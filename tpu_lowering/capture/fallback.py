@@ -15,8 +15,13 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.passes.split_module import split_module
 
+from tpu_lowering import compat
 from tpu_lowering.capture.gradients import called_overload
+from tpu_lowering.ir.operators import ALLOCATIONS
 from tpu_lowering.kernels import registry
+from tpu_lowering.lower.families import DRAWS, TABLE
+from tpu_lowering.normalise import effects, randomness
+from tpu_lowering.normalise.decompositions import decompositions
 
 Compile = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
 
@@ -25,8 +30,59 @@ def has_no_implementation(node: fx.Node) -> bool:
     """Whether a node of Dynamo's graph calls an operator that we can neither lower nor decompose."""
     target = called_overload(node) if node.op == "call_function" else None
     if target is None or target.namespace in ("aten", "prims"):
-        return False
+        return calls_without_row(node)
     return registry.implementation(target) is None and not target._can_decompose()
+
+
+def calls_without_row(node: fx.Node) -> bool:
+    """Whether a function of torch's, taken apart as AOTAutograd takes it apart, calls an ATen operator without a row.
+
+    It is run on fake tensors, copies of those that Dynamo ran it on. What cannot be run so is taken to have rows.
+    """
+    if node.op not in ("call_function", "call_method") or "example_value" not in node.meta:
+        return False
+    args, kwargs = compat.map_arg((node.args, node.kwargs), lambda used: used.meta.get("example_value"))
+    leaves = compat.tree_leaves((args, kwargs))
+    mode = next((leaf.fake_mode for leaf in leaves if isinstance(leaf, compat.FakeTensor)), None)
+    if mode is None:
+        return False
+    found = _Called()
+    try:
+        with torch.no_grad(), mode, found:
+            args, kwargs = compat.tree_map(lambda v: v.detach() if isinstance(v, torch.Tensor) else v, (args, kwargs))
+            target: Any = node.target
+            (target if callable(target) else getattr(type(args[0]), target))(*args, **kwargs)
+    except Exception:
+        return False
+    return bool(found.without_row)
+
+
+class _Called(compat.TorchDispatchMode):
+    """Takes operators apart, and keeps those that have no row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = decompositions()
+        self.without_row: list[compat.OpOverload] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func in self.table:
+            with self:
+                result = self.table[func](*args, **given)
+            if result is not NotImplemented:
+                return result
+        schema = func._schema
+        is_functional = not schema.is_mutable and all(result.alias_info is None for result in schema.returns)
+        if is_functional and func.namespace in ("aten", "prims") and not has_rule(func):
+            self.without_row.append(func)
+        return func(*args, **given)
+
+
+def has_rule(overload: compat.OpOverload) -> bool:
+    """Whether an operator is lowered as it is, or by a step of normalising."""
+    known = (TABLE, DRAWS, randomness.OPERATORS, ALLOCATIONS, effects.CHECKS, effects.OF_NOTHING)
+    return any(overload in names for names in known) or registry.implementation(overload) is not None
 
 
 def runs_in_eager(node: fx.Node) -> bool:

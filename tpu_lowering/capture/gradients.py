@@ -1,13 +1,21 @@
-"""Kernels without backward, found before AOTAutograd would drop their gradients in silence."""
+"""Gradients that would be lost in silence: of kernels without backward, and of gradients.
+
+A backward is a program, which records no gradient. AOTAutograd says so where a gradient of a gradient reaches an
+argument that was saved; where only computed values were saved it finds no way to the arguments, and
+``torch.autograd.functional.hvp`` takes that for zeros. So ``create_graph=True`` is refused.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
-from tpu_lowering import compat
+from tpu_lowering import compat, errors
 from tpu_lowering.ir import arguments, graphs
 from tpu_lowering.kernels import registry
 from tpu_lowering.kernels.operators import no_backward
@@ -66,3 +74,44 @@ def _refuse_gradient(node: fx.Node, name: str) -> None:
         for leaf in compat.tree_leaves(used, is_leaf=lambda value: isinstance(value, fx.Node)):
             if isinstance(leaf, fx.Node) and getattr(leaf.meta.get("example_value"), "requires_grad", False):
                 raise no_backward(name, argument, graphs.source_line(node))
+
+
+def refuse_second_gradients(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled graph whose results refuse ``create_graph=True`` when a gradient is asked of them.
+
+    What torch's precompilation keeps is no function, and stays as it is.
+    """
+    if not inspect.isfunction(compiled):
+        return compiled
+
+    @functools.wraps(compiled)
+    def run(*arguments: Any) -> Any:
+        results = compiled(*arguments)
+        if torch.is_grad_enabled():
+            for result in results if isinstance(results, (tuple, list)) else ():
+                node = _compiled_node(result.grad_fn) if isinstance(result, torch.Tensor) else None
+                if node is not None:
+                    node.register_prehook(_refuse_second)
+                    break
+        return results
+
+    return run
+
+
+def _compiled_node(node: Any) -> Any:
+    """The node of a compiled graph that a result's gradient goes to, through the views that AOTAutograd makes of it."""
+    while node is not None and type(node).__name__ != "CompiledFunctionBackward":
+        node = node.next_functions[0][0] if node.next_functions else None
+    return node
+
+
+def _refuse_second(gradients: Any) -> None:
+    if torch.is_grad_enabled():
+        raise errors.refuse(
+            "TL306",
+            "the backward of a compiled function",
+            "expected create_graph=False, got a backward whose own gradient may be asked for: a compiled backward "
+            "records none",
+            "call the function in eager torch where gradients of gradients are needed (hvp, gradient penalties), or "
+            "use torch.func.grad inside of the compiled function",
+        )

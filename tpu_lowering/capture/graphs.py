@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -11,16 +12,22 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat, errors, pipeline
-from tpu_lowering.capture import recompiles
+from tpu_lowering.analyse import numbers
+from tpu_lowering.analyse.padded_calls import expression
+from tpu_lowering.analyse.padding import Padding
+from tpu_lowering.capture import effects, recompiles
 from tpu_lowering.capture.rounding import Rounding
 from tpu_lowering.codegen import source
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.lower.precision import Precision
-from tpu_lowering.normalise import randomness, specialise
+from tpu_lowering.normalise import randomness, shared_memory, specialise
 from tpu_lowering.normalise.aliases import APART, Sharing
+from tpu_lowering.normalise.mask_padding import number_dtype
 from tpu_lowering.options import Options
+from tpu_lowering.runtime.aot.capture import TpuRuntime
 from tpu_lowering.runtime.base import RunnableProgram, Runtime
+from tpu_lowering.runtime.numbered import NumberedProgram
 
 
 class CapturedGraph:
@@ -48,18 +55,24 @@ class CapturedGraph:
         # the backward graph and takes over only the object's own attributes.
         self._boxed_call = True
         self.kind, self.number = kind, number
-        self.module, self.options, self.observer, self.runtime = module, options, observer, runtime
-        self.sharing = sharing_of(kind, module.graph)
+        executed = not isinstance(runtime, TpuRuntime)
+        self.module, self.effects = effects.take_effects(module) if executed else (module, None)
+        self.options, self.observer, self.runtime = options, observer, runtime
+        self.sharing = sharing_of(kind, self.module.graph)
         self.lock = threading.Lock()
         self.calls: dict[Hashable, RunnableProgram] = {}
         self.programs: dict[Hashable, tuple[Program, RunnableProgram]] = {}
-        randomness.give_states_a_size(module.graph)
-        self.symbolic = any(is_symbolic(node.meta.get("val")) for node in module.graph.nodes)
+        if kind == "inference":  # of those where gradients are recorded it is known before they are parted
+            shared_memory.mark_shared_memory(self.module)
+        randomness.give_states_a_size(self.module.graph)
+        self.symbolic = any(is_symbolic(node.meta.get("val")) for node in self.module.graph.nodes)
         self.rounding: Rounding | None = None
+        self.numbers: frozenset[sympy.Symbol] = frozenset()  # those that no shape needs
+        self.edits: Padding | None = None
         self.sizes: dict[sympy.Symbol, Any] = {}
         runtime.check(examples)
         if self.symbolic:
-            specialise.refuse_data_dependence(module.graph)
+            specialise.refuse_data_dependence(self.module.graph)
             self._analyse_sizes()
         else:
             self.only = self._compile(f"{kind}_{number}", examples)[1]
@@ -68,17 +81,29 @@ class CapturedGraph:
         program = self._for_sizes(arguments) if self.symbolic else self.only
         given = list(arguments)
         arguments.clear()
-        return program(given)
+        if self.effects is None:
+            return program(given)
+        self.effects.before(given)
+        return self.effects.after(given, program(given))
 
     def _analyse_sizes(self) -> None:
+        self.numbers, self.edits = numbers.numbers_of(self.module.graph)
         if self.options.buckets:
+            self.numbers, self.edits = frozenset(), None
             with compat.disable_current_modes():
                 self.rounding = Rounding(self.module.graph, self.options.buckets, self.sharing)
             if self.rounding.actions:
                 self.observer.acted(f"{self.kind}_{self.number}", "round_sizes", self.rounding.actions)
 
+    @functools.cached_property
+    def places(self) -> dict[int, sympy.Symbol]:
+        """Positions of the arguments that are numbers which no shape needs."""
+        placeholders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        found = {at: expression(node) for at, node in enumerate(placeholders)}
+        return {at: symbol for at, symbol in found.items() if symbol in self.numbers}
+
     def _for_sizes(self, arguments: Sequence[Any]) -> RunnableProgram:
-        key = tuple(_size_key(argument) for argument in arguments)
+        key = tuple(_size_key(argument) for at, argument in enumerate(arguments) if at not in self.places)
         found = self.calls.get(key)
         if found is None:
             with self.lock:
@@ -90,11 +115,23 @@ class CapturedGraph:
         """What runs a call with sizes that were not met before; a program is compiled if none is there for them."""
         true = specialise.sizes_of(self.module.graph, arguments)
         if self.rounding is None:
-            return self._program(key, true, arguments)[1]
+            program, runnable = self._program(key, true, arguments)
+            return self._told(program, runnable, true) if self.places else runnable
         rounded = self.rounding.round(true)
         places = self.rounding.arguments(true, rounded, arguments)
         program, runnable = self._program(self.rounding.key(rounded), rounded, places)
         return self.rounding.call(runnable, program, (true, rounded), arguments, self.options.poison)
+
+    def _told(self, program: Program, runnable: RunnableProgram, sizes: dict[sympy.Symbol, Any]) -> RunnableProgram:
+        """The program for calls with other numbers too."""
+        outputs: Any = self.module.graph.output_node().args[0]
+        results = {at: expression(output) for at, output in enumerate(outputs) if isinstance(output, fx.Node)}
+        free = {at: one for at, one in results.items() if one is not None and one.free_symbols & self.numbers}
+        others = {symbol: number for symbol, number in sizes.items() if symbol not in self.numbers}
+        wanted = [sympy.sympify(one).subs(others) for one in (*program.numbers, *free.values())]
+        dtypes = tuple(number_dtype(one, sizes=False) for one in program.numbers)
+        evaluate = compat.evaluator(wanted, list(self.places.values()))
+        return NumberedProgram(runnable, tuple(self.places), evaluate, dtypes, tuple(free))
 
     def _program(
         self, key: Hashable, sizes: dict[sympy.Symbol, Any], arguments: Sequence[Any]
@@ -118,7 +155,7 @@ class CapturedGraph:
                 self.observer,
                 device_kind=self.runtime.device_kind,
                 sharing=self.sharing,
-                padding=self.rounding.padding if self.rounding is not None else None,
+                padding=self.rounding.padding if self.rounding is not None else self.edits,
             )
             text = source.generate(program, self.options.poison, Precision.of_torch())
             self.observer.compiled(program, text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
@@ -12,6 +13,8 @@ from tpu_lowering import compat
 from tpu_lowering.capture.graphs import is_symbolic
 from tpu_lowering.fuse import attention_sites, attention_training
 from tpu_lowering.fuse.attention_masks import Term, computed, constants
+from tpu_lowering.normalise import shared_memory
+from tpu_lowering.normalise.specialise import SYMBOLIC
 
 
 def partitioner(device_kind_of: Callable[[fx.GraphModule, Any], str | None]) -> Callable[..., Any]:
@@ -25,15 +28,49 @@ def partitioner(device_kind_of: Callable[[fx.GraphModule, Any], str | None]) -> 
     """
 
     def partition(joint: fx.GraphModule, inputs: Any, **given: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
+        shared_memory.mark_shared_memory(joint)
         device_kind = device_kind_of(joint, inputs)
         if device_kind is not None and not any(is_symbolic(node.meta.get("val")) for node in joint.graph.nodes):
             with compat.disable_current_modes():  # masks are computed here
                 attention_training.call_operators(joint.graph, device_kind, {})
                 compute_masks_again(joint.graph)
         with compat.recomputed_views():
-            return compat.min_cut_partition(joint, inputs, **given)
+            parts = compat.min_cut_partition(joint, inputs, **given)
+        return repeat_draws(joint, *parts, given["num_fwd_outputs"])
 
     return partition
+
+
+def repeat_draws(
+    joint: fx.GraphModule, forward: fx.GraphModule, backward: fx.GraphModule, results: int
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Forward and backward in which no random operator draws twice: the backward repeats what the forward drew.
+
+    The partitioner does so for operators inside of ``checkpoint``; but with an ``activation_memory_budget`` it has a
+    backward compute others again, and these would draw anew.
+
+    Args:
+        joint: the joint graph, as the partitioner left it.
+        forward, backward: its parts.
+        results: how many results of the forward are the user's; saved values follow, sizes last.
+    """
+    twice = {node.name for node in forward.graph.nodes if _draws(node)}
+    twice &= {node.name for node in backward.graph.nodes if _draws(node)}
+    if not twice:
+        return forward, backward
+    for node in joint.graph.nodes:
+        if node.name in twice:
+            node.meta["recompute"] = CheckpointPolicy.PREFER_RECOMPUTE
+    for node in backward.graph.find_nodes(op="placeholder"):
+        if node.name.startswith("rng_state_output"):  # of a ``checkpoint``: torch would give new ones the same names
+            node.target = f"checkpoint_{node.name}"
+    outputs: Any = forward.graph.output_node().args[0]
+    sizes = sum(isinstance(node.meta.get("val"), SYMBOLIC) for node in outputs[results:])
+    return compat.functionalize_rng_ops(joint, forward, backward, sizes)
+
+
+def _draws(node: fx.Node) -> bool:
+    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def compute_masks_again(graph: fx.Graph) -> None:

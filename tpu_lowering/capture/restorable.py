@@ -74,14 +74,14 @@ def restore(folder: str, key: str) -> Restorable:
 def of(graph: CapturedGraph, runtime: Runtime, folder: str, kernels: Sequence[KnownKernel] | None = None) -> Restorable:
     """A captured graph as AOTAutograd can keep it.
 
-    Its cache knows the graph, but not what a kernel does, nor sizes that are not numbers: graphs with such sizes have
-    no record, and those with kernels have one if all their kernels are known.
+    Its cache knows the graph, but not what a kernel does, nor sizes that are not numbers: graphs with such sizes, or
+    with effects, have no record, and those with kernels have one if all their kernels are known.
 
     Args:
         kernels: those of the graph that this one was made of; None if they are not known.
     """
     key = None
-    if isinstance(runtime, CpuRuntime) and runtime.store is not None and not graph.symbolic:
+    if isinstance(runtime, CpuRuntime) and runtime.store is not None and not graph.symbolic and graph.effects is None:
         assert isinstance(graph.only, CpuProgram)
         program = graph.only.interface
         assert isinstance(program, Program)

@@ -68,6 +68,7 @@ from tpu_lowering.compat.of_torch import (
     bypass_autograd_cache,
     cold_dynamo,
     core_aten_decompositions,
+    evaluator,
     example_sizes,
     has_autograd_kernel,
     is_out_operator,
@@ -75,6 +76,8 @@ from tpu_lowering.compat.of_torch import (
     keep_saved_tensors,
     largest_size,
     overload_called,
+    primitives,
+    python_mod,
     random_state_operators,
     recompile_reason,
     recomputed_views,
@@ -103,6 +106,8 @@ if TYPE_CHECKING:
     eager_flex_attention: Any
     map_arg: Any
     min_cut_partition: Any
+    TorchDispatchMode: Any
+    functionalize_rng_ops: Any
     set_grad_enabled: Any
     with_effects: Any
 
@@ -116,6 +121,7 @@ __all__ = [
     "OpOverloadPacket",
     "OutputCode",
     "ResultsOfForward",
+    "TorchDispatchMode",
     "aot_autograd",
     "aot_export_joint_simple",
     "aten",
@@ -140,12 +146,14 @@ __all__ = [
     "eager_flex_attention",
     "empty",
     "enable_x64",
+    "evaluator",
     "example_sizes",
     "executable_bytes",
     "executable_from_bytes",
     "exports_for_now",
     "flash_attention_sums",
     "function_of_xla_kernel",
+    "functionalize_rng_ops",
     "grid_scope",
     "has_autograd_kernel",
     "has_helion",
@@ -167,8 +175,10 @@ __all__ = [
     "missing",
     "overload_called",
     "paged_attention",
+    "primitives",
     "prims",
     "private",
+    "python_mod",
     "random_state_operators",
     "rebuild_helion_containers",
     "recompile_reason",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,12 @@ NAMES: dict[str, tuple[str, str, str]] = {
     ),
     "auto_functionalized": (f"{_HIGHER_ORDER}.auto_functionalize", "auto_functionalized", _MUTABLE),
     "auto_functionalized_v2": (f"{_HIGHER_ORDER}.auto_functionalize", "auto_functionalized_v2", _MUTABLE),
+    "TorchDispatchMode": (
+        "torch.utils._python_dispatch", "TorchDispatchMode", "operators that a function calls",
+    ),
+    "functionalize_rng_ops": (
+        "torch._functorch.partitioners", "functionalize_rng_ops", "a backward that repeats the forward's draws",
+    ),
     "disable_current_modes": (
         "torch.utils._python_dispatch", "_disable_current_modes", "AOTAutograd compiles under modes of its own",
     ),
@@ -73,6 +80,17 @@ def traced_line() -> str:
     """The stack trace of the node of Dynamo's graph that is being traced; "" outside of tracing."""
     current = private("torch", "torch.fx.traceback", "get_current_meta", "the user's line, while a graph is traced")
     return str(current().get("stack_trace") or "")
+
+
+def primitives() -> dict[Any, Callable[..., Any]]:
+    """What eager runs for each of torch's primitives (``torch.ops.prims``), by the operator."""
+    found: dict[Any, Callable[..., Any]] = {}
+    for name in private("torch", "torch._prims", "__all__", "torch's primitives"):
+        packet = getattr(torch.ops.prims, name, None)
+        function = getattr(packet, "impl_aten", None)
+        if function is not None:
+            found[packet.default] = function
+    return found
 
 
 def keep_saved_tensors() -> None:
@@ -193,6 +211,20 @@ def largest_size(size: torch.SymInt, symbol: Any) -> int | None:
     """The largest value that a size symbol may have in a graph, by its guards and ``mark_dynamic``; None if any."""
     known = size.node.shape_env.var_to_range.get(symbol)
     return int(known.upper) if known is not None and known.upper.is_Integer else None
+
+
+def python_mod(value: Any, size: int) -> Any:
+    """``value % size`` as an expression, with Python's meaning for negative numbers."""
+    why = "positions counted from the start"
+    return private("torch", "torch.utils._sympy.functions", "PythonMod", why)(value, size)
+
+
+def evaluator(expressions: Sequence[Any], symbols: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
+    """Expressions of sizes and numbers as one Python function of what their symbols stand for."""
+    printer = private("torch", "torch.utils._sympy.printers", "PythonPrinter", "numbers that a program is told")()
+    names = ", ".join(map(str, symbols))
+    items = "".join(f"{printer.doprint(expression)}, " for expression in expressions)
+    return eval(f"lambda {names}: ({items})", {"math": math, "torch": torch})
 
 
 def size_source(size: torch.SymInt, symbol: Any) -> str:

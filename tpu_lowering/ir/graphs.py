@@ -164,14 +164,15 @@ def _is_node(value: Any) -> bool:
 
 
 def eliminate_dead_code(graph: fx.Graph, spare: Callable[[fx.Node], bool] = lambda node: False) -> list[fx.Node]:
-    """Erases calls whose results nobody uses, but those to spare; every call in a normalised graph is pure.
+    """Erases calls whose results nobody uses, but those to spare, and those that have effects by torch's own account:
+    an operator that writes to its arguments by its schema, one that draws random numbers, an assertion.
 
     Returns:
         The erased nodes.
     """
     erased: list[fx.Node] = []
     for node in reversed(graph.nodes):
-        if node.op in ("call_function", "get_attr") and not node.users and not spare(node):
+        if node.op in ("call_function", "get_attr") and not node.users and not node.is_impure() and not spare(node):
             erased.append(node)
             graph.erase_node(node)
     return erased

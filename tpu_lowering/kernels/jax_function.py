@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -46,12 +47,11 @@ class JaxKernel(Kernel):
             )
         for operand, access in zip(self.operands, effects.access, strict=True):
             if operand.result is not None and not access.writes:
-                raise errors.refuse(
-                    "TL203",
-                    f"argument '{operand.name}' of {self.name}",
-                    f"expected a new value for an argument declared as mutated, got none: {access.evidence}",
-                    f"write to '{operand.name}', or leave it out of mutates_args",
-                    self.where,
+                warnings.warn(
+                    f"[TL508] argument '{operand.name}' of {self.name}, defined at {self.where}, is declared as "
+                    f"mutated and keeps its value: {access.evidence}",
+                    UserWarning,
+                    stacklevel=2,
                 )
         return effects.access
 
@@ -84,7 +84,7 @@ def specialise(
 
     Raises:
         TpuLoweringError: TL202 if the function returns other types, TL206 if it cannot be traced,
-            TL203 or TL204 if its writes are not the declared ones.
+            TL204 if it writes to what is not declared as written.
     """
     cache_key = (found, arguments.key(tuple(bound.items())), tuple(own_results), device_kind)
     with _lock:

@@ -54,7 +54,7 @@ def kernel_op(
 
     Raises:
         TpuLoweringError: TL207 if the name is taken, TL208 if the annotations give no schema. At the
-            first use for given types: TL202, TL203, TL204 or TL206.
+            first use for given types: TL202, TL204 or TL206.
     """
 
     def enter(function: registry.Function) -> compat.OpOverload:

@@ -38,6 +38,11 @@ class Implementation:
         return self.overload._schema.name
 
     @property
+    def is_own(self) -> bool:
+        """Whether the function is the operator's only implementation, in eager too: it was made by ``kernel_op``."""
+        return self.backward is not None
+
+    @property
     def has_backward(self) -> bool:
         return compat.has_autograd_kernel(self.name) if self.backward is None else self.backward
 

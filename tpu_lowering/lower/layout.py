@@ -92,6 +92,7 @@ def no_lowering(node: fx.Node) -> errors.TpuLoweringError:
         "TL301",
         str(node.target),
         f"expected an operator in the lowering table, got {node.target}",
-        "write it with operators that are in the table, or add a row: see 'Add an operator' in CONTRIBUTING.md",
+        "run it in eager torch, between two programs, with options={'fallback': 'eager'}, or write it with other "
+        "operators",
         graphs.source_line(node),
     )

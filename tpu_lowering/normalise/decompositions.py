@@ -18,6 +18,7 @@ from tpu_lowering.compat import core_aten_decompositions, registered_decompositi
 from tpu_lowering.ir.types import bf16, f16
 from tpu_lowering.normalise import attention, draws
 from tpu_lowering.normalise.foreach import foreach_decompositions
+from tpu_lowering.normalise.spellings import spellings
 
 aten = compat.aten
 
@@ -114,6 +115,9 @@ KEPT: dict[str, tuple[compat.OpOverload, ...]] = {
     ),
 }
 
+PRIMITIVES = (compat.prims.convert_element_type.default, compat.prims.fma.default, compat.prims.iota.default)
+"""Primitives with rows of their own: torch's decompositions are made of them."""
+
 ADDED: dict[str, tuple[compat.OpOverload, ...]] = {
     "writes the running statistics without saying so": (aten.native_batch_norm.default,),
     "resizing: gathers and weighted sums": (
@@ -186,6 +190,7 @@ LINSPACE = (
 def _table() -> dict[compat.OpOverload, Callable[..., Any]]:
     table = core_aten_decompositions() | foreach_decompositions() | draws.DECOMPOSITIONS
     table |= attention.DECOMPOSITIONS
+    table |= spellings(PRIMITIVES.__contains__)
     table |= {overload: functools.partial(linspace, table[overload]) for overload in LINSPACE if overload in table}
     table |= {overload: functools.partial(logspace, table[overload]) for overload in LOGSPACE if overload in table}
     for overloads in KEPT.values():

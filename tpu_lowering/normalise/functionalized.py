@@ -23,6 +23,7 @@ from tpu_lowering.ir import arguments, graphs
 from tpu_lowering.ir.kernels import Kernel, kernel_call
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jax_function, registry
+from tpu_lowering.normalise import shared_memory
 
 aten = compat.aten
 
@@ -137,11 +138,26 @@ def _functionalized(graph: fx.Graph, node: fx.Node) -> None:
         return
     own = _result_types(list(recorded[:own_count]))
     bound, views, bases = _regenerate(graph, node, found, given)
+    _refuse_overlaps(node, found, bound, views)
     call, operands = insert_call(graph, found, bound, own)
     new_bases = _write_back(graph, call, operands, bound, views, bases)
     tied = len(graphs.kernel_of(call).tied())
     results = [graphs.call(graph, operator.getitem, call, tied + index) for index in range(len(own))]
     _send_results(node, [*(results or [None]), *new_bases])
+
+
+def _refuse_overlaps(
+    node: fx.Node, found: registry.Implementation, bound: dict[str, Any], views: Sequence[View]
+) -> None:
+    """Refuses written arguments that overlap, as ``shared_memory`` says."""
+    written = shared_memory.operands({name: bound[name] for name in found.mutated})
+    if views:
+        keys = [f"_all_bases[{view.base}]" for view in views]
+        written = [(name, value, key) for (name, value, _), key in zip(written, keys, strict=True)]
+    shared_memory.refuse_repeats(found.name, node, written)
+    if not found.is_own:
+        read = shared_memory.operands({name: value for name, value in bound.items() if name not in found.mutated})
+        shared_memory.refuse_overlaps(found.name, node, written, read)
 
 
 def _out_operator(graph: fx.Graph, node: fx.Node, found: registry.Implementation, given: dict[str, Any]) -> None:

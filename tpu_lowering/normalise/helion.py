@@ -18,6 +18,7 @@ from tpu_lowering import compat
 from tpu_lowering.ir import arguments, graphs
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.kernels import function_values, helion
+from tpu_lowering.normalise import shared_memory
 from tpu_lowering.normalise.functionalized import View
 
 aten = compat.aten
@@ -41,6 +42,9 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
     kernel = compat.helion_kernel(node.kwargs["kernel_idx"])  # type: ignore[arg-type]
     mutated = list(node.kwargs["tensors_to_clone"])  # type: ignore[arg-type]
     given = {**node.kwargs["constant_args"], **node.kwargs["tensor_args"]}  # type: ignore[dict-item]
+    written = shared_memory.operands({name: given[name] for name in mutated})
+    shared_memory.refuse_repeats(kernel.name, node, written)
+    shared_memory.refuse_overlaps(kernel.name, node, written, ())
     results = inline(module, node, kernel, given, mutated)
     _send(node, results[len(mutated) :], dict(zip(mutated, results, strict=False)))
 

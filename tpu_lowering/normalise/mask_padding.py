@@ -34,7 +34,11 @@ from tpu_lowering.analyse.padded_calls import (
     Mean,
     Number,
     Overlay,
+    Place,
     Put,
+    Shift,
+    Window,
+    WindowPut,
     Wrap,
 )
 from tpu_lowering.analyse.padding import Padding
@@ -65,10 +69,12 @@ def mask_padding(module: fx.GraphModule, padding: Padding, sizes: Mapping[sympy.
     return tuple(editor.numbers)
 
 
-def number_dtype(value: Expr) -> torch.dtype:
-    """The dtype that a number goes to the program in: int32 for a size, int64 for what is made of sizes."""
+def number_dtype(value: Expr, sizes: bool = True) -> torch.dtype:
+    """The dtype that a number goes to the program in: int32 for a size, int64 for what is made of sizes, or is none."""
     if not value.is_integer:
         return torch.float64
+    if not sizes:
+        return torch.int64
     return torch.int32 if value.is_Symbol or value.as_coeff_Add()[1].is_Symbol else torch.int64
 
 
@@ -97,6 +103,14 @@ class _Editor:
             case Wrap():
                 with graphs.inserting_for(node):
                     _replace_argument(node, "indices", edit.item, lambda old: self._wrapped(old, edit.size))
+            case Place():
+                self._place(node, edit)
+            case Shift():
+                self._shift(node, edit)
+            case Window():
+                self._window(node, edit)
+            case WindowPut():
+                self._window_put(node, edit)
             case HideKeys():
                 with graphs.inserting_for(node):
                     hidden = self._hidden_keys(node, edit.factors)
@@ -113,7 +127,7 @@ class _Editor:
             with self.graph.inserting_after(last):
                 node = self.graph.placeholder(f"true_{len(self.numbers)}")
             with self.mode:
-                node.meta["val"] = torch.empty((), dtype=number_dtype(value))
+                node.meta["val"] = torch.empty((), dtype=number_dtype(value, bool(self.rounded)))
             self.numbers[value] = node
         return self.numbers[value]
 
@@ -216,6 +230,43 @@ class _Editor:
             chosen = self.call(aten.index_select.default, value, edit.axis, place)
             chosen = self.call(aten.squeeze.dim, chosen, edit.axis)
         graphs.replace(node, chosen)
+
+    def _place(self, node: fx.Node, edit: Place) -> None:
+        given = graphs.bound(node)
+        with graphs.inserting_for(node):
+            place = self.call(aten.view.default, self.number(edit.position), [1])
+            source = self.call(aten.unsqueeze.default, given["src"], edit.axis)
+            written = self.call(aten.index_copy.default, given["self"], edit.axis, place, source)
+        graphs.replace(node, written)
+
+    def _shift(self, node: fx.Node, edit: Shift) -> None:
+        given, value = graphs.bound(node), node.meta["val"]
+        options = {"dtype": value.dtype, "device": "cpu", "requires_grad": False}
+        with graphs.inserting_for(node):
+            places = self.call(iota, int(value.shape[0]), start=0, step=given["step"], **options)
+            start = self.call(aten._to_copy.default, self.number(edit.start), dtype=value.dtype)
+            shifted = self.call(aten.add.Tensor, places, start)
+        graphs.replace(node, shifted)
+
+    def _window(self, node: fx.Node, edit: Window) -> None:
+        given, count = graphs.bound(node), int(node.meta["val"].shape[edit.axis])
+        with graphs.inserting_for(node):
+            places = self._window_places(count, edit)
+            chosen = self.call(aten.index_select.default, given["self"], edit.axis, places)
+        graphs.replace(node, chosen)
+
+    def _window_put(self, node: fx.Node, edit: WindowPut) -> None:
+        given = graphs.bound(node)
+        count = int(given["src"].meta["val"].shape[edit.axis])
+        with graphs.inserting_for(node):
+            places = self._window_places(count, edit)
+            written = self.call(aten.index_copy.default, given["self"], edit.axis, places, given["src"])
+        graphs.replace(node, written)
+
+    def _window_places(self, count: int, edit: Window | WindowPut) -> fx.Node:
+        options = {"dtype": torch.int64, "device": "cpu", "requires_grad": False}
+        places = self.call(iota, count, start=0, step=edit.step, **options)
+        return self.call(aten.add.Tensor, places, self.number(edit.start))
 
     def _wrapped(self, indices: fx.Node, size: Expr) -> fx.Node:
         zero = self.constant(0, indices.meta["val"].dtype)

@@ -37,6 +37,11 @@ class ReturnFreshBuffers:
         actions: list[Action] = []
         for node in graphs.kernel_calls(graph):
             kernel, operands = graphs.kernel_of(node), graphs.operands_of(node)
+            for index in kernel.tied():
+                access = kernel.access[index]
+                if (operand := operands[index]) is not None and not access.writes:
+                    reason = f"{kernel.name} leaves '{kernel.operands[index].name}' as it is: {access.evidence}"
+                    actions.append(Action.on("unwritten", operand, reason, "TL508"))
             fresh = [index for index in kernel.tied() if operands[index] in undefined]
             for index in fresh:
                 operand = operands[index]

@@ -23,6 +23,9 @@ from tpu_lowering.passes.base import Action
 from tpu_lowering.report import chip
 from tpu_lowering.report.report import REMEDIES, Buffer, Draw, Report
 
+NOTED = ("fresh", "interpreted", "unwritten")
+"""Kinds of actions that, with a code, are remarks."""
+
 
 class Collector:
     """An observer that gathers what a report needs."""
@@ -77,7 +80,7 @@ class Collector:
             removed=tuple(removed.values()),
             allocations_kept=tuple(by_kind[True]),
             aliases_kept=tuple(by_kind[False]),
-            notes=tuple(self._buffer(p, a) for p, a in self.actions if a.kind in ("fresh", "interpreted") and a.code),
+            notes=tuple(self._buffer(p, a) for p, a in self.actions if a.kind in NOTED and a.code),
             programs=tuple(self.programs),
             draws=tuple(self.draws),
             seconds=dict(self.seconds),

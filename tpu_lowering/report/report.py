@@ -16,6 +16,8 @@ REMEDIES: dict[str, str] = {
     "TL503": "write the buffer before it is used, or return the kernel's result instead of the allocation",
     "TL504": "initialise the buffer (torch.zeros_like) if the kernel should see defined values",
     "TL506": "nothing to do for a TPU; for speed on a CPU use static grids and blocks without padding",
+    "TL508": "nothing to do for a workspace or a list of which some change; else write to it, or leave it out of "
+    "mutates_args",
     "TL511": "nothing to do if few sizes are met; else write the line with operators that have a rule for padding",
     "TL512": "with many sizes: options={'buckets': 'power_of_two'}, or a step or list of sizes of your own",
     "TL513": "mark what changes: torch._dynamo.mark_dynamic(x, dim), or keep the value that the guard names equal",

@@ -128,7 +128,7 @@ def _floor_divide(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where(y == 0, x / y, floor)
 
 
-@lowers(aten.div.Tensor, aten.div.Scalar, aten.div.Tensor_mode, aten.div.Scalar_mode)
+@lowers(aten.div.Tensor, aten.div.Scalar, aten.div.Tensor_mode, aten.div.Scalar_mode, aten.true_divide.Tensor)
 def div(self: Any, other: Any, *, rounding_mode: str | None = None, out: TensorType) -> jax.Array:
     """True division, or rounded to ``"floor"`` or ``"trunc"``."""
     dtype = compute_dtype(out.dtype)
@@ -138,6 +138,13 @@ def div(self: Any, other: Any, *, rounding_mode: str | None = None, out: TensorT
     if rounding_mode == "trunc":
         return finish(jnp.trunc(x / y) if _is_floating(x) else jax.lax.div(x, y), out)
     return finish(x / y, out)
+
+
+@lowers(aten.square.default)
+def square(self: Any, *, out: TensorType) -> jax.Array:
+    """A number times itself; torch writes it where a Python number became a tensor."""
+    x = cast(self, compute_dtype(out.dtype))
+    return finish(x * x, out)
 
 
 def _integer_power(x: jax.Array, y: Any) -> jax.Array:
