@@ -58,7 +58,7 @@ def helion_tpu(
         observer.acted(f"graph_{number}", "capture", again)
 
     # What comes out of AOTAutograd's cache has no stages to observe.
-    keeps = bool(chosen.cache) and not (observers or chosen.dump)
+    may_keep = bool(chosen.cache) and not (observers or chosen.dump)
 
     def compiler(kind: str, kernels: Sequence[KnownKernel] | None) -> Callable[..., Any]:
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
@@ -66,9 +66,9 @@ def helion_tpu(
                 compat.keep_saved_tensors()
             where = runtime or runtime_for(graph.graph, kind, arguments, chosen)
             captured = CapturedGraph(kind, number, graph, arguments, chosen, observer, where)
-            return restorable.of(captured, where, chosen.cache, kernels) if keeps else captured
+            return captured if kernels is None else restorable.of(captured, where, chosen.cache, kernels)
 
-        return compat.serializable_compiler(Restorable, compile_graph) if keeps else compile_graph
+        return compile_graph if kernels is None else compat.serializable_compiler(Restorable, compile_graph)
 
     def device_kind_of(joint: fx.GraphModule, arguments: Any) -> str | None:
         if chosen.fuse == "never":
@@ -77,8 +77,8 @@ def helion_tpu(
         return where.device_kind if pipeline.fuses(chosen, where.device_kind) else None
 
     def compile_whole(part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
-        kernels = known_kernels(part) if keeps else None
-        with restorable.autograd_cache(chosen, kernels) if keeps else contextlib.nullcontext():
+        kernels = known_kernels(part) if may_keep else None
+        with contextlib.nullcontext() if kernels is None else restorable.autograd_cache(chosen, kernels):
             return compat.aot_autograd(
                 fw_compiler=compiler("forward", kernels),
                 bw_compiler=compiler("backward", kernels),

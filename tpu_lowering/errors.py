@@ -38,6 +38,7 @@ CODES: dict[str, str] = {
     "TL210": "Helion kernel lacks something that tpu_lowering needs",
     "TL212": "kernel has a race",
     "TL213": "kernel stopped in JAX's TPU interpreter",
+    "TL214": "kernel changed under a program that was found in the cache",
     # 3xx: operators and values
     "TL301": "operator has no lowering",
     "TL302": "dtype is not supported",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import sympy
@@ -25,6 +25,9 @@ class CapturedGraph:
 
     A graph with symbolic sizes is compiled for each set of sizes it meets, beneath Dynamo: neither Dynamo
     nor AOTAutograd runs again. With ``Options.buckets`` sizes are rounded up first, where that is exact.
+
+    A kernel is traced once, and its function may read names that are given other values later. Whether they were is
+    asked before each call; then what was compiled is forgotten.
 
     Programs are kept as long as the compiled function: to drop one would turn a later call of microseconds into one
     of seconds. What bounds their number is ``buckets``; what a further length then costs is a small record of where
@@ -51,6 +54,7 @@ class CapturedGraph:
         self.calls: dict[Hashable, RunnableProgram] = {}
         self.programs: dict[Hashable, tuple[Program, RunnableProgram]] = {}
         randomness.give_states_a_size(module.graph)
+        self.current: tuple[Callable[[], bool], ...] = ()
         self.symbolic = any(is_symbolic(node.meta.get("val")) for node in module.graph.nodes)
         self.rounding: Rounding | None = None
         self.sizes: dict[sympy.Symbol, Any] = {}
@@ -62,10 +66,25 @@ class CapturedGraph:
             self.only = self._compile(f"{kind}_{number}", examples)[1]
 
     def __call__(self, arguments: list[Any]) -> list[Any]:
+        if self.current and not self.is_current():
+            self._compile_again(arguments)
         program = self._for_sizes(arguments) if self.symbolic else self.only
         given = list(arguments)
         arguments.clear()
         return program(given)
+
+    def is_current(self) -> bool:
+        """Whether what the kernels read when they were traced is still so."""
+        return all(current() for current in self.current)
+
+    def _compile_again(self, arguments: Sequence[Any]) -> None:
+        """Forgets programs whose kernels read other values now."""
+        with self.lock:
+            if self.is_current():  # another thread was here
+                return
+            self.current, self.calls, self.programs = (), {}, {}
+            if not self.symbolic:
+                self.only = self._compile(f"{self.kind}_{self.number}", arguments)[1]
 
     def _analyse_sizes(self) -> None:
         if self.options.buckets:
@@ -117,6 +136,7 @@ class CapturedGraph:
                 shares_memory=self.shares_memory,
                 padding=self.rounding.padding if self.rounding is not None else None,
             )
+            self.current = tuple(dict.fromkeys((*self.current, *program.current)))
             text = source.generate(program, self.options.poison)
             self.observer.compiled(program, text)
             self.observer.acted(program.name, "run", self.runtime.remarks(program))

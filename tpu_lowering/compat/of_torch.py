@@ -114,6 +114,30 @@ def below_autograd() -> Any:
     return private("torch", "torch._C", "_AutoDispatchBelowAutograd", "calls an operator from its autograd kernel")()
 
 
+def custom_operator(name: str) -> tuple[Callable[..., Any] | None, ...] | None:
+    """What ``torch.library.custom_op`` and its methods made an operator (``ns::op``) of: gradient, context, types.
+
+    None if it was not made so.
+    """
+    known = private("torch", "torch._library.custom_ops", "OPDEFS", "gradients of the user's operators").get(name)
+    return None if known is None else (known._backward_fn, known._setup_context_fn, known._abstract_fn)
+
+
+def refuse_unknown_calls(module: torch.fx.GraphModule) -> None:
+    """Raises LookupError if a graph of Dynamo's calls what AOTAutograd's cache knows by its name alone.
+
+    The cache itself asks this of a graph's own calls, and not of those in its sub-graphs.
+    """
+    cache = "torch._functorch._aot_autograd.autograd_cache"
+    check = private("torch", cache, "check_node_safe", "calls that a cache knows")
+    bypass = private("torch", cache, "BypassAOTAutogradCache", "calls that a cache knows")
+    try:
+        for node in module.graph.nodes:
+            check(node)
+    except (bypass, AssertionError) as error:
+        raise LookupError(str(error)) from error
+
+
 def has_autograd_kernel(name: str) -> bool:
     """Whether an operator (``ns::op``) has an autograd kernel of its own, so that gradients are not dropped."""
     check = private("torch", "torch._C", "_dispatch_has_kernel_for_dispatch_key", "finds operators without backward")

@@ -13,7 +13,9 @@ from tpu_lowering import errors
 from tpu_lowering.ir import arguments
 from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
 from tpu_lowering.ir.types import TensorType, element_type
-from tpu_lowering.kernels import jaxprs
+from tpu_lowering.kernels import jaxprs, settings
+from tpu_lowering.kernels.fingerprints import Followed
+from tpu_lowering.kernels.freshness import Functions
 from tpu_lowering.kernels.registry import Implementation
 
 
@@ -67,12 +69,15 @@ class JaxKernel(Kernel):
 
 _lock = threading.Lock()
 _kernels: dict[Hashable, JaxKernel] = {}
+_functions = Functions()
 
 
 def specialise(
     found: Implementation, bound: Mapping[str, Any], own_results: Sequence[TensorType], device_kind: str = ""
 ) -> JaxKernel:
     """The kernel of an implementation for given arguments; the same object for equal ones.
+
+    A function that reads what cannot be followed is traced each time, and one whose globals have changed again.
 
     Args:
         found: the implementation.
@@ -84,17 +89,26 @@ def specialise(
         TpuLoweringError: TL202 if the function returns other types, TL206 if it cannot be traced,
             TL203 or TL204 if its writes are not the declared ones.
     """
-    cache_key = (found, arguments.key(tuple(bound.items())), tuple(own_results), device_kind)
     with _lock:
-        if cache_key not in _kernels:
-            kernel = _trace(found, bound, own_results, device_kind)
+        followed = _functions.follow(found.function)
+        given = (arguments.key(tuple(bound.items())), tuple(own_results), device_kind)
+        cache_key = (found, followed.text, settings.of_tracing(), given)
+        if followed.unknown or cache_key not in _kernels:
+            with _functions.scope(followed):
+                kernel = _trace(found, bound, own_results, device_kind, followed)
             kernel.access  # noqa: B018  (refuses wrong declarations before the kernel is used)
+            if followed.unknown or not followed.is_current():
+                return kernel
             _kernels[cache_key] = kernel
         return _kernels[cache_key]
 
 
 def _trace(
-    found: Implementation, bound: Mapping[str, Any], own_results: Sequence[TensorType], device_kind: str
+    found: Implementation,
+    bound: Mapping[str, Any],
+    own_results: Sequence[TensorType],
+    device_kind: str,
+    followed: Followed,
 ) -> JaxKernel:
     template, types = arguments.split(dict(bound), lambda value: isinstance(value, TensorType))
     schema = {argument.name: argument for argument in found.overload._schema.arguments}
@@ -126,7 +140,9 @@ def _trace(
         Operand(names[index], type_, mutated.index(index) if index in mutated else None)
         for index, type_ in enumerate(types)
     )
-    return JaxKernel(found.name, operands, tuple(expected), found.where, device_kind, closed)
+    return JaxKernel(
+        found.name, operands, tuple(expected), found.where, device_kind, closed, is_current=followed.is_current
+    )
 
 
 def _result_types(closed: Any) -> list[TensorType]:

@@ -1,0 +1,154 @@
+"""What a kernel reads is part of what it is found by, or it is not found: in later processes and in the same one."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+from collections.abc import Generator
+from typing import Any
+
+import jax
+import pytest
+import torch
+from jax import nn
+from jax import numpy as jnp
+
+import tpu_lowering
+from tests.cache import settable
+from tpu_lowering.kernels.fingerprints import follow
+
+SCRIPT = pathlib.Path(settable.__file__)
+X = torch.ones(3, dtype=torch.float32)
+
+
+def results(folder: pathlib.Path, number: int, **variables: str) -> dict[str, float]:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch"), **variables}
+    command = [sys.executable, str(SCRIPT), str(folder / "ours"), str(number)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert process.returncode == 0, process.stderr[-2000:]
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("precompile", ["0", "1"])
+def test_a_later_process_finds_no_kernel_with_another_number(precompile: str, tmp_path: pathlib.Path) -> None:
+    for number in (2, 3):
+        found = results(tmp_path, number, TORCH_CACHING_PRECOMPILE=precompile)
+        assert {name: value for name, value in found.items() if value != number} == {}
+        assert set(found) == set(settable.TABLE)
+
+
+@pytest.fixture
+def untouched() -> Generator[None]:
+    """Puts back what entries of the table put into released modules."""
+    modules = [jnp, nn, settable.math, settable.sys, settable]
+    before = [dict(vars(module)) for module in modules]
+    code, dtype = nn.hard_tanh.__wrapped__.__code__, torch.get_default_dtype()
+    arguments, environment = list(sys.argv), dict(os.environ)
+    yield
+    for module, names in zip(modules, before, strict=True):
+        vars(module).clear()
+        vars(module).update(names)
+    for name, owner in (("factor", nn.soft_sign), ("factor", jax.ShapeDtypeStruct)):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    nn.hard_tanh.__wrapped__.__code__ = code
+    torch.set_default_dtype(dtype)
+    jax.config.update("jax_default_matmul_precision", None)
+    sys.argv[:] = arguments
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+_operators: dict[str, Any] = {}
+
+
+def operator_of(name: str) -> Any:
+    if name not in _operators:
+        function = settable.TABLE[name][0]
+        made = types.FunctionType(function.__code__, function.__globals__, name, None, function.__closure__)
+        made.__annotations__ = {"x": torch.Tensor, "return": torch.Tensor}
+        _operators[name] = tpu_lowering.kernel_op(f"settable_here::{name}")(made)
+    return _operators[name]
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("name", settable.TABLE)
+def test_a_call_in_eager_torch_has_the_number_of_its_time(name: str) -> None:
+    operator, put = operator_of(name), settable.TABLE[name][1]
+    for number in (2, 3, 2):
+        put(number)
+        assert float(operator(X)[0]) == number
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("name", [*settable.FOLLOWED, *settable.SEEN])
+def test_a_compiled_program_is_compiled_again_when_a_number_changes(name: str) -> None:
+    """Without being asked to: the same sizes, the same compiled function."""
+    operator, put = operator_of(name), settable.TABLE[name][1]
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: operator(x) + 1, backend="helion_tpu", fullgraph=True)
+    with torch.inference_mode():
+        for number in (2, 3, 2):
+            put(number)
+            assert float(compiled(X)[0]) == number + 1
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("name", settable.TABLE)
+def test_what_is_compiled_anew_has_the_number_of_its_time(name: str) -> None:
+    operator, put = operator_of(name), settable.TABLE[name][1]
+    for number in (2, 3, 2):
+        put(number)
+        torch.compiler.reset()
+        assert float(torch.compile(lambda x: operator(x), backend="helion_tpu", fullgraph=True)(X)[0]) == number
+
+
+def test_symbolic_sizes_and_training_are_compiled_again_too() -> None:
+    operator, put = operator_of("a_global"), settable.TABLE["a_global"][1]
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x, w: operator(x) * w, backend="helion_tpu", fullgraph=True, dynamic=True)
+    weight = torch.ones((), requires_grad=True)
+    for number in (2, 3):
+        put(number)
+        for size in (3, 4, 3):
+            result = compiled(torch.ones(size), weight)
+            assert result.tolist() == [number] * size
+        (gradient,) = torch.autograd.grad(result.sum(), weight)
+        assert float(gradient) == 3 * number
+
+
+@pytest.mark.parametrize("name", [name for name in settable.FOLLOWED if "released" not in name])
+def test_most_of_it_can_be_followed(name: str) -> None:
+    """So a later process does not trace it: a refusal to follow anything would pass the tests above."""
+    settable.TABLE[name][1](2)
+    assert follow(settable.TABLE[name][0]).unknown in (
+        "",
+        "builtins.function arctanh",
+        "jaxlib._jax.PjitFunction arccosh",
+    )
+
+
+def test_nothing_is_traced_twice_while_nothing_changes() -> None:
+    traced: list[int] = []
+
+    def count(x: torch.Tensor) -> torch.Tensor:
+        return x * FACTOR
+
+    operator = tpu_lowering.kernel_op("settable_here::counted")(count)
+    from tpu_lowering.kernels import jax_function
+
+    before = jax_function._trace
+    try:
+        jax_function._trace = lambda *given: traced.append(1) or before(*given)
+        for _ in range(3):
+            operator(X)
+    finally:
+        jax_function._trace = before
+    assert traced == [1]
+
+
+FACTOR = 2
