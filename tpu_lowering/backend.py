@@ -13,6 +13,7 @@ from tpu_lowering import compat, pipeline
 from tpu_lowering.capture import fallback, gradients, partition, recompiles, restorable
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.capture.restorable import Restorable
+from tpu_lowering.ir import forks
 from tpu_lowering.normalise.decompositions import decompositions
 from tpu_lowering.options import Options
 from tpu_lowering.report.dump import dump_observer
@@ -22,6 +23,13 @@ from tpu_lowering.runtime.choose import runtime_for
 from tpu_lowering.runtime.known import KnownKernel, known_kernels
 
 _numbers = itertools.count()
+
+
+def __getattr__(name: str) -> None:
+    """``entry_point`` is what torch loads when it meets the backend's name; see ``compat.register_backend_once``."""
+    if name != "entry_point":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    compat.register_backend_once(helion_tpu, "helion_tpu")
 
 
 def helion_tpu(
@@ -50,6 +58,7 @@ def helion_tpu(
         TpuLoweringError: any code. Dynamo wraps it in ``BackendCompilerFailed``, whose
             ``inner_exception`` it is.
     """
+    forks.refuse_after_fork()
     chosen = Options.create(options, mode)
     gradients.refuse_missing_backward(module)
     observer = pipeline.Observers([*observers, LogObserver(), *dump_observer(chosen.dump)])

@@ -13,6 +13,7 @@ Codes are stable: once released, a code keeps its meaning. ``CODES`` is the list
 from __future__ import annotations
 
 import dataclasses
+import re
 
 CODES: dict[str, str] = {
     # 1xx: how the backend is called
@@ -26,6 +27,7 @@ CODES: dict[str, str] = {
     "TL108": "TPU compiler not installed",
     "TL109": "saved program is damaged or foreign",
     "TL110": "arguments share memory and one of them is written to",
+    "TL111": "process was forked after JAX had run",
     # 2xx: kernels
     "TL201": "operator has no JAX implementation",
     "TL202": "kernel result has the wrong shape or dtype",
@@ -110,13 +112,26 @@ class Refusal:
 class TpuLoweringError(RuntimeError):
     """A coded error. ``error.refusal`` holds its parts; ``str(error)`` is the whole text."""
 
-    def __init__(self, refusal: Refusal) -> None:
+    def __init__(self, refusal: Refusal | str) -> None:
+        """A text in place of a refusal is how DataLoader raises the error of a worker again, with a traceback in it."""
         super().__init__(str(refusal))
-        self.refusal = refusal
+        self.refusal = refusal if isinstance(refusal, Refusal) else _refusal_in(refusal)
+
+    def __reduce__(self) -> tuple[type, tuple[Refusal | str]]:
+        return type(self), (self.refusal if str(self) == str(self.refusal) else str(self),)
 
     @property
     def code(self) -> str:
         return self.refusal.code
+
+
+_TEXT = re.compile(r"\[(TL\d+)\] [^:\n]*: (.*)(?:\n  at   (.*))?\n  why  (.*)\n  fix  (.*)")
+
+
+def _refusal_in(text: str) -> Refusal:
+    """The refusal whose text is the last one in a longer text."""
+    code, subject, where, reason, remedy = _TEXT.findall(text)[-1]
+    return Refusal(code, subject, reason, remedy, where)
 
 
 def refuse(code: str, subject: str, reason: str, remedy: str, where: str = "") -> TpuLoweringError:

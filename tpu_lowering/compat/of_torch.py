@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -106,6 +107,21 @@ def cold_dynamo() -> Generator[None]:
 BackendCompilerFailed: type[Exception] = private(
     "torch", "torch._dynamo.exc", "BackendCompilerFailed", "errors of capture"
 )
+
+
+_registering = threading.Lock()
+
+
+def register_backend_once(function: Callable[..., Any], name: str) -> None:
+    """Registers a backend for ``torch.compile``; threads at once, too.
+
+    Torch loads an entry point and registers what it gives, which fails for all but the first of several threads. It
+    registers nothing if the entry point gives None, and takes what is registered under the name.
+    """
+    registered = private("torch", "torch._dynamo.backends.registry", "_COMPILER_FNS", "a backend registered once")
+    with _registering:
+        if name not in registered:
+            torch._dynamo.register_backend(function, name=name)
 
 
 # torch: operators -------------------------------------------------------------------------------------

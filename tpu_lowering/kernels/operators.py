@@ -9,7 +9,7 @@ import jax
 import torch
 
 from tpu_lowering import compat, errors
-from tpu_lowering.ir import arguments, arrays
+from tpu_lowering.ir import arguments, arrays, forks
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jax_function, jaxprs, registry, tpu_tensors, xla_tensors
 
@@ -150,6 +150,7 @@ def _eager(found: registry.Implementation) -> Callable[..., Any]:
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        forks.refuse_after_fork()
         bound = arguments.bind(found.overload._schema, args, kwargs)
         template, tensors = arguments.split(bound, _is_tensor)
         types = arguments.fill(template, [TensorType.of(tensor) for tensor in tensors])
