@@ -14,6 +14,7 @@ from tpu_lowering.capture import fallback, gradients, partition, recompiles, res
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.capture.restorable import Restorable
 from tpu_lowering.ir import forks
+from tpu_lowering.kernels import helion
 from tpu_lowering.normalise.decompositions import decompositions
 from tpu_lowering.options import Options
 from tpu_lowering.report.dump import dump_observer
@@ -29,6 +30,7 @@ def __getattr__(name: str) -> None:
     """``entry_point`` is what torch loads when it meets the backend's name; see ``compat.register_backend_once``."""
     if name != "entry_point":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    helion.check_calls()
     compat.register_backend_once(helion_tpu, "helion_tpu")
 
 
@@ -59,6 +61,7 @@ def helion_tpu(
             ``inner_exception`` it is.
     """
     forks.refuse_after_fork()
+    helion.check_calls()
     chosen = Options.create(options, mode)
     gradients.refuse_missing_backward(module)
     observer = pipeline.Observers([*observers, LogObserver(), *dump_observer(chosen.dump)])

@@ -28,6 +28,7 @@ CODES: dict[str, str] = {
     "TL109": "saved program is damaged or foreign",
     "TL110": "arguments share memory and one of them is written to",
     "TL111": "process was forked after JAX had run",
+    "TL112": "function called with the wrong arguments",
     # 2xx: kernels
     "TL201": "operator has no JAX implementation",
     "TL202": "kernel result has the wrong shape or dtype",
@@ -41,6 +42,7 @@ CODES: dict[str, str] = {
     "TL212": "kernel has a race",
     "TL213": "kernel stopped in JAX's TPU interpreter",
     "TL214": "kernel changed under a program that was found in the cache",
+    "TL215": "kernel called with other arguments than it takes",
     # 3xx: operators and values
     "TL301": "operator has no lowering",
     "TL302": "dtype is not supported",
@@ -137,3 +139,8 @@ def _refusal_in(text: str) -> Refusal:
 def refuse(code: str, subject: str, reason: str, remedy: str, where: str = "") -> TpuLoweringError:
     """Builds the error of a refusal; the caller raises it."""
     return TpuLoweringError(Refusal(code, subject, reason, remedy, where))
+
+
+def wrong_argument(subject: str, expected_got: str, remedy: str) -> TpuLoweringError:
+    """The refusal of an argument of this package's own functions. ``expected_got``: "X, got Y"."""
+    return refuse("TL112", subject, f"expected {expected_got}", remedy)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from tpu_lowering.compat.lookup import missing, private
 from tpu_lowering.compat.of_helion import (
     carried_functions,
+    check_helion_calls,
     has_helion,
     helion_capture,
     helion_kernel,
@@ -115,6 +116,7 @@ __all__ = [
     "blocked_sizes",
     "bypass_autograd_cache",
     "carried_functions",
+    "check_helion_calls",
     "chip_scope",
     "cold_dynamo",
     "compiler_params",

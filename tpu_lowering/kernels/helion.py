@@ -110,6 +110,22 @@ def cannot_compile(name: str, error: Exception, where: str) -> errors.TpuLowerin
     )
 
 
+def wrong_call(kernel: Any, got: str, where: str) -> errors.TpuLoweringError:
+    """The refusal of a call with other arguments than a kernel takes."""
+    return errors.refuse(
+        "TL215",
+        kernel.name,
+        f"expected a call of {kernel.name}{kernel.signature}, got {got}",
+        "pass each argument of the kernel once",
+        where,
+    )
+
+
+def check_calls() -> None:
+    """Has Dynamo refuse calls that a Helion kernel does not take, once Helion is imported."""
+    compat.check_helion_calls(wrong_call, cannot_compile)
+
+
 def with_our_settings(kernel: Any, interpret: bool, where: str) -> Any:
     """The kernel with Helion's code generated for Pallas's interpreter, or for a TPU; made once for each.
 

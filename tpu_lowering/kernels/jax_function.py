@@ -125,13 +125,7 @@ def _trace(
     except errors.TpuLoweringError:
         raise
     except Exception as error:
-        raise errors.refuse(
-            "TL206",
-            found.name,
-            f"expected a function that JAX can trace, got {type(error).__name__}: {first_line(error)}",
-            "make the function traceable by jax.jit for these argument shapes",
-            found.where,
-        ) from error
+        raise not_traceable(found, error) from error
     results = _result_types(closed)
     expected = [types[index] for index in mutated] + list(own_results)
     _check_results(found, results, expected, [name for name in found.mutated for _ in arguments.slots(template[name])])
@@ -142,6 +136,17 @@ def _trace(
     )
     return JaxKernel(
         found.name, operands, tuple(expected), found.where, device_kind, closed, is_current=followed.is_current
+    )
+
+
+def not_traceable(found: Implementation, error: Exception) -> errors.TpuLoweringError:
+    """The refusal of a function that raises while it is traced."""
+    return errors.refuse(
+        "TL206",
+        found.name,
+        f"expected a function that JAX can trace, got {type(error).__name__}: {first_line(error)}",
+        "make the function traceable by jax.jit for these argument shapes",
+        found.where,
     )
 
 
