@@ -11,6 +11,8 @@ import types
 from collections.abc import Generator
 from typing import Any
 
+import helion
+import helion.language as hl
 import jax
 import pytest
 import torch
@@ -22,23 +24,26 @@ from tests.cache import settable
 from tpu_lowering.kernels.fingerprints import follow
 
 SCRIPT = pathlib.Path(settable.__file__)
+IN_GRAPHS = SCRIPT.with_name("python_in_graphs.py")
 X = torch.ones(3, dtype=torch.float32)
 
 
-def results(folder: pathlib.Path, number: int, **variables: str) -> dict[str, float]:
+def results(script: pathlib.Path, folder: pathlib.Path, number: int, **variables: str) -> dict[str, float]:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch"), **variables}
-    command = [sys.executable, str(SCRIPT), str(folder / "ours"), str(number)]
+    command = [sys.executable, str(script), str(folder / "ours"), str(number)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert process.returncode == 0, process.stderr[-2000:]
     return json.loads(process.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("precompile", ["0", "1"])
-def test_a_later_process_finds_no_kernel_with_another_number(precompile: str, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("script", [SCRIPT, IN_GRAPHS], ids=lambda path: path.stem)
+def test_a_later_process_finds_nothing_with_another_number(
+    script: pathlib.Path, precompile: str, tmp_path: pathlib.Path
+) -> None:
     for number in (2, 3):
-        found = results(tmp_path, number, TORCH_CACHING_PRECOMPILE=precompile)
-        assert {name: value for name, value in found.items() if value != number} == {}
-        assert set(found) == set(settable.TABLE)
+        found = results(script, tmp_path, number, TORCH_CACHING_PRECOMPILE=precompile)
+        assert len(found) > 5 and {name: value for name, value in found.items() if value != number} == {}
 
 
 @pytest.fixture
@@ -152,3 +157,97 @@ def test_nothing_is_traced_twice_while_nothing_changes() -> None:
 
 
 FACTOR = 2
+
+
+@helion.kernel(config=helion.Config(block_sizes=[8]), static_shapes=True, backend="pallas")
+def scaled_into(x: torch.Tensor, out: torch.Tensor) -> None:
+    for tile in hl.tile(x.size(0)):
+        out[tile] = halved(x[tile]) * IN_LAUNCH
+
+
+def halved(x: torch.Tensor) -> torch.Tensor:
+    return x * IN_HALVED
+
+
+IN_LAUNCH, IN_HALVED = 2, 0.5
+
+
+def test_a_helion_kernel_is_compiled_again_when_a_number_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A global of the kernel, one of a function that it calls, and that function."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(x)
+        scaled_into(x, out)
+        return out + 1
+
+    torch.compiler.reset()
+    compiled, x = torch.compile(function, backend="helion_tpu", fullgraph=True), torch.ones(8)
+    assert compiled(x).tolist() == [2.0] * 8
+    monkeypatch.setattr(sys.modules[__name__], "IN_LAUNCH", 6)
+    assert compiled(x).tolist() == [4.0] * 8
+    monkeypatch.setattr(sys.modules[__name__], "IN_HALVED", 2.0)
+    assert compiled(x).tolist() == [13.0] * 8
+    monkeypatch.setattr(sys.modules[__name__], "halved", torch.neg)
+    assert compiled(x).tolist() == [-5.0] * 8
+
+
+@tpu_lowering.kernel_op("settable_here::scale")
+def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
+    return x * factor
+
+
+def test_numbers_that_are_equal_and_not_the_same() -> None:
+    for factor in (0.0, -0.0, 1.0, float("nan"), 1.0 + 2**-40):
+        found = scale(X, factor).tolist()[0]
+        assert repr(torch.tensor(found)) == repr(torch.tensor(factor)) and str(found)[0] == str(factor)[0]
+
+
+def test_a_program_of_an_earlier_process_whose_kernel_changed_is_refused(tmp_path: pathlib.Path) -> None:
+    """It came without its graph, so it cannot be compiled again."""
+    script = tmp_path / "script.py"
+    script.write_text(CHANGED)
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "torch")}
+    printed: list[str] = []
+    for _ in range(2):
+        command = [sys.executable, str(script), str(tmp_path / "ours")]
+        process = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+        assert process.returncode == 0, process.stderr[-2000:]
+        printed.append(process.stdout)
+    first, second = printed
+    assert first == "2.0\n3.0\n3.0\n"
+    assert second == (
+        "2.0\n"
+        "[TL214] kernel changed under a program that was found in the cache: a program of an earlier process\n"
+        "  why  expected kernels that read the values they read when the program was found in the cache, got another value\n"
+        "  fix  call torch.compiler.reset() after changing what a kernel reads, or give the kernel the value as an argument\n"
+        "3.0\n"
+    )
+
+
+CHANGED = """
+import sys
+
+import torch
+
+import tpu_lowering
+
+FACTOR = 2
+
+@tpu_lowering.kernel_op("changed::scale")
+def scale(x: torch.Tensor) -> torch.Tensor:
+    return x * FACTOR
+
+def make():
+    return torch.compile(lambda x: scale(x) + 0, backend="helion_tpu", options={"cache": sys.argv[1]})
+
+compiled = make()
+with torch.inference_mode():
+    print(compiled(torch.ones(3))[0].item())
+    FACTOR = 3
+    try:
+        print(compiled(torch.ones(3))[0].item())
+    except tpu_lowering.TpuLoweringError as error:
+        print(error)
+    torch.compiler.reset()
+    print(make()(torch.ones(3))[0].item())
+"""
