@@ -74,6 +74,7 @@ CODES: dict[str, str] = {
     "TL511": "size not rounded up: padding could change a result",
     "TL512": "program compiled for other sizes",
     "TL513": "captured again: a guard of Dynamo failed",
+    "TL514": "program compiled again: a kernel reads a name that has another value",
     "TL521": "attention kept: no library kernel takes it",
     "TL522": "attention kept: its scores or weights are used elsewhere",
     "TL523": "attention kept: a kernel would move no fewer bytes",

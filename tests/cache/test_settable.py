@@ -251,3 +251,27 @@ with torch.inference_mode():
     torch.compiler.reset()
     print(make()(torch.ones(3))[0].item())
 """
+
+
+WRITTEN: list[int] = []
+
+
+@tpu_lowering.kernel_op("settable_here::writes")
+def writes(x: torch.Tensor) -> torch.Tensor:
+    WRITTEN.append(1)
+    return x * FACTOR
+
+
+def test_a_kernel_that_writes_to_what_it_reads_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again when another name changes, of which the report says why."""
+    torch.compiler.reset()
+    report = tpu_lowering.explain(lambda x: writes(x) + 1, X, calls=[(X,), (X,)])
+    assert not report.recompiles
+    compiled = torch.compile(lambda x: writes(x) + 1, backend="helion_tpu", fullgraph=True)
+    assert compiled(X)[0] == FACTOR + 1
+    traced = len(WRITTEN)
+    for _ in range(3):
+        compiled(X)
+    assert len(WRITTEN) == traced
+    monkeypatch.setattr(sys.modules[__name__], "FACTOR", 5)
+    assert compiled(X)[0] == 6 and len(WRITTEN) > traced

@@ -82,9 +82,11 @@ class CapturedGraph:
         with self.lock:
             if self.is_current():  # another thread was here
                 return
+            name = f"{self.kind}_{self.number}"
+            self.observer.acted(name, "specialise", [recompiles.changed_names(self.module.graph)])
             self.current, self.calls, self.programs = (), {}, {}
             if not self.symbolic:
-                self.only = self._compile(f"{self.kind}_{self.number}", arguments)[1]
+                self.only = self._compile(name, arguments)[1]
 
     def _analyse_sizes(self) -> None:
         if self.options.buckets:

@@ -67,6 +67,11 @@ class Followed:
         """Whether all that was read is still the same object. Cheap: it is asked before each call of a program."""
         return all(place.is_same() for place in self.places)
 
+    def settled(self) -> Followed:
+        """The same without the places that have changed meanwhile: tracing a function may write to what it reads, and
+        to ask for those again would never find them as they were."""
+        return Followed(self.text, self.unknown, tuple(place for place in self.places if place.is_same()))
+
 
 def follow(value: Any) -> Followed:
     """Follows a value to all that it refers to.
@@ -78,7 +83,7 @@ def follow(value: Any) -> Followed:
     walk = _Walk()
     text = walk.of(value)
     names = [
-        Place.of(functools.partial(map, names.get, tuple(seen), itertools.repeat(MISSING)))
+        Place(functools.partial(map, names.get, tuple(seen), itertools.repeat(MISSING)), tuple(seen.values()))
         for names, seen in walk.names.values()
     ]
     read = tuple(walk.functions)
@@ -103,7 +108,7 @@ class _Walk:
 
     Attributes:
         unknown: the first part that cannot be followed.
-        names: for each table of names, by identity, the table and the names that were looked up in it.
+        names: for each table of names, by identity, the table and what was found in it.
         places: other places.
         functions: functions whose code was read.
     """
@@ -111,7 +116,7 @@ class _Walk:
     def __init__(self) -> None:
         self.met: dict[int, tuple[int, Any]] = {}
         self.unknown = ""
-        self.names: dict[int, tuple[dict[str, Any], dict[str, None]]] = {}
+        self.names: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
         self.places: list[Place] = []
         self.functions: list[types.FunctionType] = []
 
@@ -149,25 +154,19 @@ class _Walk:
             self.places.append(Place.of(lambda: (value.func, value.args, value.keywords)))
             return f"partial {self._all((value.func, value.args, value.keywords))}"
         if kind is constant_names.JIT:
-            self._watch_attributes(value)
+            self.places.append(Place.of(lambda: vars(value).values()))
             return f"jit {self._all((value.__wrapped__, _attributes(value)))}"
         if dataclasses.is_dataclass(kind) and constant_names.name_of(kind) is not None:
             fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
             return f"{self.of(kind)} {self._all(fields.items())}"
-        self._watch_attributes(value)
         raise UnknownValueError(f"{kind.__module__}.{kind.__qualname__} {getattr(value, '__name__', '')}")
 
     def _all(self, values: Iterable[Any]) -> str:
         return f"({', '.join([self.of(value) for value in values])})"
 
-    def _watch_attributes(self, value: Any) -> None:
-        """What cannot be followed may still be seen to change: an object of settings is given another."""
-        if isinstance(getattr(value, "__dict__", None), (dict, types.MappingProxyType)):
-            self.places.append(Place.of(lambda: (*vars(value).keys(), *vars(value).values())))
-
     def _of_function(self, function: types.FunctionType) -> str:
         self.functions.append(function)
-        self._watch_attributes(function)
+        self.places.append(Place.of(lambda: vars(function).values()))
         annotations = repr(sorted(function.__annotations__.items(), key=lambda item: item[0]))
         parts = (function.__defaults__, function.__kwdefaults__, annotations, _attributes(function))
         closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
@@ -202,17 +201,22 @@ class _Walk:
         return self.of(value) + (self._of_attribute(value, left[0]) if left else "")
 
     def _of_attribute(self, value: Any, name: str) -> str:
-        """An attribute that is read of a class or of a package's function, where it could have been replaced."""
-        owners = value.__mro__ if isinstance(value, type) else (value,) if hasattr(value, "__dict__") else ()
-        self.places.append(Place.of(lambda: [vars(owner).get(name, MISSING) for owner in owners]))
-        found = next((vars(owner)[name] for owner in owners if name in vars(owner)), MISSING)
+        """An attribute, where a class or a package's function has one that could have been replaced; it is seen to
+        change on other objects, too."""
+        owners = value.__mro__ if isinstance(value, type) else (value, *type(value).__mro__)
+        tables: list[Any] = [vars(owner) for owner in owners if hasattr(owner, "__dict__")]
+        self.places.append(Place.of(lambda: [table.get(name, MISSING) for table in tables]))
+        if not isinstance(value, type):
+            return ""
+        found = next((table[name] for table in tables if name in table), MISSING)
         found = getattr(found, "__func__", found)
         is_value = type(found) in PLAIN or isinstance(found, types.FunctionType)
         return f".{name} {self.of(found)}" if is_value else f".{name}"
 
     def _global(self, function: types.FunctionType, read: Read) -> Any:
-        if self._find(function.__globals__, read.name) is not MISSING:
-            return function.__globals__[read.name]
+        found = self._find(function.__globals__, read.name)
+        if found is not MISSING:
+            return found
         builtins: Any = function.__globals__["__builtins__"]
         return self._looked_up(builtins if isinstance(builtins, dict) else vars(builtins), read.name, read)
 
@@ -223,8 +227,8 @@ class _Walk:
         return found
 
     def _find(self, names: dict[str, Any], name: str) -> Any:
-        self.names.setdefault(id(names), (names, {}))[1][name] = None
-        return names.get(name, MISSING)
+        found = self.names.setdefault(id(names), (names, {}))[1]
+        return found.setdefault(name, names.get(name, MISSING))
 
 
 def _attributes(function: Any) -> dict[str, Any]:

@@ -37,3 +37,17 @@ class Functions:
         self.turn += bool(followed.unknown) and self.has_unknown
         self.has_unknown = self.has_unknown or bool(followed.unknown)
         return compat.tracing_turn(self.turn) if self.turn else contextlib.nullcontext()
+
+
+class Watch:
+    """Whether what a kernel is made of is still so, for a kernel that is traced meanwhile."""
+
+    def __init__(self, followed: Followed) -> None:
+        self.followed = followed
+
+    def settle(self) -> None:
+        """After tracing: what it changed is not asked for."""
+        self.followed = self.followed.settled()
+
+    def is_current(self) -> bool:
+        return self.followed.is_current()

@@ -23,7 +23,8 @@ from tpu_lowering import compat, errors
 from tpu_lowering.ir import arguments
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import configs, settings
-from tpu_lowering.kernels.fingerprints import Followed, follow
+from tpu_lowering.kernels.fingerprints import follow
+from tpu_lowering.kernels.freshness import Watch
 from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.kernels.launch import Launch, Variant
 
@@ -77,12 +78,14 @@ def host_graph(
     with _lock:
         if key in _hosts and not made_of.unknown:
             return _hosts[key][1]
+        watch = Watch(made_of)
         try:
-            host = _trace(_Call(kernel, template, tensors, mutated, where, device_kind, made_of))
+            host = _trace(_Call(kernel, template, tensors, mutated, where, device_kind, watch))
         except errors.TpuLoweringError:
             raise
         except Exception as error:
             raise cannot_compile(kernel.name, error, where) from error
+        watch.settle()
         if not made_of.unknown and made_of.is_current():
             _hosts[key] = (kernel, host)
         return host
@@ -160,7 +163,7 @@ class _Call:
     mutated: Sequence[str]
     where: str
     device_kind: str
-    made_of: Followed
+    watch: Watch
 
     def bound(self) -> Any:
         """The kernel bound to the arguments, apart from those that Helion keeps."""
@@ -219,7 +222,7 @@ def _under(call: _Call, bound: Any, config: Any) -> HostGraph:
         launch, outs, ins, fresh = describe_launch(
             kernel.name, device_function, grid, given, facts, where, call.device_kind
         )
-        launches.append(dataclasses.replace(launch, is_current=call.made_of.is_current))
+        launches.append(dataclasses.replace(launch, is_current=call.watch.is_current))
         LAUNCH(outs, ins, len(launches) - 1)
         return fresh[0] if len(fresh) == 1 else tuple(fresh)
 

@@ -14,7 +14,6 @@ from tpu_lowering.ir import arguments
 from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
 from tpu_lowering.ir.types import TensorType, element_type
 from tpu_lowering.kernels import jaxprs, settings
-from tpu_lowering.kernels.fingerprints import Followed
 from tpu_lowering.kernels.freshness import Functions
 from tpu_lowering.kernels.registry import Implementation
 
@@ -95,7 +94,8 @@ def specialise(
         cache_key = (found, followed.text, settings.of_tracing(), given)
         if followed.unknown or cache_key not in _kernels:
             with _functions.scope(followed):
-                kernel = _trace(found, bound, own_results, device_kind, followed)
+                kernel = _trace(found, bound, own_results, device_kind)
+            kernel = dataclasses.replace(kernel, is_current=followed.settled().is_current)
             kernel.access  # noqa: B018  (refuses wrong declarations before the kernel is used)
             if followed.unknown or not followed.is_current():
                 return kernel
@@ -108,7 +108,6 @@ def _trace(
     bound: Mapping[str, Any],
     own_results: Sequence[TensorType],
     device_kind: str,
-    followed: Followed,
 ) -> JaxKernel:
     template, types = arguments.split(dict(bound), lambda value: isinstance(value, TensorType))
     schema = {argument.name: argument for argument in found.overload._schema.arguments}
@@ -134,9 +133,7 @@ def _trace(
         Operand(names[index], type_, mutated.index(index) if index in mutated else None)
         for index, type_ in enumerate(types)
     )
-    return JaxKernel(
-        found.name, operands, tuple(expected), found.where, device_kind, closed, is_current=followed.is_current
-    )
+    return JaxKernel(found.name, operands, tuple(expected), found.where, device_kind, closed)
 
 
 def not_traceable(found: Implementation, error: Exception) -> errors.TpuLoweringError:
