@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from tpu_lowering import compat, errors
 from tpu_lowering.backend import helion_tpu
-from tpu_lowering.kernels import function_values
+from tpu_lowering.kernels import function_values, helion
 from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.options import Options
 from tpu_lowering.pipeline import Observer
@@ -51,12 +52,45 @@ def aot_compile(
         ``TpuProgram.drawn_inputs``.
 
     Raises:
-        TpuLoweringError: TL107 for an unknown target, TL108 without libtpu, TL601 to TL605 for what the
-            compiler refuses, and any code of compiling.
+        TpuLoweringError: TL107 for an unknown target, TL112 for arguments that ``fn`` does not take, TL108 without
+            libtpu, TL601 to TL605 for what the compiler refuses, and any code of compiling.
     """
     chosen = Target.of(target)
+    check_call("aot_compile", fn, args, kwargs)
+    if not isinstance(donate, bool):
+        raise errors.wrong_argument("donate", f"True or False, got {donate!r}", "aot_compile(fn, args, donate=False)")
     compiler.require_libtpu()
     return compile_best(fn, args, kwargs or {}, chosen, options or {}, donate, ())
+
+
+def check_call(name: str, fn: Any, args: Any, kwargs: Any) -> None:
+    """Checks the call that a function is captured by.
+
+    Raises:
+        TpuLoweringError: TL112.
+    """
+    if not callable(fn):
+        raise errors.wrong_argument("fn", f"a function or module, got {type(fn).__name__}", f"{name}(model, (x,))")
+    if not isinstance(args, (tuple, list)):
+        got = "a tensor" if isinstance(args, torch.Tensor) else type(args).__name__
+        raise errors.wrong_argument("args", f"a tuple of the arguments, got {got}", f"{name}(model, (x,))")
+    if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs)):
+        got = f"a dictionary of keyword arguments, got {type(kwargs).__name__}"
+        raise errors.wrong_argument("kwargs", got, f"{name}(model, (x,), {{'mask': mask}})")
+    called = fn.forward if isinstance(fn, torch.nn.Module) else fn
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # a function of C: it says itself what it does not take
+        return
+    try:
+        signature.bind(*args, **(kwargs or {}))
+    except TypeError as error:
+        shown = getattr(called, "__qualname__", type(called).__name__)
+        raise errors.wrong_argument(
+            f"arguments of {shown}",
+            f"arguments for {shown}{signature}, got {error}",
+            "pass the function's own arguments",
+        ) from error
 
 
 def compile_best(
@@ -107,6 +141,7 @@ def capture(
 ) -> Captured:
     """Captures a function as one program for a target."""
     runtime = TpuRuntime(target)
+    helion.check_calls()
     backend = functools.partial(helion_tpu, options=dict(options), runtime=runtime, observers=tuple(observers))
     with compat.cold_dynamo(), function_values.allowed(), torch.no_grad():
         torch.compile(fn, backend=backend, fullgraph=True, dynamic=False)(*args, **kwargs)

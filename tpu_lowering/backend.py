@@ -12,6 +12,8 @@ from torch import fx
 from tpu_lowering import compat, pipeline, releases
 from tpu_lowering.capture import effects, fallback, gradients, mistakes, partition, recompiles
 from tpu_lowering.capture.graphs import CapturedGraph
+from tpu_lowering.ir import forks
+from tpu_lowering.kernels import helion
 from tpu_lowering.normalise.decompositions import decompositions
 from tpu_lowering.normalise.eager_layouts import with_eagers_layouts
 from tpu_lowering.options import Options
@@ -22,6 +24,14 @@ from tpu_lowering.runtime.choose import runtime_for
 from tpu_lowering.runtime.known import KnownKernel, known_kernels
 
 _numbers = itertools.count()
+
+
+def __getattr__(name: str) -> None:
+    """``entry_point`` is what torch loads when it meets the backend's name; see ``compat.register_backend_once``."""
+    if name != "entry_point":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    helion.check_calls()
+    compat.register_backend_once(helion_tpu, "helion_tpu")
 
 
 def helion_tpu(
@@ -50,6 +60,8 @@ def helion_tpu(
         TpuLoweringError: any code. Dynamo wraps it in ``BackendCompilerFailed``, whose
             ``inner_exception`` it is.
     """
+    forks.refuse_after_fork()
+    helion.check_calls()
     releases.warn_of_untested()
     chosen = Options.create(options, mode)
     gradients.refuse_missing_backward(module)
@@ -59,8 +71,8 @@ def helion_tpu(
         observer.acted(f"graph_{number}", "capture", again)
 
     # What comes out of AOTAutograd's cache has no stages to observe.
-    keeps = bool(chosen.cache) and not (observers or chosen.dump)
-    if keeps:
+    may_keep = bool(chosen.cache) and not (observers or chosen.dump)
+    if may_keep:
         from tpu_lowering.capture import restorable  # it is made of what AOTAutograd's cache takes, a private class
 
     def compiler(kind: str, kernels: Sequence[KnownKernel] | None) -> Callable[..., Any]:
@@ -69,9 +81,9 @@ def helion_tpu(
                 compat.keep_saved_tensors()
             where = runtime or runtime_for(graph.graph, kind, arguments, chosen)
             captured = CapturedGraph(kind, number, graph, arguments, chosen, observer, where)
-            return restorable.of(captured, where, chosen.cache, kernels) if keeps else captured
+            return captured if kernels is None else restorable.of(captured, where, chosen.cache, kernels)
 
-        return compat.serializable_compiler(restorable.Restorable, compile_graph) if keeps else compile_graph
+        return compile_graph if kernels is None else compat.serializable_compiler(restorable.Restorable, compile_graph)
 
     def device_kind_of(joint: fx.GraphModule, arguments: Any) -> str | None:
         if chosen.fuse == "never":
@@ -80,9 +92,9 @@ def helion_tpu(
         return where.device_kind if pipeline.fuses(chosen, where.device_kind) else None
 
     def compile_whole(part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
-        kernels = known_kernels(part) if keeps else None
+        kernels = known_kernels(part) if may_keep else None
         with (
-            restorable.autograd_cache(chosen, kernels) if keeps else contextlib.nullcontext(),
+            contextlib.nullcontext() if kernels is None else restorable.autograd_cache(chosen, kernels),
             effects.coded_refusals(),
         ):
             compiled = compat.aot_autograd(

@@ -13,6 +13,7 @@ Codes are stable: once released, a code keeps its meaning. ``CODES`` is the list
 from __future__ import annotations
 
 import dataclasses
+import re
 
 CODES: dict[str, str] = {
     # 1xx: how the backend is called
@@ -26,6 +27,8 @@ CODES: dict[str, str] = {
     "TL108": "TPU compiler not installed",
     "TL109": "saved program is damaged or foreign",
     "TL110": "arguments share memory and one of them is written to",
+    "TL111": "process was forked after JAX had run",
+    "TL112": "function called with the wrong arguments",
     # 2xx: kernels
     "TL201": "operator has no JAX implementation",
     "TL202": "kernel result has the wrong shape or dtype",
@@ -39,6 +42,8 @@ CODES: dict[str, str] = {
     "TL213": "kernel stopped in JAX's TPU interpreter",
     "TL214": "memory that a kernel writes overlaps",
     "TL215": "kernel block outside its array",
+    "TL216": "kernel changed under a program that was found in the cache",
+    "TL217": "kernel called with other arguments than it takes",
     # 3xx: operators and values
     "TL301": "operator has no lowering",
     "TL302": "dtype is not supported",
@@ -75,6 +80,7 @@ CODES: dict[str, str] = {
     "TL511": "size not rounded up: padding could change a result",
     "TL512": "program compiled for other sizes",
     "TL513": "captured again: a guard of Dynamo failed",
+    "TL514": "program compiled again: a kernel reads a name that has another value",
     "TL521": "attention kept: no library kernel takes it",
     "TL522": "attention kept: its scores or weights are used elsewhere",
     "TL523": "attention kept: a kernel would move no fewer bytes",
@@ -115,15 +121,33 @@ class Refusal:
 class TpuLoweringError(RuntimeError):
     """A coded error. ``error.refusal`` holds its parts; ``str(error)`` is the whole text."""
 
-    def __init__(self, refusal: Refusal) -> None:
+    def __init__(self, refusal: Refusal | str) -> None:
+        """A text in place of a refusal is how DataLoader raises the error of a worker again, with a traceback in it."""
         super().__init__(str(refusal))
-        self.refusal = refusal
+        self.refusal = refusal if isinstance(refusal, Refusal) else _refusal_in(refusal)
+
+    def __reduce__(self) -> tuple[type, tuple[Refusal | str]]:
+        return type(self), (self.refusal if str(self) == str(self.refusal) else str(self),)
 
     @property
     def code(self) -> str:
         return self.refusal.code
 
 
+_TEXT = re.compile(r"\[(TL\d+)\] [^:\n]*: (.*)(?:\n  at   (.*))?\n  why  (.*)\n  fix  (.*)")
+
+
+def _refusal_in(text: str) -> Refusal:
+    """The refusal whose text is the last one in a longer text."""
+    code, subject, where, reason, remedy = _TEXT.findall(text)[-1]
+    return Refusal(code, subject, reason, remedy, where)
+
+
 def refuse(code: str, subject: str, reason: str, remedy: str, where: str = "") -> TpuLoweringError:
     """Builds the error of a refusal; the caller raises it."""
     return TpuLoweringError(Refusal(code, subject, reason, remedy, where))
+
+
+def wrong_argument(subject: str, expected_got: str, remedy: str) -> TpuLoweringError:
+    """The refusal of an argument of this package's own functions. ``expected_got``: "X, got Y"."""
+    return refuse("TL112", subject, f"expected {expected_got}", remedy)

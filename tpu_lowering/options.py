@@ -74,6 +74,10 @@ class Options:
     device: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("dump", "cache"):
+            given = getattr(self, name)
+            if isinstance(given, (str, os.PathLike)):
+                object.__setattr__(self, name, check_folder(name, os.fspath(given)))
         for name, hint in get_type_hints(type(self)).items():
             if name != "buckets":
                 check_option(name, hint, getattr(self, name))
@@ -81,6 +85,8 @@ class Options:
             object.__setattr__(self, "buckets", tuple(self.buckets))
         check_buckets(self.buckets)
         check_device(self.device)
+        if self.tune_seconds < 0:
+            raise wrong_value("tune_seconds", "a number of seconds", self.tune_seconds)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -97,6 +103,13 @@ class Options:
         Raises:
             TpuLoweringError: TL101 for an unknown name, TL102 for a value of the wrong kind.
         """
+        if options is not None and not isinstance(options, Mapping):
+            raise errors.refuse(
+                "TL102",
+                "options",
+                f"expected a dictionary of options by their names, got {type(options).__name__}",
+                "pass options={'fuse': 'never'}",
+            )
         given = dict(options or {})
         for name in given:
             if name not in cls.names():
@@ -112,8 +125,21 @@ class Options:
         return cls(**given)
 
 
-def unknown_option(name: str, known: tuple[str, ...]) -> errors.TpuLoweringError:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+def wrong_value(name: str, expected: str, value: Any) -> errors.TpuLoweringError:
+    return errors.refuse(
+        "TL102", f"{name!r}", f"expected {expected}, got {value!r}", f"pass {expected} as options[{name!r}]"
+    )
+
+
+def check_folder(name: str, value: Any) -> str:
+    """A folder's name, with the user's home in place of ``~``."""
+    if not isinstance(value, str) or "\0" in value:
+        raise wrong_value(name, "the name of a folder", value)
+    return os.path.expanduser(value)
+
+
+def unknown_option(name: Any, known: tuple[str, ...]) -> errors.TpuLoweringError:
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
     return errors.refuse(
         "TL101",
         f"{name!r}",
@@ -129,9 +155,7 @@ def check_option(name: str, hint: Any, value: Any) -> None:
     else:
         valid, expected = type(value) is hint, f"a {hint.__name__}"
     if not valid:
-        raise errors.refuse(
-            "TL102", f"{name!r}", f"expected {expected}, got {value!r}", f"pass {expected} as options[{name!r}]"
-        )
+        raise wrong_value(name, expected, value)
 
 
 def check_buckets(value: Any) -> None:
@@ -140,17 +164,13 @@ def check_buckets(value: Any) -> None:
     valid = value in ("", "power_of_two") if isinstance(value, str) else positive and list(sizes) == sorted(set(sizes))
     if not valid or value == ():
         expected = "'power_of_two', a step such as 512, or a list of rising sizes such as [128, 512, 2048]"
-        raise errors.refuse(
-            "TL102", "'buckets'", f"expected {expected}, got {value!r}", f"pass {expected} as options['buckets']"
-        )
+        raise wrong_value("buckets", expected, value)
 
 
 def check_device(value: str) -> None:
     if value and not re.fullmatch(r"[a-z]\w*(:\d+)?", value):
         expected = "a JAX platform and the number of a device, such as 'tpu:0' or 'cpu:1'"
-        raise errors.refuse(
-            "TL102", "'device'", f"expected {expected}, got {value!r}", f"pass {expected} as options['device']"
-        )
+        raise wrong_value("device", expected, value)
 
 
 def round_up(size: int, buckets: Buckets) -> int:

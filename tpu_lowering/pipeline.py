@@ -30,7 +30,7 @@ from tpu_lowering.fuse.choose_launches import ChooseLaunches
 from tpu_lowering.fuse.fuse_around_kernels import FuseAroundKernels
 from tpu_lowering.fuse.fuse_attention import FuseAttention
 from tpu_lowering.fuse.fuse_rows import FuseRows
-from tpu_lowering.ir import interpreter, invariants, regions
+from tpu_lowering.ir import graphs, interpreter, invariants, regions
 from tpu_lowering.ir.programs import Program, Signature
 from tpu_lowering.lower import layout
 from tpu_lowering.normalise import (
@@ -219,11 +219,13 @@ def run(
             step.run(part, options)
             invariants.check(part.graph, step.then, step.name)
         observer.stage(name, step.name, module, time.perf_counter() - began)
+    calls = [call for part in regions.modules(module) for call in graphs.kernel_calls(part.graph)]
+    current = tuple({graphs.kernel_of(call).is_current: None for call in calls})  # a pass may put a kernel into another
     hears = observer if isinstance(observer, HearsAnswers) else None
     tell = None if hears is None else functools.partial(hears.answered, name)
     for pass_ in passes(options, device_kind, tell):
         run_pass(name, pass_, module, options, observer)
-    return dataclasses.replace(_lower(name, module, edge, observer), numbers=numbers)
+    return dataclasses.replace(_lower(name, module, edge, observer), numbers=numbers, current=current)
 
 
 def run_pass(name: str, pass_: Pass, module: fx.GraphModule, options: Options, observer: Observer) -> None:

@@ -119,7 +119,7 @@ class Thing:
         (CALLS, {"g": Thing().__init__}, "method-wrapper"),
         (CALLS, {"g": torch.ops.aten.sin.default}, "OpOverload"),
         (CALLS, {}, "the name g, which is not defined"),
-        ("def f(x): return eval('x')", {}, "the builtin eval"),
+        ("def f(x): return eval('x')", {}, "builtin_function_or_method eval"),
         ("def f(x):\n import tests\n return tests.g(x)", {}, "import tests"),
         ("def f(x):\n from . import g\n return g(x)", {}, "import "),
     ],

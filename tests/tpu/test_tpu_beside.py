@@ -112,5 +112,5 @@ def test_the_doctor() -> None:
 def test_entry_points() -> None:
     backends = {entry.name: entry.value for entry in metadata.entry_points(group="torch_dynamo_backends")}
     devices = {entry.name: entry.value for entry in metadata.entry_points(group="torch.backends")}
-    assert backends == {"helion_tpu": "tpu_lowering.backend:helion_tpu"}
+    assert backends == {"helion_tpu": "tpu_lowering.backend:entry_point"}
     assert devices == {"torch_tpu": "torch_tpu._loader:load"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import sympy
@@ -36,6 +36,9 @@ class CapturedGraph:
     A graph with symbolic sizes is compiled for each set of sizes it meets, beneath Dynamo: neither Dynamo
     nor AOTAutograd runs again. With ``Options.buckets`` sizes are rounded up first, where that is exact.
 
+    A kernel is traced once, and its function may read names that are given other values later. Whether they were is
+    asked before each call; then what was compiled is forgotten.
+
     Programs are kept as long as the compiled function: to drop one would turn a later call of microseconds into one
     of seconds. What bounds their number is ``buckets``; what a further length then costs is a small record of where
     its elements lie.
@@ -66,6 +69,7 @@ class CapturedGraph:
             shared_memory.mark_shared_memory(self.module)
         randomness.give_states_a_size(self.module.graph)
         self.symbolic = any(is_symbolic(node.meta.get("val")) for node in self.module.graph.nodes)
+        self.current: tuple[Callable[[], bool], ...] = ()
         self.rounding: Rounding | None = None
         self.numbers: frozenset[sympy.Symbol] = frozenset()  # those that no shape needs
         self.edits: Padding | None = None
@@ -78,6 +82,8 @@ class CapturedGraph:
             self.only = self._compile(f"{kind}_{number}", examples)[1]
 
     def __call__(self, arguments: list[Any]) -> list[Any]:
+        if self.current and not self.is_current():
+            self._compile_again(arguments)
         program = self._for_sizes(arguments) if self.symbolic else self.only
         given = list(arguments)
         arguments.clear()
@@ -85,6 +91,21 @@ class CapturedGraph:
             return program(given)
         self.effects.before(given)
         return self.effects.after(given, program(given))
+
+    def is_current(self) -> bool:
+        """Whether what the kernels read when they were traced is still so."""
+        return all(current() for current in self.current)
+
+    def _compile_again(self, arguments: Sequence[Any]) -> None:
+        """Forgets programs whose kernels read other values now."""
+        with self.lock:
+            if self.is_current():  # another thread was here
+                return
+            name = f"{self.kind}_{self.number}"
+            self.observer.acted(name, "specialise", [recompiles.changed_names(self.module.graph)])
+            self.current, self.calls, self.programs = (), {}, {}
+            if not self.symbolic:
+                self.only = self._compile(name, arguments)[1]
 
     def _analyse_sizes(self) -> None:
         self.numbers, self.edits = numbers.numbers_of(self.module.graph)
@@ -157,6 +178,7 @@ class CapturedGraph:
                 sharing=self.sharing,
                 padding=self.rounding.padding if self.rounding is not None else self.edits,
             )
+            self.current = tuple(dict.fromkeys((*self.current, *program.current)))
             text = source.generate(program, self.options.poison, Precision.of_torch())
             self.observer.compiled(program, text)
             self.observer.acted(program.name, "run", self.runtime.remarks(program))

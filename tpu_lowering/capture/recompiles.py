@@ -25,6 +25,12 @@ def new_sizes(graph: fx.Graph, old: Mapping[sympy.Symbol, Any], new: Mapping[sym
     return Action("recompiled", graph.output_node().name, "", "TL512", reason, 0)
 
 
+def changed_names(graph: fx.Graph) -> Action:
+    """Why programs of a graph are compiled again without a reason in their arguments."""
+    reason = "a kernel reads a name that has another value than when it was traced"
+    return Action("recompiled", graph.output_node().name, "", "TL514", reason, 0)
+
+
 def failed_guard() -> list[Action]:
     """Why Dynamo captures a function again; nothing the first time."""
     reason = compat.recompile_reason()

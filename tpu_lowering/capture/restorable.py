@@ -15,28 +15,37 @@ import pathlib
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from tpu_lowering import compat
+from tpu_lowering import compat, errors
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.ir import graphs, regions
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.kernels.fingerprints import Followed
 from tpu_lowering.lower.precision import Precision
 from tpu_lowering.options import Options
-from tpu_lowering.runtime import records
+from tpu_lowering.runtime import executables, records
 from tpu_lowering.runtime.base import Runtime
 from tpu_lowering.runtime.cpu import CpuProgram, CpuRuntime
 from tpu_lowering.runtime.known import KnownKernel
-from tpu_lowering.runtime.store import Store, digest, package_digest
+from tpu_lowering.runtime.store import Store, digest
 
 
 class Restorable(compat.OutputCode):
     """What AOTAutograd is given in place of a captured graph's program, and calls with a list that it empties."""
 
-    def __init__(self, program: Callable[[list[Any]], list[Any]], folder: str, key: str | None) -> None:
+    def __init__(
+        self,
+        program: Callable[[list[Any]], list[Any]],
+        folder: str,
+        key: str | None,
+        kernels: Sequence[Followed] = (),
+    ) -> None:
         super().__init__()
         self._boxed_call = True
-        self.program, self.folder, self.key = program, folder, key
+        self.program, self.folder, self.key, self.kernels = program, folder, key, kernels
 
     def __call__(self, inputs: Any) -> Any:
+        if not all(kernel.is_current() for kernel in self.kernels):
+            raise kernel_changed()
         given = list(inputs)
         inputs.clear()
         return self.program(given)
@@ -68,25 +77,38 @@ def restore(folder: str, key: str) -> Restorable:
     Raises:
         LookupError: the record is not there; AOTAutograd then compiles anew.
     """
-    return Restorable(records.load(Store(pathlib.Path(folder)), key), folder, key)
+    program, kernels = records.load(Store(pathlib.Path(folder)), key)
+    return Restorable(program, folder, key, kernels)
 
 
-def of(graph: CapturedGraph, runtime: Runtime, folder: str, kernels: Sequence[KnownKernel] | None = None) -> Restorable:
+def kernel_changed() -> errors.TpuLoweringError:
+    """The refusal of a program that cannot be compiled again: it came from a cache, without its graph."""
+    return errors.refuse(
+        "TL216",
+        "a program of an earlier process",
+        "expected kernels that read the values they read when the program was found in the cache, got another value",
+        "call torch.compiler.reset() after changing what a kernel reads, or give the kernel the value as an argument",
+    )
+
+
+def of(graph: CapturedGraph, runtime: Runtime, folder: str, kernels: Sequence[KnownKernel]) -> Restorable:
     """A captured graph as AOTAutograd can keep it.
 
     Its cache knows the graph, but not what a kernel does, nor sizes that are not numbers: graphs with such sizes, or
-    with effects, have no record, and those with kernels have one if all their kernels are known.
+    with effects, have no record, and those with kernels have one if all their kernels are known, and did not change
+    meanwhile.
 
     Args:
-        kernels: those of the graph that this one was made of; None if they are not known.
+        kernels: those of the graph that this one was made of.
     """
     key = None
     if isinstance(runtime, CpuRuntime) and runtime.store is not None and not graph.symbolic and graph.effects is None:
         assert isinstance(graph.only, CpuProgram)
         program = graph.only.interface
         assert isinstance(program, Program)
-        if _names(program) <= {kernel.name for kernel in kernels or ()}:
-            key = records.save(runtime.store, graph.only, kernels or ())
+        known = _names(program) <= {kernel.name for kernel in kernels}
+        if known and graph.is_current() and all(kernel.is_current() for kernel in kernels):
+            key = records.save(runtime.store, graph.only, kernels)
     return Restorable(graph, folder, key)
 
 
@@ -97,14 +119,16 @@ def _names(program: Program) -> set[str]:
 
 
 @contextlib.contextmanager
-def autograd_cache(options: Options, kernels: Sequence[KnownKernel] | None) -> Generator[None]:
+def autograd_cache(options: Options, kernels: Sequence[KnownKernel]) -> Generator[None]:
     """A scope in which AOTAutograd looks graphs up in its cache, under a tag of our own, and keeps ours whole.
 
-    A Helion kernel is a number in a graph, and an operator a name: the tag says what they do.
+    A Helion kernel is a number in a graph, and an operator a name: the tag says what they do. It says, too, which
+    settings of the process and versions a graph is traced under.
 
     Dynamo holds a lock while a backend compiles, so no other compilation is inside the scope. The backward is compiled
     inside too, or the graph would be kept only when a gradient has been asked for.
     """
-    tag = digest(["helion_tpu", package_digest(), repr(options), repr(Precision.of_torch()), repr(kernels)])
+    surroundings = (executables.surroundings(), repr(options), repr(Precision.of_torch()))
+    tag = digest(["helion_tpu", *surroundings, repr(kernels)])
     with compat.autograd_cache(tag):
         yield

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -72,6 +74,39 @@ def carried_functions(carry: Callable[[Any], Any]) -> Generator[None]:
         yield
     finally:
         setattr(importlib.import_module(module), name, write)
+
+
+def check_helion_calls(
+    wrong_call: Callable[[Any, str, str], Exception], cannot_compile: Callable[[str, Exception, str], Exception]
+) -> None:
+    """Has Dynamo check the arguments of a Helion kernel's call: Helion leaves out those that are too many, and fails
+    somewhere inside where they are too few.
+
+    Nothing happens before Helion is imported, and a second time. The functions make the errors: of a kernel, Python's
+    message and the line of the call; of a kernel's name, Helion's error and that line.
+    """
+    module = sys.modules.get("helion._compiler._dynamo.variables")
+    variable = getattr(module, "HelionKernelVariable", None)
+    if variable is None or hasattr(variable.call_function, "__wrapped__"):
+        return
+    call = variable.call_function
+
+    @functools.wraps(call)
+    def checked(self: Any, translator: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        line = translator.frame_summary()
+        where = f"{line.filename}:{line.lineno} in {line.name}: {line.line}"
+        try:
+            self._kernel.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise wrong_call(self._kernel, str(error), where) from error
+        try:
+            return call(self, translator, args, kwargs)
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != "helion":
+                raise
+            raise cannot_compile(self._kernel.name, error, where) from error
+
+    variable.call_function = checked
 
 
 def register_graph_value(kind: type) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import types
 from collections.abc import Sequence
@@ -38,6 +39,31 @@ def chip_scope(device_kind: str) -> contextlib.AbstractContextManager[Any]:
     platform = {"platform": "tpu"} if "platform" in inspect.signature(abstract_device).parameters else {}
     device = abstract_device(device_kind=device_kind, num_cores=1, **platform)
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
+
+
+# JAX: tracing ---------------------------------------------------------------------------------------------
+def trace_context() -> Any:
+    """All settings that change what JAX traces, those of scopes too, as JAX keys its own caches by them."""
+    return private("jax", "jax._src.config", "trace_context", "kernels traced under the same settings")()
+
+
+def tracing_turn(number: int) -> contextlib.AbstractContextManager[Any]:
+    """A scope in which JAX does not take what it traced in scopes of other numbers: its caches know functions, and not
+    what a function reads.
+
+    JAX before 0.7.2 cannot be told so for a scope, and forgets everything.
+    """
+    context = _turns()
+    if context is None:
+        jax.clear_caches()
+        return contextlib.nullcontext()
+    return context(number)
+
+
+@functools.cache
+def _turns() -> Any:
+    """Made when it is first needed: JAX's caches forget what they knew when it is."""
+    return jax.make_user_context(0) if hasattr(jax, "make_user_context") else None
 
 
 # JAX: kernels -----------------------------------------------------------------------------------------

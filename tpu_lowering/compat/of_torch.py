@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
@@ -170,10 +171,49 @@ def cold_dynamo() -> Generator[None]:
         torch._dynamo.reset()
 
 
+_registering = threading.Lock()
+
+
+def register_backend_once(function: Callable[..., Any], name: str) -> None:
+    """Registers a backend for ``torch.compile``; threads at once, too.
+
+    Torch loads an entry point and registers what it gives, which fails for all but the first of several threads. It
+    registers nothing if the entry point gives None, and takes what is registered under the name.
+    """
+    registered = private("torch", "torch._dynamo.backends.registry", "_COMPILER_FNS", "a backend registered once")
+    with _registering:
+        if name not in registered:
+            torch._dynamo.register_backend(function, name=name)
+
+
 # torch: operators -------------------------------------------------------------------------------------
 def below_autograd() -> Any:
     """A context in which operators skip their autograd kernels, as a C++ autograd kernel does it."""
     return private("torch", "torch._C", "_AutoDispatchBelowAutograd", "calls an operator from its autograd kernel")()
+
+
+def custom_operator(name: str) -> tuple[Callable[..., Any] | None, ...] | None:
+    """What ``torch.library.custom_op`` and its methods made an operator (``ns::op``) of: gradient, context, types.
+
+    None if it was not made so.
+    """
+    known = private("torch", "torch._library.custom_ops", "OPDEFS", "gradients of the user's operators").get(name)
+    return None if known is None else (known._backward_fn, known._setup_context_fn, known._abstract_fn)
+
+
+def refuse_unknown_calls(module: torch.fx.GraphModule) -> None:
+    """Raises LookupError if a graph of Dynamo's calls what AOTAutograd's cache knows by its name alone.
+
+    The cache itself asks this of a graph's own calls, and not of those in its sub-graphs.
+    """
+    cache = "torch._functorch._aot_autograd.autograd_cache"
+    check = private("torch", cache, "check_node_safe", "calls that a cache knows")
+    bypass = private("torch", cache, "BypassAOTAutogradCache", "calls that a cache knows")
+    try:
+        for node in module.graph.nodes:
+            check(node)
+    except (bypass, AssertionError) as error:
+        raise LookupError(str(error)) from error
 
 
 def has_autograd_kernel(name: str) -> bool:

@@ -79,10 +79,24 @@ def bind(schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[st
     return bound
 
 
+class _Identity:
+    """A value that is equal to itself alone."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
 def key(value: Any) -> Hashable:
     """A dictionary key that tells ``True``, ``1`` and ``1.0`` apart, and ``0.0`` from ``-0.0``.
 
-    Values that cannot be hashed are told apart by identity, so a key never confuses two of them.
+    Values that cannot be hashed are told apart by identity and stay alive in the key, so a key never confuses two of
+    them.
     """
     if isinstance(value, (list, tuple)):
         return (type(value), tuple(key(item) for item in value))
@@ -93,5 +107,5 @@ def key(value: Any) -> Hashable:
     try:
         hash(value)
     except TypeError:
-        return (type(value), id(value))
+        return (type(value), _Identity(value))
     return (type(value), value)

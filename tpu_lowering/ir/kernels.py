@@ -72,6 +72,7 @@ class Kernel(abc.ABC):
         results: types of the results. A result tied to an operand is that operand's new value.
         where: the source line the kernel was defined on, or "".
         device_kind: JAX's name of the TPU whose facts it was traced with, or "" for the CPU.
+        is_current: whether what its function read when it was traced is still so.
         generated: whether a pass made it; the user's kernels are not.
     """
 
@@ -82,6 +83,7 @@ class Kernel(abc.ABC):
     results: tuple[TensorType, ...]
     where: str
     device_kind: str
+    is_current: Callable[[], bool] = dataclasses.field(default=lambda: True, kw_only=True)
 
     def __post_init__(self) -> None:
         tied = [operand for operand in self.operands if operand.result is not None]

@@ -14,7 +14,8 @@ from tpu_lowering import errors
 from tpu_lowering.ir import arguments
 from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
 from tpu_lowering.ir.types import TensorType, element_type
-from tpu_lowering.kernels import jaxprs
+from tpu_lowering.kernels import jaxprs, settings
+from tpu_lowering.kernels.freshness import Functions
 from tpu_lowering.kernels.registry import Implementation
 
 
@@ -69,12 +70,15 @@ class JaxKernel(Kernel):
 
 _lock = threading.Lock()
 _kernels: dict[Hashable, JaxKernel] = {}
+_functions = Functions()
 
 
 def specialise(
     found: Implementation, bound: Mapping[str, Any], own_results: Sequence[TensorType], device_kind: str = ""
 ) -> JaxKernel:
     """The kernel of an implementation for given arguments; the same object for equal ones.
+
+    A function that reads what cannot be followed is traced each time, and one whose globals have changed again.
 
     Args:
         found: the implementation.
@@ -86,17 +90,26 @@ def specialise(
         TpuLoweringError: TL202 if the function returns other types, TL206 if it cannot be traced,
             TL204 if it writes to what is not declared as written.
     """
-    cache_key = (found, arguments.key(tuple(bound.items())), tuple(own_results), device_kind)
     with _lock:
-        if cache_key not in _kernels:
-            kernel = _trace(found, bound, own_results, device_kind)
+        followed = _functions.follow(found.function)
+        given = (arguments.key(tuple(bound.items())), tuple(own_results), device_kind)
+        cache_key = (found, followed.text, settings.of_tracing(), given)
+        if followed.unknown or cache_key not in _kernels:
+            with _functions.scope(followed):
+                kernel = _trace(found, bound, own_results, device_kind)
+            kernel = dataclasses.replace(kernel, is_current=followed.settled().is_current)
             kernel.access  # noqa: B018  (refuses wrong declarations before the kernel is used)
+            if followed.unknown or not followed.is_current():
+                return kernel
             _kernels[cache_key] = kernel
         return _kernels[cache_key]
 
 
 def _trace(
-    found: Implementation, bound: Mapping[str, Any], own_results: Sequence[TensorType], device_kind: str
+    found: Implementation,
+    bound: Mapping[str, Any],
+    own_results: Sequence[TensorType],
+    device_kind: str,
 ) -> JaxKernel:
     template, types = arguments.split(dict(bound), lambda value: isinstance(value, TensorType))
     schema = {argument.name: argument for argument in found.overload._schema.arguments}
@@ -113,13 +126,7 @@ def _trace(
     except errors.TpuLoweringError:
         raise
     except Exception as error:
-        raise errors.refuse(
-            "TL206",
-            found.name,
-            f"expected a function that JAX can trace, got {type(error).__name__}: {first_line(error)}",
-            "make the function traceable by jax.jit for these argument shapes",
-            found.where,
-        ) from error
+        raise not_traceable(found, error) from error
     results = _result_types(closed)
     expected = [types[index] for index in mutated] + list(own_results)
     _check_results(found, results, expected, [name for name in found.mutated for _ in arguments.slots(template[name])])
@@ -129,6 +136,17 @@ def _trace(
         for index, type_ in enumerate(types)
     )
     return JaxKernel(found.name, operands, tuple(expected), found.where, device_kind, closed)
+
+
+def not_traceable(found: Implementation, error: Exception) -> errors.TpuLoweringError:
+    """The refusal of a function that raises while it is traced."""
+    return errors.refuse(
+        "TL206",
+        found.name,
+        f"expected a function that JAX can trace, got {type(error).__name__}: {first_line(error)}",
+        "make the function traceable by jax.jit for these argument shapes",
+        found.where,
+    )
 
 
 def _result_types(closed: Any) -> list[TensorType]:

@@ -9,7 +9,7 @@ import jax
 import torch
 
 from tpu_lowering import compat, errors
-from tpu_lowering.ir import arguments, arrays
+from tpu_lowering.ir import arguments, arrays, forks
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jax_function, jaxprs, registry, tpu_tensors, xla_tensors
 
@@ -57,7 +57,11 @@ def kernel_op(
             first use for given types: TL202, TL204 or TL206.
     """
 
+    _check_arguments(name, mutates_args, {"backward": backward, "setup_context": setup_context, "fake": fake})
+
     def enter(function: registry.Function) -> compat.OpOverload:
+        if not callable(function):
+            raise not_registered(name, f"a function, got {type(function).__name__}", "decorate a function with it")
         overload = _define(name, tuple(mutates_args), function)
         found = registry.register(overload, function, backward is not None, (backward, setup_context, fake))
         library = _libraries[-1]
@@ -70,15 +74,31 @@ def kernel_op(
     return enter
 
 
+def not_registered(name: Any, expected_got: str, remedy: str, where: str = "") -> errors.TpuLoweringError:
+    """The refusal of what cannot become an operator. ``expected_got``: "X, got Y"."""
+    return errors.refuse("TL208", str(name), f"expected {expected_got}", remedy, where)
+
+
+def _check_arguments(name: Any, mutates_args: Any, functions: Mapping[str, Any]) -> None:
+    if not isinstance(name, str):
+        called = getattr(name, "__name__", None)
+        got = f"the function {called}" if callable(name) and called else type(name).__name__
+        remedy = f"write @kernel_op('my_ops::{called or 'name'}') above the function"
+        raise not_registered("kernel_op", f"the operator's name, got {got}", remedy, registry.source_line(name))
+    names = None if isinstance(mutates_args, (str, bytes)) or not isinstance(mutates_args, Iterable) else mutates_args
+    if names is None or not all(isinstance(one, str) for one in names):
+        expected = f"mutates_args as a tuple of names, got {mutates_args!r}"
+        raise not_registered(name, expected, "write mutates_args=('out',)")
+    for role, function in functions.items():
+        if function is not None and not callable(function):
+            raise not_registered(name, f"{role} as a function, got {function!r}", f"pass a function as {role}")
+
+
 def _define(name: str, mutates_args: Sequence[str], function: registry.Function) -> compat.OpOverload:
     where = registry.source_line(function)
     if name.count("::") != 1:
-        raise errors.refuse(
-            "TL208",
-            repr(name),
-            f"expected 'namespace::name', got {name!r}",
-            "write kernel_op('my_ops::name', ...)",
-            where,
+        raise not_registered(
+            repr(name), f"'namespace::name', got {name!r}", "write kernel_op('my_ops::name', ...)", where
         )
     namespace, short = name.split("::")
     if hasattr(getattr(torch.ops, namespace), short):
@@ -116,22 +136,40 @@ def _own_result_types(found: registry.Implementation, bound: Mapping[str, Any]) 
     def evaluate(*given: Any) -> Any:
         return found.function(*arguments.fill(template, given).values())
 
-    try:  # so that a result of 64 bits keeps them
-        with compat.enable_x64(True):
-            results = jax.eval_shape(evaluate, *specs)
-    except TypeError:  # index maps of int32 do not allow it
-        with jaxprs.kernel_scope([TensorType.of(tensor) for tensor in tensors]):
-            results = jax.eval_shape(evaluate, *specs)
-    mutated = sum(len(arguments.slots(template[name])) for name in found.mutated)
-    return [TensorType.of(result) for result in jax.tree.leaves(results)[mutated:]]
+    try:
+        try:  # so that a result of 64 bits keeps them
+            with compat.enable_x64(True):
+                results = jax.eval_shape(evaluate, *specs)
+        except TypeError:  # index maps of int32 do not allow it
+            with jaxprs.kernel_scope([TensorType.of(tensor) for tensor in tensors]):
+                results = jax.eval_shape(evaluate, *specs)
+        mutated = sum(len(arguments.slots(template[name])) for name in found.mutated)
+        own = [TensorType.of(result) for result in jax.tree.leaves(results)[mutated:]]
+    except errors.TpuLoweringError:
+        raise
+    except Exception as error:
+        raise jax_function.not_traceable(found, error) from error
+    returns = [str(value.type) for value in found.overload._schema.returns]
+    count = len(returns)
+    if set(returns) == {"Tensor"} and len(own) != count:
+        raise errors.refuse(
+            "TL202",
+            found.name,
+            f"expected {count} results of its own, got {len(own)}",
+            "return the new values of the mutated arguments in schema order, then the operator's own results",
+            found.where,
+        )
+    return own
 
 
 def _fake(found: registry.Implementation, fake: Callable[..., Any] | None) -> Callable[..., Any]:
     def infer(*args: Any, **kwargs: Any) -> Any:
         bound = arguments.bind(found.overload._schema, args, kwargs)
         tensors = arguments.split(bound, _is_tensor)[1]
+        device = tensors[0].device if tensors else None
         results = tuple(
-            tensors[0].new_empty(type_.shape, dtype=type_.element.torch) for type_ in _own_result_types(found, bound)
+            torch.empty(type_.shape, dtype=type_.element.torch, device=device)
+            for type_ in _own_result_types(found, bound)
         )
         return _as_returned(found, results)
 
@@ -150,6 +188,7 @@ def _eager(found: registry.Implementation) -> Callable[..., Any]:
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        forks.refuse_after_fork()
         bound = arguments.bind(found.overload._schema, args, kwargs)
         template, tensors = arguments.split(bound, _is_tensor)
         types = arguments.fill(template, [TensorType.of(tensor) for tensor in tensors])

@@ -141,8 +141,19 @@ def register_kernel(overload: Any) -> Callable[[Function], Function]:
     """
     if isinstance(overload, compat.OpOverloadPacket):
         overload = getattr(overload, overload.overloads()[0])
+    if not isinstance(overload, compat.OpOverload):
+        raise errors.refuse(
+            "TL208", "register_kernel",
+            f"expected an operator of torch, got {getattr(overload, '__name__', repr(overload))}",
+            "write @register_kernel(torch.ops.my_ops.name) above the function",
+            source_line(overload) if callable(overload) else "",
+        )  # fmt: skip
 
     def enter(function: Function) -> Function:
+        if not callable(function):
+            got = type(function).__name__
+            remedy = "decorate a function with it"
+            raise errors.refuse("TL208", str(overload), f"expected a function, got {got}", remedy)
         register(overload, compat.function_of_xla_kernel(function) or function)
         return function
 

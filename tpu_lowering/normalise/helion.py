@@ -42,11 +42,19 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
     kernel = compat.helion_kernel(node.kwargs["kernel_idx"])  # type: ignore[arg-type]
     mutated = list(node.kwargs["tensors_to_clone"])  # type: ignore[arg-type]
     given = {**node.kwargs["constant_args"], **node.kwargs["tensor_args"]}  # type: ignore[dict-item]
+    _check_names(kernel, given, graphs.source_line(node))
     written = shared_memory.operands({name: given[name] for name in mutated})
     shared_memory.refuse_repeats(kernel.name, node, written)
     shared_memory.refuse_overlaps(kernel.name, node, written, ())
     results = inline(module, node, kernel, given, mutated)
     _send(node, results[len(mutated) :], dict(zip(mutated, results, strict=False)))
+
+
+def _check_names(kernel: Any, given: dict[str, Any], where: str) -> None:
+    """Refuses keyword arguments that a kernel does not take; elements of containers are named after them."""
+    names = {name.partition(".")[0] for name in given if not name.startswith("__")}
+    if unknown := sorted(names - set(kernel.signature.parameters)):
+        raise helion.wrong_call(kernel, f"an argument {unknown[0]!r}", where)
 
 
 def inline(

@@ -25,7 +25,7 @@ import logging
 
 from torch import fx
 
-from tpu_lowering import compat
+from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.passes import functional_forms, functional_helion, mutating_calls
 from tpu_lowering.passes.base import Action
@@ -45,9 +45,16 @@ def apply(graph: fx.GraphModule | fx.Graph) -> fx.GraphModule:
 
     Returns:
         The module of the graph.
+
+    Raises:
+        TpuLoweringError: TL112 for anything else.
     """
-    module = graph if isinstance(graph, fx.GraphModule) else graph.owning_module
-    assert module is not None
+    module = graph if isinstance(graph, fx.GraphModule) else getattr(graph, "owning_module", None)
+    if not isinstance(module, fx.GraphModule):
+        got = "one without a module" if isinstance(graph, fx.Graph) else type(graph).__name__
+        raise errors.wrong_argument(
+            "graph", f"a torch.fx.GraphModule, or the graph of one, got {got}", "passes.apply(module)"
+        )
     for action in make_kernels_functional(module.graph):
         log.info("functional_kernels: %s %s: %s %s", action.kind, action.node, action.reason, action.where)
     module.recompile()

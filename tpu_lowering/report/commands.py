@@ -13,15 +13,30 @@ import torch
 from rich.console import Console
 
 from tpu_lowering import errors, releases
+from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.options import Options
 from tpu_lowering.report import doctor as doctor_
 from tpu_lowering.report import tune as tune_
 from tpu_lowering.report.explain import explain as explain_function
 from tpu_lowering.runtime.aot.targets import Target
 
+LONGEST = 128
+"""Tokens that the demo's decoder has positions for."""
+
 
 def demo(length: int) -> int:
-    """The demo: one forward pass of the decoder with kernels, against eager without, and the report."""
+    """The demo: one forward pass of the decoder with kernels, against eager without, and the report.
+
+    Raises:
+        TpuLoweringError: TL102 for a length that the decoder does not take, TL105 for a package that is missing.
+    """
+    if not 1 <= length <= LONGEST:
+        raise errors.refuse(
+            "TL102",
+            "--length",
+            f"expected 1 to {LONGEST} tokens, got {length}",
+            "python -m tpu_lowering demo --length 64",
+        )
     for package in ("helion", "transformers"):
         if importlib.util.find_spec(package) is None:
             raise errors.refuse(
@@ -109,7 +124,12 @@ def _function_and_inputs(target: str) -> tuple[Any, tuple[Any, ...]]:
     path, _, name = target.rpartition(":")
     module = _load(pathlib.Path(path), target)
     function = _attribute(module, name, target)
-    inputs = _attribute(module, "example_inputs", target)()
+    try:
+        inputs = _attribute(module, "example_inputs", target)()
+    except errors.TpuLoweringError:
+        raise
+    except Exception as error:
+        raise _no_target(target, f"{type(error).__name__} from example_inputs(): {first_line(error)}") from error
     return function, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
 
@@ -117,9 +137,13 @@ def _load(path: pathlib.Path, target: str) -> ModuleType:
     if not path.is_file():
         raise _no_target(target, f"no file {str(path)!r}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise _no_target(target, f"no Python file {str(path)!r}")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise _no_target(target, f"{type(error).__name__} when it was run: {first_line(error)}") from error
     return module
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import pathlib
+import tempfile
 from collections.abc import Sequence
 
 from torch import fx
 
+from tpu_lowering import errors
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.fuse.kernels import RowKernel
@@ -26,7 +28,10 @@ class DumpObserver:
 
     def _of(self, program: str) -> pathlib.Path:
         folder = self.folder / program
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
         return folder
 
     def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
@@ -47,5 +52,27 @@ class DumpObserver:
 
 
 def dump_observer(folder: str) -> list[DumpObserver]:
-    """An observer that writes to a folder; none if the folder is ""."""
-    return [DumpObserver(pathlib.Path(folder))] if folder else []
+    """An observer that writes to a folder; none if the folder is "".
+
+    Raises:
+        TpuLoweringError: TL102 if it is no folder that can be written to.
+    """
+    if not folder:
+        return []
+    path = pathlib.Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return [DumpObserver(path)]
+
+
+def cannot_write(path: pathlib.Path, error: OSError) -> errors.TpuLoweringError:
+    return errors.refuse(
+        "TL102",
+        "'dump'",
+        f"expected a folder that can be written to, got {str(path)!r}: {error.strerror}",
+        "pass another folder as options['dump']",
+    )

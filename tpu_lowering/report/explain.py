@@ -12,16 +12,18 @@ from typing import Any
 import torch
 from torch import fx
 
-from tpu_lowering import compat, pipeline
+from tpu_lowering import aot, compat, errors, pipeline
 from tpu_lowering.analyse import splits
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import graphs, random, regions
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.operators import is_allocation, is_fill
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.kernels import helion
 from tpu_lowering.passes.base import Action
 from tpu_lowering.report import chip
 from tpu_lowering.report.report import REMEDIES, Buffer, Draw, Report
+from tpu_lowering.runtime.aot.targets import Target
 
 NOTED = ("fresh", "interpreted", "unwritten")
 """Kinds of actions that, with a code, are remarks."""
@@ -148,8 +150,13 @@ def explain(
         The report; ``print`` shows it, ``to_dict()`` is ready for JSON.
 
     Raises:
-        TpuLoweringError: whatever compiling raises.
+        TpuLoweringError: TL107 for an unknown target, TL112 for arguments that ``fn`` does not take, and whatever
+            compiling raises.
     """
+    for given in [args, *_calls(calls)]:
+        aot.check_call("explain", original(fn), given, kwargs)
+    if target is not None:
+        Target.of(target)
     report = _compiled_and_run(fn, [args, *calls], kwargs, options)
     if target is None:
         return report
@@ -158,6 +165,14 @@ def explain(
     on_chip = collector.report()
     fusion = {"fused": on_chip.fused, "unfused": on_chip.unfused, "launched": on_chip.launched}
     return dataclasses.replace(report, chip=view, **fusion)
+
+
+def _calls(calls: Any) -> Sequence[Any]:
+    if not isinstance(calls, (tuple, list)):
+        raise errors.wrong_argument(
+            "calls", f"a list of tuples of arguments, got {type(calls).__name__}", "explain(model, x, calls=[(y,)])"
+        )
+    return calls
 
 
 def _compiled_and_run(
@@ -173,6 +188,7 @@ def _compiled_and_run(
     fn = original(fn)
     if isinstance(fn, torch.nn.Module):
         fn = copy.deepcopy(fn)
+    helion.check_calls()
     backend = functools.partial(helion_tpu, observers=(collector,), options=options)
     compiled = torch.compile(fn, backend=backend)
     for args in calls:

@@ -20,6 +20,7 @@ REMEDIES: dict[str, str] = {
     "mutates_args",
     "TL511": "nothing to do if few sizes are met; else write the line with operators that have a rule for padding",
     "TL512": "with many sizes: options={'buckets': 'power_of_two'}, or a step or list of sizes of your own",
+    "TL514": "give the kernel the value as an argument; a number is then an input of the program or a specialisation",
     "TL513": "mark what changes: torch._dynamo.mark_dynamic(x, dim), or keep the value that the guard names equal",
     "TL521": "use float32 or bfloat16, drop nothing from the weights, mask keys alike for all queries in training, and "
     "keep the rows of a head in one piece of a page",

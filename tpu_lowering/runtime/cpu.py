@@ -17,7 +17,7 @@ import torch
 from tpu_lowering import compat
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.ir import arrays
+from tpu_lowering.ir import arrays, forks
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.programs import Interface, Program
 from tpu_lowering.kernels import interpreter_findings
@@ -107,6 +107,7 @@ class CpuProgram:
         Returns:
             The results, with the strides eager gives them. Mutated arguments have been written back to.
         """
+        forks.refuse_after_fork()
         arguments = self.interface.all_arguments(arguments)
         signature = self.interface.signature
         with compat.enable_x64(True):

@@ -31,6 +31,7 @@ import torch
 from tpu_lowering import compat, errors
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir import forks
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import jaxprs
@@ -149,6 +150,7 @@ class DeviceProgram:
         Returns:
             The results, CPU tensors with the strides eager gives them. Mutated arguments have been written back to.
         """
+        forks.refuse_after_fork()
         arguments = self.program.all_arguments(arguments)
         with compat.enable_x64(True):
             with self.memory.lock:

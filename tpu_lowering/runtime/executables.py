@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from tpu_lowering import compat
+from tpu_lowering.kernels import settings
 from tpu_lowering.releases import version
 from tpu_lowering.runtime.store import Store, digest, package_digest
 
@@ -24,26 +25,19 @@ OWN_CALLS = {"TopK"}
 
 PACKAGES = ("helion", "jax", "jaxlib", "ml_dtypes", "numpy", "torch", "tpu_lowering")
 
-TRACED_BY = (
-    "jax_default_matmul_precision",
-    "jax_default_prng_impl",
-    "jax_numpy_dtype_promotion",
-    "jax_threefry_partitionable",
-)
-"""JAX's settings that change what a traced function computes."""
-
 
 def surroundings() -> str:
     """What an executable depends on beside its program: versions, this package, flags, settings and the processor."""
-    return json.dumps([_of_process(), *(str(jax.config.values[name]) for name in TRACED_BY)])
+    return json.dumps([_of_process(), *settings.described()])
 
 
 @functools.cache
 def _of_process() -> str:
     client = jax.devices("cpu")[0].client
     versions = {package: version(package) for package in PACKAGES}
-    settings = [client.platform_version, os.environ.get("XLA_FLAGS", ""), package_digest(), _processor()]
-    return json.dumps([versions, *settings])
+    return json.dumps(
+        [versions, client.platform_version, os.environ.get("XLA_FLAGS", ""), package_digest(), _processor()]
+    )
 
 
 def _processor() -> str:

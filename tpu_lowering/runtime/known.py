@@ -10,9 +10,14 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.kernels import function_values, registry
-from tpu_lowering.kernels.fingerprints import UnknownValueError, fingerprint
+from tpu_lowering.kernels import function_values, helion, registry
+from tpu_lowering.kernels.fingerprints import Followed, UnknownValueError, follow
 from tpu_lowering.runtime.store import digest
+
+OF_TORCH = frozenset(
+    ("aten", "prim", "prims", "quantized", "inductor", "tpu_lowering", "_c10d_functional", "c10d_functional")
+)
+"""Namespaces of operators that torch and this package define."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,23 +36,41 @@ class KnownKernel:
     name: str
     digest: str
 
+    def followed(self) -> Followed:
+        """What the kernel of this process is made of.
+
+        Raises:
+            LookupError: this process has no such kernel, or it does something else.
+        """
+        try:
+            kernel, followed = (_of_operator if self.kind == "operator" else _of_helion)(_found(self.kind, self.place))
+        except UnknownValueError as error:
+            raise LookupError(f"expected the kernel {self.place} as it was, got one that reads {error}") from error
+        if kernel != self:
+            raise LookupError(f"expected the kernel {self.place} as it was, got another")
+        return followed
+
     def is_current(self) -> bool:
         """Whether this process has this kernel, and it does the same."""
         try:
-            return (_of_operator if self.kind == "operator" else _of_helion)(_found(self.kind, self.place)) == self
-        except (LookupError, UnknownValueError):
+            self.followed()
+        except LookupError:
             return False
+        return True
 
 
 def known_kernels(module: torch.nn.Module) -> tuple[KnownKernel, ...] | None:
     """The kernels that a graph of Dynamo's calls, in the order of their calls, those in its sub-graphs too.
 
     Returns:
-        None if one of them does something that cannot be followed, or cannot be found by name.
+        None if one of them does something that cannot be followed, or cannot be found by name; or if the graph calls
+        anything else that its text does not tell all of.
     """
-    graphs = [part.graph for part in module.modules() if isinstance(part, fx.GraphModule)]
-    nodes = [node for graph in graphs for node in graph.nodes if node.op == "call_function"]
+    parts = [part for part in module.modules() if isinstance(part, fx.GraphModule)]
+    nodes = [node for part in parts for node in part.graph.nodes if node.op == "call_function"]
     try:
+        for part in parts:
+            compat.refuse_unknown_calls(part)
         return tuple(kernel for node in nodes for kernel in _called(node))
     except (LookupError, UnknownValueError):
         return None
@@ -62,12 +85,20 @@ def _called(node: fx.Node) -> list[KnownKernel]:
         overloads = [target] if isinstance(target, compat.OpOverload) else []
     if any(overload.namespace == "helion_capture" for overload in overloads):
         raise LookupError("a kernel that has no name in a module")
-    found = [_of_operator(one) for one in map(registry.implementation, overloads) if one is not None]
+    found = [_of_operator(_implementation(one))[0] for one in overloads if one.namespace not in OF_TORCH]
     if "helion" in str(target) and "kernel_idx" in node.kwargs:
         constants: Any = node.kwargs["constant_args"]
         if any(isinstance(value, function_values.FunctionValue) for value in constants.values()):
             raise LookupError("a function that is given to a kernel")
-        found.append(_of_helion(compat.helion_kernel(node.kwargs["kernel_idx"])))  # type: ignore[arg-type]
+        found.append(_of_helion(compat.helion_kernel(node.kwargs["kernel_idx"]))[0])  # type: ignore[arg-type]
+    return found
+
+
+def _implementation(overload: compat.OpOverload) -> registry.Implementation:
+    """Raises LookupError for an operator of the user's that torch takes apart: only Python code says in what way."""
+    found = registry.implementation(overload)
+    if found is None:
+        raise LookupError(f"expected an implementation of {overload}, got none")
     return found
 
 
@@ -86,26 +117,29 @@ def _found(kind: str, place: str) -> Any:
     return found
 
 
-def _of_operator(found: registry.Implementation) -> KnownKernel:
+def _of_operator(found: registry.Implementation) -> tuple[KnownKernel, Followed]:
     overload = found.overload
-    made_of = [fingerprint(function) for function in (found.function, *found.surroundings)]
+    surroundings = found.surroundings or compat.custom_operator(found.name)
+    if surroundings is None and found.has_backward:
+        raise UnknownValueError(f"the gradient of {found.name}")
+    followed = _followed((str(overload._schema), found.function, *(surroundings or ())))
     place = f"{found.name}.{overload._overloadname}"
-    return KnownKernel("operator", place, found.name, digest([str(overload._schema), *made_of]))
+    return KnownKernel("operator", place, found.name, digest([followed.text])), followed
 
 
-def _of_helion(kernel: Any) -> KnownKernel:
+def _of_helion(kernel: Any) -> tuple[KnownKernel, Followed]:
     """Raises LookupError if the kernel is not what its module has under its name."""
     if not isinstance(kernel, compat.helion_kernel_class()):
         raise LookupError(f"expected a Helion kernel, got {type(kernel).__name__}")
     module, name = kernel.fn.__module__, kernel.fn.__qualname__
     if getattr(sys.modules.get(module), name, None) is not kernel:
         raise LookupError(f"expected {module}.{name} to be the kernel, got something else")
-    settings = kernel.settings.to_dict().items()
-    chosen = {key: value for key, value in settings if "autotune" not in key and isinstance(value, _SETTING)}
-    configs = [dict(config.config) for config in kernel.configs]
-    made_of = [fingerprint(value) for value in (kernel.fn, configs, chosen, kernel.settings.autotune_effort)]
-    return KnownKernel("helion", f"{module}:{name}", kernel.name, digest(made_of))
+    followed = _followed(helion.parts_of(kernel))
+    return KnownKernel("helion", f"{module}:{name}", kernel.name, digest([followed.text])), followed
 
 
-_SETTING = (bool, int, float, str, type(None))
-"""Types of the settings that code is generated by; autotuning's functions are not called here."""
+def _followed(parts: tuple[Any, ...]) -> Followed:
+    found = follow(parts)
+    if found.unknown:
+        raise UnknownValueError(found.unknown)
+    return found

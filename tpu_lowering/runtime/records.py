@@ -17,6 +17,7 @@ import torch
 from tpu_lowering import compat
 from tpu_lowering.ir.programs import Interface, MemoryPlace, Output, Signature
 from tpu_lowering.ir.types import element_type
+from tpu_lowering.kernels.fingerprints import Followed
 from tpu_lowering.runtime import executables
 from tpu_lowering.runtime.cpu import CpuProgram
 from tpu_lowering.runtime.known import KnownKernel
@@ -53,8 +54,8 @@ def save(store: Store, program: CpuProgram, kernels: Sequence[KnownKernel] = ())
     return key
 
 
-def load(store: Store, key: str) -> CpuProgram:
-    """The program of a record.
+def load(store: Store, key: str) -> tuple[CpuProgram, tuple[Followed, ...]]:
+    """The program of a record, and what its kernels are made of.
 
     Raises:
         LookupError: the record or its executable is not there, or is of other versions, flags or another processor, or
@@ -67,9 +68,7 @@ def load(store: Store, key: str) -> CpuProgram:
     described = json.loads(head)
     if described["surroundings"] != digest([executables.surroundings()]):
         raise LookupError(f"expected a record of these versions, flags and this processor under {key}, got another")
-    for kernel in described["kernels"]:
-        if not KnownKernel(**kernel).is_current():
-            raise LookupError(f"expected the kernel {kernel['place']} as it was under {key}, got none or another")
+    kernels = tuple(KnownKernel(**kernel).followed() for kernel in described["kernels"])
     inputs, outputs = (list(map(_type, described[name])) for name in ("inputs", "outputs"))
     with compat.enable_x64(True):
         stored = executables.Stored(described["executable"], inputs, outputs)
@@ -78,7 +77,7 @@ def load(store: Store, key: str) -> CpuProgram:
             raise LookupError(f"expected an executable under {stored.key}, got none")
         constants = _constants(list(map(_type, described["constants"])), data)
         interface = Interface(tuple(described["taken"]), _signature_from_json(described["signature"]))
-        return CpuProgram(interface, constants, compiled, stored)
+        return CpuProgram(interface, constants, compiled, stored), kernels
 
 
 def _spec(value: Any) -> list[Any]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import pathlib
-import zipfile
-from typing import Any
+import os
+from typing import Any, get_type_hints
 
-from tpu_lowering import errors
 from tpu_lowering.releases import version
-from tpu_lowering.runtime.aot import hlo
+from tpu_lowering.runtime.aot import archive, hlo
 from tpu_lowering.runtime.aot.compiler import Compiled
 from tpu_lowering.runtime.aot.targets import Target
 
-FORMAT = 1
+LEFT_OUT = frozenset(("hlo", "artifact", "executable"))
+"""What is not among a file's facts, but a member of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,27 +130,22 @@ class TpuProgram:
             drawn_inputs=drawn_inputs,
         )
 
-    def save(self, path: str | pathlib.Path) -> None:
-        """Writes one file: StableHLO, executable, HLO text and facts, each under a digest."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one file: StableHLO, executable, HLO text and facts, each under a digest.
+
+        Raises:
+            TpuLoweringError: TL112 if there cannot be such a file.
+        """
         members = {
-            "program.jax_export": self.artifact,
-            "executable.bin": self.executable,
-            "optimised.hlo": self.hlo.encode(),
-            "facts.json": json.dumps(self._facts()).encode(),
+            archive.ARTIFACT: self.artifact,
+            archive.EXECUTABLE: self.executable,
+            archive.HLO: self.hlo.encode(),
+            archive.FACTS: json.dumps(self._facts()).encode(),
         }
-        manifest = {
-            "format": FORMAT,
-            "versions": versions(),
-            "digests": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
-        }
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-            file.writestr("manifest.json", json.dumps(manifest))
-            for name, data in members.items():
-                file.writestr(name, data)
+        archive.write(path, members, versions())
 
     def _facts(self) -> dict[str, Any]:
-        left_out = ("hlo", "artifact", "executable")
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in LEFT_OUT}
         values["target"] = dataclasses.asdict(self.target)
         values["entry_operations"] = [dataclasses.asdict(operation) for operation in self.entry_operations]
         return values
@@ -183,44 +176,23 @@ def versions() -> dict[str, str]:
     return {package: version(package) or "" for package in ("jax", "jaxlib", "libtpu")}
 
 
-def load(path: str | pathlib.Path) -> TpuProgram:
+def load(path: str | os.PathLike[str]) -> TpuProgram:
     """Reads a saved program. Nothing in the file is unpickled or executed.
 
     Raises:
         TpuLoweringError: TL109 for a file that is damaged, not ours, or of other versions.
     """
+    members = archive.read(path, versions())
+    hints = get_type_hints(TpuProgram)
     try:
-        with zipfile.ZipFile(path) as file:
-            manifest = json.loads(file.read("manifest.json"))
-            members = {name: file.read(name) for name in manifest["digests"]}
-    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise damaged(path, f"a file saved by TpuProgram.save, got {type(error).__name__}: {error}") from error
-    if manifest.get("format") != FORMAT:
-        raise damaged(path, f"format {FORMAT}, got {manifest.get('format')!r}")
-    for name, data in members.items():
-        if hashlib.sha256(data).hexdigest() != manifest["digests"][name]:
-            raise damaged(path, f"{name} with digest {manifest['digests'][name][:12]}, got other contents")
-    if manifest.get("versions") != versions():
-        raise damaged(path, f"versions {versions()}, got {manifest.get('versions')}")
-    return _from_members(path, members)
-
-
-def _from_members(path: str | pathlib.Path, members: dict[str, bytes]) -> TpuProgram:
-    try:
-        facts = json.loads(members["facts.json"])
-        facts["target"] = Target(**facts["target"])
-        facts["entry_operations"] = tuple(EntryOperation(**operation) for operation in facts["entry_operations"])
-        facts["drawn_inputs"] = tuple(facts["drawn_inputs"])
+        facts = archive.parsed(members[archive.FACTS])
+        if not isinstance(facts, dict) or set(facts) != set(hints) - LEFT_OUT:
+            raise ValueError("other fields")
         return TpuProgram(
-            **facts,
-            hlo=members["optimised.hlo"].decode(),
-            artifact=members["program.jax_export"],
-            executable=members["executable.bin"],
+            **{name: archive.typed(hints[name], value) for name, value in facts.items()},
+            hlo=members[archive.HLO].decode(),
+            artifact=members[archive.ARTIFACT],
+            executable=members[archive.EXECUTABLE],
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, f"the facts of a program, got {type(error).__name__}: {error}") from error
-
-
-def damaged(path: str | pathlib.Path, reason: str) -> errors.TpuLoweringError:
-    """The refusal of a file."""
-    return errors.refuse("TL109", str(path), f"expected {reason}", "save the program again with TpuProgram.save(path)")
+    except (ValueError, RecursionError) as error:
+        raise archive.damaged(path, f"the facts of a program, got {type(error).__name__}: {error}") from error

@@ -63,7 +63,7 @@ class Target:
         Raises:
             TpuLoweringError: TL107 for a name that is neither.
         """
-        chip, _, shape = name.partition(":")
+        chip, _, shape = name.partition(":") if isinstance(name, str) else ("", "", "")
         if chip not in TOPOLOGIES or (shape and not re.fullmatch(r"\d+(x\d+){1,2}", shape)):
             raise errors.refuse(
                 "TL107",
