@@ -35,7 +35,7 @@ VIEWS: tuple[Callable[[Tensor, int, int], Tensor], ...] = (
     lambda t, k, n: t.detach(),
     lambda t, k, n: t.transpose(0, -1),
     lambda t, k, n: t.diagonal() if t.dim() == 2 else t.view(-1, 1),
-    lambda t, k, n: t.view(torch.int32).view(torch.float32),
+    lambda t, k, n: t.view(torch.int64).view(torch.float64),
 )
 
 IN_PLACE: tuple[Callable[[Tensor, int], object], ...] = (
@@ -86,7 +86,8 @@ def run(program: Sequence[Instruction], inputs: Sequence[Tensor], k: int) -> lis
 def inputs(rows: int, gradient: bool) -> tuple[list[Tensor], list[Tensor]]:
     """(leaves, inputs): matrices of so many rows, the second inside of a larger one, the third a vector by steps."""
     generator = torch.Generator().manual_seed(rows)
-    leaves = [torch.randn(shape, generator=generator) for shape in ((rows, 4), (rows + 2, 6), (2 * rows,))]
+    shapes = ((rows, 4), (rows + 2, 6), (2 * rows,))
+    leaves = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     for leaf in leaves:
         leaf.requires_grad_(gradient)
     first, second, third = (leaf * 1 for leaf in leaves)

@@ -64,7 +64,7 @@ def _placed(spec: Output, base: torch.Tensor) -> torch.Tensor:
     if place.offset is None:
         return base
     with torch.set_grad_enabled(place.tracked):
-        memory, start = base, base.storage_offset()
+        memory, start = base, int(base.storage_offset())
         if place.dtype != base.dtype:
             memory = _of_dtype(base, place.dtype)
             start = start * base.itemsize // memory.itemsize
