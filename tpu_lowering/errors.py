@@ -45,6 +45,7 @@ CODES: dict[str, str] = {
     "TL304": "strided view of memory that is not dense",
     "TL305": "memory is changed in a way that no program can",
     "TL306": "gradient of a gradient",
+    "TL307": "jagged nested tensor",
     "TL320": "random values depend on data, so eager's cannot be drawn before the program runs",
     "TL321": "random values from a generator of the user's own",
     "TL322": "random values inside control flow",
