@@ -83,11 +83,11 @@ class Counter:
     def __init__(self) -> None:
         self.programs = 0
 
-    def stage(self, *_: Any) -> None: ...
+    def stage(self, program: str, stage: str, module: Any, seconds: float) -> None: ...
 
-    def acted(self, *_: Any) -> None: ...
+    def acted(self, program: str, name: str, actions: Any) -> None: ...
 
-    def compiled(self, *_: Any) -> None:
+    def compiled(self, program: Any, source: Any) -> None:
         self.programs += 1
 
 

@@ -32,7 +32,8 @@ def partitioner(device_kind_of: Callable[[fx.GraphModule, Any], str | None]) -> 
             with compat.disable_current_modes():  # masks are computed here
                 attention_training.call_operators(joint.graph, device_kind, {})
                 compute_masks_again(joint.graph)
-        return repeat_draws(joint, *compat.min_cut_partition(joint, inputs, **given), given["num_fwd_outputs"])
+        forward, backward = compat.min_cut_partition(joint, inputs, **given)
+        return repeat_draws(joint, forward, backward, given["num_fwd_outputs"])
 
     return partition
 
