@@ -53,6 +53,7 @@ CODES: dict[str, str] = {
     "TL306": "gradient of a gradient",
     "TL307": "view of an argument that torch cannot rebuild",
     "TL308": "memory is changed in a way that no program can",
+    "TL309": "jagged nested tensor",
     "TL320": "random values depend on data, so eager's cannot be drawn before the program runs",
     "TL321": "random values from a generator of the user's own",
     "TL322": "random values inside control flow",

@@ -134,7 +134,9 @@ def test_other_operators_that_overlap_are_refused(call: Callable[..., Any], plac
 def refusal(function: Callable[..., Any], *arguments: Any, **options: Any) -> errors.TpuLoweringError:
     with pytest.raises((compat.BackendCompilerFailed, errors.TpuLoweringError)) as caught:
         torch.compile(function, backend="helion_tpu", **options)(*arguments)
-    return getattr(caught.value, "inner_exception", caught.value)
+    found = getattr(caught.value, "inner_exception", caught.value)
+    assert isinstance(found, errors.TpuLoweringError)
+    return found
 
 
 def test_the_refusals_text() -> None:

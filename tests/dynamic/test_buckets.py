@@ -286,3 +286,20 @@ def test_buckets() -> None:
     assert [round_up(size, (8, 20)) for size in (2, 8, 9, 20, 21)] == [8, 8, 20, 20, 21]
     assert round_up(7, "") == 7
     assert len({round_up(size, 512) for size in range(2, 4097)}) == 8
+
+
+def test_a_weight_of_dynamic_sizes_has_gradients() -> None:
+    """The backward is given a transposed weight: its strides say nothing of a program for rounded sizes."""
+
+    def function(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x @ w).sum(-1)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="helion_tpu", dynamic=True, options={"buckets": "power_of_two"})
+    for rows, columns in ((5, 6), (7, 9), (11, 3), (6, 7)):
+        x, w = torch.randn(rows, 8, requires_grad=True), torch.randn(8, columns, requires_grad=True)
+        mine, wanted = compiled(x, w), function(x, w)
+        torch.testing.assert_close(mine, wanted)
+        torch.testing.assert_close(
+            torch.autograd.grad(mine.sum(), (x, w)), torch.autograd.grad(wanted.sum(), (x, w)), rtol=1e-5, atol=1e-5
+        )

@@ -39,6 +39,12 @@ def written_one(c: torch.Tensor, k: torch.Tensor, t: int) -> torch.Tensor:
     return c * 1
 
 
+def shared(c: torch.Tensor, k: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+    copied = c.t() * 1
+    copied[t : t + 1] = k
+    return copied, copied[3]
+
+
 def decode(x: torch.Tensor, t: int) -> torch.Tensor:
     """A position in a mask, an angle and a scale at once."""
     angle = t / 100.0 ** (torch.arange(4) / 4)
@@ -66,6 +72,8 @@ USES: dict[str, tuple[Callable[..., Any], Make]] = {
     "written one": (written_one, cache),
     "a result that is a number": (lambda x, t: (x * t, t + 1), row),
     "decode": (decode, table),
+    "fills of its own": (lambda x, t: (torch.full((4, 5), t), torch.arange(t, t + 4)), row),
+    "results that share memory": (shared, cache),
 }
 
 
@@ -75,11 +83,11 @@ class Counter:
     def __init__(self) -> None:
         self.programs = 0
 
-    def stage(self, *_: Any) -> None: ...
+    def stage(self, program: str, stage: str, module: Any, seconds: float) -> None: ...
 
-    def acted(self, *_: Any) -> None: ...
+    def acted(self, program: str, name: str, actions: Any) -> None: ...
 
-    def compiled(self, *_: Any) -> None:
+    def compiled(self, program: Any, source: Any) -> None:
         self.programs += 1
 
 
@@ -95,7 +103,13 @@ def run(function: Callable[..., Any], make: Make, numbers: list[Any], **options:
     for number in numbers:
         mine = make()
         own = tuple(value.clone() for value in mine)
-        torch.testing.assert_close((compiled(*mine, number), mine), (function(*own, number), own))
+        found, wanted = compiled(*mine, number), function(*own, number)
+        torch.testing.assert_close((found, mine), (wanted, own), check_stride=True)
+        tensors = [
+            [v for v in r if isinstance(v, torch.Tensor)] if isinstance(r, tuple) else [r] for r in (found, wanted)
+        ]
+        memory = [[value.untyped_storage().data_ptr() for value in values] for values in tensors]
+        assert len(set(memory[0])) == len(set(memory[1]))
     return counter.programs
 
 

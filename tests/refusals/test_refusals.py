@@ -613,3 +613,17 @@ def test_a_generator_in_a_graph() -> None:
   why  expected values from torch's own generator, got a torch.Generator
   fix  leave generator= out and seed with torch.manual_seed, or draw in eager and pass the values in""",
     )
+
+
+def test_jagged_nested_tensor() -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=torch.jagged)
+    torch._dynamo.reset()
+    with pytest.raises(TpuLoweringError) as caught:
+        torch.compile(lambda x: (x * 2).sum(), backend="helion_tpu")(nested)
+    inline(
+        text(caught.value),
+        """\
+[TL309] jagged nested tensor: an argument of torch.jagged layout
+  why  expected tensors whose sizes are numbers, got a nested tensor, whose rows have lengths of their own
+  fix  pass x.values() and x.offsets(), or x.to_padded_tensor(0.0) and a mask""",
+    )

@@ -41,7 +41,7 @@ from tpu_lowering.ir import graphs
 aten = compat.aten
 iota = compat.prims.iota.default
 ARANGE = aten.arange.start_step
-FILLS = {aten.full.default: "fill_value", aten.scalar_tensor.default: "s"}
+FILLS: dict[Any, str] = {aten.full.default: "fill_value", aten.scalar_tensor.default: "s"}
 BY_OFFSET = (aten.as_strided.default, aten.as_strided_scatter.default, aten.as_strided_copy.default)
 Symbols = frozenset[sympy.Symbol]
 
@@ -116,18 +116,18 @@ def _edit(node: fx.Node, candidates: Symbols) -> list[Edit] | Symbols:
 
 def _takes(node: fx.Node, given: Mapping[str, Any], names: frozenset[str]) -> list[Edit]:
     """The edits by which an operator takes the named arguments as inputs; none if it cannot."""
-    target = node.target
+    target: Any = node.target
     if target is aten.clamp.default and len(names) == 1 and None in (given["min"], given["max"]):
         return [Number(name, _expr(given[name])) for name in names if not _is_narrow(node)]
     if target in TENSOR_FORMS or target in TENSOR_SLOTS:
         if names <= {"self", "other", "exponent", "value"} and len(names) == 1 and not _is_narrow(node):
             return [Number(name, _expr(given[name])) for name in names]
         return []
-    if target in FILLS and names == {FILLS[target]} and not _is_narrow(node):
+    if target in FILLS and names == frozenset((FILLS[target],)) and not _is_narrow(node):
         return [Number(FILLS[target], _expr(given[FILLS[target]]))]
-    if (target is iota and names == {"start"}) or (target is ARANGE and _is_shifted(node, given)):
+    if (target is iota and names == frozenset(("start",))) or (target is ARANGE and _is_shifted(node, given)):
         return [Shift(_expr(given["start"]))]
-    if target in (aten.select.int, aten.select_scatter.default) and names == {"index"}:
+    if target in (aten.select.int, aten.select_scatter.default) and names == frozenset(("index",)):
         position = _from_start(given, given["index"])
         if position is None:
             return []

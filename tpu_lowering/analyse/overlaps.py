@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ class Layout:
         """The layout of a tensor, fake or real, whose sizes are numbers."""
         size = tensor.element_size()
         stride = tuple(step * size for step in tensor.stride())
-        return cls(tuple(tensor.shape), stride, tensor.storage_offset() * size, size)
+        return cls(tuple(tensor.shape), stride, int(tensor.storage_offset()) * size, size)
 
     @property
     def __array_interface__(self) -> dict[str, object]:
@@ -48,8 +49,9 @@ class Layout:
 
 def share_elements(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors share a byte, if they are of one memory; True where that is too hard to tell."""
+    work: Any = WORK  # NumPy types it as one of its two names for "no bound"
     try:
-        return bool(np.shares_memory(_array(a), _array(b), max_work=WORK))
+        return bool(np.shares_memory(_array(a), _array(b), max_work=work))
     except np.exceptions.TooHardError:
         return True
 

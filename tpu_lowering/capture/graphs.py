@@ -121,7 +121,9 @@ class CapturedGraph:
         """Positions of the arguments that are numbers which no shape needs."""
         placeholders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
         found = {at: expression(node) for at, node in enumerate(placeholders)}
-        return {at: symbol for at, symbol in found.items() if symbol in self.numbers}
+        return {
+            at: symbol for at, symbol in found.items() if isinstance(symbol, sympy.Symbol) and symbol in self.numbers
+        }
 
     def _for_sizes(self, arguments: Sequence[Any]) -> RunnableProgram:
         key = tuple(_size_key(argument) for at, argument in enumerate(arguments) if at not in self.places)

@@ -35,8 +35,8 @@ def partitioner(device_kind_of: Callable[[fx.GraphModule, Any], str | None]) -> 
                 attention_training.call_operators(joint.graph, device_kind, {})
                 compute_masks_again(joint.graph)
         with compat.recomputed_views():
-            parts = compat.min_cut_partition(joint, inputs, **given)
-        return repeat_draws(joint, *parts, given["num_fwd_outputs"])
+            forward, backward = compat.min_cut_partition(joint, inputs, **given)
+        return repeat_draws(joint, forward, backward, given["num_fwd_outputs"])
 
     return partition
 

@@ -87,7 +87,7 @@ def primitives() -> dict[Any, Callable[..., Any]]:
     """What eager runs for each of torch's primitives (``torch.ops.prims``), by the operator."""
     found: dict[Any, Callable[..., Any]] = {}
     for name in private("torch", "torch._prims", "__all__", "torch's primitives"):
-        packet = getattr(torch.ops.prims, name, None)
+        packet: Any = getattr(torch.ops.prims, name, None)
         function = getattr(packet, "impl_aten", None)
         if function is not None:
             found[packet.default] = function

@@ -174,7 +174,7 @@ class _Editor:
             with graphs.inserting_for(node):
                 value = self.call(aten._to_copy.default, self.number(edit.value), dtype=result.dtype)
                 value = self.call(aten.expand.default, value, list(result.shape))
-            graphs.replace(node, value)
+            _stand_in(value, node)
             return
         wide = torch.float64 in tensors or torch.complex128 in tensors
         dtype = torch.int64
@@ -237,7 +237,7 @@ class _Editor:
             place = self.call(aten.view.default, self.number(edit.position), [1])
             source = self.call(aten.unsqueeze.default, given["src"], edit.axis)
             written = self.call(aten.index_copy.default, given["self"], edit.axis, place, source)
-        graphs.replace(node, written)
+        _stand_in(written, node)
 
     def _shift(self, node: fx.Node, edit: Shift) -> None:
         given, value = graphs.bound(node), node.meta["val"]
@@ -246,7 +246,7 @@ class _Editor:
             places = self.call(iota, int(value.shape[0]), start=0, step=given["step"], **options)
             start = self.call(aten._to_copy.default, self.number(edit.start), dtype=value.dtype)
             shifted = self.call(aten.add.Tensor, places, start)
-        graphs.replace(node, shifted)
+        _stand_in(shifted, node)
 
     def _window(self, node: fx.Node, edit: Window) -> None:
         given, count = graphs.bound(node), int(node.meta["val"].shape[edit.axis])
@@ -261,7 +261,7 @@ class _Editor:
         with graphs.inserting_for(node):
             places = self._window_places(count, edit)
             written = self.call(aten.index_copy.default, given["self"], edit.axis, places, given["src"])
-        graphs.replace(node, written)
+        _stand_in(written, node)
 
     def _window_places(self, count: int, edit: Window | WindowPut) -> fx.Node:
         options = {"dtype": torch.int64, "device": "cpu", "requires_grad": False}
@@ -280,6 +280,12 @@ class _Editor:
         zero, hidden = self.constant(0.0, query.dtype), self.constant(-math.inf, query.dtype)
         weights = self.call(aten.where.self, self._valid(factors), zero, hidden)
         return self.call(aten.expand.default, weights, [int(query.shape[2]), int(key.shape[2])])
+
+
+def _stand_in(new: fx.Node, old: fx.Node) -> None:
+    """Puts a node in the place of another: with its strides, and in its memory, for results that are views of it."""
+    new.meta |= {key: old.meta[key] for key in ("val", "memory") if key in old.meta}
+    graphs.replace(old, new)
 
 
 def _fill_value(fill: Fill, dtype: torch.dtype) -> Any:

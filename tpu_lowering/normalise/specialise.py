@@ -76,19 +76,26 @@ class _Substitution:
         self.mode = compat.FakeTensorMode(allow_non_fake_inputs=True)
         self.numbers: dict[sympy.Symbol, Any] = {}
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-        for node, argument in zip(placeholders, arguments, strict=True):
-            recorded = node.meta.get("val")
+        pairs = [(node.meta.get("val"), argument) for node, argument in zip(placeholders, arguments, strict=True)]
+        for recorded, argument in pairs:
+            if not isinstance(recorded, torch.Tensor):
+                self._bind(recorded, argument)
+                continue
+            for symbolic, number in zip(recorded.shape, argument.shape, strict=True):
+                self._bind(symbolic, number)
+        for recorded, argument in pairs:  # an argument of rounded sizes is row-major, whatever was captured
             if isinstance(recorded, torch.Tensor):
                 for symbolic, number in zip(_layout(recorded), _layout(argument), strict=True):
                     self._bind(symbolic, number)
-            else:
-                self._bind(recorded, argument)
 
     def _bind(self, symbolic: Any, number: Any) -> None:
+        """Takes a symbol for a number, unless it is known: sizes say more than strides."""
         if isinstance(symbolic, SYMBOLIC) and isinstance(symbolic.node.expr, sympy.Symbol):
             if isinstance(number, SYMBOLIC):
+                if number.node.is_nested_int():
+                    raise jagged()
                 number = number.node.require_hint()
-            self.numbers[symbolic.node.expr] = number
+            self.numbers.setdefault(symbolic.node.expr, number)
 
     def concrete(self, node: fx.Node, value: Any) -> Any:
         """A value or an argument list with numbers in place of symbols, tensors as new fake tensors."""
@@ -155,6 +162,16 @@ def refuse_dtypes(node: fx.Node, value: Any) -> None:
                 "convert it in eager, before the compiled function, to a dtype that JAX has too",
                 graphs.source_line(node),
             )
+
+
+def jagged() -> errors.TpuLoweringError:
+    """The refusal of a nested tensor, whose rows have lengths that only its data say."""
+    return errors.refuse(
+        "TL309",
+        "an argument of torch.jagged layout",
+        "expected tensors whose sizes are numbers, got a nested tensor, whose rows have lengths of their own",
+        "pass x.values() and x.offsets(), or x.to_padded_tensor(0.0) and a mask",
+    )
 
 
 def data_dependent(node: fx.Node) -> errors.TpuLoweringError:
