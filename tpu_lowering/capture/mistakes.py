@@ -20,7 +20,6 @@ import dataclasses
 import functools
 import math
 import threading
-import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -48,9 +47,10 @@ BY_POSITIONS = (
 )  # fmt: skip
 """Those whose integers are positions: 0 is always one."""
 
-EARLY: tuple[Any, ...] = (torch.nn.functional.interpolate, torch.nn.functional.max_pool1d, torch.max_pool1d)
-"""Functions that Dynamo's graph calls as they are, of operators that are taken apart early, or that eager has a kernel
-of its own for where no gradient is recorded."""
+functional = torch.nn.functional
+EARLY: tuple[Any, ...] = (functional.interpolate, functional.max_pool1d, torch.max_pool1d, torch.hardshrink)
+"""Functions that Dynamo's graph calls as they are, of operators that torch takes apart above its autograd, or that eager
+has a kernel of its own for where no gradient is recorded."""
 
 Decompositions = dict[compat.OpOverload, Callable[..., Any]]
 
@@ -194,16 +194,9 @@ def check_early(graph: fx.Graph) -> None:
         Refused: eager refuses one.
     """
     for node in graph.nodes:
-        if node.op != "call_function":
-            continue
-        # A function of Python may have an operator's name, and other arguments.
-        named = "" if isinstance(node.target, types.FunctionType) else getattr(node.target, "__name__", "")
-        packet = getattr(aten, named, None)
-        if node.target not in EARLY and (packet is None or not compat.is_taken_apart_early(packet)):
-            continue
-        args, kwargs = compat.map_arg((node.args, dict(node.kwargs)), lambda used: used.meta["example_value"])
-        called = node.target if node.target in EARLY else compat.overload_called(packet, args, kwargs)
-        check(called, args, kwargs, graphs.source_line(node))
+        if node.op == "call_function" and node.target in EARLY:
+            args, kwargs = compat.map_arg((node.args, dict(node.kwargs)), lambda used: used.meta["example_value"])
+            check(node.target, args, kwargs, graphs.source_line(node))
 
 
 @dataclasses.dataclass(frozen=True)
