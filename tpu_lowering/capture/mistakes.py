@@ -49,8 +49,8 @@ BY_POSITIONS = (
 
 functional = torch.nn.functional
 EARLY: tuple[Any, ...] = (functional.interpolate, functional.max_pool1d, torch.max_pool1d, torch.hardshrink)
-"""Functions that Dynamo's graph calls as they are, of operators that torch takes apart above its autograd, or that eager
-has a kernel of its own for where no gradient is recorded."""
+"""Functions that Dynamo's graph calls as they are, of operators that torch takes apart above its autograd, or that
+eager has a kernel of its own for where no gradient is recorded."""
 
 Decompositions = dict[compat.OpOverload, Callable[..., Any]]
 
