@@ -91,7 +91,7 @@ def test_the_note_names_operator_types_and_line() -> None:
     with pytest.raises(RuntimeError) as got:
         compiled(lambda x, y: x @ y)(f32, f32.double())
     assert [re.sub(r":\d+ in", ":LINE in", note) for note in got.value.__notes__] == [
-        "[TL305] eager refuses this call: aten.matmul.default\n"
+        "[TL305] eager refuses this call: aten.mm.default\n"
         "  at   test_mistakes.py:LINE in <lambda>: compiled(lambda x, y: x @ y)(f32, f32.double())\n"
         "  why  expected arguments that eager takes, got float32[4, 4], float64[4, 4], for which it raises RuntimeError\n"
         "  fix  convert them in the compiled function, with .to(dtype), to types that eager takes"

@@ -68,6 +68,11 @@ OTHERS = {
         lambda x: (torch.zeros_like(x) + x * 0, x * 0 + torch.zeros(x.shape[0])), lambda n: (floats(n),)
     ),
     "a reciprocal after adding 0": Case(lambda x: 1 / (x + 0.0), lambda n: (torch.tensor([-0.0, 0.0] * n),)),
+    "a mask as a factor": Case(
+        lambda x, m: (x * m, m * x, x * m.float(), x.masked_fill(m, torch.nan) * ~m, (x / 0) * m.to(x.dtype)),
+        lambda n: (floats(n), mask(n)),
+    ),
+    "a comparison as a factor": Case(lambda x: (x / 0) * (x > 0), lambda n: (floats(n),)),
     "integers as floats": Case(lambda x: (x.exp(), x.sqrt(), x.sigmoid()), lambda n: (ints(n).abs(),)),
     "floats as integers": Case(lambda x: (x.long(), x.to(torch.int8), x.bool()), lambda n: (floats(n),)),
     "in place keeps the type": Case(lambda x, y: x.mul_(y), lambda n: (floats(n).half(), floats(n).double())),

@@ -47,8 +47,10 @@ BY_POSITIONS = (
 )  # fmt: skip
 """Those whose integers are positions: 0 is always one."""
 
-EARLY: tuple[Any, ...] = (torch.nn.functional.interpolate,)
-"""Functions that Dynamo's graph calls as they are, of operators that are taken apart early."""
+functional = torch.nn.functional
+EARLY: tuple[Any, ...] = (functional.interpolate, functional.max_pool1d, torch.max_pool1d, torch.hardshrink)
+"""Functions that Dynamo's graph calls as they are, of operators that torch takes apart above its autograd, or that
+eager has a kernel of its own for where no gradient is recorded."""
 
 Decompositions = dict[compat.OpOverload, Callable[..., Any]]
 
@@ -192,12 +194,9 @@ def check_early(graph: fx.Graph) -> None:
         Refused: eager refuses one.
     """
     for node in graph.nodes:
-        packet = getattr(aten, getattr(node.target, "__name__", ""), None) if node.op == "call_function" else None
-        if node.target not in EARLY and (packet is None or not compat.is_taken_apart_early(packet)):
-            continue
-        args, kwargs = compat.map_arg((node.args, dict(node.kwargs)), lambda used: used.meta["example_value"])
-        called = node.target if node.target in EARLY else compat.overload_called(packet, args, kwargs)
-        check(called, args, kwargs, graphs.source_line(node))
+        if node.op == "call_function" and node.target in EARLY:
+            args, kwargs = compat.map_arg((node.args, dict(node.kwargs)), lambda used: used.meta["example_value"])
+            check(node.target, args, kwargs, graphs.source_line(node))
 
 
 @dataclasses.dataclass(frozen=True)

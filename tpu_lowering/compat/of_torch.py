@@ -228,12 +228,6 @@ def is_out_operator(overload: Any) -> bool:
     return tag is not None and tag in overload.tags
 
 
-def is_taken_apart_early(packet: Any) -> bool:
-    """Whether torch has decompositions in Python in place of an operator's autograd kernels: resizing, a few others."""
-    overloads = (getattr(packet, name) for name in packet.overloads())
-    return any("Autograd" in str(key) for overload in overloads for key in getattr(overload, "py_kernels", ()))
-
-
 def overload_called(packet: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The overload that a call of ``torch.ops.ns.op`` (an overload packet) goes to."""
     resolve = private("torch", "torch._C", "_jit_resolve_packet", "overload behind a call without one")

@@ -27,6 +27,7 @@ CORRECTED: tuple[OpOverload, ...] = (
     aten._native_batch_norm_legit_functional.default,
     aten._native_batch_norm_legit.no_stats,
     aten.addr.default,
+    aten.channel_shuffle.default,
     aten.copysign.Tensor,
     aten.div.Tensor_mode,
     aten.floor_divide.default,
@@ -39,6 +40,7 @@ CORRECTED: tuple[OpOverload, ...] = (
     aten.logical_xor.default,
     aten.max_unpool2d.default,
     aten.native_batch_norm.default,
+    aten.native_channel_shuffle.default,
     aten.roll.default,
     aten.xlogy.Tensor,
 )

@@ -55,11 +55,17 @@ def _is_bfloat16(value: Any) -> bool:
 
 
 def cast(value: Any, dtype: np.dtype[Any]) -> jax.Array:
-    """An array or a Python scalar as a strongly typed array of ``dtype`` (complex to real drops the rest)."""
+    """An array or a Python scalar as a strongly typed array of ``dtype`` (complex to real drops the rest).
+
+    Truth as 1.0 and 0.0 is a choice between constants: of a product with a converted bool XLA's simplifier makes a
+    choice of the other factor or 0, which forgets that NaN and infinity times 0 are NaN, and that -1 times 0 is -0.0.
+    """
     if isinstance(value, bool | int | float | complex):
         return jnp.asarray(np.asarray(value).astype(dtype))
     if jnp.iscomplexobj(value) and not jnp.issubdtype(dtype, np.complexfloating):
         value = (value != 0) if dtype == np.bool_ else jnp.real(value)
+    if value.dtype == np.bool_ and jnp.issubdtype(dtype, np.inexact):
+        return jnp.where(value, jnp.ones((), dtype), jnp.zeros((), dtype))
     return jax.lax.convert_element_type(value, dtype)
 
 
