@@ -57,7 +57,7 @@ def aot_compile(
     """
     chosen = Target.of(target)
     check_call("aot_compile", fn, args, kwargs)
-    if not isinstance(donate, bool):
+    if type(donate) is not bool:
         raise errors.wrong_argument("donate", f"True or False, got {donate!r}", "aot_compile(fn, args, donate=False)")
     compiler.require_libtpu()
     return compile_best(fn, args, kwargs or {}, chosen, options or {}, donate, ())

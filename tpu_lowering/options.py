@@ -103,11 +103,12 @@ class Options:
         Raises:
             TpuLoweringError: TL101 for an unknown name, TL102 for a value of the wrong kind.
         """
-        if options is not None and not isinstance(options, Mapping):
+        passed: Any = options
+        if passed is not None and not isinstance(passed, Mapping):
             raise errors.refuse(
                 "TL102",
                 "options",
-                f"expected a dictionary of options by their names, got {type(options).__name__}",
+                f"expected a dictionary of options by their names, got {type(passed).__name__}",
                 "pass options={'fuse': 'never'}",
             )
         given = dict(options or {})

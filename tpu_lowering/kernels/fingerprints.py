@@ -82,13 +82,14 @@ def follow(value: Any) -> Followed:
     """
     walk = _Walk()
     text = walk.of(value)
-    names = [
-        Place(functools.partial(map, names.get, tuple(seen), itertools.repeat(MISSING)), tuple(seen.values()))
-        for names, seen in walk.names.values()
-    ]
+    names = [Place(_reader(names, tuple(seen)), tuple(seen.values())) for names, seen in walk.names.values()]
     read = tuple(walk.functions)
     code = Place.of(lambda: itertools.chain.from_iterable(map(CODE, read)))
     return Followed(text, walk.unknown, (*names, code, *walk.places))
+
+
+def _reader(names: dict[str, Any], wanted: tuple[str, ...]) -> Callable[[], Iterable[Any]]:
+    return lambda: map(names.get, wanted, itertools.repeat(MISSING))
 
 
 def fingerprint(value: Any) -> str:

@@ -111,7 +111,7 @@ def _check_manifest(path: Path, manifest: Any, versions: Mapping[str, str]) -> N
         raise damaged(path, "a manifest with a format, got something else")
     if type(manifest["format"]) is not int or manifest["format"] != FORMAT:
         raise damaged(path, f"format {FORMAT}, got {str(manifest['format'])[:40]}")
-    digests = manifest.get("digests")
+    digests: Any = manifest.get("digests")
     complete = isinstance(digests, dict) and {MANIFEST, *digests} == set(LIMITS)
     if not complete or not all(isinstance(digest, str) for digest in digests.values()):
         raise damaged(path, "a digest for each member, got something else")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 from tpu_lowering import compat, errors
 
@@ -63,7 +64,8 @@ class Target:
         Raises:
             TpuLoweringError: TL107 for a name that is neither.
         """
-        chip, _, shape = name.partition(":") if isinstance(name, str) else ("", "", "")
+        given: Any = name
+        chip, _, shape = name.partition(":") if isinstance(given, str) else ("", "", "")
         if chip not in TOPOLOGIES or (shape and not re.fullmatch(r"\d+(x\d+){1,2}", shape)):
             raise errors.refuse(
                 "TL107",
