@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -72,8 +73,8 @@ def helion_tpu(
 
     # What comes out of AOTAutograd's cache has no stages to observe.
     may_keep = bool(chosen.cache) and not (observers or chosen.dump)
-    if may_keep:
-        from tpu_lowering.capture import restorable  # it is made of what AOTAutograd's cache takes, a private class
+    # Imported where it is needed: it is a subclass of what AOTAutograd's cache takes, a private class.
+    restorable: Any = importlib.import_module("tpu_lowering.capture.restorable") if may_keep else None
 
     def compiler(kind: str, kernels: Sequence[KnownKernel] | None) -> Callable[..., Any]:
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:

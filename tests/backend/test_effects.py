@@ -139,13 +139,7 @@ def fill_again(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return x * 2
 
 
-SHARED = pytest.mark.xfail(raises=RuntimeError, reason="memory that JAX shares cannot be resized yet")
-
-
-@pytest.mark.parametrize(
-    "function",
-    [pytest.param(free_argument, marks=SHARED), pytest.param(free_result, marks=SHARED), fill_again],
-)
+@pytest.mark.parametrize("function", [free_argument, free_result, fill_again])
 def test_memory_is_freed_and_allocated(function: Callable[..., Any]) -> None:
     seen: list[Any] = []
     for run in (function, torch.compile(function, backend="helion_tpu", fullgraph=True)):

@@ -94,10 +94,9 @@ def test_an_absent_operator_is_nothing_until_it_is_called() -> None:
     assert {absent: 1}.get(torch.ops.aten.add.Tensor) is None
     with pytest.raises(errors.TpuLoweringError) as caught:
         absent(torch.ones(2))
-    version = torch.__version__
     assert str(caught.value) == "\n".join(
         (
-            f"[TL105] package missing or outside the tested versions: torch {version}",
+            f"[TL105] package missing or outside the tested versions: torch {releases.version('torch')}",
             "  why  expected aten.no_such_operator.default (an operator that this program needs), got none",
             f"  fix  pip install torch=={releases.TESTED['torch'][0]}",
         )
@@ -119,7 +118,7 @@ def test_a_missing_private_name_is_a_coded_error(monkeypatch: pytest.MonkeyPatch
         torch.compile(lambda x: x + 1, backend="helion_tpu")(torch.ones(2))
     assert str(caught.value.inner_exception) == "\n".join(
         (
-            f"[TL105] package missing or outside the tested versions: torch {torch.__version__}",
+            f"[TL105] package missing or outside the tested versions: torch {releases.version('torch')}",
             "  why  expected torch._dynamo.backends.common.gone (forward graphs), got AttributeError: module "
             "'torch._dynamo.backends.common' has no attribute 'gone'",
             f"  fix  pip install torch=={releases.TESTED['torch'][0]}",

@@ -268,7 +268,7 @@ INDUCTOR: dict[Callable[..., Any], tuple[tuple[int, int], tuple[int, int]]] = {
     overwritten_input: ((1, 1), (1, 1)), one_buffer_twice: ((1, 0), (0, 0)), in_and_out: ((1, 0), (0, 0)),
     aliased_input: ((2, 1), (0, 1)), no_operands: ((2, 1), (2, 1)), dead: ((1, 1), (1, 1)),
 }  # fmt: skip
-if torch.__version__ >= "2.14":  # Inductor then writes a result over an operand that is used up
+if torch.__version__ >= "2.14":  # from then on Inductor allocates one buffer less
     INDUCTOR[every_allocation] = ((6, 1), (4, 1))
 
 

@@ -40,11 +40,11 @@ LARGEST = 1 << 24  # elements that are given memory
 
 aten = compat.aten
 BY_MASKS = (aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put.default, aten._unsafe_index_put.default)
-BY_POSITIONS = (
+BY_POSITIONS = tuple(operator.packet for operator in (
     aten.embedding, aten.gather, aten.index_add, aten.index_copy, aten.index_fill, aten.index_reduce, aten.index_select,
     aten.nll_loss2d_forward, aten.nll_loss_forward, aten.put, aten.scatter, aten.scatter_add, aten.scatter_reduce,
     aten.take,
-)  # fmt: skip
+) if operator)  # fmt: skip
 """Those whose integers are positions: 0 is always one."""
 
 functional = torch.nn.functional

@@ -172,7 +172,7 @@ def kernel_call(kernel: Kernel, operands: tuple[torch.Tensor | None, ...]) -> tu
         arrays.poisoned(slot.type) if value is None else value
         for slot, value in zip(kernel.operands, operands, strict=True)
     ]
-    if any(arrays.is_fake(value) for value in given):
+    if any(arrays.is_fake(value) for value in (*given, torch.empty(0))):  # new tensors are fake under a mode
         device = next((v.device for v in operands if isinstance(v, torch.Tensor)), torch.device("cpu"))
         return tuple(torch.empty(t.shape, dtype=t.element.torch, device=device) for t in kernel.results)
     with compat.enable_x64(True):
