@@ -65,9 +65,10 @@ PRIMITIVES = frozenset((*ARITHMETIC, *SAME, "convert_element_type", "select_n", 
 
 def constant(value: Any) -> Known:
     """A number as a known scalar; None if it is no integer or boolean scalar."""
-    if getattr(value, "ndim", 0) or not (isinstance(value, (bool, int)) or hasattr(value, "dtype")):
+    dtype = getattr(value, "dtype", None)
+    if getattr(value, "ndim", 0) or not (isinstance(value, (bool, int)) or dtype is not None):
         return None
-    if hasattr(value, "dtype") and jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+    if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
         return None
     array = np.asarray(value)
     return array if array.dtype.kind in "biu" else None

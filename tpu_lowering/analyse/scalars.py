@@ -113,10 +113,9 @@ def bounds(expression: Any, ranges: Mapping[Any, Bounds]) -> Bounds | None:
         return expression, expression
     if expression.is_Symbol:
         return ranges.get(expression)
-    if isinstance(expression, sympy.Piecewise):
-        inner = [bounds(case[0], ranges) for case in expression.args]
-    else:
-        inner = [bounds(argument, ranges) for argument in expression.args]
+    cases: Sequence[Any] = expression.args
+    parts = [case[0] for case in cases] if isinstance(expression, sympy.Piecewise) else cases
+    inner = [bounds(part, ranges) for part in parts]
     combine = BOUNDS.get(expression.func)
     return None if combine is None or any(known is None for known in inner) else combine(inner)
 
