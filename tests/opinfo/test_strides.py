@@ -18,10 +18,15 @@ SUBSET = ["add", "addr", "cat", "copysign", "cumsum", "div.floor_rounding", "flo
 EVERYTHING = os.environ.get("TPU_LOWERING_OPINFO") == "all"
 NAMES = list(entries("op")) if EVERYTHING else SUBSET
 
+EARLY = "torch takes it apart before AOTAutograd's table is asked"
 KNOWN = {
     "as_strided_scatter": "of an expanded tensor, which has no memory of its own that a program could be given",
-    "nn.functional.interpolate.nearest": "torch takes it apart before AOTAutograd's table is asked",
-    "nn.functional.interpolate.nearest-exact": "torch takes it apart before AOTAutograd's table is asked",
+    "native_batch_norm": EARLY,
+    "nn.functional.batch_norm": EARLY,
+    "nn.functional.interpolate.nearest": EARLY,
+    "nn.functional.interpolate.nearest-exact": EARLY,
+    "nn.functional.upsample_nearest": EARLY,
+    "resize_as_": "Dynamo does not trace it",
 }
 """Entries some of whose results have other strides, and why."""
 

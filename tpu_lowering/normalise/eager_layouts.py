@@ -39,8 +39,8 @@ CORRECTED: tuple[OpOverload, ...] = (
     aten.logical_or.default,
     aten.logical_xor.default,
     aten.max_unpool2d.default,
-    aten.native_batch_norm.default,
     aten.native_channel_shuffle.default,
+    aten.native_dropout_backward.default,
     aten.roll.default,
     aten.xlogy.Tensor,
 )
