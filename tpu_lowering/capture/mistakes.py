@@ -120,13 +120,15 @@ def check(overload: Any, args: Sequence[Any], kwargs: dict[str, Any], line: str 
     """
     if overload not in EARLY and (overload.is_view or overload._schema.is_mutable):
         return
+    if not _is_on_cpu((args, kwargs)):
+        return  # what the CPU's kernels refuse, another device's may take
     try:
         given = tuple(map(_described, args)), tuple((name, _described(value)) for name, value in kwargs.items())
         refusal, by_sizes = _refusal(overload, *given)
     except (NoNumber, TypeError):  # an argument that is no number yet, or that has no hash
         return
-    if refusal is None or (isinstance(refusal, NotImplementedError) and not _is_on_cpu((args, kwargs))):
-        return  # what the CPU's kernels lack, another device's may have
+    if refusal is None:
+        return
     if by_sizes:
         compat.tree_map(_guarded, (args, kwargs))
     raise Refused(_noted(overload, given, refusal, line or graphs.source_line_of(compat.traced_line())))
