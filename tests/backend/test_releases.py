@@ -32,7 +32,7 @@ for operator in [*vars(compat.aten).values(), *vars(compat.prims).values()]:
     if isinstance(operator, (Absent, Operator)):
         print(*(f"{one.name}\\n" for one in [operator, *vars(operator).values()] if isinstance(one, Absent)), sep="", end="")
 """
-LACKING = {"2.13.0": [], "2.14.1": ["aten.cholesky"], "2.15.0": ["aten.cholesky"]}
+LACKING = {"2.13.0": ["aten.shallow_copy_data_"], "2.14.1": ["aten.cholesky"], "2.15.0": ["aten.cholesky"]}
 """The operators that are named somewhere in the package and that a release of torch lacks."""
 
 NO_OPERATOR = """

@@ -39,6 +39,10 @@ COMPOSITE_WITH_ROW = {
 }
 
 
+WRITTEN_LATER = {aten.true_divide.Tensor, aten.square.default}
+"""Torch writes them where a Python number became a tensor, after everything was taken apart."""
+
+
 def _core_overloads() -> set[torch._ops.OpOverload]:
     """All ATen overloads tagged as core; by their schemas, because ``dir(aten)`` lists only what was used before."""
     names = {
@@ -55,7 +59,7 @@ def test_every_core_operator_has_a_row_or_a_decomposition_or_a_reason() -> None:
 
 
 def test_no_row_is_shadowed_by_a_decomposition() -> None:
-    assert TABLE.keys() & decompositions().keys() == set()
+    assert TABLE.keys() & decompositions().keys() == WRITTEN_LATER
 
 
 def test_every_operator_kept_whole_has_a_row() -> None:
@@ -80,7 +84,7 @@ def test_no_row_is_for_a_composite_operator() -> None:
         for overload in TABLE
         if torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), "CompositeImplicitAutograd")
     }
-    assert composite == set(COMPOSITE_WITH_ROW)
+    assert composite == COMPOSITE_WITH_ROW.keys() | WRITTEN_LATER
 
 
 @pytest.mark.parametrize("overload", TABLE, ids=str)

@@ -1,7 +1,8 @@
 """What a captured graph does beside giving results: taken out of it, and done around its program.
 
 =============================================  ==========================================================
-``set_.source_Tensor(argument, value)``         ``x.data = value``: the value is a further result
+``set_.source_Tensor(argument, value)``         ``x.data = value``: the value is a further result; since torch 2.14
+                                               ``shallow_copy_data_(argument, value)``
 ``resize_storage_bytes_(value, bytes)``         memory freed, or allocated again; of an argument or a result
 ``_assert_async.msg(condition, text)``          the condition is a further result, looked at on the CPU
 =============================================  ==========================================================
@@ -125,7 +126,7 @@ class Effects:
         return results[: self.returned]
 
 
-SETS = aten.set_.source_Tensor
+SETS = tuple(filter(None, (aten.set_.source_Tensor, aten.shallow_copy_data_.default)))  # the latter since torch 2.14
 ASSERTS = aten._assert_async.msg
 
 
@@ -179,7 +180,7 @@ def coded_refusals() -> Generator[None]:
 
 
 def _is_effect(node: fx.Node) -> bool:
-    return node.op == "call_function" and (node.target in (SETS, ASSERTS) or _is_resize(node))
+    return node.op == "call_function" and (node.target in (*SETS, ASSERTS) or _is_resize(node))
 
 
 def _is_resize(node: fx.Node) -> bool:
@@ -198,7 +199,7 @@ class _Taker:
         first: Any = node.args[0]
         if node.target is ASSERTS:
             effects: list[Effect] = [Assert(self._value(first), str(node.args[1]))]
-        elif node.target is SETS:
+        elif node.target in SETS:
             effects = [Set(Place("argument", self.placeholders.index(first)), self._value(node.args[1]))]
             node.replace_all_uses_with(node.args[1])  # type: ignore[arg-type]
             self.set.add(first)

@@ -48,7 +48,7 @@ def calls_without_row(node: fx.Node) -> bool:
         return False
     found = _Called()
     try:
-        with torch.no_grad(), mode, found:
+        with torch.no_grad(), mode, compat.handling(found):
             args, kwargs = compat.tree_map(lambda v: v.detach() if isinstance(v, torch.Tensor) else v, (args, kwargs))
             target: Any = node.target
             (target if callable(target) else getattr(type(args[0]), target))(*args, **kwargs)
@@ -57,26 +57,24 @@ def calls_without_row(node: fx.Node) -> bool:
     return bool(found.without_row)
 
 
-class _Called(compat.TorchDispatchMode):
+class _Called:
     """Takes operators apart, and keeps those that have no row."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.table = decompositions()
         self.without_row: list[compat.OpOverload] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = kwargs or {}
-        if func in self.table:
-            with self:
-                result = self.table[func](*args, **given)
+    def __call__(self, context: Any, overload: Any, args: Any, kwargs: Any) -> Any:
+        if overload in self.table:
+            with context:
+                result = self.table[overload](*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        schema = func._schema
+        schema = overload._schema
         is_functional = not schema.is_mutable and all(result.alias_info is None for result in schema.returns)
-        if is_functional and func.namespace in ("aten", "prims") and not has_rule(func):
-            self.without_row.append(func)
-        return func(*args, **given)
+        if is_functional and overload.namespace in ("aten", "prims") and not has_rule(overload):
+            self.without_row.append(overload)
+        return overload(*args, **kwargs)
 
 
 def has_rule(overload: compat.OpOverload) -> bool:

@@ -52,7 +52,8 @@ EARLY: tuple[Any, ...] = (functional.interpolate, functional.max_pool1d, torch.m
 """Functions that Dynamo's graph calls as they are, of operators that torch takes apart above its autograd, or that
 eager has a kernel of its own for where no gradient is recorded."""
 
-Decompositions = dict[compat.OpOverload, Callable[..., Any]]
+Decompositions = dict[Any, Callable[..., Any]]
+"""By operator."""
 
 
 class Refused(Exception):
@@ -122,6 +123,8 @@ def check(overload: Any, args: Sequence[Any], kwargs: dict[str, Any], line: str 
         return
     if not _is_on_cpu((args, kwargs)):
         return  # what the CPU's kernels refuse, another device's may take
+    if str(getattr(overload, "name", str)()).partition(".")[0].endswith("_backward"):
+        return  # torch's own formula, whose types are what meta functions say of a forward's: eager's may be others
     try:
         given = tuple(map(_described, args)), tuple((name, _described(value)) for name, value in kwargs.items())
         refusal, by_sizes = _refusal(overload, *given)

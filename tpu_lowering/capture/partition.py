@@ -58,7 +58,8 @@ def repeat_draws(
     twice &= {node.name for node in backward.graph.nodes if _draws(node)}
     if not twice:
         return forward, backward
-    for node in joint.graph.nodes:
+    for node in filter(_draws, joint.graph.nodes):
+        node.meta.pop("recompute", None)  # the partitioner has dealt with those of a ``checkpoint``
         if node.name in twice:
             node.meta["recompute"] = CheckpointPolicy.PREFER_RECOMPUTE
     for node in backward.graph.find_nodes(op="placeholder"):

@@ -74,6 +74,7 @@ from tpu_lowering.compat.of_torch import (
     custom_operator,
     evaluator,
     example_sizes,
+    handling,
     has_autograd_kernel,
     is_out_operator,
     keep_saved_tensors,
@@ -111,7 +112,6 @@ if TYPE_CHECKING:
     eager_flex_attention: Any
     map_arg: Any
     min_cut_partition: Any
-    TorchDispatchMode: Any
     functionalize_rng_ops: Any
     set_grad_enabled: Any
     with_effects: Any
@@ -126,7 +126,6 @@ __all__ = [
     "OpOverloadPacket",
     "OutputCode",
     "ResultsOfForward",
-    "TorchDispatchMode",
     "aot_autograd",
     "aot_export_joint_simple",
     "aten",
@@ -162,6 +161,7 @@ __all__ = [
     "function_of_xla_kernel",
     "functionalize_rng_ops",
     "grid_scope",
+    "handling",
     "has_autograd_kernel",
     "has_helion",
     "helion_capture",

@@ -28,9 +28,6 @@ NAMES: dict[str, tuple[str, str, str]] = {
     ),
     "auto_functionalized": (f"{_HIGHER_ORDER}.auto_functionalize", "auto_functionalized", _MUTABLE),
     "auto_functionalized_v2": (f"{_HIGHER_ORDER}.auto_functionalize", "auto_functionalized_v2", _MUTABLE),
-    "TorchDispatchMode": (
-        "torch.utils._python_dispatch", "TorchDispatchMode", "operators that a function calls",
-    ),
     "functionalize_rng_ops": (
         "torch._functorch.partitioners", "functionalize_rng_ops", "a backward that repeats the forward's draws",
     ),
@@ -187,6 +184,17 @@ def register_backend_once(function: Callable[..., Any], name: str) -> None:
 
 
 # torch: operators -------------------------------------------------------------------------------------
+def handling(handle: Callable[..., Any]) -> Any:
+    """A context in which calls of operators go to ``handle(context, overload, args, kwargs)``."""
+    mode = private("torch", "torch.utils._python_dispatch", "TorchDispatchMode", "operators that a function calls")
+
+    class Handling(mode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return handle(self, func, args, kwargs or {})
+
+    return Handling()
+
+
 def below_autograd() -> Any:
     """A context in which operators skip their autograd kernels, as a C++ autograd kernel does it."""
     return private("torch", "torch._C", "_AutoDispatchBelowAutograd", "calls an operator from its autograd kernel")()

@@ -164,18 +164,26 @@ def _is_node(value: Any) -> bool:
 
 
 def eliminate_dead_code(graph: fx.Graph, spare: Callable[[fx.Node], bool] = lambda node: False) -> list[fx.Node]:
-    """Erases calls whose results nobody uses, but those to spare, and those that have effects by torch's own account:
-    an operator that writes to its arguments by its schema, one that draws random numbers, an assertion.
+    """Erases calls whose results nobody uses, but those to spare, and those that have effects.
 
     Returns:
         The erased nodes.
     """
     erased: list[fx.Node] = []
     for node in reversed(graph.nodes):
-        if node.op in ("call_function", "get_attr") and not node.users and not node.is_impure() and not spare(node):
+        if node.op in ("call_function", "get_attr") and not node.users and not has_effect(node) and not spare(node):
             erased.append(node)
             graph.erase_node(node)
     return erased
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Whether a call does something beside giving results: it writes to its arguments by its schema, or asserts.
+
+    To draw random numbers is no effect: a draw that nobody uses is not made. Torch counts it as one.
+    """
+    draws = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return node.is_impure() and not (draws and not node.target._schema.is_mutable)  # type: ignore[union-attr]
 
 
 def sort_by_use(graph: fx.Graph) -> None:

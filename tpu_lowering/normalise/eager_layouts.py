@@ -19,10 +19,10 @@ from tpu_lowering import compat
 from tpu_lowering.ir.programs import dense_order
 
 aten = compat.aten
-OpOverload = compat.OpOverload
-Decompositions = dict[OpOverload, Callable[..., Any]]
+Decompositions = dict[Any, Callable[..., Any]]
+"""By operator."""
 
-CORRECTED: tuple[OpOverload, ...] = (
+CORRECTED: tuple[compat.OpOverload, ...] = (
     aten._batch_norm_with_update_functional.default,
     aten._native_batch_norm_legit_functional.default,
     aten._native_batch_norm_legit.no_stats,
@@ -54,7 +54,7 @@ def with_eagers_layouts(decompositions: Decompositions) -> Decompositions:
     return decompositions | {one: _corrected(one, decompositions.get(one)) for one in CORRECTED}
 
 
-def _corrected(overload: OpOverload, decomposition: Callable[..., Any] | None) -> Callable[..., Any]:
+def _corrected(overload: compat.OpOverload, decomposition: Callable[..., Any] | None) -> Callable[..., Any]:
     running = threading.local()
 
     def corrected(*args: Any, **kwargs: Any) -> Any:
@@ -103,7 +103,7 @@ class Strided(NamedTuple):
         return dense.permute([order.index(dim) for dim in range(len(order))]).expand([*map(cut, self.shape)])
 
 
-def _orders(overload: OpOverload, args: Any, kwargs: Any) -> tuple[tuple[int, ...] | None, ...] | None:
+def _orders(overload: compat.OpOverload, args: Any, kwargs: Any) -> tuple[tuple[int, ...] | None, ...] | None:
     """The storage order of each of eager's results; None for what has none, or is not known."""
     try:
         given = tuple(map(_described, args)), tuple((name, _described(value)) for name, value in kwargs.items())
@@ -125,7 +125,7 @@ def _described(leaf: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=1 << 12)
-def _eagers_orders(overload: OpOverload, args: Any, kwargs: Any) -> tuple[tuple[int, ...] | None, ...] | None:
+def _eagers_orders(overload: compat.OpOverload, args: Any, kwargs: Any) -> tuple[tuple[int, ...] | None, ...] | None:
     shapes = [leaf.shape for leaf in _tensors((args, kwargs))]
     whole = sum(map(math.prod, shapes)) <= LARGEST
 
