@@ -81,7 +81,7 @@ def _confirmed(
         outcome = None if runs is None else old_contents.followed(body, reference, runs)
         if outcome is None or outcome.is_read:
             found[at] = RefEffect(True, effects[at].writes, False, "without references, old contents go into results")
-        elif effects[at].covers and (outcome.is_left or not _visits_all(mapping, at)):
+        elif effects[at].covers and (outcome.is_left or not _visits_all(mapping, at, windows[at])):
             found[at] = RefEffect(False, True, False, "old elements are left at a step that was followed")
     return found
 
@@ -122,10 +122,9 @@ def _is_one_block(mapping: Any, at: int, steps: Sequence[tuple[int, ...]]) -> bo
     )
 
 
-def _visits_all(mapping: Any, at: int) -> bool:
+def _visits_all(mapping: Any, at: int, found: coverage.BlockWindow | None) -> bool:
     """Whether the steps of a grid visit every block of an array; of a very large grid, those along its edges."""
     grid = _static_grid(mapping)
-    found = window(mapping, mapping.block_mappings[at])
     if grid is None or found is None:
         return False
     if 0 in found.shape:
