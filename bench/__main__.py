@@ -1,5 +1,5 @@
 """``python -m bench``: all benchmarks; ``compare A.json B.json``; ``compile_time``; ``model_compile_time``;
-``helion_examples``; ``cpu``."""
+``helion_examples``; ``generated``; ``cpu``."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench import helion_examples
 
         return helion_examples.main(given.examples, given.target, given.kernels, given.missing)
+    if given.command == "generated":
+        from bench import generated
+
+        return generated.main(given.out, given.against, given.cases)
     if given.command == "cpu":
         from bench.cpu import run as cpu
 
@@ -72,6 +76,10 @@ def parser() -> argparse.ArgumentParser:
     examples.add_argument("--target", default="tpu7x", help="the chip to compile for (default tpu7x)")
     examples.add_argument("--missing", action="store_true", help="only kernels that have no results yet")
     examples.add_argument("--only", dest="kernels", help="kernels whose name, file.kernel, contains this")
+    generated = commands.add_parser("generated", help="text that is generated for the cases; equal across a refactoring")
+    generated.add_argument("--out", type=pathlib.Path, required=True, help="the file to write")
+    generated.add_argument("--against", type=pathlib.Path, help="another commit's file; exit code 1 if any differs")
+    generated.add_argument("--cases", nargs="*", default=(), help="parts of names of cases (default: all)")
     cpu = commands.add_parser("cpu", help="speed on this CPU: ours, plain JAX, eager, Inductor, Helion")
     cpu.add_argument("--only", dest="section", choices=SECTIONS, help="one section (default: all)")
     cpu.add_argument("--cases", nargs="*", default=(), help="names of kernels, models or other cases (default: all)")
