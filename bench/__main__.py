@@ -76,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
     examples.add_argument("--target", default="tpu7x", help="the chip to compile for (default tpu7x)")
     examples.add_argument("--missing", action="store_true", help="only kernels that have no results yet")
     examples.add_argument("--only", dest="kernels", help="kernels whose name, file.kernel, contains this")
-    generated = commands.add_parser("generated", help="text that is generated for the cases; equal across a refactoring")
+    generated = commands.add_parser(
+        "generated", help="text that is generated for the cases, to hold a refactoring against"
+    )
     generated.add_argument("--out", type=pathlib.Path, required=True, help="the file to write")
     generated.add_argument("--against", type=pathlib.Path, help="another commit's file; exit code 1 if any differs")
     generated.add_argument("--cases", nargs="*", default=(), help="parts of names of cases (default: all)")

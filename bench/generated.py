@@ -18,7 +18,7 @@ import torch
 
 from bench import against_xla, fusion_cases, fusion_models, models, zoo
 from bench.kernels import KERNELS
-from tpu_lowering import aot, compat
+from tpu_lowering import compat
 from tpu_lowering.backend import helion_tpu
 from tpu_lowering.kernels import function_values
 from tpu_lowering.runtime.aot.capture import TpuRuntime
