@@ -22,7 +22,7 @@ unit: .venv/dev
 
 # Torch's databases of operators, modules and optimizers: every entry, every sample, every dtype, and gradients.
 test-ops: .venv/dev
-	TPU_LOWERING_OPINFO=all $(BIN)/python -m pytest tests/opinfo/test_opinfo.py tests/ops/test_products.py -n 2 --dist worksteal
+	TPU_LOWERING_OPINFO=all $(BIN)/python -m pytest tests/opinfo/test_opinfo.py tests/lower/test_products.py -n 2 --dist worksteal
 
 # What eager refuses of that database is refused; strides of results where arguments are not row-major: every entry.
 test-mistakes: .venv/dev
@@ -42,15 +42,15 @@ test-models: .venv/dev
 # Today's torch, in an environment of its own, 5.4 GB with its CUDA build: the cases, the passes, the backend, refusals,
 # other backends, and operators' semantics.
 NEWEST_TESTS := tests/cases tests/passes tests/backend tests/refusals tests/bridge tests/analyse tests/ir \
-	tests/surroundings tests/ops/test_semantics.py tests/ops/test_foreach.py tests/ops/test_strided.py
+	tests/surroundings tests/lower/test_semantics.py tests/lower/test_foreach.py tests/lower/test_strided.py
 
 test-newest: .venv-newest/test
 	.venv-newest/bin/python -m pytest $(NEWEST_TESTS) -n 2 --dist worksteal
 
 # Tensors of torch_xla, on its CPU, in an environment of their own: torch 2.9 and JAX 0.7, about 8 GB. Then what of
 # the other tests those releases are for: lowerings, draws, arguments kept between calls.
-XLA_TESTS := tests/xla tests/ir tests/random/test_distributions.py tests/random/test_draws.py \
-	tests/random/test_dropout.py tests/ops/test_semantics.py tests/ops/test_strided.py tests/ops/test_foreach.py \
+XLA_TESTS := tests/runtime/torch_xla tests/ir tests/random/test_distributions.py tests/random/test_draws.py \
+	tests/random/test_dropout.py tests/lower/test_semantics.py tests/lower/test_strided.py tests/lower/test_foreach.py \
 	tests/backend/test_imports.py
 
 test-xla: .venv-xla/test
@@ -59,7 +59,7 @@ test-xla: .venv-xla/test
 # Tensors of torch_tpu, without a TPU: programs up to their launch, in an environment of their own, because torch
 # loads torch_tpu by itself.
 test-tpu: .venv-tpu/test
-	.venv-tpu/bin/python -m pytest tests/tpu -n 2 --dist worksteal
+	.venv-tpu/bin/python -m pytest tests/runtime/torch_tpu -n 2 --dist worksteal
 
 bench-xla: .venv-xla/test
 	PJRT_DEVICE=CPU .venv-xla/bin/python -m bench.xla

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.markdown import microseconds
-from tpu_lowering.fuse.choices import Score
+from tpu_lowering.fuse.choose.choices import Score
 from tpu_lowering.runtime.aot.targets import Target
 
 ALLOWED = 1.10

@@ -1,8 +1,8 @@
-"""``python -m bench generated``: all the text that is generated for the benches' cases, to hold a refactoring against.
+"""``python -m bench generated``: all the text that is generated for the cases, to hold a refactoring against.
 
-A change that moves code may not change a program. For each case the programs' sources, the sources of generated kernels,
-the StableHLO that libtpu would compile (Mosaic kernels inside) and what each pass said it did are written to a file of
-JSON; ``--against`` compares with the file of another commit. Nothing is compiled for a chip.
+A change that moves code may not change a program. For each case the programs' sources, the sources of generated
+kernels, the StableHLO that libtpu would compile (Mosaic kernels inside) and what each pass said it did are written to a
+file of JSON; ``--against`` compares with the file of another commit. Nothing is compiled for a chip.
 """
 
 from __future__ import annotations

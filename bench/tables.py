@@ -8,7 +8,7 @@ from bench import TARGETS, fusion_cycles
 from bench.against_tables import opinfo_section, suite_section
 from bench.markdown import NONE, mib, microseconds, ratio, table, whole
 from bench.store import Entry
-from tpu_lowering.fuse.choices import Score
+from tpu_lowering.fuse.choose.choices import Score
 
 Entries = Mapping[str, Entry]
 

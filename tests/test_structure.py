@@ -8,7 +8,20 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent / "tpu_lowering"
-ORDER = ("ir", "analyse", "kernels", "normalise", "passes", "lower", "codegen", "fuse", "runtime", "capture", "report")
+ORDER = (
+    "ir",
+    "analyse",
+    "kernels",
+    "normalise",
+    "passes",
+    "bridge",
+    "lower",
+    "codegen",
+    "fuse",
+    "runtime",
+    "capture",
+    "report",
+)
 FILES = sorted(ROOT.rglob("*.py"))
 # `lower` takes the refusal of an operator without implementation from `normalise`; `codegen` and `report` are told
 # of by `pipeline`, which belongs to no folder.

@@ -21,8 +21,8 @@ from tpu_lowering.options import Options
 from tpu_lowering.report.dump import dump_observer
 from tpu_lowering.report.logs import LogObserver
 from tpu_lowering.runtime.base import Runtime
+from tpu_lowering.runtime.cache.known_kernels import KnownKernel, known_kernels
 from tpu_lowering.runtime.choose import runtime_for
-from tpu_lowering.runtime.known import KnownKernel, known_kernels
 
 _numbers = itertools.count()
 

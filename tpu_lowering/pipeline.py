@@ -23,14 +23,15 @@ from typing import Any, Protocol, runtime_checkable
 from torch import fx
 
 from tpu_lowering import errors
-from tpu_lowering.analyse.padding import Padding
+from tpu_lowering.analyse.padding.roundable_sizes import Padding
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.fuse.choices import Answer
-from tpu_lowering.fuse.choose_launches import ChooseLaunches
+from tpu_lowering.fuse.choose.choices import Answer
+from tpu_lowering.fuse.choose.choose_launches import ChooseLaunches
 from tpu_lowering.fuse.fuse_around_kernels import FuseAroundKernels
 from tpu_lowering.fuse.fuse_attention import FuseAttention
 from tpu_lowering.fuse.fuse_rows import FuseRows
 from tpu_lowering.ir import graphs, interpreter, invariants, regions
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.programs import Program, Signature
 from tpu_lowering.lower import layout
 from tpu_lowering.normalise import (
@@ -48,7 +49,7 @@ from tpu_lowering.normalise.aliases import APART, Sharing
 from tpu_lowering.normalise.mask_padding import mask_padding
 from tpu_lowering.options import Options
 from tpu_lowering.passes.assemble_writes import AssembleWrites
-from tpu_lowering.passes.base import Action, Pass
+from tpu_lowering.passes.base import Pass
 from tpu_lowering.passes.drop_dead_allocations import DropDeadAllocations
 from tpu_lowering.passes.drop_overwritten_values import DropOverwrittenValues
 from tpu_lowering.passes.return_fresh_buffers import ReturnFreshBuffers
@@ -56,7 +57,7 @@ from tpu_lowering.passes.simplify_views import SimplifyViews
 from tpu_lowering.passes.unflatten_kernels import UnflattenKernels
 from tpu_lowering.runtime.aot.choosing import CompilerChooser
 from tpu_lowering.runtime.aot.targets import Target
-from tpu_lowering.runtime.store import Store
+from tpu_lowering.runtime.cache.store import Store
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from memory_programs import relations
 
+from tests.property.memory_programs import relations
 from tpu_lowering import compat, errors
 from tpu_lowering.backend import helion_tpu
 from tpu_lowering.codegen.source import Source

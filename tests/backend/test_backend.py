@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from alone import STATE, run_alone
+
+from tests.backend.alone import STATE, run_alone
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:

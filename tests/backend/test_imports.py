@@ -9,7 +9,7 @@ import jax
 import torch
 
 from tpu_lowering import compat
-from tpu_lowering.runtime.imports import Imports
+from tpu_lowering.runtime.imported_arguments import Imports
 
 
 def take(imports: Imports, tensor: torch.Tensor) -> jax.Array:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from made_up import MIB, entry, failure
 
 from bench import against_tables, against_xla, opinfo, opinfo_cases
 from bench.against_tables import Compared
+from tests.bench.made_up import MIB, entry, failure
 from tpu_lowering.runtime.aot.targets import Target
 
 

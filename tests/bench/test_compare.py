@@ -7,10 +7,10 @@ import pathlib
 
 import expecttest
 import pytest
-from made_up import entry, failure
 
 from bench import __main__ as command
 from bench.compare import METRICS, compare
+from tests.bench.made_up import entry, failure
 
 A, B, C, D = (f"seed/exp/{row}/tpu7x" for row in "abcd")
 

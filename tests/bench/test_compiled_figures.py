@@ -7,11 +7,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from made_up import MIB
 
 from bench.blocks import block_bytes
 from bench.kernels import direct
 from bench.tasks import run_exp
+from tests.bench.made_up import MIB
 
 SHAPE = (1024, 1024)  # 4 MiB
 

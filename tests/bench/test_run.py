@@ -7,10 +7,10 @@ import pathlib
 from typing import Any
 
 import pytest
-from made_up import entry
 
 from bench import GROUPS, TARGETS, run, store
 from bench.tasks import Task, tasks_of
+from tests.bench.made_up import entry
 from tpu_lowering import errors
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pathlib
 
 import expecttest
-from made_up import MIB, entry, failure
 
 from bench import markdown, plots, tables
 from bench.fusion_cycles import exception
 from bench.report import write
 from bench.store import Store
-from tpu_lowering.fuse.choices import Score
+from tests.bench.made_up import MIB, entry, failure
+from tpu_lowering.fuse.choose.choices import Score
 from tpu_lowering.runtime.aot.targets import Target
 
 

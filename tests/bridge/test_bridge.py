@@ -9,13 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from bridge_backend import aot, made_in
-from bridge_kernels import accumulate, count_up, exp_into, exp_over, first_rows, iota_into, spread, two_into, update
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
+from tests.bridge.bridge_backend import aot, made_in
+from tests.bridge.bridge_kernels import (
+    accumulate,
+    count_up,
+    exp_into,
+    exp_over,
+    first_rows,
+    iota_into,
+    spread,
+    two_into,
+    update,
+)
 from tpu_lowering import passes
-from tpu_lowering.passes.functional_kernels import make_kernels_functional
+from tpu_lowering.bridge.functional_kernels import make_kernels_functional
 
 
 def plain(x: Tensor) -> Tensor:
@@ -394,7 +404,7 @@ def test_graphs_without_kernels_are_left_alone() -> None:
 
 
 def test_schemas() -> None:
-    from tpu_lowering.kernels.fresh_operators import FreshForm, View, schema_of
+    from tpu_lowering.bridge.fresh_operators import FreshForm, View, schema_of
 
     whole = View(0, "whole")
     form = FreshForm(torch.ops.bridge.first_rows.default, (("out", whole),), 1)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from bridge_backend import aot, made_in
 from torch import Tensor
 
+from tests.bridge.bridge_backend import aot, made_in
 from tpu_lowering import passes
 
 helion = pytest.importorskip("helion", reason="needs Helion")

@@ -26,12 +26,12 @@ from tpu_lowering.analyse import splits
 from tpu_lowering.backend import helion_tpu
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.operators import is_allocation, is_fill
 from tpu_lowering.ir.printer import print_graph
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.normalise import signature, specialise
 from tpu_lowering.options import Options
-from tpu_lowering.passes.base import Action
 
 CHECKING = {"verify": True, "poison": True}
 NORMALISED = pipeline.NORMALISE[-1].name

@@ -13,9 +13,9 @@ import helion.language as hl
 import jax
 import jax.numpy as jnp
 import torch
-from case_kernels import pallas_kernel
 from jax.experimental import pallas as pl
 
+from tests.cases.case_kernels import pallas_kernel
 from tpu_lowering import kernel_op
 
 

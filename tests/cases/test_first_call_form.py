@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from case_kernels import accumulate, add_into, exp_into, exp_maybe, split_rows
-from harness import Record, check
+
+from tests.cases.case_kernels import accumulate, add_into, exp_into, exp_maybe, split_rows
+from tests.cases.harness import Record, check
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,8 @@ from typing import Any
 
 import expecttest
 import torch
-from case_kernels import (
+
+from tests.cases.case_kernels import (
     accumulate,
     add_into,
     exp_and_neg_into,
@@ -20,8 +21,7 @@ from case_kernels import (
     helion_exp_into,
     helion_gate_flat_into,
 )
-from harness import capture, normalised
-
+from tests.cases.harness import capture, normalised
 from tpu_lowering.ir import interpreter
 from tpu_lowering.ir.printer import print_graph
 from tpu_lowering.passes.assemble_writes import AssembleWrites

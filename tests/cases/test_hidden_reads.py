@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 import torch
-from case_kernels import elementwise, shape
-from harness import check
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from tests.cases.case_kernels import elementwise, shape
+from tests.cases.harness import check
 from tpu_lowering import compat, errors, kernel_op
 
 WIDTH = 128

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from case_kernels import helion_step
-from harness import compare
 from torch._dynamo.backends.common import aot_autograd
 
 import tpu_lowering
+from tests.cases.case_kernels import helion_step
+from tests.cases.harness import compare
 from tpu_lowering import compat, errors, kernel_op, register_kernel
 
 

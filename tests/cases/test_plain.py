@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from case_kernels import (
+from torch import empty
+
+from tests.cases.case_kernels import (
     accumulate,
     add_into,
     double_into,
@@ -26,8 +28,7 @@ from case_kernels import (
     step,
     sum_and_round_into,
 )
-from harness import check
-from torch import empty
+from tests.cases.harness import check
 
 
 def matrix() -> tuple[torch.Tensor]:

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from case_kernels import (
+from torch import fx
+from torch._functorch.compile_utils import fx_graph_cse
+
+from tests.cases.case_kernels import (
     ROWS,
     accumulate,
     add_columns,
@@ -28,10 +31,7 @@ from case_kernels import (
     write_pages,
     write_then_read_into,
 )
-from harness import Graph, Record, capture, check, compare
-from torch import fx
-from torch._functorch.compile_utils import fx_graph_cse
-
+from tests.cases.harness import Graph, Record, capture, check, compare
 from tpu_lowering import pipeline
 from tpu_lowering.codegen import source
 from tpu_lowering.ir import operators

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 import torch
-from case_kernels import pallas_kernel
-from harness import Record, check, compare, compiled, refusal, sharing
-from harness_views import (
+
+from tests.cases.case_kernels import pallas_kernel
+from tests.cases.harness import Record, check, compare, compiled, refusal, sharing
+from tests.cases.harness_views import (
     ACCUMULATES,
     EXPS,
     IDS,
@@ -23,7 +24,6 @@ from harness_views import (
     made,
     written,
 )
-
 from tpu_lowering import TpuLoweringError, kernel_op
 from tpu_lowering.backend import helion_tpu
 

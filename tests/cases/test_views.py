@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Record, check, compiled, refusal
-from harness_views import (
+
+from tests.cases.harness import Record, check, compiled, refusal
+from tests.cases.harness_views import (
     ACCUMULATES,
     ADDS,
     EXPS,

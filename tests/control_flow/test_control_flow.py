@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 import torch
-from case_kernels import pallas_kernel
-from harness import Record, check, compare, compiled, refusal
 from jax.experimental import pallas as pl
 from torch._higher_order_ops import associative_scan, scan, while_loop
 from torch._higher_order_ops.map import map as map_rows
-from training import check_gradients
 
+from tests.cases.case_kernels import pallas_kernel
+from tests.cases.harness import Record, check, compare, compiled, refusal
+from tests.control_flow.training import check_gradients
 from tpu_lowering import explain, kernel_op
 
 Tensor = torch.Tensor

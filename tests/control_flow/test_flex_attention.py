@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Record, compare, compiled
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from tests.cases.harness import Record, compare, compiled
 
 Tensor = torch.Tensor
 

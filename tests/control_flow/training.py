@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from harness import Record, compare, compiled
+
+from tests.cases.harness import Record, compare, compiled
 
 
 def check_gradients(

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from watch import Watch
 
+from tests.dynamic.watch import Watch
 from tpu_lowering.options import round_up
 
 F = nn.functional

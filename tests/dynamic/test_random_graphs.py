@@ -22,7 +22,7 @@ from tpu_lowering.ir.programs import Program
 from tpu_lowering.normalise import specialise
 from tpu_lowering.normalise.decompositions import decompositions
 from tpu_lowering.options import Options
-from tpu_lowering.runtime import edge
+from tpu_lowering.runtime import calling_convention
 
 GRAPHS = int(os.environ.get("TPU_LOWERING_GRAPHS", "2000")) // 20
 Tensor = torch.Tensor
@@ -89,7 +89,9 @@ class Interpreted:
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
         values = interpreter.interpret(self.program.module, arguments)
-        return edge.results(self.program.signature, arguments, [value.contiguous().clone() for value in values])
+        return calling_convention.results(
+            self.program.signature, arguments, [value.contiguous().clone() for value in values]
+        )
 
 
 def rounded(rounding: Rounding, module: torch.fx.GraphModule, x: Tensor) -> list[Tensor]:

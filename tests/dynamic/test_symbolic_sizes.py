@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from watch import Watch
 
 import tpu_lowering
+from tests.dynamic.watch import Watch
 
 
 def model(x: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ from torch import fx
 
 from tpu_lowering.backend import helion_tpu
 from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.programs import Program
-from tpu_lowering.passes.base import Action
 
 
 class Watch:

@@ -12,8 +12,8 @@ from torch import fx
 
 from tpu_lowering.backend import helion_tpu
 from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.programs import Program
-from tpu_lowering.passes.base import Action
 
 bf16, f32 = torch.bfloat16, torch.float32
 TOLERANCE = {f32: {"rtol": 1e-5, "atol": 1e-5}, bf16: {"rtol": 3e-2, "atol": 3e-2}}

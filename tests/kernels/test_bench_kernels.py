@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from capture_graphs import captured_graphs, kernel_calls
 
 from bench.kernels import KERNELS, KernelCase, Tolerance, in_dtype, low_mem_dropout
+from tests.kernels.capture_graphs import captured_graphs, kernel_calls
 
 NAMES = (
     "exp",

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from capture_graphs import captured_graphs, kernel_calls
 from transformers import LlamaForCausalLM
 
+from tests.kernels.capture_graphs import captured_graphs, kernel_calls
 from tpu_lowering.demo import decoder, kernels, model, text_tokens
 
 TEXT = "A kernel that writes every element of a buffer needs nobody to fill it first. " * 3

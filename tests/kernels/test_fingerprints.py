@@ -15,7 +15,7 @@ import torch
 
 from tests import global_state
 from tpu_lowering.kernels.fingerprints import UnknownValueError, fingerprint
-from tpu_lowering.runtime import known
+from tpu_lowering.runtime.cache import known_kernels
 
 Function = Callable[..., Any]
 
@@ -156,7 +156,7 @@ MUTABLE = [2]
 
 
 def test_a_kernel_that_is_gone_or_changed_is_not_current() -> None:
-    gone = [known.KnownKernel("operator", "nowhere::op.default", "nowhere::op", ""),
-            known.KnownKernel("helion", "nowhere:kernel", "kernel", ""),
-            known.KnownKernel("helion", f"{__name__}:Thing", "Thing", "")]  # fmt: skip
+    gone = [known_kernels.KnownKernel("operator", "nowhere::op.default", "nowhere::op", ""),
+            known_kernels.KnownKernel("helion", "nowhere:kernel", "kernel", ""),
+            known_kernels.KnownKernel("helion", f"{__name__}:Thing", "Thing", "")]  # fmt: skip
     assert not any(kernel.is_current() for kernel in gone)

@@ -17,10 +17,10 @@ from bench.kernels import KERNELS, in_dtype
 from tpu_lowering import backend
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import arrays
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.kernels import Execution, Kernel
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels.launch import Launch
-from tpu_lowering.passes.base import Action
 
 CASES = {case.name: case for case in KERNELS}
 

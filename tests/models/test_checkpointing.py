@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from model_training import assert_equal, both, train
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from bench.zoo import MODELS
+from tests.models.model_training import assert_equal, both, train
 from tpu_lowering.backend import helion_tpu
 from tpu_lowering.ir.programs import Program
 

@@ -8,11 +8,11 @@ import threading
 
 import pytest
 import torch
-from alone import STATE, run_alone
-from model_training import assert_equal, train
 from torch import nn
 
 from bench.zoo import MODELS, Inputs
+from tests.backend.alone import STATE, run_alone
+from tests.models.model_training import assert_equal, train
 
 FEW = ("distilbert", "resnet")
 

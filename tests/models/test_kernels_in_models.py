@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from model_training import assert_trains_as_eager
 
 from bench import against_xla
 from bench.zoo import MODELS
+from tests.models.model_training import assert_trains_as_eager
 from tpu_lowering.runtime.aot.targets import Target
 
 DEFAULT = ("llama", "gpt2", "bert")

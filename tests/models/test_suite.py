@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_training import assert_trains_as_eager, both, train
 
 from bench.zoo import MODELS
+from tests.models.model_training import assert_trains_as_eager, both, train
 
 # One of each family of operators; the others are `large`.
 DEFAULT = ("llama", "mixtral", "bert", "deberta_v2", "t5", "vit", "resnet", "unet")

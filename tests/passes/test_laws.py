@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from case_kernels import (
+from torch import fx
+
+from tests.cases.case_kernels import (
     accumulate,
     add_into,
     column_max_into,
@@ -23,9 +25,7 @@ from case_kernels import (
     split_rows,
     step,
 )
-from harness import capture, normalised
-from torch import fx
-
+from tests.cases.harness import capture, normalised
 from tpu_lowering import errors, pipeline
 from tpu_lowering.ir import interpreter, invariants
 from tpu_lowering.ir.printer import print_graph

@@ -9,8 +9,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from programs import Instruction, inputs, poisoned, run
 
+from tests.property.programs import Instruction, inputs, poisoned, run
 from tpu_lowering import compat, pipeline
 from tpu_lowering.backend import helion_tpu
 from tpu_lowering.ir import interpreter

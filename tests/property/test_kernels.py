@@ -8,12 +8,12 @@ import os
 
 import jax
 import jax.numpy as jnp
-import kernel_programs
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.property import kernel_programs
 from tpu_lowering import compat
 from tpu_lowering.analyse import pallas
 

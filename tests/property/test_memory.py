@@ -13,7 +13,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from memory_programs import Instruction, inputs, relations, run
+
+from tests.property.memory_programs import Instruction, inputs, relations, run
 
 GRAPHS = max(1, int(os.environ.get("TPU_LOWERING_GRAPHS", "2000")) // 100)
 SHARDS = 2

@@ -9,8 +9,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from row_programs import SHAPES, Instruction, inputs, run
 
+from tests.property.row_programs import SHAPES, Instruction, inputs, run
 from tpu_lowering.backend import helion_tpu
 from tpu_lowering.fuse import fuse_rows
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from sources import compiled, seeded
+
+from tests.random.sources import compiled, seeded
 
 COUNT = 20_000
 LEAST = 1e-4

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import pytest
 import torch
-from sources import compiled, seeded
 
 import tpu_lowering
+from tests.random.sources import compiled, seeded
 
 X = torch.linspace(0.1, 0.9, 64).reshape(8, 8)
 MODES = pytest.mark.parametrize("mode", ["jax", "torch"])

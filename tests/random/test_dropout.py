@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from sources import compiled, seeded
 from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
+
+from tests.random.sources import compiled, seeded
 
 F = torch.nn.functional
 MODES = pytest.mark.parametrize("mode", ["jax", "torch"])

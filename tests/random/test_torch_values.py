@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from sources import compiled, seeded
+
+from tests.random.sources import compiled, seeded
 
 F = torch.nn.functional
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)

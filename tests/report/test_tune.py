@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from tpu_lowering.__main__ import main
-from tpu_lowering.fuse.choices import Form, Score
+from tpu_lowering.fuse.choose.choices import Form, Score
 from tpu_lowering.runtime.aot.choosing import CompilerChooser, Scores
 
 MODEL = """

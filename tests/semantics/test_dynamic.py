@@ -6,8 +6,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from arguments import below, floats, mask
-from eager_check import Case, both_ways, check
+
+from tests.semantics.arguments import below, floats, mask
+from tests.semantics.eager_check import Case, both_ways, check
 
 CASES = {
     "arange of a size": Case(lambda x: x + torch.arange(x.shape[0])[:, None], lambda n: (floats(n, 3),)),

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from arguments import below, floats, ints, mask, only
-from eager_check import Case, both_ways, check
+
+from tests.semantics.arguments import below, floats, ints, mask, only
+from tests.semantics.eager_check import Case, both_ways, check
 
 aten = torch.ops.aten
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import torch
-from arguments import floats
-from eager_check import Case, both_ways, check
 
 import tpu_lowering
+from tests.semantics.arguments import floats
+from tests.semantics.eager_check import Case, both_ways, check
 
 library = torch.library.Library("semantics", "DEF")
 

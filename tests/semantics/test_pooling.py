@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from arguments import floats, ints
-from eager_check import Case, both_ways, check
+
+from tests.semantics.arguments import floats, ints
+from tests.semantics.eager_check import Case, both_ways, check
 
 CHANNELS = torch.channels_last
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from arguments import below
-from eager_check import Case, both_ways, check
+
+from tests.semantics.arguments import below
+from tests.semantics.eager_check import Case, both_ways, check
 
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 INTEGERS = (*SIGNED, torch.uint8)

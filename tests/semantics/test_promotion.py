@@ -5,8 +5,9 @@ from __future__ import annotations
 import operator
 
 import torch
-from arguments import below, floats, ints, mask
-from eager_check import Case, both_ways, check
+
+from tests.semantics.arguments import below, floats, ints, mask
+from tests.semantics.eager_check import Case, both_ways, check
 
 TYPES = {
     "bool": torch.bool, "uint8": torch.uint8, "int8": torch.int8, "int32": torch.int32, "int64": torch.int64,

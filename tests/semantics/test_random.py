@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from arguments import floats
-from eager_check import Case, both_ways, check
+
+from tests.semantics.arguments import floats
+from tests.semantics.eager_check import Case, both_ways, check
 
 
 def drawn(function: Callable[..., Any], *shape: int, **kwargs: Any) -> Case:

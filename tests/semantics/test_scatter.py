@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from arguments import below, floats, ints, mask
-from eager_check import Case, both_ways, check
+
+from tests.semantics.arguments import below, floats, ints, mask
+from tests.semantics.eager_check import Case, both_ways, check
 
 CASES = {
     "scatter": Case(lambda x, i, s: x.scatter(0, i, s), lambda n: (floats(n, 3), below(n, 2, 3), floats(2, 3))),

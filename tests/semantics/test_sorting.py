@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from arguments import below, floats, ints, mask
-from eager_check import Case, both_ways, check
+
+from tests.semantics.arguments import below, floats, ints, mask
+from tests.semantics.eager_check import Case, both_ways, check
 
 NAN = torch.nan
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from arguments import floats, ints
-from eager_check import Case, both_ways, check
+
+from tests.semantics.arguments import floats, ints
+from tests.semantics.eager_check import Case, both_ways, check
 
 CHANNELS = torch.channels_last
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from harness import check
+
+from tests.cases.harness import check
 
 Tensor = torch.Tensor
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Record, compare, compiled
 from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
-from training import backward, check_gradients
 
+from tests.cases.harness import Record, compare, compiled
+from tests.control_flow.training import backward, check_gradients
 from tpu_lowering import errors
 
 Tensor = torch.Tensor

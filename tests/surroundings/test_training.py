@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Record, compare, compiled
 from torch import nn
 from torch.utils import checkpoint as recomputing
-from training import backward, check_gradients
 
+from tests.cases.harness import Record, compare, compiled
+from tests.control_flow.training import backward, check_gradients
 from tpu_lowering import explain
 from tpu_lowering.backend import helion_tpu
 

@@ -23,7 +23,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.analyse.padded_calls import (
+from tpu_lowering.analyse.padding.calls import (
     Edit,
     Element,
     Number,
@@ -34,8 +34,8 @@ from tpu_lowering.analyse.padded_calls import (
     expression,
     is_number,
 )
-from tpu_lowering.analyse.padding import Padding
-from tpu_lowering.analyse.padding_rules import TENSOR_FORMS, TENSOR_SLOTS
+from tpu_lowering.analyse.padding.elementwise_and_rows import TENSOR_FORMS, TENSOR_SLOTS
+from tpu_lowering.analyse.padding.roundable_sizes import Padding
 from tpu_lowering.ir import graphs
 
 aten = compat.aten

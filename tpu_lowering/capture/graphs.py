@@ -13,8 +13,8 @@ from torch import fx
 
 from tpu_lowering import compat, errors, pipeline
 from tpu_lowering.analyse import numbers
-from tpu_lowering.analyse.padded_calls import expression
-from tpu_lowering.analyse.padding import Padding
+from tpu_lowering.analyse.padding.calls import expression
+from tpu_lowering.analyse.padding.roundable_sizes import Padding
 from tpu_lowering.capture import effects, recompiles
 from tpu_lowering.capture.rounding import Rounding
 from tpu_lowering.codegen import source

@@ -11,8 +11,9 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from tpu_lowering import compat
 from tpu_lowering.capture.graphs import is_symbolic
-from tpu_lowering.fuse import attention_sites, attention_training
-from tpu_lowering.fuse.attention_masks import Term, computed, constants
+from tpu_lowering.fuse.attention import sites
+from tpu_lowering.fuse.attention.masks import Term, computed, constants
+from tpu_lowering.fuse.attention.training import pair_with_gradients
 from tpu_lowering.normalise import shared_memory
 from tpu_lowering.normalise.specialise import SYMBOLIC
 
@@ -32,7 +33,7 @@ def partitioner(device_kind_of: Callable[[fx.GraphModule, Any], str | None]) -> 
         device_kind = device_kind_of(joint, inputs)
         if device_kind is not None and not any(is_symbolic(node.meta.get("val")) for node in joint.graph.nodes):
             with compat.disable_current_modes():  # masks are computed here
-                attention_training.call_operators(joint.graph, device_kind, {})
+                pair_with_gradients.call_operators(joint.graph, device_kind, {})
                 compute_masks_again(joint.graph)
         with compat.recomputed_views():
             forward, backward = compat.min_cut_partition(joint, inputs, **given)
@@ -76,7 +77,7 @@ def _draws(node: fx.Node) -> bool:
 
 def compute_masks_again(graph: fx.Graph) -> None:
     """Has the backward compute the masks of attention from their parts: a whole one that is saved is an input to it."""
-    targets = (attention_sites.FORWARD, attention_sites.BACKWARD)
+    targets = (sites.FORWARD, sites.BACKWARD)
     masks = [node.kwargs.get("attn_mask") for node in graph.nodes if node.target in targets]
     found = [node for mask in masks if isinstance(mask, fx.Node) for node in computed(Term(mask))]
     for node in (*found, *(constants(graph) if found else ())):

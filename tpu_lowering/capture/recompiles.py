@@ -10,7 +10,7 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.capture.rounding import size_symbols
-from tpu_lowering.passes.base import Action
+from tpu_lowering.ir.actions import Action
 
 
 def new_sizes(graph: fx.Graph, old: Mapping[sympy.Symbol, Any], new: Mapping[sympy.Symbol, Any]) -> Action:

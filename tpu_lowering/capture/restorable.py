@@ -22,11 +22,11 @@ from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels.fingerprints import Followed
 from tpu_lowering.lower.precision import Precision
 from tpu_lowering.options import Options
-from tpu_lowering.runtime import executables, records
 from tpu_lowering.runtime.base import Runtime
+from tpu_lowering.runtime.cache import executables, program_records
+from tpu_lowering.runtime.cache.known_kernels import KnownKernel
+from tpu_lowering.runtime.cache.store import Store, digest
 from tpu_lowering.runtime.cpu import CpuProgram, CpuRuntime
-from tpu_lowering.runtime.known import KnownKernel
-from tpu_lowering.runtime.store import Store, digest
 
 
 class Restorable(compat.OutputCode):
@@ -77,7 +77,7 @@ def restore(folder: str, key: str) -> Restorable:
     Raises:
         LookupError: the record is not there; AOTAutograd then compiles anew.
     """
-    program, kernels = records.load(Store(pathlib.Path(folder)), key)
+    program, kernels = program_records.load(Store(pathlib.Path(folder)), key)
     return Restorable(program, folder, key, kernels)
 
 
@@ -108,7 +108,7 @@ def of(graph: CapturedGraph, runtime: Runtime, folder: str, kernels: Sequence[Kn
         assert isinstance(program, Program)
         known = _names(program) <= {kernel.name for kernel in kernels}
         if known and graph.is_current() and all(kernel.is_current() for kernel in kernels):
-            key = records.save(runtime.store, graph.only, kernels)
+            key = program_records.save(runtime.store, graph.only, kernels)
     return Restorable(graph, folder, key)
 
 

@@ -10,19 +10,19 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.analyse import padding
-from tpu_lowering.analyse.layouts import Expr
-from tpu_lowering.analyse.padded_calls import expression
+from tpu_lowering.analyse.padding import roundable_sizes
+from tpu_lowering.analyse.padding.calls import expression
+from tpu_lowering.analyse.padding.layouts import Expr
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.normalise import aliases
 from tpu_lowering.normalise.aliases import APART, Sharing
 from tpu_lowering.normalise.mask_padding import number_dtype
 from tpu_lowering.normalise.signature import new_values, written_back
 from tpu_lowering.options import Buckets, round_up
-from tpu_lowering.passes.base import Action
 from tpu_lowering.runtime.base import RunnableProgram
-from tpu_lowering.runtime.padding import PaddedProgram, Place, Result
+from tpu_lowering.runtime.padded import PaddedProgram, Place, Result
 
 Sizes = dict[sympy.Symbol, Any]
 
@@ -44,7 +44,7 @@ class Rounding:
         results = [node.args[1] if isinstance(node, fx.Node) and node in written else node for node in self.outputs]
         self.aliases = aliases.find(graph, results, written, sharing)
         self.bases = aliases.positions(graph, results, self.aliases)
-        self.padding = padding.analyse(graph, symbols, self._uncut(results))
+        self.padding = roundable_sizes.analyse(graph, symbols, self._uncut(results))
         self.limits = dict(self.padding.limits)
         for symbol in self.padding.rounded:
             largest = compat.largest_size(symbols[symbol], symbol)
@@ -113,7 +113,7 @@ class Rounding:
         layout = self.padding.layouts[node.name]
         factors = [factor for dim in layout for factor in dim]
         return Place(
-            tuple(_value(size, true) for size in padding.shape_of(node.meta["val"])),
+            tuple(_value(size, true) for size in roundable_sizes.shape_of(node.meta["val"])),
             tuple(_value(factor, true) for factor in factors),
             tuple(_value(factor, rounded) for factor in factors),
             tuple(map(len, layout)),
@@ -167,7 +167,7 @@ def size_symbols(graph: fx.Graph) -> dict[sympy.Symbol, torch.SymInt]:
     return found
 
 
-def _action(refused: padding.Refused, symbols: dict[sympy.Symbol, torch.SymInt]) -> Action:
+def _action(refused: roundable_sizes.Refused, symbols: dict[sympy.Symbol, torch.SymInt]) -> Action:
     """What the report says of sizes that are not rounded."""
     names = [compat.size_source(symbols[symbol], symbol) or str(symbol) for symbol in refused.symbols]
     reason = f"{', '.join(names)} is not rounded up: {refused.reason}"

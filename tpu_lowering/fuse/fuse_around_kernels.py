@@ -25,13 +25,13 @@ import jax
 from torch import fx
 
 from tpu_lowering import errors
-from tpu_lowering.fuse import chains
-from tpu_lowering.fuse.chains import Chain
-from tpu_lowering.fuse.extended import Extended, Work, block_sizes, expressible, touchable
+from tpu_lowering.fuse.around_kernels import chains
+from tpu_lowering.fuse.around_kernels.chains import Chain
+from tpu_lowering.fuse.around_kernels.extended_kernel import Extended, Work, block_sizes, expressible, touchable
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.kernels import Kernel, Operand, kernel_call
 from tpu_lowering.kernels import jaxprs
-from tpu_lowering.passes.base import Action
 
 
 @dataclasses.dataclass(frozen=True)

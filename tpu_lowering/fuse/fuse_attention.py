@@ -14,7 +14,7 @@ After::
     out = getitem(k, 0)
 
 XLA writes and reads scores and weights, twice each; the kernel keeps a block of them in VMEM. Operands are taken from
-behind the views that repeat the heads of keys, and keys that are gathered from pages from those (``attention_paged``).
+behind the views that repeat the heads of keys, and keys that are gathered from pages from those (``attention.paged``).
 Gradients of ``scaled_dot_product_attention`` are kernels, too. What a kernel cannot do, and what it would not do in
 fewer bytes, stays as it is, each with its code.
 """
@@ -28,20 +28,20 @@ from collections.abc import Callable
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse import attention_training
-from tpu_lowering.fuse.attention_blocks import Library
-from tpu_lowering.fuse.attention_calls import Bias, Call
-from tpu_lowering.fuse.attention_kernels import flash_kernel, splash_gradient_kernel, splash_kernel
-from tpu_lowering.fuse.attention_masks import Known
-from tpu_lowering.fuse.attention_paged import PagedPlan, paged_plan
-from tpu_lowering.fuse.attention_plans import SHARE, Plan, bytes_by_xla, plan_of, vmem_of
-from tpu_lowering.fuse.attention_shared import share_rows
-from tpu_lowering.fuse.attention_sites import Attention, find
+from tpu_lowering.fuse.attention.blocks import Library
+from tpu_lowering.fuse.attention.calls import Bias, Call
+from tpu_lowering.fuse.attention.kernels import flash_kernel, splash_gradient_kernel, splash_kernel
+from tpu_lowering.fuse.attention.masks import Known
+from tpu_lowering.fuse.attention.paged.sites import PagedPlan, paged_plan
+from tpu_lowering.fuse.attention.plans import SHARE, Plan, bytes_by_xla, plan_of, vmem_of
+from tpu_lowering.fuse.attention.shared_heads import share_rows
+from tpu_lowering.fuse.attention.sites import Attention, find
+from tpu_lowering.fuse.attention.training import pair_with_gradients
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels.jax_function import JaxKernel
-from tpu_lowering.passes.base import Action
 
 aten = compat.aten
 
@@ -61,7 +61,7 @@ class FuseAttention:
     def __call__(self, graph: fx.Graph) -> list[Action]:
         device_kind = graphs.device_kind(graph)
         known: Known = {}
-        kept = attention_training.call_operators(graph, device_kind, known)
+        kept = pair_with_gradients.call_operators(graph, device_kind, known)
         plans = [_plan(site, device_kind, known) for site in find(graph) if site.node not in kept]
         replaced: dict[fx.Node, fx.Node] = {}
         actions = [*kept.values()]

@@ -28,19 +28,18 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.arrange import arranged, as_axes, copied_by_xla, restored
-from tpu_lowering.fuse.attention_plans import vmem_of
-from tpu_lowering.fuse.blocks import Body, held_as, summed_dims
-from tpu_lowering.fuse.choices import Candidates, Choice, Chooser
-from tpu_lowering.fuse.expand import ORIGIN, PART_OF, expand, merge_equal, parts_of
-from tpu_lowering.fuse.held import is_held
-from tpu_lowering.fuse.kernels import RowKernel, row_kernel
-from tpu_lowering.fuse.long_blocks import RunningBody
-from tpu_lowering.fuse.long_parts import take_apart
-from tpu_lowering.fuse.long_rows import Pass, one_pass_each, pass_plan
-from tpu_lowering.fuse.long_writing import write_pass
-from tpu_lowering.fuse.places import compare_places
-from tpu_lowering.fuse.plans import (
+from tpu_lowering.fuse.attention.plans import vmem_of
+from tpu_lowering.fuse.choose.choices import Candidates, Choice, Chooser
+from tpu_lowering.fuse.compare_scattered import compare_places
+from tpu_lowering.fuse.long_rows.block_graph import RunningBody
+from tpu_lowering.fuse.long_rows.kernel_source import write_pass
+from tpu_lowering.fuse.long_rows.passes import Pass, one_pass_each, pass_plan
+from tpu_lowering.fuse.long_rows.take_apart import take_apart
+from tpu_lowering.fuse.rows.block_graph import Body, held_as, summed_dims
+from tpu_lowering.fuse.rows.expand import ORIGIN, PART_OF, expand, merge_equal, parts_of
+from tpu_lowering.fuse.rows.kernel_axes import arranged, as_axes, copied_by_xla, restored
+from tpu_lowering.fuse.rows.kernel_source import plain_form, write
+from tpu_lowering.fuse.rows.planning import (
     Operand,
     Plan,
     base_of,
@@ -50,15 +49,16 @@ from tpu_lowering.fuse.plans import (
     ends_pass,
     plan,
 )
-from tpu_lowering.fuse.products import bytes_apart, plan_with_products
-from tpu_lowering.fuse.regions import find_regions, shape_of
-from tpu_lowering.fuse.spaces import dims_of
-from tpu_lowering.fuse.tiles import STEP_BYTES, Tiling, Value, Work, tile, tile_products
-from tpu_lowering.fuse.writing import plain_form, write
+from tpu_lowering.fuse.rows.products import bytes_apart, plan_with_products
+from tpu_lowering.fuse.rows.row_kernel import RowKernel, row_kernel
+from tpu_lowering.fuse.rows.tiles import STEP_BYTES, Tiling, Value, Work, tile, tile_products
+from tpu_lowering.fuse.space.row_regions import find_regions, shape_of
+from tpu_lowering.fuse.space.spaces import dims_of
+from tpu_lowering.fuse.xla.kept_in_vmem import is_held
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.types import TensorType
-from tpu_lowering.passes.base import Action
 
 aten = compat.aten
 

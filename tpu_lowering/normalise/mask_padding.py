@@ -24,8 +24,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.analyse.layouts import Expr
-from tpu_lowering.analyse.padded_calls import (
+from tpu_lowering.analyse.padding.calls import (
     Edit,
     Element,
     Fill,
@@ -41,8 +40,9 @@ from tpu_lowering.analyse.padded_calls import (
     WindowPut,
     Wrap,
 )
-from tpu_lowering.analyse.padding import Padding
-from tpu_lowering.analyse.padding_rules import TENSOR_FORMS
+from tpu_lowering.analyse.padding.elementwise_and_rows import TENSOR_FORMS
+from tpu_lowering.analyse.padding.layouts import Expr
+from tpu_lowering.analyse.padding.roundable_sizes import Padding
 from tpu_lowering.ir import graphs
 
 aten = compat.aten

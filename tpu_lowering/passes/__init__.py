@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tpu_lowering.passes.functional_kernels import apply
+    from tpu_lowering.bridge.functional_kernels import apply
 
 __all__ = ["apply"]
 
@@ -14,4 +14,4 @@ __all__ = ["apply"]
 def __getattr__(name: str) -> Any:
     if name != "apply":
         raise AttributeError(f"module 'tpu_lowering.passes' has no attribute {name!r}")
-    return importlib.import_module("tpu_lowering.passes.functional_kernels").apply
+    return importlib.import_module("tpu_lowering.bridge.functional_kernels").apply

@@ -21,9 +21,9 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.boxes import Box, write_box
 from tpu_lowering.ir.operators import makes_memory
-from tpu_lowering.passes.base import Action
 
 aten = compat.aten
 

@@ -17,8 +17,8 @@ import dataclasses
 from torch import fx
 
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.operators import is_allocation, makes_memory
-from tpu_lowering.passes.base import Action
 
 
 @dataclasses.dataclass(frozen=True)

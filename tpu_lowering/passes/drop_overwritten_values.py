@@ -21,9 +21,9 @@ from torch import fx
 
 from tpu_lowering.analyse.undefined import origin
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.kernels import Access
 from tpu_lowering.ir.operators import is_fill
-from tpu_lowering.passes.base import Action
 
 
 @dataclasses.dataclass(frozen=True)

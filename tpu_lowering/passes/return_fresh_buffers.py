@@ -23,7 +23,7 @@ from torch import fx
 
 from tpu_lowering.analyse.undefined import undefined_values
 from tpu_lowering.ir import graphs
-from tpu_lowering.passes.base import Action
+from tpu_lowering.ir.actions import Action
 
 
 @dataclasses.dataclass(frozen=True)

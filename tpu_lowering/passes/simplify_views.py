@@ -25,9 +25,9 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.boxes import Box, read_box, write_box
 from tpu_lowering.ir.operators import makes_memory
-from tpu_lowering.passes.base import Action
 
 aten = compat.aten
 

@@ -25,10 +25,10 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.kernels.launch import Launch
 from tpu_lowering.kernels.pointwise import unflattened
-from tpu_lowering.passes.base import Action
 
 aten = compat.aten
 

@@ -13,8 +13,8 @@ from tpu_lowering.analyse import splits
 from tpu_lowering.codegen import source
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.programs import Program
-from tpu_lowering.passes.base import Action
 from tpu_lowering.report.report import Chip
 from tpu_lowering.runtime.aot import capture, compiler
 from tpu_lowering.runtime.aot.as_written import split_programs

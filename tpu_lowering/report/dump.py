@@ -12,10 +12,10 @@ from torch import fx
 from tpu_lowering import errors
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.fuse.kernels import RowKernel
+from tpu_lowering.fuse.rows.row_kernel import RowKernel
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.printer import print_graph
 from tpu_lowering.ir.programs import Program
-from tpu_lowering.passes.base import Action
 
 
 class DumpObserver:

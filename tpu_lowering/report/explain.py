@@ -16,11 +16,11 @@ from tpu_lowering import aot, compat, errors, pipeline
 from tpu_lowering.analyse import splits
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import graphs, random, regions
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.operators import is_allocation, is_fill
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import helion
-from tpu_lowering.passes.base import Action
 from tpu_lowering.report import chip
 from tpu_lowering.report.report import REMEDIES, Buffer, Draw, Report
 from tpu_lowering.runtime.aot.targets import Target

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from torch import fx
 
 from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.printer import print_graph
 from tpu_lowering.ir.programs import Program
-from tpu_lowering.passes.base import Action
 
 graph_log = logging.getLogger("tpu_lowering.graphs")
 code_log = logging.getLogger("tpu_lowering.output_code")

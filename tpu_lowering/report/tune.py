@@ -11,9 +11,9 @@ from torch import fx
 
 from tpu_lowering import aot
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.fuse.choices import Answer, Score
+from tpu_lowering.fuse.choose.choices import Answer, Score
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.programs import Program
-from tpu_lowering.passes.base import Action
 from tpu_lowering.runtime.aot import compiler
 from tpu_lowering.runtime.aot.targets import Target
 

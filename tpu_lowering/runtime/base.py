@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.programs import Program
-from tpu_lowering.passes.base import Action
 
 
 class RunnableProgram(Protocol):

@@ -18,14 +18,15 @@ from tpu_lowering import compat
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import arrays, forks
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.programs import Interface, Program
 from tpu_lowering.kernels import interpreter_findings
-from tpu_lowering.passes.base import Action
-from tpu_lowering.runtime import edge, executables
-from tpu_lowering.runtime.executables import Stored
-from tpu_lowering.runtime.imports import Imports
-from tpu_lowering.runtime.store import Store
+from tpu_lowering.runtime import calling_convention
+from tpu_lowering.runtime.cache import executables
+from tpu_lowering.runtime.cache.executables import Stored
+from tpu_lowering.runtime.cache.store import Store
+from tpu_lowering.runtime.imported_arguments import Imports
 
 
 class CpuRuntime:
@@ -43,7 +44,7 @@ class CpuRuntime:
         self.store = Store(pathlib.Path(cache)) if cache else None
 
     def check(self, arguments: Sequence[Any]) -> None:
-        edge.check_devices(arguments)
+        calling_convention.check_devices(arguments)
 
     def compile(self, program: Program, source: Source) -> CpuProgram:
         with compat.enable_x64(True):
@@ -73,7 +74,7 @@ class CpuRuntime:
         return compiled, stored if executables.save(self.store, stored.key, compiled) else None
 
     def remarks(self, program: Program) -> list[Action]:
-        return edge.interpreted_calls(program) if self.kernels == "vectorized" else []
+        return calling_convention.interpreted_calls(program) if self.kernels == "vectorized" else []
 
 
 class CpuProgram:
@@ -120,7 +121,7 @@ class CpuProgram:
             with torch.no_grad():
                 for position, value in zip(signature.mutated, _new_values(results[computed:], given), strict=True):
                     arguments[position].copy_(value)
-        return edge.results(signature, arguments, tensors)
+        return calling_convention.results(signature, arguments, tensors)
 
 
 def _new_values(values: Sequence[jax.Array], given: Sequence[torch.Tensor]) -> list[torch.Tensor]:

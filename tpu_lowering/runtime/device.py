@@ -32,11 +32,11 @@ from tpu_lowering import compat, errors
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import forks
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import jaxprs
-from tpu_lowering.passes.base import Action
-from tpu_lowering.runtime import edge
+from tpu_lowering.runtime import calling_convention
 from tpu_lowering.runtime.device_memory import Device, DeviceMemory, Slots, fetch, is_static, memory_of, put, write_back
 
 
@@ -100,10 +100,10 @@ class DeviceRuntime:
         return self.device.device_kind if self.on_tpu else ""
 
     def check(self, arguments: Sequence[Any]) -> None:
-        edge.check_devices(arguments)
+        calling_convention.check_devices(arguments)
 
     def remarks(self, program: Program) -> list[Action]:
-        return edge.interpreted_calls(program) if self.kernels == "vectorized" else []
+        return calling_convention.interpreted_calls(program) if self.kernels == "vectorized" else []
 
     def compile(self, program: Program, source: Source) -> DeviceProgram:
         return DeviceProgram(program, source, self)
@@ -169,7 +169,7 @@ class DeviceProgram:
                 self._keep_mutated(arguments, inputs, results)
                 if self.runtime.keeps_results:
                     self._keep_results(tensors, results)
-        return edge.results(signature, arguments, tensors)
+        return calling_convention.results(signature, arguments, tensors)
 
     def _take(self, arguments: Sequence[Any]) -> list[jax.Array]:
         """The program's inputs on the device; donated ones belong to this call alone."""

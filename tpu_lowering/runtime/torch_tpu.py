@@ -18,10 +18,10 @@ from torch import fx
 from tpu_lowering import errors
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import tpu_tensors
-from tpu_lowering.passes.base import Action
-from tpu_lowering.runtime import edge
+from tpu_lowering.runtime import calling_convention
 from tpu_lowering.runtime.aot import refusals
 from tpu_lowering.runtime.aot.targets import DEVICE_KINDS, Target
 
@@ -44,7 +44,7 @@ class TorchTpuRuntime:
         Raises:
             TpuLoweringError: TL103.
         """
-        edge.check_on_device(self.graph, arguments, str(self.device))
+        calling_convention.check_on_device(self.graph, arguments, str(self.device))
 
     def remarks(self, program: Program) -> tuple[Action, ...]:
         return ()
@@ -103,7 +103,7 @@ class TorchTpuProgram:
             results = self.registered([*inputs, *self.constants])
             for position, value in zip(self.mutated, results, strict=False):
                 arguments[position].copy_(value)
-            return edge.results(self.program.signature, arguments, results[len(self.mutated) :])
+            return calling_convention.results(self.program.signature, arguments, results[len(self.mutated) :])
 
 
 def updates_first(

@@ -18,11 +18,11 @@ from tpu_lowering import compat, errors, releases
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.programs import MemoryPlace, Output, Program, Signature, dense_order
 from tpu_lowering.kernels import xla_tensors
 from tpu_lowering.normalise import signature
-from tpu_lowering.passes.base import Action
-from tpu_lowering.runtime import edge
+from tpu_lowering.runtime import calling_convention
 
 
 class XlaRuntime:
@@ -43,12 +43,12 @@ class XlaRuntime:
         Raises:
             TpuLoweringError: TL103, TL110.
         """
-        edge.check_on_device(self.graph, arguments, str(compat.xla_module("torch_xla").device()))
+        calling_convention.check_on_device(self.graph, arguments, str(compat.xla_module("torch_xla").device()))
         _check_memory(self.graph, signature.written_back(self.graph))
 
     def remarks(self, program: Program) -> list[Action]:
         """The kernel calls that run in Pallas's interpreter on torch_xla's CPU, each with why."""
-        return edge.interpreted_calls(program) if xla_tensors.execution() == "vectorized" else []
+        return calling_convention.interpreted_calls(program) if xla_tensors.execution() == "vectorized" else []
 
     def compile(self, program: Program, source: Source) -> XlaProgram:
         return XlaProgram(program, source)

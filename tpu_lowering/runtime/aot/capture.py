@@ -13,10 +13,10 @@ import torch
 from tpu_lowering import compat, errors
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import jaxprs
-from tpu_lowering.passes.base import Action
-from tpu_lowering.runtime import edge
+from tpu_lowering.runtime import calling_convention
 from tpu_lowering.runtime.aot import refusals
 from tpu_lowering.runtime.aot.targets import Target
 
@@ -52,7 +52,7 @@ class TpuRuntime:
         return self.target.device_kind
 
     def check(self, arguments: Sequence[Any]) -> None:
-        edge.check_devices(arguments)
+        calling_convention.check_devices(arguments)
 
     def remarks(self, program: Program) -> tuple[Action, ...]:
         return ()
@@ -63,7 +63,9 @@ class TpuRuntime:
         def undefined_results(arguments: Sequence[Any]) -> list[Any]:
             count = len(program.output_nodes()) - len(program.signature.mutated)
             values = [node.meta["val"] for node in program.output_nodes()[:count]]
-            return edge.results(program.signature, arguments, [torch.empty(v.shape, dtype=v.dtype) for v in values])
+            return calling_convention.results(
+                program.signature, arguments, [torch.empty(v.shape, dtype=v.dtype) for v in values]
+            )
 
         return undefined_results
 

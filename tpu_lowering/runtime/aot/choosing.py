@@ -16,14 +16,14 @@ from rich.progress import Progress
 
 from tpu_lowering import compat, errors
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.fuse import choices
-from tpu_lowering.fuse.choices import Answer, Choice, Form, Question, Score
+from tpu_lowering.fuse.choose import choices
+from tpu_lowering.fuse.choose.choices import Answer, Choice, Form, Question, Score
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.runtime.aot import compiler, hlo
 from tpu_lowering.runtime.aot.program import TpuProgram
 from tpu_lowering.runtime.aot.targets import Target
-from tpu_lowering.runtime.store import Store, digest, package_digest
+from tpu_lowering.runtime.cache.store import Store, digest, package_digest
 
 NO_SOURCE = Source(text="", kernels={})
 

@@ -1,0 +1,75 @@
+"""Where arrays lie, as libtpu says, and which softmax XLA makes in one pass: no kernel is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tpu_lowering import aot
+from tpu_lowering.fuse.xla.layouts import compact_bytes, order_in_memory, placed_bytes
+from tpu_lowering.runtime.aot import compiler, hlo
+from tpu_lowering.runtime.aot.capture import Captured
+from tpu_lowering.runtime.aot.targets import Target
+
+SHAPES = ((8, 16, 2048, 64), (80, 160, 80), (5, 5), (160, 5, 160), (8192, 1000), (1000, 8192), (130, 64), (64, 130))
+
+
+def captured(fn: Callable[..., torch.Tensor], *shapes: tuple[int, ...]) -> Captured:
+    args = [torch.empty(shape) for shape in shapes]
+    return aot.capture(fn, args, {}, Target.of("tpu7x"), {"fuse": "tpu"}, ())
+
+
+def test_padding_is_to_tiles() -> None:
+    assert placed_bytes((160, 320, 160), 4) == 4 * 160 * 320 * 256
+    assert compact_bytes((160, 320, 160), 4) == 4 * 160 * 160 * 384
+    assert placed_bytes((4, 1, 1024), 4) == 4 * 4 * 1024  # one row is no tile of eight
+    assert placed_bytes((100,), 4) == 400
+
+
+def test_arguments_are_placed_as_the_compiler_places_them() -> None:
+    target = Target.of("tpu7x")
+    one = captured(lambda *xs: sum(x.sum() for x in xs), *SHAPES)  # type: ignore[arg-type, return-value]
+    compiled = compiler.compile_artifact(one.artifact, target, (), one.source, False)
+    operations = hlo.entry_operations(compiled.hlo)
+    placed = {o.results[0].shape: o.results[0].hbm_bytes for o in operations if o.opcode == "parameter"}
+    assert placed == {shape: compact_bytes(shape, 4) for shape in SHAPES}
+    assert [shape for shape in SHAPES if order_in_memory(shape) != tuple(range(len(shape)))] == [
+        (8, 16, 2048, 64),
+        (160, 5, 160),
+        (8192, 1000),
+        (130, 64),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fn", "shape", "kernels"),
+    [
+        (lambda x: torch.softmax(x, -1), (64, 512, 1024), 0),  # in one pass
+        (lambda x: torch.softmax(x, 1), (64, 512, 1024), 0),
+        (lambda x: torch.softmax(x, 0), (64, 512, 1024), 1),
+        (lambda x: torch.softmax(x, -1), (32768, 1024), 1),
+        (lambda x: torch.softmax(x, -1), (8, 2048, 8192), 1),
+        (lambda x: torch.log_softmax(x, -1), (64, 512, 1024), 1),
+        (lambda x: F.normalize(x, dim=-1), (64, 512, 1024), 1),
+        (lambda x: F.normalize(x, dim=-1), (32768, 64), 1),  # columns first, and so the kernel takes it
+    ],
+)
+def test_kernels_are_made_of_what_takes_xla_several_passes(
+    fn: Callable[..., torch.Tensor], shape: tuple[int, ...], kernels: int
+) -> None:
+    assert len(captured(fn, shape).source.kernels) == kernels
+
+
+def test_a_view_of_a_result_is_taken_of_the_kernel() -> None:
+    """The mean that batch_norm saves; without it the rows would be read once more."""
+    rows = (160,)
+    one = captured(
+        lambda x, w, b, mean, var: torch.native_batch_norm(x, w, b, mean, var, True, 0.1, 1e-5)[:2],  # type: ignore[return-value]
+        (160, 160, 160), rows, rows, rows, rows,
+    )  # fmt: skip
+    graph = one.program.module.graph
+    assert len(one.source.kernels) == 1
+    assert not any(node.target is torch.ops.aten.var_mean.correction for node in graph.nodes)

@@ -1,0 +1,1 @@
+"""``passes.apply``: a pass for the ATen graphs of other backends."""

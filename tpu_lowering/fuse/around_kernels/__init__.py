@@ -1,0 +1,1 @@
+"""Pointwise work before and after a kernel, computed inside it."""

@@ -1,0 +1,1 @@
+"""Attention in a graph, and JAX's library kernels for it."""

@@ -1,0 +1,233 @@
+"""Block sizes of JAX's kernels for attention, for the fewest bytes of HBM.
+
+A kernel walks over the heads, in each over the blocks of queries, in each over the blocks of keys that one of those
+queries sees; a block is fetched when it is another than in the step before. With all keys in one block they are
+fetched once, but scores above the diagonal of a causal mask are computed for nothing; with many small blocks hardly
+any are, but the keys are fetched again for every block of queries. The rule:
+
+1. Blocks divide the lengths, are multiples of 128 and at most 2048, and what the kernel keeps fits into VMEM.
+2. At most half as many scores again are computed as the mask leaves, if any blocks can do that.
+3. Of those, the ones for which the fewest bytes are fetched and written, counted step by step.
+4. Of those, the ones that compute the fewest scores, then those with the fewest steps.
+
+For bf16 [8, 16, 2048, 128], causal, that is 1024 by 1024: the second block of queries starts with the block of keys
+that the first one ended with, so every key is fetched once, 256 MiB in all, and a quarter of the scores is left out.
+512 by 512 fetches 416 MiB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from tpu_lowering.fuse.attention.masks import MOST, StaticMask
+
+Library = Literal["flash", "splash", "splash_gradient"]
+"""A kernel of JAX's; see ``attention.kernels``."""
+
+LANES = 128
+LARGEST = 2048
+COMPUTED = (512, 384, 256, 128)
+"""Keys whose scores are computed at once: the largest that divides the block."""
+WASTE = 1.5
+"""How many scores may be computed for one that the mask leaves."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """The sizes of an attention.
+
+    Attributes:
+        count: heads of the queries, over the whole batch.
+        groups: how many of them share the keys and values of one head.
+        queries, keys: lengths.
+        width, value_width: elements of one query or key, and of one value.
+        itemsize: bytes of an element.
+        bias: bytes of what is added to one score; 0 if nothing is.
+    """
+
+    count: int
+    groups: int
+    queries: int
+    keys: int
+    width: int
+    value_width: int
+    itemsize: int
+    bias: int = 0
+
+    @property
+    def query_bytes(self) -> int:
+        """Bytes of one query and one row of the result, as the chip lays them out."""
+        return (laid_out(self.width) + laid_out(self.value_width)) * self.itemsize
+
+    @property
+    def score_bytes(self) -> int:
+        """Bytes of all scores, as the chip lays them out."""
+        return self.count * self.queries * laid_out(self.keys) * self.itemsize
+
+    @property
+    def operand_bytes(self) -> int:
+        """Bytes of queries, keys, values and result, each once."""
+        shared = self.count // self.groups * self.keys
+        return (self.count * self.queries + shared) * self.query_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Sizes of blocks, in rows: of queries, of keys, and of the keys whose scores are computed at once."""
+
+    queries: int
+    keys: int
+
+    @property
+    def computed(self) -> int:
+        return next(size for size in COMPUTED if self.keys % size == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What blocks cost, in the order in which they are compared.
+
+    Attributes:
+        wasteful: whether more scores than ``WASTE`` allows are computed.
+        nbytes: bytes of HBM.
+        scores: scores computed in one head.
+        steps: steps of the grid in one head.
+    """
+
+    wasteful: bool
+    nbytes: int
+    scores: int
+    steps: int
+
+    def key(self) -> tuple[bool, int, int, int]:
+        return self.wasteful, self.nbytes, self.scores, self.steps
+
+
+@functools.cache
+def choose(heads: Heads, mask: StaticMask | None, vmem: int, library: Library) -> tuple[Blocks, Cost] | None:
+    """The blocks of the rule above, and what they cost; None if none fit.
+
+    Args:
+        heads: sizes.
+        mask: what each query sees; None for every key.
+        vmem: bytes of VMEM that the kernel may use.
+        library: the kernel that they are for. That of the gradients walks over the blocks of keys first.
+    """
+    found: list[tuple[Blocks, Cost]] = []
+    for queries, keys in itertools.product(sizes(heads.queries), sizes(heads.keys)):
+        blocks = Blocks(queries, keys)
+        tiles = tiles_of(heads, mask, blocks)
+        if mask is not None and mask.is_causal and library != "splash":
+            tiles = dataclasses.replace(tiles, patterns={})  # these kernels compute them from positions
+        is_gradient = library == "splash_gradient"
+        held = _gradient_vmem(heads, blocks, tiles) if is_gradient else _forward_vmem(heads, blocks, tiles)
+        if held <= vmem:
+            moved = _gradient_bytes(heads, blocks, tiles) if is_gradient else _forward_bytes(heads, blocks, tiles)
+            found.append((blocks, _cost(heads, mask, blocks, tiles, moved)))
+    return min(found, key=lambda pair: pair[1].key(), default=None)
+
+
+def rounded(length: int) -> int:
+    """The next length that blocks divide."""
+    return math.ceil(length / LANES) * LANES
+
+
+def sizes(length: int) -> list[int]:
+    """The block sizes that a length may be cut into."""
+    return [size for size in range(LANES, min(length, LARGEST) + 1, LANES) if length % size == 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """A mask, cut into blocks.
+
+    Attributes:
+        any: bool [blocks of queries, blocks of keys]: whether a query sees a key.
+        patterns: for each block in which not every query sees every key, (row, column): what tells it from others.
+    """
+
+    any: np.ndarray[Any, Any]
+    patterns: Mapping[tuple[int, int], Hashable]
+
+
+def tiles_of(heads: Heads, mask: StaticMask | None, blocks: Blocks) -> Tiles:
+    """How a mask looks, block by block."""
+    rows, columns = heads.queries // blocks.queries, heads.keys // blocks.keys
+    if mask is None:
+        return Tiles(np.ones((rows, columns), bool), {})
+    if mask.is_causal:
+        first, last = np.arange(rows) * blocks.queries, np.arange(columns) * blocks.keys
+        seen = last[None, :] <= (first + blocks.queries - 1)[:, None]
+        whole = (last + blocks.keys - 1)[None, :] <= first[:, None]
+        partial = np.argwhere(seen & ~whole).tolist()
+        if heads.queries * heads.keys > MOST:  # the kernel computes these from positions
+            return Tiles(seen, {})
+        return Tiles(seen, {(i, j): i * blocks.queries - j * blocks.keys for i, j in partial})
+    cut = mask.array.reshape(rows, blocks.queries, columns, blocks.keys)
+    seen: Any = cut.any((1, 3))
+    whole: Any = cut.all((1, 3))
+    patterns = {(i, j): cut[i, :, j].tobytes() for i, j in np.argwhere(seen & ~whole).tolist()}
+    return Tiles(seen, patterns)
+
+
+def fetched(visited: Sequence[Hashable], heads: int, groups: int) -> int:
+    """How many blocks are fetched by a kernel that visits the same ones in every head; ``groups`` heads share them."""
+    inside = sum(one != other for one, other in itertools.pairwise(visited))
+    own = heads // groups
+    return heads * inside + own + (heads - own) * (visited[0] != visited[-1])
+
+
+def _cost(heads: Heads, mask: StaticMask | None, blocks: Blocks, tiles: Tiles, nbytes: int) -> Cost:
+    scores = int(tiles.any.sum()) * blocks.queries * blocks.keys
+    needed = heads.queries * heads.keys if mask is None else mask.seen
+    return Cost(scores > WASTE * needed, nbytes, scores, tiles.any.size)
+
+
+def laid_out(width: int) -> int:
+    """The elements of a row that memory holds on the chip."""
+    return math.ceil(width / LANES) * LANES
+
+
+def _forward_bytes(heads: Heads, blocks: Blocks, tiles: Tiles) -> int:
+    visited = np.argwhere(tiles.any).tolist()
+    keys = fetched([j for _, j in visited], heads.count, heads.groups) * blocks.keys * heads.query_bytes
+    moved = heads.count * heads.queries * heads.query_bytes + keys
+    moved += heads.count * len(visited) * blocks.queries * blocks.keys * heads.bias
+    partial = [tiles.patterns[i, j] for i, j in visited if (i, j) in tiles.patterns]
+    if partial:
+        moved += fetched(partial, heads.count, heads.count) * blocks.queries * blocks.keys * 4
+    return moved
+
+
+def _gradient_bytes(heads: Heads, blocks: Blocks, tiles: Tiles) -> int:
+    """Of queries, results, keys, values and their gradients; a block of keys has gradients of all queries of its own,
+    which are added up by XLA."""
+    columns, rows = tiles.any.shape[1], heads.count * heads.queries
+    shared = heads.count // heads.groups * heads.keys
+    walks = sum(
+        fetched(np.flatnonzero(tiles.any[:, j]).tolist(), heads.count, 1) * blocks.queries for j in range(columns)
+    )
+    query = laid_out(heads.width) * heads.itemsize
+    partial = (2 * columns + 1 if columns > 1 else 1) * rows * query
+    return walks * heads.query_bytes + 2 * shared * heads.query_bytes + partial
+
+
+def _forward_vmem(heads: Heads, blocks: Blocks, tiles: Tiles) -> int:
+    rows = blocks.queries * heads.query_bytes + blocks.keys * heads.query_bytes
+    state = blocks.queries * (4 * LANES + laid_out(heads.value_width)) * 4
+    mask = blocks.queries * blocks.keys * (4 if tiles.patterns else heads.bias)
+    return 2 * (rows + state + mask) + 4 * blocks.queries * blocks.computed * 4
+
+
+def _gradient_vmem(heads: Heads, blocks: Blocks, tiles: Tiles) -> int:
+    rows = (2 * blocks.queries + 2 * blocks.keys) * heads.query_bytes
+    state = (blocks.queries + 2 * blocks.keys) * max(laid_out(heads.width), laid_out(heads.value_width)) * 4
+    mask = blocks.queries * blocks.keys * 4 if tiles.patterns else 0
+    return 2 * (rows + state + mask) + 6 * blocks.queries * blocks.computed * 4

@@ -1,0 +1,189 @@
+"""Which library kernel an attention becomes, in which blocks, or why it stays as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import fx
+
+from tpu_lowering import compat
+from tpu_lowering.fuse.attention.added_columns import COLUMNS
+from tpu_lowering.fuse.attention.blocks import LANES, Blocks, Cost, Heads, Library, choose, laid_out, rounded
+from tpu_lowering.fuse.attention.masks import Known, StaticMask, Term, lengthened, parts, split
+from tpu_lowering.fuse.attention.sites import Attention
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
+
+SHARE = 0.75
+"""Of VMEM, what a kernel may use: the compiler keeps values between operations there too."""
+HELD = 0.5
+"""Of VMEM, how large scores may be that XLA is expected to keep there ..."""
+HELD_IN_TRAINING = 0.25
+"""... and how large with all that gradients are made of: weights, and the gradients of weights and scores."""
+PASSES, GRADIENT_PASSES = 4, 8
+"""How often XLA writes or reads all scores, or what is made of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An attention, and the kernel that it becomes.
+
+    Attributes:
+        site: where it is.
+        heads: its sizes.
+        mask: the keys that each query sees, as far as that is known; None for all.
+        terms: what else is done to the scores.
+        library: the kernel.
+        blocks, cost: of it.
+    """
+
+    site: Attention
+    heads: Heads
+    mask: StaticMask | None
+    terms: tuple[Term, ...]
+    library: Library
+    blocks: Blocks
+    cost: Cost
+
+    def moved(self, replaced: Mapping[fx.Node, fx.Node]) -> Plan:
+        """The same plan, of nodes that stand in for some that it was made of."""
+        terms = tuple(dataclasses.replace(term, node=replaced.get(term.node, term.node)) for term in self.terms)
+        return dataclasses.replace(self, site=self.site.moved(replaced), terms=terms)
+
+
+def vmem_of(device_kind: str) -> int:
+    """Bytes of VMEM of a TPU; "" is the CPU, for which those of a tpu7x stand in."""
+    return int(compat.tpu_info(device_kind or "TPU7x").vmem_capacity_bytes)
+
+
+def plan_of(site: Attention, device_kind: str, known: Known) -> Plan | Action:
+    """What becomes of an attention: a plan, or the refusal. ``known`` is as for ``attention.masks.split``."""
+    capacity = vmem_of(device_kind)
+    if site.dropout:
+        reason = "expected weights that are used as they are, got dropout"
+        return Action.on("unfused", site.node, reason, "TL521")
+    if site.shared is not None:
+        reason = f"expected scores and weights that nothing else uses, got another use of {site.shared.name}"
+        return Action.on("unfused", site.node, reason, "TL522")
+    if refusal := unfit(site):
+        return Action.on("unfused", site.node, refusal, "TL521")
+    query, key = site.query, site.key
+    given = tuple(part for term in site.terms for part in parts(term))
+    mask, terms = split(given, site.is_causal, query.length, key.length, site.groups, known)
+    library = _library(site, mask, terms)
+    if refusal := _unfit_for(library, site, terms):
+        return Action.on("unfused", site.node, refusal, "TL521")
+    itemsize = graphs.type_of(query.node).element.numpy.itemsize
+    heads = Heads(query.heads, site.groups, query.length, key.length, query.width, site.value.width, itemsize)
+    seen, longer = _held(library, heads, mask, terms)
+    chosen = choose(seen, longer, int(SHARE * capacity), library)
+    if chosen is None:
+        reason = (
+            f"expected blocks that fit {SHARE * capacity / 2**20:g} MiB of VMEM, got rows of {query.width} elements"
+        )
+        return Action.on("unfused", site.node, reason, "TL521")
+    cost = dataclasses.replace(chosen[1], nbytes=chosen[1].nbytes + _prepared_bytes(heads, seen, site.is_gradient))
+    share = HELD_IN_TRAINING if site.is_gradient or site.wants_logsumexp else HELD
+    by_xla = bytes_by_xla(heads, site.is_gradient, share * capacity if device_kind else 0)
+    if cost.nbytes >= by_xla:
+        is_held = by_xla < bytes_by_xla(heads, site.is_gradient, 0)
+        held = ", which keeps the scores in VMEM and reads every key and value once," if is_held else ","
+        reason = f"expected fewer bytes than XLA's{held} got "
+        moved = f"{cost.nbytes / 2**20:.1f} MiB where XLA moves about {by_xla / 2**20:.1f}"
+        return Action.on("unfused", site.node, reason + moved, "TL523")
+    return Plan(site, heads, mask, terms, library, chosen[0], cost)
+
+
+def _library(site: Attention, mask: StaticMask | None, terms: Sequence[Term]) -> Library:
+    """The kernel that moves the fewest bytes of those that can do it."""
+    if site.is_gradient:
+        return "splash_gradient"
+    if terms:
+        return "splash" if _are_along_keys(site, terms) else "flash"
+    is_plain = (mask is None or mask.is_causal) and not site.wants_logsumexp and _fits_flash(site)
+    return "flash" if is_plain else "splash"
+
+
+def _are_along_keys(site: Attention, terms: Sequence[Term]) -> bool:
+    return site.leading[-1] % site.groups == 0 and all(term.is_along_keys(site.groups) for term in terms)
+
+
+def _fits_flash(site: Attention) -> bool:
+    width = site.query.width
+    is_whole = rounded(site.query.length) == site.query.length and rounded(site.key.length) == site.key.length
+    is_wide = width <= LANES or width % LANES == 0
+    return is_whole and site.value.width == width and is_wide and site.leading[-1] % site.groups == 0
+
+
+def _held(
+    library: Library, heads: Heads, mask: StaticMask | None, terms: Sequence[Term]
+) -> tuple[Heads, StaticMask | None]:
+    """The sizes and the mask that the kernel has: lengths that blocks divide, columns for what is added to scores."""
+    lengths = rounded(heads.queries), rounded(heads.keys)
+    if terms and library == "flash":
+        narrow = all(term.hides for term in terms)
+        return dataclasses.replace(heads, bias=heads.itemsize if narrow else 4), mask
+    width = heads.width + (COLUMNS if terms else 0)
+    longer = lengthened(mask, (heads.queries, heads.keys), lengths)
+    return dataclasses.replace(heads, queries=lengths[0], keys=lengths[1], width=width), longer
+
+
+def _prepared_bytes(heads: Heads, held: Heads, is_gradient: bool) -> int:
+    """Bytes that are read and written to give operands, and take from results, what the kernel has besides.
+
+    For rows it is half of what it would be alone: what makes an operand, or uses a result, does it on the way.
+    """
+    if (held.queries, held.keys) != (heads.queries, heads.keys):
+        return heads.operand_bytes * (2 if is_gradient else 1)
+    if held.width == heads.width:
+        return 0
+    rows = heads.count * heads.queries + heads.count // heads.groups * heads.keys
+    moved = (laid_out(heads.width) + laid_out(held.width)) * heads.itemsize
+    return rows * moved * (2 if is_gradient else 1)
+
+
+def bytes_by_xla(heads: Heads, is_gradient: bool, held: float) -> int:
+    """HBM bytes of an attention without a kernel, about.
+
+    Args:
+        heads: sizes.
+        is_gradient: whether it is the gradients.
+        held: bytes of scores that stay in VMEM: none on a CPU, which has no such memory.
+    """
+    passes = GRADIENT_PASSES if is_gradient else PASSES
+    operands = heads.operand_bytes * (2 if is_gradient else 1)
+    return operands + (passes * heads.score_bytes if heads.score_bytes > held else 0)
+
+
+def unfit(site: Attention) -> str:
+    """Why no library kernel takes an attention; "" if one may."""
+    query, key, value = site.query, site.key, site.value
+    types = [graphs.type_of(rows.node).element for rows in (query, key, value)]
+    if len(set(types)) > 1 or types[0].torch not in (torch.float32, torch.bfloat16):
+        return f"expected operands that are all f32 or all bf16, got {', '.join(map(str, types))}"
+    if graphs.type_of(site.node).element != types[0]:
+        return f"expected a result of the operands' type {types[0]}, got {graphs.type_of(site.node).element}"
+    if key.heads != value.heads or query.heads % key.heads:
+        return f"expected heads that share keys in equal groups, got {query.heads}, {key.heads} and {value.heads}"
+    if query.width != key.width or query.width % 8 or value.width % 8:
+        return f"expected rows of a multiple of 8 elements, got {query.width} and {value.width}"
+    return "" if site.scale > 0 else f"expected a positive scale, got {site.scale:g}"
+
+
+def _unfit_for(library: Library, site: Attention, terms: Sequence[Term]) -> str:
+    """Why a library kernel does not take an attention with terms that are no constants; "" if it does."""
+    rank = len(site.leading) + 2
+    if any(len(graphs.type_of(term.node).shape) > rank for term in terms):
+        return f"expected a mask that broadcasts with scores of {rank} dimensions, got others"
+    if library == "splash" or not terms or (site.is_gradient and _are_along_keys(site, terms)):
+        return ""
+    if site.is_gradient:
+        return "expected, for gradients, a mask that depends on no input, or on the key alone, got another"
+    if site.query.length % LANES or site.key.length % LANES:
+        lengths = f"{site.query.length} and {site.key.length}"
+        return f"expected, with a mask of queries and keys, lengths that are multiples of {LANES}, got {lengths}"
+    if not _fits_flash(site):
+        return f"expected, with a mask, rows of at most {LANES} or a multiple of it, got {site.query.width}"
+    return ""

@@ -1,0 +1,1 @@
+"""Attention with its gradients, found in AOTAutograd's joint graph."""

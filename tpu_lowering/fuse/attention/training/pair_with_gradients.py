@@ -1,0 +1,163 @@
+"""Attention that code writes out, with its gradients: two calls of the operators that have kernels.
+
+Before, in a graph that holds both, such as AOTAutograd's joint graph::
+
+    weights = aten._softmax(scale * bmm(query, keyᵀ) + mask, -1, False)
+    out = aten.bmm(weights, value)
+    d_value = aten.bmm(weightsᵀ, d_out)
+    d_scores = aten._softmax_backward_data(bmm(d_out, valueᵀ), weights, -1, f32) * scale
+    d_query, d_keyᵀ = aten.bmm(d_scores, key), aten.bmm(queryᵀ, d_scores)
+
+After::
+
+    out, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, ...)
+    d_query, d_key, d_value = aten._scaled_dot_product_flash_attention_for_cpu_backward(d_out, ..., out, logsumexp, ...)
+
+It has to be done before forward and backward are parted: after that the weights are a result of the one and an input of
+the other. Values are replaced by equal values, so nothing else that the graph computes changes. Keys that heads share
+(``repeat_kv``) stay shared: what is replaced is the sum of their gradients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import operator
+from collections.abc import Generator
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpu_lowering import compat
+from tpu_lowering.fuse.attention.masks import Known, Term, split
+from tpu_lowering.fuse.attention.operands import Rows
+from tpu_lowering.fuse.attention.plans import Plan, plan_of
+from tpu_lowering.fuse.attention.sites import BACKWARD, FORWARD, Attention, find
+from tpu_lowering.fuse.attention.training.gradients import Training, training_of, unknown
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
+
+aten = compat.aten
+
+PARTITIONING = ("recompute", "ac_graph_id", "partitioner_tag")
+"""What AOTAutograd's partitioner reads of a node: whether to compute it again, and that it belongs to the backward."""
+
+
+def call_operators(graph: fx.Graph, device_kind: str, known: Known) -> dict[fx.Node, Action]:
+    """Rewrites what becomes kernels both ways, in place.
+
+    Args:
+        graph: one with numbers as sizes, normalised or from AOTAutograd.
+        device_kind: JAX's name of the TPU it is for, or "" for the CPU.
+        known: as for ``attention.masks.split``.
+
+    Returns:
+        For the result of each attention that stays as it is though its gradients were found, why.
+    """
+    kept: dict[fx.Node, Action] = {}
+    for training in [found for site in find(graph) if (found := training_of(site, known)) is not None]:
+        plans = [plan_of(one, device_kind, known) for one in (training.forward, training.backward)]
+        refused = next((plan for plan in plans if not isinstance(plan, Plan)), None)
+        if refused is None:
+            _rewrite(graph, training, known)
+        else:
+            kept[training.forward.node] = refused
+    return kept
+
+
+def _rewrite(graph: fx.Graph, training: Training, known: Known) -> None:
+    """Puts the operators in, and their results in the place of what they replace."""
+    site = training.forward
+    heads = site.leading[-1] if site.leading[-1] % site.groups == 0 else site.query.heads
+    with _inserting_for(site.node):
+        query = _placed(graph, site.query, heads)
+        key, value = (_placed(graph, rows, heads // site.groups) for rows in (site.key, site.value))
+        is_causal, mask = _mask(graph, site, known)
+        given: dict[str, Any] = {"attn_mask": mask, "scale": site.scale}
+        forward = graphs.call(graph, FORWARD, query, key, value, 0.0, is_causal, **given)
+        result, logsumexp = (graphs.call(graph, operator.getitem, forward, at) for at in range(2))
+        alive = _alive(graph, site, is_causal, mask, known)
+        replaced = [(site.node, _like(graph, _or_nan(graph, result, alive), Rows(site.node)))]
+    with _inserting_for(training.anchor):
+        gradient = _or_nan(graph, _placed(graph, training.given, heads), alive)
+        backward = graphs.call(
+            graph, BACKWARD, gradient, query, key, value, result, logsumexp, 0.0, is_causal, **given
+        )  # fmt: skip
+        for at, rows in enumerate(training.gradients):
+            if rows is not None:
+                found = graphs.call(graph, operator.getitem, backward, at)
+                replaced.append((rows.node, _like(graph, found, rows)))
+    for old, new in replaced:
+        graphs.replace(old, new)
+
+
+@contextlib.contextmanager
+def _inserting_for(node: fx.Node) -> Generator[None]:
+    """Inserts before a node, with its source line and what the partitioner reads of it."""
+    before = set(node.graph.nodes)
+    with graphs.inserting_for(node) as graph:
+        yield
+    for new in graph.nodes:
+        if new not in before:
+            new.meta.update({key: node.meta[key] for key in PARTITIONING if key in node.meta})
+
+
+def _placed(graph: fx.Graph, rows: Rows, heads: int) -> fx.Node:
+    """Rows as [batch, heads, length, width]."""
+    shape = [rows.heads // heads, heads, rows.length, rows.width]
+    return graphs.call(graph, aten.reshape.default, rows.placed(graph), shape)
+
+
+def _like(graph: fx.Graph, node: fx.Node, rows: Rows) -> fx.Node:
+    """[batch, heads, length, width] as a node of other rows has them."""
+    if rows.swapped:
+        node = graphs.call(graph, aten.permute.default, node, [0, 1, 3, 2])
+    return graphs.call(graph, aten.reshape.default, node, list(graphs.type_of(rows.node).shape))
+
+
+def _alive(graph: fx.Graph, site: Attention, is_causal: bool, mask: fx.Node | None, known: Known) -> fx.Node | None:
+    """Which queries are left a key, [..., queries or 1, 1]; None if all are.
+
+    Of a row of -inf a softmax is NaN, and so are the gradients of all that it is made of. The operator gives 0.
+    """
+    if mask is None or not any(term.may_exclude for term in unknown(site, known)):
+        return None
+    if is_causal:
+        ones = graphs.call(graph, aten.ones.default, [site.query.length, site.key.length], dtype=torch.bool)
+        below = graphs.call(graph, aten.tril.default, ones)
+        mask = graphs.call(graph, aten.where.self, below, mask, _number(graph, -math.inf, mask))
+    top = graphs.call(graph, aten.amax.default, mask, [-1], True)
+    return graphs.call(graph, aten.gt.Scalar, top, -math.inf)
+
+
+def _or_nan(graph: fx.Graph, rows: fx.Node, alive: fx.Node | None) -> fx.Node:
+    return rows if alive is None else graphs.call(graph, aten.where.self, alive, rows, _number(graph, math.nan, rows))
+
+
+def _number(graph: fx.Graph, value: float, like: fx.Node) -> fx.Node:
+    return graphs.call(graph, aten.full.default, [], value, dtype=graphs.type_of(like).element.torch)
+
+
+def _mask(graph: fx.Graph, site: Attention, known: Known) -> tuple[bool, fx.Node | None]:
+    """(whether the mask is causal, what else is added to the scores)."""
+    mask, rest = split(site.terms, False, site.query.length, site.key.length, site.groups, known)
+    is_causal = mask is not None and mask.is_causal
+    terms = rest if is_causal else site.terms
+    added = [_added(graph, term) for term in terms]
+    if not added:
+        return is_causal, None
+    return is_causal, functools.reduce(lambda one, other: graphs.call(graph, aten.add.Tensor, one, other), added)
+
+
+def _added(graph: fx.Graph, term: Term) -> fx.Node:
+    """What a term adds to the scores: float32, of four dimensions."""
+    node, shape = term.node, list(graphs.type_of(term.node).shape)
+    if term.value is not None:
+        hidden = node if term.where else graphs.call(graph, aten.bitwise_not.default, node)
+        zeros = graphs.call(graph, aten.full.default, shape, 0.0, dtype=torch.float32)
+        node = graphs.call(graph, aten.masked_fill.Scalar, zeros, hidden, term.value)
+    elif graphs.type_of(node).element.torch != torch.float32:
+        node = graphs.call(graph, aten._to_copy.default, node, dtype=torch.float32)
+    return graphs.call(graph, aten.reshape.default, node, ([1] * 4 + shape)[-4:])

@@ -1,0 +1,1 @@
+"""Choosing between XLA's form of a computation and several kernels."""

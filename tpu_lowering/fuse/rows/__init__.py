@@ -1,0 +1,1 @@
+"""Regions that reduce rows, as one kernel: what it computes, in which blocks, and its source."""

@@ -1,0 +1,120 @@
+"""Operators that hold whole rows (a softmax, a normalisation, their gradients) taken apart into what a region is of.
+
+The parts are torch's own decompositions, which compute in float32 inside where eager does. Rows put together of pieces
+of rows are taken apart as ``expand_concatenated`` says.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from tpu_lowering import compat
+from tpu_lowering.fuse.rows.expand_concatenated import Parts, pieces_of
+from tpu_lowering.fuse.space.kinds import holds_rows, kind_of
+from tpu_lowering.ir import arguments, graphs
+from tpu_lowering.ir.boxes import Box, read_box
+from tpu_lowering.normalise.views import normalise_views
+
+ORIGIN = "fused_from"
+"""Key of a node's metadata: the name of the operator that it is a part of."""
+
+PART_OF = "part_of"
+"""Key of a node's metadata: the name of the node that it is a part of."""
+
+
+def parts_of(node: fx.Node) -> Parts | None:
+    """What a node that holds whole rows is computed of, and how; None for any other node."""
+    if node.op != "call_function":
+        return None
+    if not isinstance(node.target, compat.OpOverload) or not holds_rows(node):
+        return pieces_of(node)
+    decomposition = decomposition_of(node.target)
+    if decomposition is None:
+        return None
+    tensors = list(node.all_input_nodes)
+
+    def run(*values: Any) -> Any:
+        given = dict(zip(tensors, values, strict=True))
+        args, kwargs = compat.map_arg((node.args, dict(node.kwargs)), lambda used: given[used])
+        results = decomposition(*args, **kwargs)
+        return tuple(results) if isinstance(results, tuple) else results  # torch's named tuples are calls in a graph
+
+    return tensors, run
+
+
+@functools.cache
+def decomposition_of(target: Any) -> Callable[..., Any] | None:
+    """Torch's own decomposition of an operator; None if it has none."""
+    return compat.registered_decompositions([target]).get(target)
+
+
+def expand(graph: fx.Graph, nodes: Iterable[fx.Node]) -> None:
+    """Takes nodes apart, in place."""
+    for node in nodes:
+        parts = parts_of(node)
+        assert parts is not None
+        inline(graph, node, *parts)
+    graphs.eliminate_dead_code(graph)
+
+
+def merge_equal(graph: fx.Graph) -> None:
+    """One node for nodes that compute the same of the same operands, so that a region sees who shares a value."""
+    known: dict[Hashable, fx.Node] = {}
+    for node in list(graph.nodes):
+        if kind_of(node) is None:
+            continue
+        described = arguments.key((node.target, tuple(node.args), tuple(sorted(node.kwargs.items()))))
+        first = known.setdefault(described, node)
+        if first is not node:
+            graphs.replace(node, first)
+
+
+def inline(graph: fx.Graph, node: fx.Node, tensors: list[fx.Node], run: Callable[..., Any]) -> list[fx.Node]:
+    """Puts what a function of a node's operands computes in the place of the node.
+
+    Returns:
+        The new nodes, which belong to the operator that the node belonged to, if it was a part of one.
+    """
+    mode = graphs.fake_mode(graph)
+    with mode, torch.no_grad():
+        traced = make_fx(run)(*(used.meta["val"] for used in tensors))
+    normalise_views(traced.graph)
+    _drop_whole_boxes(traced.graph)
+    values: dict[Any, fx.Node] = {}
+    given = iter(tensors)
+    origin = node.target._schema.name.partition("::")[2] if isinstance(node.target, compat.OpOverload) else "pieces"
+    origin = node.meta.get(ORIGIN, "pieces" if origin == "cat" else origin)
+    with graphs.inserting_for(node):
+        for part in traced.graph.nodes:
+            if part.op == "placeholder":
+                values[part] = next(given)
+            elif part.op != "output":
+                values[part] = graph.node_copy(part, values.__getitem__)
+                values[part].meta = {"val": part.meta["val"], ORIGIN: origin, PART_OF: node.name}
+    _replace(graph, node, compat.map_arg(traced.graph.output_node().args[0], values.__getitem__))
+    return [values[part] for part in traced.graph.nodes if part.op == "call_function"]
+
+
+def _drop_whole_boxes(graph: fx.Graph) -> None:
+    """Sends the users of a box that holds all of a value to the value."""
+    for node in [node for node in graph.nodes if graphs.is_call(node, read_box)]:
+        source, box = node.args
+        if isinstance(source, fx.Node) and isinstance(box, Box) and box.is_whole(source.meta["val"].shape):
+            graphs.replace(node, source)
+
+
+def _replace(graph: fx.Graph, node: fx.Node, results: Any) -> None:
+    if not isinstance(results, (tuple, list)):
+        graphs.replace(node, results)
+        return
+    for user in list(node.users):
+        assert user.target is operator.getitem
+        graphs.replace(user, results[user.args[1]])  # type: ignore[index]
+    graph.erase_node(node)

@@ -1,0 +1,128 @@
+"""Matrix products in a kernel: of rows that are reduced, and side by side with others.
+
+XLA fuses pointwise work into the product that it follows, and no more: rows of a product that are normalised are
+written and read again, and of two products that are multiplied, as in a gated layer, one is::
+
+    gate = aten.mm(x, w1)
+    up = aten.mm(x, w2)
+    mul = aten.mul(aten.silu(gate), up)
+
+One kernel takes blocks of ``x``, ``w1`` and ``w2``, and writes ``mul``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+
+import torch
+from torch import fx
+
+from tpu_lowering import compat
+from tpu_lowering.fuse.rows.planning import (
+    Operand,
+    Plan,
+    Product,
+    bytes_by_xla,
+    computed,
+    ends_pass,
+    least_bytes,
+    nbytes,
+    plan_of,
+)
+from tpu_lowering.fuse.space.kinds import kind_of
+from tpu_lowering.fuse.space.row_regions import Region, matrix_product, shape_of
+from tpu_lowering.fuse.space.spaces import dims_of
+from tpu_lowering.ir import graphs
+
+aten = compat.aten
+
+MULTIPLIED = frozenset((torch.float32, torch.bfloat16))
+"""Element types that a kernel multiplies."""
+
+
+def plan_with_products(region: Region, made: Collection[fx.Node]) -> Plan | None:
+    """The plan for a region and the matrix products that only it uses; None if there are none, or if a kernel that
+    fetches everything once would move no fewer bytes than XLA, with or without a kernel for the rows.
+
+    Args:
+        region: the region.
+        made: results of kernels that are planned. XLA fuses other pointwise work into a product's factors, a kernel
+            would have it written.
+    """
+    whole = plan_of(region, computed(region))
+    if whole is None:
+        return None
+    outside = dict.fromkeys(used for _, used in whole.bound)
+    found = {used: product for used in outside if (product := _product(whole, used, made)) is not None}
+    if not found:
+        return None
+    accesses = {used: _operand(whole, used).access for used in found} | region.accesses
+    bound = {key: operand for key, operand in whole.bound.items() if key[1] not in found}
+    for used, product in found.items():
+        bound |= {(used, operand.node): operand for operand in product.operands()}
+    taken = dataclasses.replace(region, accesses=accesses)
+    plan = Plan(taken, (*found, *whole.members), bound, whole.outputs, found)
+    return plan if least_bytes(plan) < bytes_apart(plan) else None
+
+
+def bytes_apart(plan: Plan) -> int:
+    """What products and the rest would move as XLA runs them, or with a kernel for the rest: each product is written
+    and read; if the rest is pointwise work, that of the largest product is fused into it."""
+    rest = [member for member in plan.members if member not in plan.products]
+    whole = plan_of(plan.region, rest)
+    assert whole is not None
+    factors = {operand for product in plan.products.values() for operand in product.operands()}
+    written = sum(map(nbytes, plan.products)) + sum(nbytes(operand.node) for operand in factors)
+    if any(ends_pass(plan.region, member) for member in rest):
+        return written + min(bytes_by_xla(whole), least_bytes(whole))
+    return written + least_bytes(whole) - 2 * max(map(nbytes, plan.products))
+
+
+def _operand(plan: Plan, used: fx.Node) -> Operand:
+    return next(operand for (_, node), operand in plan.bound.items() if node is used)
+
+
+def _product(plan: Plan, used: fx.Node, made: Collection[fx.Node]) -> Product | None:
+    """A plan's operand as a matrix product that nothing else uses, along all dimensions of the plan's region."""
+    node = matrix_product(used)
+    operand = _operand(plan, used)
+    accesses = {o for (_, other), o in plan.bound.items() if other is used}
+    space = plan.region.space
+    if node is None or operand.node is not used or len(accesses) > 1 or not set(used.users) <= set(plan.members):
+        return None
+    if dims_of(operand.access) != frozenset(space.sizes) or len(operand.access[-1]) != 1:
+        return None
+    given = graphs.bound(node)
+    left, right = (given["self"], given["mat2"]) if node.target is aten.mm.default else (given["mat1"], given["mat2"])
+    bias = given["self"] if node.target is aten.addmm.default else None
+    if (given.get("beta", 1), given.get("alpha", 1)) != (1, 1) or left is right:
+        return None
+    if (bias is not None and shape_of(bias) != shape_of(node)[1:]) or left.meta["val"].dtype not in MULTIPLIED:
+        return None
+    if _is_transposed(left) or not (_is_written(left, made) and _is_written(right, made)):
+        return None
+    transposed = _is_transposed(right)
+    right = right.args[0] if transposed else right
+    *rows, column = [(dim, space.sizes[dim]) for run in operand.access for dim in run]
+    summed = (None, shape_of(left)[1])
+    return Product(
+        node,
+        Operand(left, tuple((dim,) for dim, _ in rows), (*rows, summed)),
+        Operand(right, ((column[0],),), (column, summed) if transposed else (summed, column)),
+        transposed,
+        None if bias is None else Operand(bias, ((column[0],),)),
+    )
+
+
+def _is_written(factor: fx.Node, made: Collection[fx.Node]) -> bool:
+    """Whether a factor lies in memory before the product runs."""
+    if _is_transposed(factor) or graphs.is_call(factor, aten.reshape.default):
+        source = factor.args[0]
+        return factor in made or not isinstance(source, fx.Node) or _is_written(source, made)
+    kind = kind_of(factor)
+    return factor in made or kind is None or kind.name != "pointwise"
+
+
+def _is_transposed(node: fx.Node) -> bool:
+    return graphs.is_call(node, aten.permute.default) and [dim % 2 for dim in node.args[1]] == [1, 0]  # type: ignore[union-attr]

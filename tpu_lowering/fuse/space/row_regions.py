@@ -1,0 +1,368 @@
+"""Regions: connected pointwise work and reductions over one iteration space, found in one walk over the graph.
+
+A node joins the regions that its operands are in, all of which become one, if its own access fits their space and no
+path leaves the region and comes back. A region has *rows*: the dimensions that a reduction takes together and whose
+result meets the row again. They lie in one block. Reductions over other dimensions, such as the gradient of a weight,
+are sums over the grid; nothing in the region may wait for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpu_lowering import compat
+from tpu_lowering.fuse.space.kinds import Kind, kind_of
+from tpu_lowering.fuse.space.spaces import Access, Dim, Run, Space, aligned, dims_of, joined, mapping, split
+from tpu_lowering.ir import graphs
+
+ROW_KINDS = ("reduction", "pick", "place", "along")
+aten = compat.aten
+
+PRODUCTS = frozenset((
+    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default,
+))  # fmt: skip
+LONGEST_ROW = 1 << 21
+"""Elements of a row that is reduced in two steps."""
+
+LOOKAHEAD = 64  # nodes that are searched for the place where a reduction meets its row again
+
+
+@dataclasses.dataclass(eq=False)
+class Region:
+    """A region.
+
+    Attributes:
+        space: its iteration space.
+        accesses: of each member; results of a reduction with several are members of their own.
+        rows: dimensions of a row; empty so long as no reduction meets its row again.
+        reductions: the dimensions that each member reduces.
+        sources: the access of what each of those reduces.
+        whole: dimensions whose places matter, so that none can be split.
+    """
+
+    space: Space
+    accesses: dict[fx.Node, Access]
+    rows: frozenset[Dim] = frozenset()
+    reductions: dict[fx.Node, frozenset[Dim]] = dataclasses.field(default_factory=dict)
+    sources: dict[fx.Node, Access] = dataclasses.field(default_factory=dict)
+    whole: frozenset[Dim] = frozenset()
+
+    def copy(self) -> Region:
+        return Region(
+            Space(dict(self.space.sizes)),
+            dict(self.accesses),
+            self.rows,
+            dict(self.reductions),
+            dict(self.sources),
+            self.whole,
+        )
+
+    def split(self, splits: Mapping[Dim, Run]) -> bool:
+        """Puts others in the place of dimensions, wherever members run along them; False if one must stay whole."""
+        if any(len(splits.get(dim, ())) > 1 for dim in self.whole):
+            return False
+        self.whole = dims_of(split((tuple(self.whole),), splits))
+        self.rows = dims_of(split((tuple(self.rows),), splits))
+        self.accesses = {node: split(access, splits) for node, access in self.accesses.items()}
+        self.sources = {node: split(access, splits) for node, access in self.sources.items()}
+        self.reductions = {node: dims_of(split((tuple(dims),), splits)) for node, dims in self.reductions.items()}
+        return True
+
+    def is_sum(self, node: fx.Node) -> bool:
+        """Whether a member is a reduction over other dimensions than the rows'."""
+        return node in self.reductions and not self.reductions[node] <= self.rows
+
+    def waits(self, node: fx.Node) -> bool:
+        """Whether a member is such a reduction, or one of its results."""
+        return self.is_sum(node) or (node.target is operator.getitem and self.is_sum(node.args[0]))  # type: ignore[arg-type]
+
+
+def tensor_operands(node: fx.Node) -> list[fx.Node]:
+    """The nodes among a node's arguments that are tensors."""
+    return [used for used in node.all_input_nodes if isinstance(used.meta.get("val"), torch.Tensor)]
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape)
+
+
+def find_regions(graph: fx.Graph) -> list[Region]:
+    """The regions of a graph that have rows or may hold a matrix product, in the order of their first members."""
+    return _Finder(graph).run()
+
+
+class _Finder:
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.position = {node: at for at, node in enumerate(graph.nodes)}
+        self.region_of: dict[fx.Node, Region] = {}
+
+    def run(self) -> list[Region]:
+        for node in self.graph.nodes:
+            if node.target is operator.getitem and node.op == "call_function":
+                self._follow(node)
+            elif (kind := kind_of(node)) is not None and kind.name != "constant":
+                self._place(node, kind)
+        found = dict.fromkeys(self.region_of.values())
+        return [region for region in found if region.rows or any(map(_takes_products, region.accesses))]
+
+    def _follow(self, node: fx.Node) -> None:
+        """A result of a reduction with several."""
+        source = node.args[0]
+        region = self.region_of.get(source)  # type: ignore[arg-type]
+        if region is not None:
+            region.accesses[node] = region.accesses[source]  # type: ignore[index]
+            self.region_of[node] = region
+
+    def _place(self, node: fx.Node, kind: Kind) -> None:
+        inside = [used for used in tensor_operands(node) if used in self.region_of]
+        regions = list(dict.fromkeys(self.region_of[used] for used in inside))
+        regions.sort(key=lambda region: (-len(region.rows), -len(region.accesses)))
+        tries = [regions, *([region] for region in regions)] if len(regions) > 1 else [regions]
+        for chosen in tries:
+            if chosen and self._join(node, kind, chosen):
+                return
+        self._start(node, kind)
+
+    def _start(self, node: fx.Node, kind: Kind) -> None:
+        """A region of a node alone."""
+        first = node.args[0] if kind.name in ROW_KINDS else node
+        if kind.name == "view" or not isinstance(first, fx.Node):
+            return
+        space, access = self._dims_of_base(first) if kind.name == "reduction" else Space.of(shape_of(first))
+        region = Region(space, {})
+        self._enter(node, kind, region, access)
+
+    def _dims_of_base(self, node: fx.Node) -> tuple[Space, Access]:
+        """A space for a value, in the dimensions of what it is a view of, and its access."""
+        base = node
+        while graphs.is_call(base, aten.reshape.default) and matrix_product(base) is None:
+            base = base.args[0]
+            assert isinstance(base, fx.Node)
+        space, access = Space.of(shape_of(base))
+        found = space.regrouped(access, shape_of(node))
+        return Space.of(shape_of(node)) if found is None else (space, found[0])
+
+    def _join(self, node: fx.Node, kind: Kind, regions: Sequence[Region]) -> bool:
+        """Joins the regions of a node's operands, and the node to them."""
+        if any(self._must_wait(used) for used in tensor_operands(node) if self.region_of.get(used) in regions):
+            return False
+        merged = self._merged(node, kind, regions)
+        if merged is None:
+            return False
+        access = self._access(node, kind, merged)
+        if access is None or not self._allows(node, kind, merged, access):
+            return False
+        members = {*merged.accesses, node}
+        if self._comes_back(members, regions):
+            return False
+        for member in merged.accesses:
+            self.region_of[member] = merged
+        self._enter(node, kind, merged, access)
+        return True
+
+    def _must_wait(self, used: fx.Node) -> bool:
+        return self.region_of[used].waits(used)
+
+    def _merged(self, node: fx.Node, kind: Kind, regions: Sequence[Region]) -> Region | None:
+        """A new region of all members of some, in the dimensions of the first that has all of them."""
+        if len(regions) == 1:
+            return regions[0].copy()
+        if kind.name != "pointwise":
+            return None
+        ordered = sorted(regions, key=lambda region: -len(region.space.sizes))
+        merged = ordered[0].copy()
+        for other in ordered[1:]:
+            if not self._take_in(node, merged, other.copy()):
+                return None
+        where = {member: self.position[member] for member in merged.accesses}
+        merged.accesses = dict(sorted(merged.accesses.items(), key=lambda item: where[item[0]]))
+        return merged
+
+    def _take_in(self, node: fx.Node, merged: Region, other: Region) -> bool:
+        """Takes the members of another region into one, in its dimensions; both are split where only one of them is."""
+        for at in range(len(shape_of(node))):
+            for region, like in ((merged, other), (other, merged)):
+                if not self._split_like(node, at, region, like):
+                    return False
+        mine, theirs = self._aligned(node, [merged]), self._aligned(node, [other])
+        names = None if mine is None or theirs is None else mapping(mine, theirs)
+        names = None if names is None else merged.space.names_of(other.space, names)
+        if names is None:
+            return False
+        if not other.split(names):
+            return False
+        if other.rows and merged.rows and other.rows != merged.rows:
+            return False
+        merged.rows |= other.rows
+        merged.whole |= other.whole
+        merged.accesses |= other.accesses
+        merged.sources |= other.sources
+        merged.reductions |= other.reductions
+        return True
+
+    def _split_like(self, node: fx.Node, at: int, region: Region, like: Region) -> bool:
+        """Splits what a pointwise node's dimension is in a region as it is in another; False if it cannot be."""
+        mine, theirs = self._aligned(node, [region]), self._aligned(node, [like])
+        if mine is None or theirs is None:
+            return False
+        if not mine[at] or not theirs[at]:
+            return True
+        found = region.space.regrouped((mine[at],), [like.space.sizes[dim] for dim in theirs[at]])
+        return found is not None and region.split(found[1])
+
+    def _aligned(self, node: fx.Node, regions: Sequence[Region]) -> Access | None:
+        """The access of a pointwise node, as far as its operands in some regions give it."""
+        rank = len(shape_of(node))
+        known = [
+            aligned(region.accesses[used], rank)
+            for used in tensor_operands(node)
+            for region in regions
+            if used in region.accesses
+        ]
+        return joined([((),) * rank, *known])
+
+    def _access(self, node: fx.Node, kind: Kind, region: Region) -> Access | None:
+        """The access of a node in a region; for a reduction, that of its first operand."""
+        if kind.name == "pointwise":
+            known = self._aligned(node, [region])
+            return None if known is None else region.space.completed(known, shape_of(node))
+        first = node.args[0]
+        if kind.name == "place" and first not in region.accesses:  # a row of constants
+            return None
+        if not isinstance(first, fx.Node) or first not in region.accesses:
+            return None
+        access = region.accesses[first]
+        if kind.name != "view":
+            return access
+        target = shape_of(node)
+        if graphs.is_call(node, aten.expand.default):
+            return region.space.completed(aligned(access, len(target)), target)
+        found = region.space.regrouped(access, target)
+        return None if found is None or not region.split(found[1]) else found[0]
+
+    def _allows(self, node: fx.Node, kind: Kind, region: Region, access: Access) -> bool:
+        """Whether a reduction fits the region's rows: now, or once it is known that the region has some."""
+        if kind.name not in ROW_KINDS:
+            return True
+        dims = dims_of(tuple(access[dim] for dim in kind.dims))
+        if not dims or (kind.name != "reduction" and len(dims) > 1):
+            return False
+        if kind.name != "reduction":
+            return region.rows in (frozenset(), dims)
+        if dims <= region.rows:
+            return True
+        if _meets_row(node, kind, region):
+            return not region.rows or self._is_part_of_a_row(region, dims, access)
+        return kind.adds and dims_of(access) == frozenset(region.space.sizes)
+
+    def _is_part_of_a_row(self, region: Region, dims: frozenset[Dim], access: Access) -> bool:
+        """Whether what is reduced over dimensions was reduced over all of the rows', so that both together are rows,
+        and these are short."""
+        return not dims_of(access) & region.rows and region.space.size((*region.rows, *dims)) <= LONGEST_ROW
+
+    def _enter(self, node: fx.Node, kind: Kind, region: Region, access: Access) -> None:
+        if kind.name in ROW_KINDS:
+            dims = dims_of(tuple(access[dim] for dim in kind.dims))
+            if not dims:
+                return
+            if kind.name != "reduction" or _meets_row(node, kind, region):
+                region.rows |= dims
+            if kind.name != "reduction":
+                region.whole |= dims
+            if kind.name in ("reduction", "pick"):
+                region.sources[node] = access
+                region.reductions[node] = dims
+        if kind.name in ("reduction", "pick"):
+            access = _reduced(node, kind, access)
+        region.accesses[node] = access
+        self.region_of[node] = region
+
+    def _comes_back(self, members: set[fx.Node], merged: Sequence[Region]) -> bool:
+        """Whether a path leaves a set of nodes and comes back, other regions taken as one node each."""
+        last = max(self.position[member] for member in members)
+        pending = [user for member in members for user in member.users if user not in members]
+        seen: set[Any] = set()
+        while pending:
+            node = pending.pop()
+            region = self.region_of.get(node)
+            key = node if region is None or region in merged else region
+            if key in seen:
+                continue
+            seen.add(key)
+            group = [node] if key is node else list(region.accesses)  # type: ignore[union-attr]
+            if key is node and self.position[node] > last:
+                continue
+            for user in (user for one in group for user in one.users):
+                if user in members:
+                    return True
+                pending.append(user)
+        return False
+
+
+def _takes_products(node: fx.Node) -> bool:
+    return any(matrix_product(used) is not None for used in tensor_operands(node))
+
+
+def matrix_product(node: fx.Node) -> fx.Node | None:
+    """The product of two matrices that a node is, or is a view of, with the same columns."""
+    columns = shape_of(node)[-1:]
+    while graphs.is_call(node, aten.reshape.default) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+        if len(node.users) > 1 or shape_of(node)[-1:] != columns:
+            return None
+    is_product = graphs.is_call(node, aten.mm.default) or graphs.is_call(node, aten.addmm.default)
+    return node if is_product else None
+
+
+def is_own_product(node: fx.Node) -> bool:
+    """Whether a node is a matrix product or a convolution, or a view of one, that one other node uses."""
+    if len(node.users) != 1 or node.op != "call_function":
+        return False
+    if graphs.is_call(node, aten.reshape.default):
+        return isinstance(node.args[0], fx.Node) and is_own_product(node.args[0])
+    kind = kind_of(node)
+    if kind is not None and kind.name == "pointwise":
+        return any(is_own_product(used) for used in tensor_operands(node))
+    return node.target in PRODUCTS
+
+
+def _reduced(node: fx.Node, kind: Kind, access: Access) -> Access:
+    """The access of a reduction's result, by that of its operand."""
+    value = node.meta["val"]
+    rank = len((value[0] if isinstance(value, (tuple, list)) else value).shape)
+    kept = tuple(() if at in kind.dims else run for at, run in enumerate(access))
+    return kept if rank == len(access) else tuple(run for at, run in enumerate(access) if at not in kind.dims)
+
+
+def _meets_row(node: fx.Node, kind: Kind, region: Region) -> bool:
+    """Whether what a reduction gives is combined again with whole rows, of what it reduces or of its region, by way of
+    pointwise work and reductions of smaller values, or inside: a variance takes the mean from them."""
+    source = node.args[0]
+    if kind.name == "reduction" and kind.passes > 1:
+        return True
+    if kind.name != "reduction" or not isinstance(source, fx.Node):
+        return False
+    whole, pending, seen = math.prod(shape_of(source)), list(node.users), {node}
+    while pending and len(seen) < LOOKAHEAD:
+        user = pending.pop(0)
+        if user in seen:
+            continue
+        seen.add(user)
+        if user.target is operator.getitem:
+            pending += user.users
+            continue
+        found = kind_of(user)
+        if found is None or found.name not in ("pointwise", "view", "reduction"):
+            continue
+        if found.name != "reduction" and math.prod(shape_of(user)) >= whole:
+            return math.prod(shape_of(user)) in (whole, math.prod(region.space.sizes.values()))
+        pending += user.users
+    return False

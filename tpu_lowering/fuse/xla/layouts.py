@@ -1,0 +1,132 @@
+"""Where XLA puts arrays in HBM: in which order their dimensions follow one another, and how many bytes that takes.
+
+A kernel takes arrays row by row; in any other order the compiler copies them first. The last two dimensions in memory
+are padded to tiles of 8 by 128 (JAX's Pallas documentation, "TPU details"), so a view that splits or merges one of
+those can be a copy too. Arguments and results of a program have the order of dimensions that is padded least (libtpu
+0.0.52): float32 [8192, 64] lies column by column. What XLA computes inside a program lies as its users want it. A CPU
+has no such layouts: bytes of graphs for it are those of the elements, so that kernels can be tested in any size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+from torch import fx
+
+from tpu_lowering import compat
+from tpu_lowering.fuse.space.kinds import kind_of
+from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
+from tpu_lowering.ir import graphs
+
+aten = compat.aten
+
+LANES, SUBLANES = 128, 8
+"""A tile."""
+
+VIEWS = (aten.reshape.default, aten.permute.default, aten.expand.default)
+
+Order = tuple[int, ...]
+"""A value's dimensions from the outermost in memory to the innermost."""
+
+
+def order_in_memory(shape: Sequence[int]) -> Order:
+    """The dimensions of an argument or a result from the outermost to the innermost: as they are, or with two others
+    last whose tiles are padded less."""
+    given = tuple(range(len(shape)))
+    pairs = itertools.permutations(given, 2)
+    orders = [given, *((*(at for at in given if at not in pair), *pair) for pair in pairs)]
+    return min(orders, key=lambda order: (math.prod(_padded([shape[at] for at in order])), order))
+
+
+def placed_bytes(shape: Sequence[int], itemsize: int) -> int:
+    """Bytes of an array that lies row by row, padding included."""
+    return itemsize * math.prod(_padded(shape))
+
+
+def compact_bytes(shape: Sequence[int], itemsize: int) -> int:
+    """Bytes of an array in the order of dimensions that is padded least."""
+    return placed_bytes([shape[at] for at in order_in_memory(shape)], itemsize)
+
+
+def bytes_of(node: fx.Node) -> int:
+    """Bytes of a value as XLA alone would place it."""
+    return compact_bytes(*_shape_and_size(node)) if _has_tiles(node) else graphs.type_of(node).nbytes
+
+
+def bytes_in_kernel(node: fx.Node, shape: Sequence[int]) -> int:
+    """Bytes of a value in the shape that a kernel takes or gives it in."""
+    size = graphs.type_of(node).element.numpy.itemsize
+    return placed_bytes(shape, size) if _has_tiles(node) else graphs.type_of(node).nbytes
+
+
+def is_view(node: fx.Node) -> bool:
+    return any(graphs.is_call(node, view) for view in VIEWS)
+
+
+def source_of(node: fx.Node) -> fx.Node:
+    """What a node is a view of; itself if it is none."""
+    while is_view(node) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
+def order_of(node: fx.Node) -> Order | None:
+    """How a value lies in memory; None where the compiler may choose."""
+    if node.op == "placeholder":
+        return order_in_memory(shape_of(node))
+    if _is_permuted(node):
+        source, dims = node.args[0], _dims(node)
+        found = order_of(source) if isinstance(source, fx.Node) else None
+        return None if found is None else tuple(dims.index(axis) for axis in found)
+    return _first(order_of, [used for used in tensor_operands(node) if _is_pointwise(node, used)])
+
+
+def order_wanted(node: fx.Node) -> Order | None:
+    """How the users of a value want it to lie; None where they take it as it is."""
+
+    def wanted(user: fx.Node) -> Order | None:
+        if user.op == "output":
+            return order_in_memory(shape_of(node))
+        if _is_permuted(user):
+            found, dims = order_wanted(user), _dims(user)
+            return None if found is None else tuple(dims[axis] for axis in found)
+        return order_wanted(user) if _is_pointwise(user, node) else None
+
+    return _first(wanted, node.users)
+
+
+def _first(order: Callable[[fx.Node], Order | None], nodes: Sequence[fx.Node] | dict[fx.Node, None]) -> Order | None:
+    return next((found for found in map(order, nodes) if found is not None), None)
+
+
+def _is_pointwise(node: fx.Node, used: fx.Node) -> bool:
+    kind = kind_of(node)
+    return kind is not None and kind.name == "pointwise" and shape_of(node) == shape_of(used)
+
+
+def _is_permuted(node: fx.Node) -> bool:
+    return graphs.is_call(node, aten.permute.default)
+
+
+def _dims(node: fx.Node) -> list[int]:
+    dims: list[int] = list(node.args[1])  # type: ignore[arg-type]
+    return [dim % len(dims) for dim in dims]
+
+
+def _has_tiles(node: fx.Node) -> bool:
+    return bool(graphs.device_kind(node.graph))
+
+
+def _shape_and_size(node: fx.Node) -> tuple[tuple[int, ...], int]:
+    type_ = graphs.type_of(node)
+    return type_.shape, type_.element.numpy.itemsize
+
+
+def _padded(shape: Sequence[int]) -> list[int]:
+    if len(shape) < 2:
+        return list(shape)
+    *outer, above, last = shape
+    rows = min(SUBLANES, 1 << (above - 1).bit_length()) if above > 0 else 1
+    return [*outer, -(-above // rows) * rows, -(-last // LANES) * LANES]

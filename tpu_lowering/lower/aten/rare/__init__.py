@@ -1,0 +1,1 @@
+"""Rows of rarely used operators: long numerical methods of their own."""

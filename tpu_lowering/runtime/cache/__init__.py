@@ -1,0 +1,1 @@
+"""What outlives a process: compiled programs in a folder, and what identifies them."""

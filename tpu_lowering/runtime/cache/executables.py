@@ -1,0 +1,93 @@
+"""XLA's executables for the CPU, kept from one process to the next."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import platform
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from tpu_lowering import compat
+from tpu_lowering.kernels import settings
+from tpu_lowering.releases import version
+from tpu_lowering.runtime.cache.store import Store, digest, package_digest
+
+CALLED = re.compile(r'custom_call_target="([^"]*)"')
+OWN_CALLS = {"TopK"}
+"""Targets of custom calls that XLA's runtime has itself, in every process."""
+
+PACKAGES = ("helion", "jax", "jaxlib", "ml_dtypes", "numpy", "torch", "tpu_lowering")
+
+
+def surroundings() -> str:
+    """What an executable depends on beside its program: versions, this package, flags, settings and the processor."""
+    return json.dumps([_of_process(), *settings.described()])
+
+
+@functools.cache
+def _of_process() -> str:
+    client = jax.devices("cpu")[0].client
+    versions = {package: version(package) for package in PACKAGES}
+    return json.dumps(
+        [versions, client.platform_version, os.environ.get("XLA_FLAGS", ""), package_digest(), _processor()]
+    )
+
+
+def _processor() -> str:
+    """The processor and its instruction sets: an executable uses those it was compiled for."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    wanted = ("model name", "flags", "Features")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def key(kind: str, parts: Sequence[str]) -> str:
+    """The key of an executable: of what kind its description is, and the description."""
+    return digest([kind, surroundings(), *parts])
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """An executable's place in a store, and its types.
+
+    Attributes:
+        key: see ``key``.
+        inputs: the type of each argument.
+        outputs: the type of each result.
+    """
+
+    key: str
+    inputs: Sequence[jax.ShapeDtypeStruct]
+    outputs: Sequence[jax.ShapeDtypeStruct]
+
+
+def save(store: Store, key: str, compiled: Any) -> bool:
+    """Writes a ``jax.stages.Compiled``; returns whether it could be.
+
+    Calls out of XLA's own code, to LAPACK or to Python, are bound when a program is lowered, so a program with one
+    has to be lowered in each process.
+    """
+    called = set(CALLED.findall(compiled.as_text()))
+    found = compat.executable_bytes(compiled) if called <= OWN_CALLS else None
+    if found is not None:
+        kept, data = found
+        store.write(key, json.dumps(kept).encode() + b"\n" + data)
+    return found is not None
+
+
+def load(store: Store, stored: Stored) -> Any | None:
+    """The executable as something to be called, as ``jax.stages.Compiled`` is; None if there is no sound entry."""
+    contents = store.read(stored.key)
+    if contents is None:
+        return None
+    head, _, data = contents.partition(b"\n")
+    return compat.executable_from_bytes(data, json.loads(head), stored.inputs, stored.outputs)
