@@ -5,7 +5,7 @@ export JAX_PLATFORMS := cpu
 export TPU_LOG_DIR := disabled
 
 .PHONY: demo test test-ops test-mistakes test-strides test-models test-newest test-xla test-tpu lint unit sweep bench \
-	bench-xla clean
+	bench-xla docs clean
 
 demo: .venv/demo
 	$(BIN)/python -m tpu_lowering demo
@@ -67,6 +67,10 @@ bench-xla: .venv-xla/test
 bench: .venv/dev
 	$(BIN)/python -m bench
 
+# The pages of docs/ as a site in .site, links and navigation checked.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -81,6 +85,10 @@ bench: .venv/dev
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@ .venv/demo
+
+.venv/docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
 
 .venv-newest/test: pyproject.toml constraints-newest.txt
 	$(PYTHON) -m venv .venv-newest
@@ -98,4 +106,4 @@ bench: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv .venv-newest .venv-xla .venv-tpu
+	rm -rf .venv .venv-newest .venv-xla .venv-tpu .site
