@@ -105,9 +105,11 @@ def _edit(node: fx.Node, candidates: Symbols) -> list[Edit] | Symbols:
     if node.op != "call_function" or is_number(node) or node.target is operator.getitem:
         return []
     needed = _in_value(node, False) & candidates
-    if node.target in BY_OFFSET or not hasattr(node.target, "_schema"):
+    if node.target in BY_OFFSET or compat.schema(node.target) is None:
         needed |= {symbol for used in node.all_input_nodes for symbol in _in_value(used, True)} & candidates
-    given: Mapping[str, Any] = graphs.bound(node) if hasattr(node.target, "_schema") else {"": (node.args, node.kwargs)}
+    given: Mapping[str, Any] = (
+        graphs.bound(node) if compat.schema(node.target) is not None else {"": (node.args, node.kwargs)}
+    )
     taken = {name: found for name, value in given.items() if (found := _held(value) & candidates)}
     if needed or not taken:
         return frozenset(needed)

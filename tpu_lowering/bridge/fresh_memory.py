@@ -28,7 +28,7 @@ def source_of(node: fx.Node) -> fx.Node | None:
 
 def _is_view(overload: compat.OpOverload) -> bool:
     """Whether an operator's one result is a view of its first argument."""
-    schema = overload._schema
+    schema = compat.schema(overload)
     aliases = [result.alias_info for result in schema.returns]
     return len(aliases) == 1 and aliases[0] is not None and not aliases[0].is_write
 

@@ -111,7 +111,7 @@ def define(
     """
     with _lock:
         if key not in _made:
-            taken = {other._schema.name.partition("::")[2] for other in _made.values()}
+            taken = {compat.schema(other).name.partition("::")[2] for other in _made.values()}
             names = itertools.chain([wanted], (f"{wanted}_{i}" for i in itertools.count(1)))
             name = next(name for name in names if name not in taken)
             library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -127,7 +127,7 @@ def define(
 
 def schema_of(form: FreshForm) -> str:
     """The schema of a form's operator, from its first parenthesis on."""
-    text = str(form.overload._schema)
+    text = str(compat.schema(form.overload))
     given, _, returned = text[text.index("(") + 1 :].rpartition(") -> ")
     fresh = {name for name, _ in form.views}
     kept = [argument for argument in _split(given) if _name(argument) not in fresh]
@@ -154,11 +154,13 @@ def _name(argument: str) -> str:
 
 
 def _implementation(form: FreshForm, overload: compat.OpOverload) -> Any:
-    views, own = form.flat(), len(form.overload._schema.returns)
-    kept = [argument.name for argument in form.overload._schema.arguments if argument.name not in dict(form.views)]
+    views, own = form.flat(), len(compat.schema(form.overload).returns)
+    kept = [
+        argument.name for argument in compat.schema(form.overload).arguments if argument.name not in dict(form.views)
+    ]
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        bound = arguments.bind(overload._schema, args, kwargs)
+        bound = arguments.bind(compat.schema(overload), args, kwargs)
         bases = [allocate(bound, index) for index in range(form.bases)]
         tensors = (view.of(bases, bound.get(f"view_{i}")) for i, view in enumerate(views))
         results = form.overload(**{name: bound[name] for name in kept}, **form.arguments(tensors))

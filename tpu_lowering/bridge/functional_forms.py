@@ -44,7 +44,9 @@ def rewrite_functionalized(graph: fx.Graph, node: fx.Node) -> list[Action]:
     if not isinstance(overload, compat.OpOverload) or not is_kernel(overload) or torch.Tag.out in overload.tags:
         return []
     names = mutated_names(overload)
-    kept = {a.name: given.get(a.name, a.default_value) for a in overload._schema.arguments if a.name not in names}
+    kept = {
+        a.name: given.get(a.name, a.default_value) for a in compat.schema(overload).arguments if a.name not in names
+    }
     if graphs.is_call(node, compat.auto_functionalized_v2):
         parts = {name: parts_of(given, name) for name in names}
         bases: Any = given["_all_bases"]
@@ -59,7 +61,7 @@ def rewrite_functionalized(graph: fx.Graph, node: fx.Node) -> list[Action]:
         if inserted is None:
             return []
         new, order = inserted
-        own = len(overload._schema.returns)
+        own = len(compat.schema(overload).returns)
         if len(fresh) == len(names):
             results = results_of(graph, new, own + len(order))
             rest: list[fx.Node] = []
@@ -103,7 +105,7 @@ def rewrite_mutable(graph: fx.Graph, node: fx.Node) -> list[Action]:
         if inserted is None:
             return []
         new, order = inserted
-        own = len(overload._schema.returns)
+        own = len(compat.schema(overload).returns)
         results = results_of(graph, new, own + len(order))
     for base, value in zip(order, results[own:], strict=True):
         old = call.bases[base]
@@ -156,7 +158,7 @@ def _insert(
     if mutable:
         every |= {name: graphs.bound(call.node)[name] for name in call.parts if name not in fresh}
     positional, named = [], {}
-    for argument in target._schema.arguments:
+    for argument in compat.schema(target).arguments:
         if argument.name in every:
             if argument.kwarg_only:
                 named[argument.name] = every[argument.name]

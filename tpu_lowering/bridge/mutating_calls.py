@@ -38,7 +38,7 @@ Parts = Part | None | tuple[Part | None, ...]
 
 def mutated_names(overload: compat.OpOverload) -> list[str]:
     """The arguments that an operator writes to."""
-    schema = overload._schema
+    schema = compat.schema(overload)
     return [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
 
 
@@ -48,7 +48,7 @@ def is_kernel(target: Any) -> bool:
         isinstance(target, compat.OpOverload)
         and target.namespace not in ("aten", "prims")
         and bool(mutated_names(target))
-        and all(result.alias_info is None for result in target._schema.returns)
+        and all(result.alias_info is None for result in compat.schema(target).returns)
     )
 
 
@@ -76,7 +76,7 @@ class Call:
 
     def result_types(self) -> list[TensorType]:
         """Types of the operator's own results."""
-        count = len(self.overload._schema.returns)
+        count = len(compat.schema(self.overload).returns)
         value = self.node.meta["val"]
         own = value[:count] if isinstance(value, (tuple, list)) else [value] * count
         return [TensorType.of(leaf) for leaf in compat.tree_leaves(list(own)) if isinstance(leaf, torch.Tensor)]
@@ -178,7 +178,7 @@ def _covers(call: Call, base: int) -> str:
         return None if part is None else call.bases[part.base]
 
     written = {n: [tensor(p) for p in ps] if isinstance(ps, tuple) else tensor(ps) for n, ps in call.parts.items()}
-    order = [argument.name for argument in call.overload._schema.arguments]
+    order = [argument.name for argument in compat.schema(call.overload).arguments]
     bound = {name: written[name] if name in written else call.given[name] for name in order}
     template, operands = arguments.split(bound, lambda value: isinstance(value, fx.Node))
     try:

@@ -222,9 +222,9 @@ class _Taker:
         """What of the graph's arguments and results lies in the memory of a value: one of them, if any."""
         if node in self.placeholders:
             return [Place("argument", self.placeholders.index(node))]
-        memory = node.meta["val"].untyped_storage()._cdata
+        memory = compat.storage_number(node.meta["val"])
         for at, result in enumerate(self.own):
             value = result.meta.get("val") if isinstance(result, fx.Node) else None
-            if isinstance(value, torch.Tensor) and value.untyped_storage()._cdata == memory:
+            if isinstance(value, torch.Tensor) and compat.storage_number(value) == memory:
                 return [Place("result", at)]
         return []

@@ -31,7 +31,7 @@ def has_no_implementation(node: fx.Node) -> bool:
     target = called_overload(node) if node.op == "call_function" else None
     if target is None or target.namespace in ("aten", "prims"):
         return calls_without_row(node)
-    return registry.implementation(target) is None and not target._can_decompose()
+    return registry.implementation(target) is None and not compat.can_decompose(target)
 
 
 def calls_without_row(node: fx.Node) -> bool:
@@ -70,7 +70,7 @@ class _Called:
                 result = self.table[overload](*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        schema = overload._schema
+        schema = compat.schema(overload)
         is_functional = not schema.is_mutable and all(result.alias_info is None for result in schema.returns)
         if is_functional and overload.namespace in ("aten", "prims") and not has_rule(overload):
             self.without_row.append(overload)

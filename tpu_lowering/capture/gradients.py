@@ -69,7 +69,7 @@ def _refuse_gradient(node: fx.Node, name: str) -> None:
     tensors: dict[str, Any] = dict(node.kwargs.get("tensor_args", {}))  # type: ignore[call-overload]
     overload = called_overload(node)
     if overload is not None:
-        tensors = arguments.bind(overload._schema, node.args, node.kwargs)
+        tensors = arguments.bind(compat.schema(overload), node.args, node.kwargs)
     for argument, used in tensors.items():
         for leaf in compat.tree_leaves(used, is_leaf=lambda value: isinstance(value, fx.Node)):
             if isinstance(leaf, fx.Node) and getattr(leaf.meta.get("example_value"), "requires_grad", False):
@@ -100,7 +100,7 @@ def refuse_second_gradients(compiled: Callable[..., Any]) -> Callable[..., Any]:
 
 def _compiled_node(node: Any) -> Any:
     """The node of a compiled graph that a result's gradient goes to, through the views that AOTAutograd makes of it."""
-    while node is not None and type(node).__name__ != "CompiledFunctionBackward":
+    while node is not None and not compat.is_compiled_backward(node):
         node = node.next_functions[0][0] if node.next_functions else None
     return node
 

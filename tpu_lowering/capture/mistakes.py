@@ -119,7 +119,7 @@ def check(overload: Any, args: Sequence[Any], kwargs: dict[str, Any], line: str 
     Raises:
         Refused: eager refuses it.
     """
-    if overload not in EARLY and (overload.is_view or overload._schema.is_mutable):
+    if overload not in EARLY and (overload.is_view or compat.schema(overload).is_mutable):
         return
     if not _is_on_cpu((args, kwargs)):
         return  # what the CPU's kernels refuse, another device's may take

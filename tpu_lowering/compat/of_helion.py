@@ -120,3 +120,18 @@ def rebuild_helion_containers(arguments: dict[str, Any]) -> None:
     """Puts flattened tuple, list and dict arguments of a Helion call together again, in place."""
     module = "helion._compiler._dynamo.higher_order_ops"
     private("helion", module, "_rebuild_container_args", "container arguments of Helion calls")(arguments)
+
+
+def helion_key(kernel: Any) -> Any:
+    """The function by which a kernel's author tells its specialisations apart, or None."""
+    return kernel._key_fn
+
+
+def bind_helion(kernel: Any, values: Sequence[Any]) -> Any:
+    """A kernel bound to arguments, apart from those that Helion keeps: ``Kernel.bind`` keeps each for good."""
+    return kernel._bind_isolated(values)
+
+
+def helion_config(bound: Any) -> Any:
+    """The one config that a bound kernel's author gave, or None if Helion is to find it."""
+    return bound._user_provided_config()

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.extend.core
+from jax.experimental import pallas as pl
 
 from tpu_lowering.compat.lookup import private
 
@@ -74,3 +75,9 @@ def copied_references(equation: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]] 
 def is_semaphore(aval: Any) -> bool:
     """Whether a reference is to semaphores, which count and hold no contents. Memory spaces differ by their text."""
     return "semaphore" in str(getattr(aval, "memory_space", ""))
+
+
+def is_squeezed(dim: Any) -> bool:
+    """Whether a block's dimension is one that its body does not see; JAX before 0.7 has no class for it."""
+    squeezed = getattr(pl, "Squeezed", None)
+    return squeezed is not None and isinstance(dim, squeezed)

@@ -29,7 +29,7 @@ ATTENTION = "helion_causal"
 
 def config() -> LlamaConfig:
     """Four layers of width 256; four query heads of width 64 share two key heads; a token is a byte."""
-    chosen = LlamaConfig(
+    return LlamaConfig(
         vocab_size=256,
         hidden_size=256,
         intermediate_size=512,
@@ -41,8 +41,6 @@ def config() -> LlamaConfig:
         bos_token_id=None,
         eos_token_id=None,
     )
-    chosen._attn_implementation = "eager"
-    return chosen
 
 
 def decoder(kernels: bool, *, seed: int = 0) -> nn.Module:
@@ -61,6 +59,7 @@ def decoder(kernels: bool, *, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config())
+    model.set_attn_implementation("eager")
     model.eval().requires_grad_(False)
     if kernels:
         swap_in_kernels(model)

@@ -183,7 +183,7 @@ def has_effect(node: fx.Node) -> bool:
     To draw random numbers is no effect: a draw that nobody uses is not made. Torch counts it as one.
     """
     draws = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    return node.is_impure() and not (draws and not node.target._schema.is_mutable)  # type: ignore[union-attr]
+    return node.is_impure() and not (draws and not compat.schema(node.target).is_mutable)
 
 
 def sort_by_use(graph: fx.Graph) -> None:
@@ -223,4 +223,4 @@ def source_line_of(stack_trace: str) -> str:
 
 def bound(node: fx.Node) -> dict[str, Any]:
     """The arguments of a node that calls an operator, by name, defaults filled in."""
-    return arguments.bind(node.target._schema, node.args, node.kwargs)  # type: ignore[union-attr]
+    return arguments.bind(compat.schema(node.target), node.args, node.kwargs)

@@ -30,7 +30,7 @@ def graph_is_well_formed(graph: fx.Graph) -> str | None:
 def graph_is_functional(graph: fx.Graph) -> str | None:
     """No operator writes to its arguments."""
     for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
+        schema = compat.schema(node.target)
         if node.op == "call_function" and schema is not None and schema.is_mutable:
             return f"{node.name} calls {node.target}, which writes to its arguments"
     return None

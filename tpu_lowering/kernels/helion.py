@@ -148,7 +148,9 @@ def with_our_settings(kernel: Any, interpret: bool, where: str) -> Any:
                 )
             ours = copy.copy(kernel.settings)
             ours.pallas_interpret = interpret
-            derived = compat.helion_kernel_class()(kernel.fn, configs=kernel.configs, settings=ours, key=kernel._key_fn)
+            derived = compat.helion_kernel_class()(
+                kernel.fn, configs=kernel.configs, settings=ours, key=compat.helion_key(kernel)
+            )
             _derived[key] = (kernel, derived)
         return _derived[key][1]
 
@@ -169,11 +171,11 @@ class _Call:
         """The kernel bound to the arguments, apart from those that Helion keeps."""
         sample = arguments.fill(self.template, self.tensors)
         values = tuple(sample[name] for name in self.kernel.signature.parameters if name in sample)
-        return with_our_settings(self.kernel, not self.device_kind, self.where)._bind_isolated(values)
+        return compat.bind_helion(with_our_settings(self.kernel, not self.device_kind, self.where), values)
 
     def config(self, bound: Any) -> tuple[Any, bool]:
         """The config that Helion would launch with, and whether it is the kernel's own rather than Helion's default."""
-        own = bound._user_provided_config() if self.kernel.settings.autotune_effort != "none" else None
+        own = compat.helion_config(bound) if self.kernel.settings.autotune_effort != "none" else None
         if own is None and self.kernel.configs:
             own = self.kernel.configs[0]
         return (bound.config_spec.default_config(), False) if own is None else (own, True)

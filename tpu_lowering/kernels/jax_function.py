@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from tpu_lowering import errors
+from tpu_lowering import compat, errors
 from tpu_lowering.ir import arguments
 from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
 from tpu_lowering.ir.types import TensorType, element_type
@@ -112,7 +112,7 @@ def _trace(
     device_kind: str,
 ) -> JaxKernel:
     template, types = arguments.split(dict(bound), lambda value: isinstance(value, TensorType))
-    schema = {argument.name: argument for argument in found.overload._schema.arguments}
+    schema = {argument.name: argument for argument in compat.schema(found.overload).arguments}
     mutated = [index for name in found.mutated for index in arguments.slots(template[name])]
 
     def flat(*tensors: Any) -> list[Any]:

@@ -65,7 +65,7 @@ def kernel_op(
         overload = _define(name, tuple(mutates_args), function)
         found = registry.register(overload, function, backward is not None, (backward, setup_context, fake))
         library = _libraries[-1]
-        short = overload._schema.name.split("::")[1]
+        short = compat.schema(overload).name.split("::")[1]
         library.impl(short, _eager(found), "CompositeExplicitAutograd")
         torch.library.register_fake(name, _fake(found, fake), lib=library)
         library.impl(short, _autograd(found, backward, setup_context), "Autograd")
@@ -128,7 +128,7 @@ def _is_tensor(value: Any) -> bool:
 
 def _own_result_types(found: registry.Implementation, bound: Mapping[str, Any]) -> list[TensorType]:
     """Types of the operator's own results, by abstract evaluation of the JAX function."""
-    if not found.overload._schema.returns:
+    if not compat.schema(found.overload).returns:
         return []
     template, tensors = arguments.split(dict(bound), _is_tensor)
     specs = [jax.ShapeDtypeStruct(tuple(map(int, t.shape)), TensorType.of(t).dtype) for t in tensors]
@@ -149,7 +149,7 @@ def _own_result_types(found: registry.Implementation, bound: Mapping[str, Any]) 
         raise
     except Exception as error:
         raise jax_function.not_traceable(found, error) from error
-    returns = [str(value.type) for value in found.overload._schema.returns]
+    returns = [str(value.type) for value in compat.schema(found.overload).returns]
     count = len(returns)
     if set(returns) == {"Tensor"} and len(own) != count:
         raise errors.refuse(
@@ -164,7 +164,7 @@ def _own_result_types(found: registry.Implementation, bound: Mapping[str, Any]) 
 
 def _fake(found: registry.Implementation, fake: Callable[..., Any] | None) -> Callable[..., Any]:
     def infer(*args: Any, **kwargs: Any) -> Any:
-        bound = arguments.bind(found.overload._schema, args, kwargs)
+        bound = arguments.bind(compat.schema(found.overload), args, kwargs)
         tensors = arguments.split(bound, _is_tensor)[1]
         device = tensors[0].device if tensors else None
         results = tuple(
@@ -177,7 +177,7 @@ def _fake(found: registry.Implementation, fake: Callable[..., Any] | None) -> Ca
 
 
 def _as_returned(found: registry.Implementation, results: tuple[torch.Tensor, ...]) -> Any:
-    count = len(found.overload._schema.returns)
+    count = len(compat.schema(found.overload).returns)
     return None if count == 0 else results[0] if count == 1 else results
 
 
@@ -189,7 +189,7 @@ def _eager(found: registry.Implementation) -> Callable[..., Any]:
 
     def run(*args: Any, **kwargs: Any) -> Any:
         forks.refuse_after_fork()
-        bound = arguments.bind(found.overload._schema, args, kwargs)
+        bound = arguments.bind(compat.schema(found.overload), args, kwargs)
         template, tensors = arguments.split(bound, _is_tensor)
         types = arguments.fill(template, [TensorType.of(tensor) for tensor in tensors])
         kernel = jax_function.specialise(found, types, _own_result_types(found, bound))
@@ -212,7 +212,7 @@ def _autograd(
     found: registry.Implementation, backward: Callable[..., Any] | None, setup_context: Callable[..., None] | None
 ) -> Callable[..., Any]:
     """The operator where gradients may be recorded."""
-    schema, eager = found.overload._schema, _eager(found)
+    schema, eager = compat.schema(found.overload), _eager(found)
 
     def below(*args: Any, **kwargs: Any) -> Any:
         # torch_xla's tensors go on to functionalization, which refuses every operator that mutates.

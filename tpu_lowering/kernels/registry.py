@@ -35,7 +35,7 @@ class Implementation:
 
     @property
     def name(self) -> str:
-        return self.overload._schema.name
+        return compat.schema(self.overload).name
 
     @property
     def is_own(self) -> bool:
@@ -51,7 +51,7 @@ class Implementation:
         """Names of the arguments that the schema marks as written."""
         return tuple(
             argument.name
-            for argument in self.overload._schema.arguments
+            for argument in compat.schema(self.overload).arguments
             if argument.alias_info is not None and argument.alias_info.is_write
         )
 
@@ -104,7 +104,7 @@ def register(
 
 
 def _check_arity(found: Implementation) -> None:
-    schema = found.overload._schema
+    schema = compat.schema(found.overload)
     positional = [None for argument in schema.arguments if not argument.kwarg_only]
     keywords = {argument.name: None for argument in schema.arguments if argument.kwarg_only}
     try:

@@ -186,7 +186,7 @@ class _Call:
 
 
 def _slot(mapping: Any, window: Window | None) -> _Slot:
-    squeezed = tuple(at for at, dim in enumerate(mapping.block_shape) if type(dim).__name__ == "Squeezed")
+    squeezed = tuple(at for at, dim in enumerate(mapping.block_shape) if compat.is_squeezed(dim))
     return _Slot(mapping, window, compat.block_extents(mapping.block_shape), squeezed)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.ir.programs import MemoryPlace, Output
 
 
@@ -184,7 +185,7 @@ def memory_of(value: Any) -> Any:
         return SEVERAL
     if not isinstance(value, torch.Tensor) or value.is_conj() or value.is_neg():
         return None
-    return value.untyped_storage()._cdata
+    return compat.storage_number(value)
 
 
 def _find_in_results(results: Sequence[Any], found: list[Alias | None]) -> None:
@@ -237,6 +238,6 @@ def _viewed(node: fx.Node) -> fx.Node | None:
         return None
     if node.target is operator.getitem:
         return source if _viewed(source) is not None else None
-    schema = getattr(node.target, "_schema", None)
+    schema = compat.schema(node.target)
     views = schema is not None and any(one.alias_info and not one.alias_info.is_write for one in schema.returns)
     return source if views or SEVERAL != _memory(source) == _memory(node) else None

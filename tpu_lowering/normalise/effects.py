@@ -54,7 +54,7 @@ def refuse_writes(graph: fx.Graph) -> None:
         TpuLoweringError: TL308.
     """
     for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
+        schema = compat.schema(node.target)
         if node.op == "call_function" and schema is not None and schema.is_mutable:
             raise errors.refuse(
                 "TL308",

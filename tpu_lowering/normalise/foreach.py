@@ -51,7 +51,7 @@ def foreach_decompositions() -> dict[compat.OpOverload, Callable[..., Any]]:
 
 
 def _one_by_one(overload: compat.OpOverload, name: str) -> Callable[..., Any]:
-    schema = overload._schema
+    schema = compat.schema(overload)
     listed = [argument.name for argument in schema.arguments if "List" in str(argument.type)]
     keywords = [argument.name for argument in schema.arguments if argument.kwarg_only and name not in ELEMENTS]
     element = ELEMENTS.get(name) or getattr(aten, name)

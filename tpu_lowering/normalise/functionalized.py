@@ -106,7 +106,7 @@ def no_implementation(overload: str, where: str) -> errors.TpuLoweringError:
 
 def _functional(graph: fx.Graph, node: fx.Node, found: registry.Implementation) -> None:
     """A functional operator: its results are the kernel's."""
-    bound = arguments.bind(found.overload._schema, node.args, node.kwargs)
+    bound = arguments.bind(compat.schema(found.overload), node.args, node.kwargs)
     call, _ = insert_call(graph, found, bound, _result_types(node.meta["val"]))
     own = [graphs.call(graph, operator.getitem, call, index) for index in range(len(graphs.kernel_of(call).results))]
     _send_results(node, own[0] if len(own) == 1 and not isinstance(node.meta["val"], (tuple, list)) else own)
@@ -132,7 +132,7 @@ def _functionalized(graph: fx.Graph, node: fx.Node) -> None:
     found = find(node, overload)
     recorded = node.meta["val"]
     recorded = recorded if isinstance(recorded, (tuple, list)) else (recorded,)
-    own_count = len(found.overload._schema.returns)
+    own_count = len(compat.schema(found.overload).returns)
     if compat.is_out_operator(found.overload) and "_all_bases" in given and not given["_all_bases"]:
         _out_operator(graph, node, found, given)
         return
@@ -166,7 +166,8 @@ def _out_operator(graph: fx.Graph, node: fx.Node, found: registry.Implementation
         size, dtype, device = (given[f"_{name}_{part}"] for part in ("size", "dtype", "device"))
         given[name] = graphs.call(graph, aten.empty.memory_format, list(size), dtype=dtype, device=device)
     bound = {
-        argument.name: given.get(argument.name, argument.default_value) for argument in found.overload._schema.arguments
+        argument.name: given.get(argument.name, argument.default_value)
+        for argument in compat.schema(found.overload).arguments
     }
     call, _ = insert_call(graph, found, bound, ())
     outs = [graphs.call(graph, operator.getitem, call, index) for index in range(len(found.mutated))]
@@ -177,7 +178,7 @@ def _regenerate(
     graph: fx.Graph, node: fx.Node, found: registry.Implementation, given: dict[str, Any]
 ) -> tuple[dict[str, Any], list[View], list[Any]]:
     """The operator's arguments, the view behind each mutated tensor, and the base buffers."""
-    schema = found.overload._schema
+    schema = compat.schema(found.overload)
     if node.target is compat.auto_functionalized:
         bound = {argument.name: given.get(argument.name, argument.default_value) for argument in schema.arguments}
         return bound, [], [given[name] for name in found.mutated]

@@ -301,7 +301,7 @@ def _fill_value(fill: Fill, dtype: torch.dtype) -> Any:
 
 def _replace_argument(node: fx.Node, name: str, item: int | None, make: Callable[[Any], Any]) -> None:
     """Replaces an argument, by its name in the operator's schema, or one item of it."""
-    schema = node.target._schema  # type: ignore[union-attr]
+    schema = compat.schema(node.target)
     position = next(at for at, argument in enumerate(schema.arguments) if argument.name == name)
     given = graphs.bound(node)[name]
     new = make(given) if item is None else [make(one) if at == item else one for at, one in enumerate(given)]

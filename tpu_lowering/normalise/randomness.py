@@ -273,7 +273,7 @@ def _refuse_generator(node: fx.Node) -> None:
     Raises:
         TpuLoweringError: TL321.
     """
-    schema = getattr(node.target, "_schema", None)
+    schema = compat.schema(node.target)
     if node.op != "call_function" or schema is None:
         return
     if arguments.bind(schema, node.args, node.kwargs).get("generator") is not None:

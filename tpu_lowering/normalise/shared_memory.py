@@ -56,7 +56,7 @@ def _tensors(given: Mapping[str, Any]) -> Iterator[tuple[str, fx.Node]]:
 
 def _memory(node: fx.Node) -> int | None:
     value = node.meta.get("val")
-    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
+    return compat.storage_number(value) if isinstance(value, torch.Tensor) else None
 
 
 def operands(bound: Mapping[str, Any]) -> list[Operand]:

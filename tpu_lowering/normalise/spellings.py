@@ -45,7 +45,7 @@ def spellings(has_row: Callable[[compat.OpOverload], bool]) -> dict[compat.OpOve
         if name in packet.overloads()
     }
     for overload, function in compat.primitives().items():
-        schema = overload._schema
+        schema = compat.schema(overload)
         is_functional = not schema.is_mutable and all(result.alias_info is None for result in schema.returns)
         if is_functional and not has_row(overload):
             found[overload] = function

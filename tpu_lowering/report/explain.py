@@ -154,14 +154,14 @@ def explain(
             compiling raises.
     """
     for given in [args, *_calls(calls)]:
-        aot.check_call("explain", original(fn), given, kwargs)
+        aot.check_call("explain", compat.function_behind(fn), given, kwargs)
     if target is not None:
         Target.of(target)
     report = _compiled_and_run(fn, [args, *calls], kwargs, options)
     if target is None:
         return report
     collector = Collector()
-    view = chip.view(original(fn), args, kwargs, target, options or {}, collector)
+    view = chip.view(compat.function_behind(fn), args, kwargs, target, options or {}, collector)
     on_chip = collector.report()
     fusion = {"fused": on_chip.fused, "unfused": on_chip.unfused, "launched": on_chip.launched}
     return dataclasses.replace(report, chip=view, **fusion)
@@ -185,7 +185,7 @@ def _compiled_and_run(
     from tpu_lowering.backend import helion_tpu
 
     collector = Collector()
-    fn = original(fn)
+    fn = compat.function_behind(fn)
     if isinstance(fn, torch.nn.Module):
         fn = copy.deepcopy(fn)
     helion.check_calls()
@@ -196,12 +196,6 @@ def _compiled_and_run(
         results = compiled(*given_args, **given_kwargs)
         _run_backward(results, fn, (given_args, given_kwargs))
     return collector.report()
-
-
-def original(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The function or module behind what ``torch.compile`` returned; any other as it is."""
-    fn = getattr(fn, "_orig_mod", fn)
-    return getattr(fn, "_torchdynamo_orig_callable", fn)
 
 
 def _run_backward(results: Any, fn: Any, given: Any) -> None:

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
 
 Device = Any  # jax.Device, which type checkers take for a variable
@@ -119,7 +120,12 @@ class DeviceMemory:
         """
         copies = self._copies.get(tensor.untyped_storage())
         copy = copies.get(place_of(tensor)) if copies is not None else None
-        if copy is None or copy.array is None or tensor.is_inference() or copy.version != tensor._version - ahead:
+        if (
+            copy is None
+            or copy.array is None
+            or tensor.is_inference()
+            or copy.version != compat.version_of(tensor) - ahead
+        ):
             return None
         trained = tensor.requires_grad and tensor.is_leaf and not in_backward
         return None if trained and copy.backwards != self.backwards else copy
@@ -133,7 +139,7 @@ class DeviceMemory:
         if tensor.is_inference():
             return None
         storage, place = tensor.untyped_storage(), place_of(tensor)
-        copy = Copy(array, tensor._version - ahead, self.backwards)
+        copy = Copy(array, compat.version_of(tensor) - ahead, self.backwards)
         self._copies.setdefault(storage, weakref.WeakValueDictionary())[place] = copy
         if lasting:
             self._lasting.setdefault(storage, {})[place] = copy
@@ -220,4 +226,4 @@ class Slots:
 
 def is_static(tensor: torch.Tensor) -> bool:
     """Whether a tensor is a parameter, or a buffer of a module that Dynamo traced."""
-    return isinstance(tensor, torch.nn.Parameter) or hasattr(tensor, "_dynamo_static_input_type")
+    return isinstance(tensor, torch.nn.Parameter) or compat.is_static_input(tensor)

@@ -263,6 +263,6 @@ def is_number(node: fx.Node) -> bool:
 
 def _bound(node: fx.Node) -> dict[str, Any]:
     """A call's arguments by name; by position where it calls no operator."""
-    if hasattr(node.target, "_schema"):
+    if compat.schema(node.target) is not None:
         return graphs.bound(node)
     return {str(at): argument for at, argument in enumerate(node.args)} | dict(node.kwargs)

@@ -189,7 +189,7 @@ class Body:
         target: Any = member.target
         if "dim" not in given:
             target = target.overloadpacket.dim_IntList if target is aten.sum.default else target.overloadpacket.dim
-        schema = {argument.name: argument for argument in target._schema.arguments}
+        schema = {argument.name: argument for argument in compat.schema(target).arguments}
         single = str(schema["dim"].type) in ("int", "Optional[int]", "int?")
         given |= {"dim": positions[0] if single else positions, "keepdim": True}
         del given[next(iter(given))]
@@ -214,10 +214,10 @@ class Body:
             return self._call(member, group_sums, values, across, count)
 
         total = sums(whole)
-        if "sum" in member.target._schema.name:  # type: ignore[union-attr]
+        if "sum" in compat.schema(member.target).name:
             return [like(member, total)]
         mean = self._call(member, aten.div.Scalar, total, size)
-        if "var" not in member.target._schema.name:  # type: ignore[union-attr]
+        if "var" not in compat.schema(member.target).name:
             return [like(member, mean)]
         correction = given.get("correction")
         away = self._call(member, aten.sub.Tensor, whole, mean)
@@ -314,7 +314,7 @@ def constant_element(node: fx.Node) -> Any:
 
 def split_arguments(node: fx.Node, given: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """Arguments by name as positional ones and keywords, without those that say where a tensor lies."""
-    named = {argument.name for argument in node.target._schema.arguments if argument.kwarg_only}  # type: ignore[union-attr]
+    named = {argument.name for argument in compat.schema(node.target).arguments if argument.kwarg_only}
     keywords = {n: v for n, v in given.items() if n in named and v is not None and n not in source.IGNORED}
     return [value for name, value in given.items() if name not in named], keywords
 

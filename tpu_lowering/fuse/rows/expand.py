@@ -89,7 +89,9 @@ def inline(graph: fx.Graph, node: fx.Node, tensors: list[fx.Node], run: Callable
     _drop_whole_boxes(traced.graph)
     values: dict[Any, fx.Node] = {}
     given = iter(tensors)
-    origin = node.target._schema.name.partition("::")[2] if isinstance(node.target, compat.OpOverload) else "pieces"
+    origin = (
+        compat.schema(node.target).name.partition("::")[2] if isinstance(node.target, compat.OpOverload) else "pieces"
+    )
     origin = node.meta.get(ORIGIN, "pieces" if origin == "cat" else origin)
     with graphs.inserting_for(node):
         for part in traced.graph.nodes:

@@ -183,8 +183,8 @@ def _equations(target: Any, given: Mapping[str, Any], results: tuple[TensorType 
     """The JAX primitives of an operator's row in the lowering table, calls taken apart; None if it cannot be traced. A
     result that is None is one that nobody wants."""
     template, types = arguments.split(dict(given), lambda value: isinstance(value, TensorType))
-    out = results[0] if len(target._schema.returns) == 1 else results
-    schema = {argument.name: argument for argument in target._schema.arguments}
+    out = results[0] if len(compat.schema(target).returns) == 1 else results
+    schema = {argument.name: argument for argument in compat.schema(target).arguments}
 
     def run(*arrays: Any) -> Any:
         filled = arguments.fill(template, arrays)

@@ -1,0 +1,62 @@
+"""Private attributes of torch's objects: what operators, tensors and compiled functions say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tpu_lowering.compat.lookup import private
+
+
+# operators --------------------------------------------------------------------------------------------
+def schema(target: Any) -> Any:
+    """An operator's arguments and results by name, type and alias; None for what is no overload.
+
+    ``torch.library`` has no reader for what a call of an operator means.
+    """
+    return getattr(target, "_schema", None)
+
+
+def overload_name(overload: Any) -> str:
+    """The short name of an overload, "" for the default one; its public ``__name__`` says "default" there."""
+    return overload._overloadname
+
+
+def can_decompose(overload: Any) -> bool:
+    """Whether an operator is made of others by its own kernel, as AOTAutograd takes it apart."""
+    return bool(overload._can_decompose())
+
+
+# tensors ----------------------------------------------------------------------------------------------
+def storage_number(tensor: torch.Tensor) -> int:
+    """Which storage a tensor lies in: fake tensors' storages have no address in memory to compare."""
+    return tensor.untyped_storage()._cdata
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often a tensor's memory was written in place; what is kept of its contents is current by this alone."""
+    return tensor._version
+
+
+def is_static_input(tensor: torch.Tensor) -> bool:
+    """Whether Dynamo marked a tensor as one that stays between calls: a buffer of a module that it traced."""
+    return hasattr(tensor, "_dynamo_static_input_type")
+
+
+# compiled functions -----------------------------------------------------------------------------------
+def function_behind(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """The function or module behind what ``torch.compile`` returned; any other as it is."""
+    compiled = getattr(compiled, "_orig_mod", compiled)
+    return getattr(compiled, "_torchdynamo_orig_callable", compiled)
+
+
+def is_compiled_backward(node: Any) -> bool:
+    """Whether a node of autograd's graph is that of a graph which AOTAutograd compiled.
+
+    Each compiled graph has a class of its own, which has nothing but AOTAutograd's metadata in common.
+    """
+    module, why = "torch._functorch._aot_autograd.schemas", "backward of a compiled graph"
+    known = private("torch", module, "ViewAndMutationMeta", why)
+    return isinstance(getattr(getattr(node, "_forward_cls", None), "metadata", None), known)
