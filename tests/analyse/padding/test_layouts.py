@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import sympy
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from tests.ir.reshapes import Shape, reshapes
 from tpu_lowering.analyse.padding.layouts import Dim, Inexact, Sizes, Undecided
 
 s, t = sympy.symbols("s t", integer=True, positive=True)
@@ -21,6 +25,45 @@ def test_flattening_keeps_the_order_of_factors() -> None:
     assert factors(sizes.regroup((length, batch, depth), [4 * s, 2, 3])) == [(s, 4), (2,), (3,)]
     assert factors(sizes.regroup((batch, length, depth), [24 * s])) == [(4, s, 6)]
     assert factors(sizes.regroup((Dim(4 * s, (4, s)), depth), [2, 2, s, 2, 3])) == [(2,), (2,), (s,), (2,), (3,)]
+
+
+def valid(layout: tuple[Dim, ...], size: int, rounded: int) -> np.ndarray:
+    """Which elements of a value are valid where the dynamic size is rounded up, row by row."""
+    found = np.ones((), bool)
+    for factor in (sympy.sympify(factor) for dim in layout for factor in dim.factors or ()):
+        row = np.arange(int(factor.subs(s, rounded))) < int(factor.subs(s, size))
+        found = found[..., None] & row
+    return found.ravel()
+
+
+@given(reshapes(), st.data())
+@example(((2, 3), (3, 2)), None)
+def test_valid_elements_are_where_the_reshaped_layout_says(shapes: tuple[Shape, Shape], data: st.DataObject | None) -> None:
+    before, after = ([sympy.Integer(size) for size in shape] for shape in shapes)
+    if data is not None:
+        for sizes in (before, after):
+            sizes.insert(data.draw(st.integers(0, len(sizes))), s)
+    layouts = Sizes([s])
+    layout = tuple(map(layouts.plain, before))
+    try:
+        found = layouts.regroup(layout, after)
+    except Inexact:
+        assert data is not None or 0 in shapes[0]
+        return
+    assert [dim.size for dim in found] == after
+    assert np.array_equal(valid(found, 3, 5), valid(layout, 3, 5))
+    for dim in found:
+        assert sympy.expand(sympy.prod(dim.factors or ()) - dim.size) == 0
+
+
+@given(reshapes())
+def test_every_reshape_that_leaves_padded_dimensions_whole_has_a_layout(shapes: tuple[Shape, Shape]) -> None:
+    before, after = shapes
+    layouts = Sizes([s])
+    layout = tuple(map(layouts.plain, (*before, s, *before)))
+    if 0 not in before:
+        found = layouts.regroup(layout, (*after, s, *after))
+        assert [dim.size for dim in found] == [*after, s, *after]
 
 
 def test_a_padded_dimension_stays_whole() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
 from torch import fx
 
+from tests.ir.reshapes import Shape, only_splits_and_joins, positions, reshaped, reshapes
 from tpu_lowering.fuse.attention.paged.stacked_caches import Places, is_apart, is_part, places_of
 from tpu_lowering.fuse.attention.views import REPEATED, view_of
 from tpu_lowering.ir import graphs
@@ -66,10 +69,17 @@ def test_digits_are_the_elements(seed: int) -> None:
     assert [math.prod(digit.size for digit in dim) for dim in view.dims] == list(value.shape)
 
 
-def test_no_elements() -> None:
-    base = argument((0, 3))
-    node = graphs.call(base.graph, aten.reshape.default, base, [3, 0])
-    assert view_of(node).base is node
+@given(reshapes())
+@example(((0, 3), (3, 0)))
+@example(((4, 2), (8,)))
+def test_digits_of_a_reshape(shapes: tuple[Shape, Shape]) -> None:
+    before, after = shapes
+    base = argument(before)
+    view = view_of(graphs.call(base.graph, aten.reshape.default, base, list(after)))
+    assert (view.base is base) == only_splits_and_joins(before, after)
+    if view.base is base:
+        assert np.array_equal(positions(before, view.dims), reshaped(before, after))
+        assert all(outer.axis != inner.axis for dim in view.dims for outer, inner in zip(dim, dim[1:], strict=False))
 
 
 def test_places() -> None:

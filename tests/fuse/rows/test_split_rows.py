@@ -116,27 +116,6 @@ def test_where_libtpu_puts_arguments(shape: Sequence[int], order: Sequence[int])
     assert order_in_memory(shape) == order
 
 
-@pytest.mark.parametrize(
-    ("shape", "first", "second", "splits"),
-    [
-        ((2, 6, 5), (2, 3, 10), (2, 6, 5), 1),
-        ((2, 6, 5), (12, 5), (3, 4, 5), None),
-        ((12, 5), (3, 4, 5), (3, 2, 2, 5), 2),
-        ((4, 9), (6, 6), (4, 9), None),
-    ],
-)
-def test_reshapes_split_dimensions(
-    shape: Sequence[int], first: Sequence[int], second: Sequence[int], splits: int | None
-) -> None:
-    space, access = Space.of(shape)
-    found = space.regrouped(access, first)
-    found = None if found is None else space.regrouped(found[0], second)
-    assert (found is None) == (splits is None)
-    if found is not None and splits is not None:
-        assert len(space.sizes) == len(shape) + splits
-        assert [space.size(run) for run in found[0]] == list(second)
-
-
 def test_heads_are_taken_as_they_lie() -> None:
     """No copy of the compiler's stands between rows of all heads and the kernel of each one's norm."""
     x, w = torch.zeros(2, 128, 4096, dtype=bf16), torch.zeros(128, dtype=bf16)
