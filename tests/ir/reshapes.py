@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -56,4 +57,4 @@ def only_splits_and_joins(before: Sequence[int], after: Sequence[int]) -> bool:
     """Whether of any two ends of dimensions, of either shape, one lies at whole steps of the other."""
     ends = {math.prod(shape[at:]) for shape in (before, after) for at in range(len(shape) + 1)}
     ordered = sorted(ends)
-    return ordered[0] != 0 and all(b % a == 0 for a, b in zip(ordered, ordered[1:], strict=False))
+    return ordered[0] != 0 and all(b % a == 0 for a, b in itertools.pairwise(ordered))

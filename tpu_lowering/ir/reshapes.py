@@ -36,7 +36,7 @@ class NotWhole(Exception):
     """A reshape that does more than to split and join dimensions, or a value without elements.
 
     Attributes:
-        wanted: the size of the result's dimension that holds no whole number of parts; 1 where dimensions are left over.
+        wanted: the size of the result's dimension that is no product of parts; 1 where some are left over.
         left: the size of the part that it cannot take; None where there is none left.
     """
 

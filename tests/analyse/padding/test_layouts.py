@@ -38,7 +38,9 @@ def valid(layout: tuple[Dim, ...], size: int, rounded: int) -> np.ndarray:
 
 @given(reshapes(), st.data())
 @example(((2, 3), (3, 2)), None)
-def test_valid_elements_are_where_the_reshaped_layout_says(shapes: tuple[Shape, Shape], data: st.DataObject | None) -> None:
+def test_valid_elements_are_where_the_reshaped_layout_says(
+    shapes: tuple[Shape, Shape], data: st.DataObject | None
+) -> None:
     before, after = ([sympy.Integer(size) for size in shape] for shape in shapes)
     if data is not None:
         for sizes in (before, after):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -79,7 +80,7 @@ def test_digits_of_a_reshape(shapes: tuple[Shape, Shape]) -> None:
     assert (view.base is base) == only_splits_and_joins(before, after)
     if view.base is base:
         assert np.array_equal(positions(before, view.dims), reshaped(before, after))
-        assert all(outer.axis != inner.axis for dim in view.dims for outer, inner in zip(dim, dim[1:], strict=False))
+        assert all(outer.axis != inner.axis for dim in view.dims for outer, inner in itertools.pairwise(dim))
 
 
 def test_places() -> None:

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from tests.fuse.against_eager import Seen, assert_trains_as_eager, fused, normal
 from tests.fuse.rows.test_rows import rms_norm
 from tpu_lowering import aot
-from tpu_lowering.fuse.space.spaces import Space
 from tpu_lowering.fuse.xla.layouts import order_in_memory
 from tpu_lowering.runtime.aot.targets import Target
 

@@ -8,11 +8,14 @@ product of factors, each a size of its own, whose valid elements are its first o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sympy
+
+from tpu_lowering.ir.reshapes import NotWhole, digits_of
 
 Expr = Any  # a sympy expression
 
@@ -207,38 +210,28 @@ class Sizes:
         """
         sizes = [sympy.sympify(size) for size in sizes]
         self._choose_from(layout, sizes)
-        left = list(_merged([factor for dim in layout for factor in self.factors(dim)], self))
-        result: list[Dim] = []
-        for size in sizes:
-            taken: list[Expr] = []
-            need = size
-            while need != 1:
-                if not left:
-                    raise Inexact(f"expected sizes of as many elements, got {size} too many", [size])
-                rest, more = quotient(need, left[0]), quotient(left[0], need)
-                if rest is not None:
-                    taken.append(left.pop(0))
-                    need = rest
-                elif more is not None and not self.is_padded(left[0]):
-                    taken.append(need)
-                    left[0], need = more, sympy.Integer(1)
-                else:
-                    raise Inexact(f"expected a dimension to stay whole, got {left[0]} reshaped to {size}", [left[0]])
-            result.append(Dim(size, _merged(taken, self)))
-        return tuple(result)
+        factors = _merged([factor for dim in layout for factor in self.factors(dim)], self)
+        try:
+            groups = list(digits_of(factors, sizes, quotient, lambda size: not self.is_padded(size)))
+        except NotWhole as error:
+            if error.left is None:
+                raise Inexact(
+                    f"expected sizes of as many elements, got {error.wanted} too many", [error.wanted]
+                ) from None
+            reason = f"expected a dimension to stay whole, got {error.left} reshaped to {error.wanted}"
+            raise Inexact(reason, [error.left]) from None
+        taken = [_merged([digit.size for digit in group], self) for group in groups]
+        return tuple(Dim(size, merged) for size, merged in zip(sizes, taken, strict=True))
 
     def _choose_from(self, layout: Layout, sizes: Sequence[Expr]) -> None:
         """Chooses the layout of an input that is taken apart: as the dimensions it becomes say."""
-        at = 0
-        for dim in map(self.resolve, layout):
-            need, taken = dim.size, list[Expr]()
-            while at < len(sizes) and need != 1 and (rest := quotient(need, sizes[at])) is not None:
-                taken.append(sizes[at])
-                need, at = rest, at + 1
-            if need != 1:
-                return
-            if dim.open and len(taken) > 1 and all(not self.is_padded(s) or self.is_prefix(s) for s in taken):
-                self.choose(dim, taken)
+        dims = list(map(self.resolve, layout))
+        joined = digits_of(sizes, [dim.size for dim in dims], quotient, lambda size: False)
+        with contextlib.suppress(NotWhole):
+            for dim, group in zip(dims, joined, strict=False):
+                taken = [digit.size for digit in group]
+                if dim.open and len(taken) > 1 and all(not self.is_padded(s) or self.is_prefix(s) for s in taken):
+                    self.choose(dim, taken)
 
 
 def _merged(factors: Iterable[Expr], sizes: Sizes) -> tuple[Expr, ...]:

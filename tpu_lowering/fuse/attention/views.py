@@ -17,6 +17,7 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.reshapes import Digit, NotWhole, digits_of
 from tpu_lowering.normalise.views import RESHAPES
 from tpu_lowering.passes.simplify_views import IDENTITIES
 
@@ -25,22 +26,6 @@ aten = compat.aten
 VIEWS = (*IDENTITIES, *RESHAPES, aten.permute.default, aten.expand.default)
 REPEATED = -1
 """The axis of a digit along which all elements are the same."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Digit:
-    """A part of the position along one axis.
-
-    Attributes:
-        axis: of the value; or ``REPEATED``.
-        stride: how many positions of the axis one step is.
-        size: how many steps there are; more than one.
-    """
-
-    axis: int
-    stride: int
-    size: int
-
 
 Digits = tuple[Digit, ...]
 """What a dimension is made of, the outermost first; () for one of size 1."""
@@ -128,29 +113,14 @@ def _moved(
             given if size == new else digits(REPEATED, new)
             for given, size, new in zip([*([()] * added), *dims], sizes, after, strict=True)
         )
-    return _cut([digit for dim in dims for digit in dim], after)
-
-
-def _cut(given: list[Digit], shape: Sequence[int]) -> tuple[Digits, ...] | None:
-    """Digits, shared out among dimensions; None if one ends where none of them can, or there are no elements."""
-    left, dims = given[::-1], list[Digits]()
-    if any(digit.size == 0 for digit in given):
+    given = [digit for dim in dims for digit in dim]
+    try:
+        groups = list(digits_of([digit.size for digit in given], after))
+    except NotWhole:
         return None
-    for size in shape:
-        dim: list[Digit] = []
-        while size != 1:
-            if not left:
-                return None
-            digit = left.pop()
-            if digit.size > size:
-                if digit.size % size:
-                    return None
-                inner = digit.size // size
-                left.append(Digit(digit.axis, digit.stride, inner))
-                digit = Digit(digit.axis, digit.stride * inner, size)
-            if size % digit.size:
-                return None
-            dim.append(digit)
-            size //= digit.size
-        dims.append(merged(dim))
-    return tuple(dims)
+    return tuple(merged(_part(given[part.axis], part) for part in group) for group in groups)
+
+
+def _part(digit: Digit, part: Digit) -> Digit:
+    """A digit of a digit's own steps."""
+    return Digit(digit.axis, digit.stride * part.stride, part.size)

@@ -12,6 +12,8 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from tpu_lowering.ir.reshapes import Digit, NotWhole, digits_of
+
 Dim = int
 Run = tuple[Dim, ...]
 """The dimensions that one dimension of a value runs along."""
@@ -81,31 +83,21 @@ class Space:
     def regrouped(self, access: Access, shape: Sequence[int]) -> tuple[Access, Splits] | None:
         """The access of a value after a reshape, and the dimensions of this space that are split for it; None where a
         dimension of the result would hold a part of one here that is no whole number of its elements."""
-        pending, splits, result = [dim for run in access for dim in run], Splits(), list[Run]()
-        sizes = dict(self.sizes)
-        for wanted in shape:
-            run: list[Dim] = []
-            while wanted > 1:
-                if not pending:
-                    return None
-                dim = pending.pop(0)
-                if wanted % sizes[dim]:
-                    if sizes[dim] % wanted:
-                        return None
-                    outer, inner = next(_numbers), next(_numbers)
-                    sizes |= {outer: wanted, inner: sizes[dim] // wanted}
-                    of = next((whole for whole, parts in splits.items() if dim in parts), dim)
-                    parts = splits.get(of, (of,))
-                    splits[of] = tuple(p for part in parts for p in ((outer, inner) if part == dim else (part,)))
-                    pending.insert(0, inner)
-                    dim = outer
-                run.append(dim)
-                wanted //= sizes[dim]
-            result.append(tuple(run))
-        if pending:
+        dims = [dim for run in access for dim in run]
+        try:
+            groups = list(digits_of([self.sizes[dim] for dim in dims], shape))
+        except NotWhole:
             return None
+        parts: dict[Dim, list[Digit]] = {dim: [] for dim in dims}
+        for digit in itertools.chain.from_iterable(groups):
+            parts[dims[digit.axis]].append(digit)
+        splits = {dim: tuple(next(_numbers) for _ in found) for dim, found in parts.items() if len(found) > 1}
+        runs = {dim: iter(splits.get(dim, (dim,))) for dim in dims}
+        result = tuple(tuple(next(runs[dims[digit.axis]]) for digit in group) for group in groups)
+        sizes = {part: digit.size for dim in splits for part, digit in zip(splits[dim], parts[dim], strict=True)}
+        sizes = self.sizes | sizes
         self.sizes = {part: sizes[part] for dim in self.sizes for part in splits.get(dim, (dim,))}
-        return tuple(result), splits
+        return result, splits
 
     def names_of(self, other: Space, known: Mapping[Dim, Dim]) -> dict[Dim, Run] | None:
         """This space's dimensions for each of another's: those known, and between them those of the same sizes; None
