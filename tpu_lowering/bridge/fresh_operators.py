@@ -17,41 +17,16 @@ import itertools
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from tpu_lowering import compat
 from tpu_lowering.ir import arguments
+from tpu_lowering.ir.functionalized_calls import BaseView, BaseViews, flat, mapped
 
 aten = compat.aten
 NAMESPACE = "tpu_lowering"
-
-How = Literal["whole", "slice", "strided"]
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """What a fresh argument is of a base.
-
-    Attributes:
-        base: the base's number.
-        how: all of it; ``aten.slice`` of it, given (dimension, start, end); or ``aten.as_strided`` of it, given the
-            sizes, the strides and the offset in one list.
-    """
-
-    base: int
-    how: How
-
-    def of(self, bases: Sequence[torch.Tensor], given: Sequence[int] | None) -> torch.Tensor:
-        """The view; ``given`` is None for a whole base."""
-        base = bases[self.base]
-        if given is None:
-            return base
-        if self.how == "slice":
-            return aten.slice.Tensor(base, *given)
-        ndim = len(given) // 2
-        return base.as_strided(given[:ndim], given[ndim:-1], given[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,28 +35,21 @@ class FreshForm:
 
     Attributes:
         overload: the operator.
-        views: for each fresh argument, by name, its view; a tuple of views (None for a missing tensor) for a list.
+        views: for each fresh argument, by name, what it is of the bases, without numbers: those are arguments.
         bases: how many bases there are.
     """
 
     overload: compat.OpOverload
-    views: tuple[tuple[str, View | tuple[View | None, ...] | None], ...]
+    views: tuple[tuple[str, BaseViews], ...]
     bases: int
 
-    def flat(self) -> list[View]:
+    def flat(self) -> list[BaseView]:
         """The views in order."""
-        nested = [view if isinstance(view, tuple) else (view,) for _, view in self.views]
-        return [view for view in itertools.chain.from_iterable(nested) if view is not None]
+        return [view for _, views in self.views for view in flat(views)]
 
     def arguments(self, tensors: Iterator[torch.Tensor]) -> dict[str, Any]:
         """The fresh arguments, from the tensors behind ``flat()``."""
-
-        def one(view: View | None) -> torch.Tensor | None:
-            return None if view is None else next(tensors)
-
-        return {
-            name: [one(item) for item in view] if isinstance(view, tuple) else one(view) for name, view in self.views
-        }
+        return {name: mapped(views, lambda view: next(tensors)) for name, views in self.views}
 
 
 _lock = threading.Lock()
@@ -162,7 +130,10 @@ def _implementation(form: FreshForm, overload: compat.OpOverload) -> Any:
     def run(*args: Any, **kwargs: Any) -> Any:
         bound = arguments.bind(compat.schema(overload), args, kwargs)
         bases = [allocate(bound, index) for index in range(form.bases)]
-        tensors = (view.of(bases, bound.get(f"view_{i}")) for i, view in enumerate(views))
+        numbered = (
+            dataclasses.replace(view, numbers=tuple(bound.get(f"view_{i}", ()))) for i, view in enumerate(views)
+        )
+        tensors = (view.of(bases[view.base]) for view in numbered)
         results = form.overload(**{name: bound[name] for name in kept}, **form.arguments(tensors))
         made = (*(results if own > 1 else (results,) * own), *bases)
         return made[0] if len(made) == 1 else made

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,39 +19,29 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.bridge.fresh_memory import Memory, erase_dead, memory_of
-from tpu_lowering.bridge.fresh_operators import FreshForm, View, fresh_operator
-from tpu_lowering.bridge.mutating_calls import (
-    Call,
-    Part,
-    choose_fresh,
-    flat,
-    is_kernel,
-    mutated_names,
-    parts_of,
-    whole_arguments,
-)
+from tpu_lowering.bridge.fresh_operators import FreshForm, fresh_operator
+from tpu_lowering.bridge.mutating_calls import choose_fresh, is_kernel
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.functionalized_calls import (
+    BaseView,
+    MutatingCall,
+    decoded,
+    flat,
+    mapped,
+    mutated_names,
+    of_arguments,
+)
 from tpu_lowering.ir.operators import is_allocation
-
-KEYS = "base_index|length|alias|size|stride|storage_offset|slice_dim|slice_start|slice_end"
 
 
 def rewrite_functionalized(graph: fx.Graph, node: fx.Node) -> list[Action]:
     """Rewrites an ``auto_functionalized`` call, if it is given memory that may be fresh; returns what was done."""
-    overload, given = node.args[0], dict(node.kwargs)
+    overload = node.args[0]
     if not isinstance(overload, compat.OpOverload) or not is_kernel(overload) or torch.Tag.out in overload.tags:
         return []
-    names = mutated_names(overload)
-    kept = {
-        a.name: given.get(a.name, a.default_value) for a in compat.schema(overload).arguments if a.name not in names
-    }
-    if graphs.is_call(node, compat.auto_functionalized_v2):
-        parts = {name: parts_of(given, name) for name in names}
-        bases: Any = given["_all_bases"]
-        call = Call(node, overload, kept, tuple(bases), parts)
-    else:
-        call = whole_arguments(node, overload, kept, given)
+    call = decoded(node)
+    names = list(call.views)
     fresh, actions = choose_fresh(call)
     if not fresh or (node.target is compat.auto_functionalized and len(fresh) != len(names)):
         return []
@@ -72,14 +61,7 @@ def rewrite_functionalized(graph: fx.Graph, node: fx.Node) -> list[Action]:
         made, left = iter(results[own:]), iter(rest)
         by_base = {base: next(made) for base in order}
         new_bases = [None if b is None else by_base.get(i) or next(left) for i, b in enumerate(call.bases)]
-    if node.target is compat.auto_functionalized:
-        news = iter(new_bases)
-        values: list[Any] = [
-            [next(news) for _ in parts] if isinstance(parts, tuple) else next(news) for parts in call.parts.values()
-        ]
-    else:
-        values = new_bases
-    _send(node, [*(results[:own] or [None]), *values])
+    _send(node, [*(results[:own] or [None]), *call.returned(new_bases)])
     erase_dead([base for base in call.bases if base is not None])
     return actions
 
@@ -90,7 +72,7 @@ def rewrite_mutable(graph: fx.Graph, node: fx.Node) -> list[Action]:
     bound = graphs.bound(node)
     names = mutated_names(overload)
     given = {name: value for name, value in bound.items() if name not in names}
-    call = whole_arguments(node, overload, given, bound)
+    call = of_arguments(node, overload, given, bound)
     placed = {other: at for at, other in enumerate(graph.nodes)}
 
     def is_first(base: fx.Node | None) -> bool:
@@ -120,7 +102,7 @@ def rewrite_mutable(graph: fx.Graph, node: fx.Node) -> list[Action]:
 
 
 def _insert(
-    graph: fx.Graph, call: Call, fresh: Sequence[str], mutable: bool = False
+    graph: fx.Graph, call: MutatingCall, fresh: Sequence[str], mutable: bool = False
 ) -> tuple[fx.Node, list[int]] | None:
     """Inserts the call of the operator that allocates; returns it and the bases it returns, in order.
 
@@ -128,7 +110,7 @@ def _insert(
     """
     order = sorted({at for name in fresh for at in call.bases_of(name)})
     number = {base: index for index, base in enumerate(order)}
-    left = [name for name in call.parts if name not in fresh and call.bases_of(name)]
+    left = [name for name in call.views if name not in fresh and call.bases_of(name)]
     tensors = [leaf for leaf in compat.tree_leaves(call.given) if isinstance(leaf, fx.Node)]
     if not left and not any(isinstance(node.meta["val"], torch.Tensor) for node in tensors):
         return None
@@ -140,23 +122,23 @@ def _insert(
             return None
         memories.append(memory)
 
-    def view(part: Part | None) -> View | None:
-        return None if part is None else View(number[part.base], part.how)
+    def view(given: BaseView) -> BaseView:
+        return BaseView(number[given.base], given.how)
 
-    nested = [call.parts[name] for name in call.parts if name in fresh]
-    views = tuple(tuple(map(view, parts)) if isinstance(parts, tuple) else view(parts) for parts in nested)
-    names = [name for name in call.parts if name in fresh]
-    target = fresh_operator(FreshForm(call.overload, tuple(zip(names, views, strict=True)), len(order)))
-    every_part = [part for parts in nested for part in flat(parts)]
+    chosen = {name: views for name, views in call.views.items() if name in fresh}
+    views = {name: mapped(given, view) for name, given in chosen.items()}
+    views = {name: tuple(made) if isinstance(made, list) else made for name, made in views.items()}
+    target = fresh_operator(FreshForm(call.overload, tuple(views.items()), len(order)))
+    every = [view for views in chosen.values() for view in flat(views)]
     keywords = described(memories)
-    keywords |= {f"view_{i}": list(part.numbers) for i, part in enumerate(every_part) if part.how != "whole"}
+    keywords |= {f"view_{i}": list(one.numbers) for i, one in enumerate(every) if one.how != "whole"}
     if left and not mutable:
         return graphs.call(
             graph, compat.auto_functionalized_v2, target, **_still_written(call, fresh), **keywords
         ), order
     every = dict(call.given)
     if mutable:
-        every |= {name: graphs.bound(call.node)[name] for name in call.parts if name not in fresh}
+        every |= {name: graphs.bound(call.node)[name] for name in call.views if name not in fresh}
     positional, named = [], {}
     for argument in compat.schema(target).arguments:
         if argument.name in every:
@@ -178,16 +160,14 @@ def described(memories: Sequence[Memory]) -> dict[str, Any]:
     return described
 
 
-def _still_written(call: Call, fresh: Sequence[str]) -> dict[str, Any]:
+def _still_written(call: MutatingCall, fresh: Sequence[str]) -> dict[str, Any]:
     """The arguments of the functionalised call that are left: bases that are not fresh, numbered anew."""
     gone = {at for name in fresh for at in call.bases_of(name)}
     left = [at for at in range(len(call.bases)) if at not in gone]
     renumbered = {at: index for index, at in enumerate(left)}
     given = dict(call.given)
-    for key, value in call.node.kwargs.items():
-        owner = next((name for name in call.parts if re.fullmatch(rf"_{name}(_\d+)?_({KEYS})", key)), None)
-        if owner is not None and owner not in fresh:
-            given[key] = renumbered[value] if key.endswith("_base_index") and value is not None else value  # type: ignore[index]
+    for name in call.views:
+        given |= call.encoded(name, renumbered) if name not in fresh else {}
     return {**given, "_all_bases": [call.bases[at] for at in left]}
 
 

@@ -25,10 +25,10 @@ import logging
 
 from torch import fx
 
-from tpu_lowering import compat, errors
+from tpu_lowering import errors
 from tpu_lowering.bridge import functional_forms, functional_helion, mutating_calls
-from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.functionalized_calls import is_functionalized
 
 log = logging.getLogger("tpu_lowering.passes")
 
@@ -67,7 +67,7 @@ def make_kernels_functional(graph: fx.Graph) -> list[Action]:
     for node in list(graph.nodes):
         if "val" not in node.meta or node.op != "call_function":
             continue
-        if graphs.is_call(node, compat.auto_functionalized_v2) or graphs.is_call(node, compat.auto_functionalized):
+        if is_functionalized(node):
             actions += functional_forms.rewrite_functionalized(graph, node)
         elif mutating_calls.is_kernel(node.target):
             actions += functional_forms.rewrite_mutable(graph, node)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tpu_lowering import compat, errors
+from tpu_lowering.ir.functionalized_calls import mutated_names
 from tpu_lowering.kernels.libraries import LIBRARIES
 
 Function = Callable[..., Any]
@@ -49,11 +50,7 @@ class Implementation:
     @property
     def mutated(self) -> tuple[str, ...]:
         """Names of the arguments that the schema marks as written."""
-        return tuple(
-            argument.name
-            for argument in compat.schema(self.overload).arguments
-            if argument.alias_info is not None and argument.alias_info.is_write
-        )
+        return mutated_names(self.overload)
 
 
 _lock = threading.Lock()

@@ -16,10 +16,11 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.ir import arguments, graphs
+from tpu_lowering.ir.functionalized_calls import flat, views_of
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.kernels import function_values, helion
 from tpu_lowering.normalise import shared_memory
-from tpu_lowering.normalise.functionalized import View
+from tpu_lowering.normalise.functionalized import written_back
 
 aten = compat.aten
 
@@ -152,12 +153,11 @@ def _copy_launch(graph: fx.Graph, host: helion.HostGraph, node: fx.Node, copies:
     given = dict(compat.map_arg(node.kwargs, lambda used: copies[used]))
     launch = host.launches[given["index"]]
     bases = list(given["_all_bases"])
-    views = [View(graph, given[f"_outs_{i}_base_index"], given, f"_outs_{i}") for i in range(given["_outs_length"])]
+    views = flat(views_of(given, "outs"))
     outs = [None if launch.allocates(index) else view.read(bases[view.base]) for index, view in enumerate(views)]
     call = graphs.call(graph, kernel_call, launch, (*given["ins"], *outs))
-    for index, view in enumerate(views):
-        bases[view.base] = view.write(bases[view.base], graphs.call(graph, operator.getitem, call, index))
-    return [None, *bases]
+    new_values = (graphs.call(graph, operator.getitem, call, index) for index in range(len(views)))
+    return [None, *written_back(bases, views, new_values)]
 
 
 def _send(node: fx.Node, own: list[Any], new_values: dict[str, Any]) -> None:

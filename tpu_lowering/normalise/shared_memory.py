@@ -20,6 +20,7 @@ from torch import fx
 from tpu_lowering import compat, errors
 from tpu_lowering.analyse import overlaps
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.functionalized_calls import is_functionalized
 
 Operand = tuple[str, fx.Node, str]
 """An argument's name, its value, and the key of its memory: that of the base it is a view of, or its own."""
@@ -39,8 +40,7 @@ def mark_shared_memory(module: fx.GraphModule) -> None:
 
 
 def _writes(node: fx.Node) -> bool:
-    forms = (compat.auto_functionalized, compat.auto_functionalized_v2)
-    return node.target in forms or "helion_kernel_wrapper" in str(node.target)
+    return is_functionalized(node) or "helion_kernel_wrapper" in str(node.target)
 
 
 def _tensors(given: Mapping[str, Any]) -> Iterator[tuple[str, fx.Node]]:
