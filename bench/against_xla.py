@@ -20,22 +20,23 @@ from bench.figures import Figures
 from bench.kernels import KERNELS
 from tpu_lowering import aot, compat
 from tpu_lowering.backend import helion_tpu
+from tpu_lowering.ir import chips
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.kernels import function_values
 from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
 from tpu_lowering.runtime.aot.program import TpuProgram
-from tpu_lowering.runtime.aot.targets import Target
 
 FUSE = {"xla": "never", "fused": "tpu"}
 """The rows, and the option ``fuse`` of each."""
 
-Capture = Callable[[Target, str], Sequence[Captured]]
+Capture = Callable[[Chip, str], Sequence[Captured]]
 """Captures the programs of a case for a target, with an option ``fuse``."""
 
 
 def of_operator(name: str, dtype: torch.dtype) -> Capture:
     """An entry of torch's operator database; see ``bench.opinfo``."""
 
-    def capture(target: Target, fuse: str) -> list[Captured]:
+    def capture(target: Chip, fuse: str) -> list[Captured]:
         sample = opinfo.largest_sample(name, dtype)
         assert sample is not None, f"expected an entry with a sample that compiles, got {name}"
         with opinfo.unseeded():
@@ -48,7 +49,7 @@ def of_kernel(name: str) -> Capture:
     """One of the nine Helion kernels in its model."""
     (case,) = (case for case in KERNELS if case.name == name)
 
-    def capture(target: Target, fuse: str) -> list[Captured]:
+    def capture(target: Chip, fuse: str) -> list[Captured]:
         return [aot.capture(case.model, case.example(False), {}, target, {"fuse": fuse}, ())]
 
     return capture
@@ -58,7 +59,7 @@ def of_zoo(name: str, training: bool) -> Capture:
     """A model of the suite at its toy sizes: its forward, or forward and backward of its loss."""
     chosen = zoo.MODELS[name]
 
-    def capture(target: Target, fuse: str) -> list[Captured]:
+    def capture(target: Chip, fuse: str) -> list[Captured]:
         torch.manual_seed(0)
         model, inputs = chosen.build(), chosen.inputs()
         if training:
@@ -72,7 +73,7 @@ def of_model(name: str) -> Capture:
     """The forward of a model of ``fusion_models``, by the first word of its name there."""
     (build,) = (build for known, build in fusion_models.MODELS.items() if known.startswith(f"{name},"))
 
-    def capture(target: Target, fuse: str) -> list[Captured]:
+    def capture(target: Chip, fuse: str) -> list[Captured]:
         model, tokens = build()
         model = model.to(torch.bfloat16)
         return [aot.capture(lambda ids: model(input_ids=ids).logits, (tokens,), {}, target, {"fuse": fuse}, ())]
@@ -81,7 +82,7 @@ def of_model(name: str) -> Capture:
 
 
 def captured_training(
-    model: nn.Module, loss: Callable[[nn.Module], torch.Tensor], target: Target, fuse: str
+    model: nn.Module, loss: Callable[[nn.Module], torch.Tensor], target: Chip, fuse: str
 ) -> list[Captured]:
     """The forward and the backward of a loss."""
     runtime = TpuRuntime(target)
@@ -97,7 +98,7 @@ def run(capture: Capture, row: str, target: str, quick: bool = False) -> dict[st
     Args:
         quick: leave out the schedules of kernels.
     """
-    chosen = Target.of(target)
+    chosen = chips.find(target)
     captured = capture(chosen, FUSE[row])
     compiled = [_compiled(one, chosen, quick) for one in captured]
     return {
@@ -121,10 +122,10 @@ KEPT = 4
 _kept: collections.OrderedDict[tuple[str, str], TpuProgram] = collections.OrderedDict()
 
 
-def _compiled(captured: Captured, target: Target, quick: bool) -> TpuProgram:
+def _compiled(captured: Captured, target: Chip, quick: bool) -> TpuProgram:
     """Compiled, unless an equal program was a moment ago: nothing is fused in most cases. Schedules of attention are
     not simulated, which takes minutes."""
-    key = (digest([captured]), target.chip)
+    key = (digest([captured]), target.name)
     if key not in _kept:
         names = generated(captured)
         simulate = not quick and bool(names) and not any("attention" in name for name in names)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bench.markdown import microseconds
 from tpu_lowering.fuse.choose.choices import Score
-from tpu_lowering.runtime.aot.targets import Target
+from tpu_lowering.ir import chips
+from tpu_lowering.ir.chips import Chip
 
 ALLOWED = 1.10
 """Of XLA's cycles, what a kernel may take before it is listed."""
@@ -14,7 +15,7 @@ def exception(target: str, case: str, alone: Score, fused: Score) -> str:
     """A line about a case whose kernels take more cycles than allowed, or ""; also where a form states no cycles."""
     if not alone.cycles or not fused.cycles or fused.cycles <= ALLOWED * alone.cycles:
         return ""
-    chip = Target.of(target)
+    chip = chips.find(target)
     verdict = "no less time" if fused.seconds(chip) >= alone.seconds(chip) else "less time all the same"
     return (
         f"- {target}, {case}: {fused.cycles / alone.cycles:.2f} of the cycles, {verdict}: at least "
@@ -22,7 +23,7 @@ def exception(target: str, case: str, alone: Score, fused: Score) -> str:
     )
 
 
-def _least(score: Score, chip: Target) -> str:
+def _least(score: Score, chip: Chip) -> str:
     """The least time that a run can take, and what says so."""
     seconds = score.seconds(chip)
     bound = "bytes" if seconds == score.hbm_bytes / chip.hbm_bytes_per_second else "cycles"

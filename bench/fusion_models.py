@@ -11,10 +11,10 @@ from torch import nn
 
 from tpu_lowering import aot, compat
 from tpu_lowering.backend import helion_tpu
+from tpu_lowering.ir import chips
 from tpu_lowering.kernels import function_values
 from tpu_lowering.runtime.aot.capture import TpuRuntime
 from tpu_lowering.runtime.aot.program import TpuProgram
-from tpu_lowering.runtime.aot.targets import Target
 
 
 def bert() -> tuple[nn.Module, torch.Tensor]:
@@ -44,7 +44,7 @@ GOAL = 0.75
 
 def training_programs(name: str, target: str, fuse: str) -> list[TpuProgram]:
     """The forward and the backward of a model's loss, with generated kernels ("tpu") or without ("never")."""
-    chosen = Target.of(target)
+    chosen = chips.find(target)
     model, tokens = MODELS[name]()
     model = model.to(torch.bfloat16)
     runtime = TpuRuntime(chosen)

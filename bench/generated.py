@@ -20,9 +20,9 @@ from bench import against_xla, fusion_cases, fusion_models, models, zoo
 from bench.kernels import KERNELS
 from tpu_lowering import compat
 from tpu_lowering.backend import helion_tpu
+from tpu_lowering.ir import chips
 from tpu_lowering.kernels import function_values
 from tpu_lowering.runtime.aot.capture import TpuRuntime
-from tpu_lowering.runtime.aot.targets import Target
 
 TARGETS = ("tpu7x", "v5e")
 ZOO = ("llama", "bert", "unet")
@@ -101,7 +101,7 @@ def cases() -> dict[str, Run]:
 
 def generated(run: Run, target: str) -> dict[str, Any]:
     """What is generated for one case."""
-    runtime, actions = TpuRuntime(Target.of(target)), Actions()
+    runtime, actions = TpuRuntime(chips.find(target)), Actions()
     backend = functools.partial(helion_tpu, runtime=runtime, observers=(actions,))
     with compat.cold_dynamo(), function_values.allowed():
         run(backend)

@@ -10,11 +10,11 @@ import jax.export
 
 from tpu_lowering import aot, errors
 from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir import chips
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.report import chip
 from tpu_lowering.runtime.aot import compiler, refusals
 from tpu_lowering.runtime.aot.program import TpuProgram
-from tpu_lowering.runtime.aot.targets import Target
 
 NO_SOURCE = Source(text="", kernels={})
 """The source of a program that was not generated."""
@@ -24,7 +24,7 @@ RESERVED_VMEM = 64 << 10  # bytes of VMEM that Helion's launches leave to the co
 
 def before(fn: Callable[..., Any], args: Sequence[Any], target: str) -> list[TpuProgram]:
     """The programs of torch_tpu's split rule for a function as it was written, without our passes, in order."""
-    chosen = Target.of(target)
+    chosen = chips.find(target)
     compiler.require_libtpu()
     normalised = chip.Normalised()
     aot.capture(fn, args, {}, chosen, {}, (normalised,))
@@ -38,7 +38,7 @@ def after(fn: Callable[..., Any], args: Sequence[Any], target: str, *, donate: b
 
 def fusion(fn: Callable[..., Any], args: Sequence[Any], target: str, fuse: str, simulate: bool) -> list[TpuProgram]:
     """The one program with generated kernels ("tpu") or without ("never")."""
-    chosen = Target.of(target)
+    chosen = chips.find(target)
     compiler.require_libtpu()
     captured = aot.capture(fn, args, {}, chosen, {"fuse": fuse}, ())
     return [aot.compile_captured(captured, chosen, True, simulate)]
@@ -50,10 +50,10 @@ def direct(fn: Callable[..., Any], args: Sequence[Any], target: str) -> list[Tpu
     Raises:
         TpuLoweringError: TL107, TL108, or TL601 to TL605, as for ``aot_compile``.
     """
-    chosen = Target.of(target)
+    chosen = chips.find(target)
     compiler.require_libtpu()
     try:
-        with jaxprs.kernel_scope([], chosen.device_kind):
+        with jaxprs.kernel_scope([], chosen):
             exported = jax.export.export(jax.jit(fn), platforms=["tpu"])(*specs_of(args))
     except Exception as error:
         raise refusals.from_message(str(error), type(error).__name__, NO_SOURCE, chosen) from error
@@ -68,7 +68,7 @@ def specs_of(args: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
 
 def kernel_vmem(target: str) -> int:
     """Bytes of VMEM that a kernel on a target may use: what Helion's launches ask for."""
-    return Target.of(target).vmem_bytes - RESERVED_VMEM
+    return chips.find(target).vmem_bytes - RESERVED_VMEM
 
 
 def refused(error: Exception) -> dict[str, str]:

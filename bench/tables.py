@@ -42,9 +42,9 @@ a TPU**. `python -m bench` writes this file; `results.json` beside it has every 
 
 def bandwidths() -> dict[str, str]:
     """HBM bandwidth of one device of each target, GB/s."""
-    from tpu_lowering.runtime.aot.targets import Target
+    from tpu_lowering.ir import chips
 
-    return {name: f"{Target.of(name).hbm_bytes_per_second / 1e9:,.0f}" for name in TARGETS}
+    return {name: f"{chips.find(name).hbm_bytes_per_second / 1e9:,.0f}" for name in TARGETS}
 
 
 def document(entries: Entries) -> str:

@@ -12,6 +12,8 @@ import torch
 
 from tpu_lowering import compat, errors
 from tpu_lowering.backend import helion_tpu
+from tpu_lowering.ir import chips
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.kernels import function_values, helion
 from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.options import Options
@@ -19,7 +21,6 @@ from tpu_lowering.pipeline import Observer
 from tpu_lowering.runtime.aot import compiler
 from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
 from tpu_lowering.runtime.aot.program import TpuProgram
-from tpu_lowering.runtime.aot.targets import Target
 
 
 def aot_compile(
@@ -55,7 +56,7 @@ def aot_compile(
         TpuLoweringError: TL107 for an unknown target, TL112 for arguments that ``fn`` does not take, TL108 without
             libtpu, TL601 to TL605 for what the compiler refuses, and any code of compiling.
     """
-    chosen = Target.of(target)
+    chosen = chips.find(target)
     check_call("aot_compile", fn, args, kwargs)
     if type(donate) is not bool:
         raise errors.wrong_argument("donate", f"True or False, got {donate!r}", "aot_compile(fn, args, donate=False)")
@@ -97,22 +98,22 @@ def compile_best(
     fn: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    target: Target,
+    chip: Chip,
     options: Mapping[str, Any],
     donate: bool,
     observers: Sequence[Observer],
 ) -> TpuProgram:
     """The program with generated kernels or without, whichever moves fewer bytes; observers see the former."""
     if Options.create(options).fuse != "tpu":
-        return compile_captured(capture(fn, args, kwargs, target, options, observers), target, donate)
+        return compile_captured(capture(fn, args, kwargs, chip, options, observers), chip, donate)
 
     def plain(remark: str) -> TpuProgram:
-        captured = capture(fn, args, kwargs, target, {**options, "fuse": "never"}, ())
-        return dataclasses.replace(compile_captured(captured, target, donate), fusion=remark)
+        captured = capture(fn, args, kwargs, chip, {**options, "fuse": "never"}, ())
+        return dataclasses.replace(compile_captured(captured, chip, donate), fusion=remark)
 
     try:
-        captured = capture(fn, args, kwargs, target, options, observers)
-        fused = compile_captured(captured, target, donate)
+        captured = capture(fn, args, kwargs, chip, options, observers)
+        fused = compile_captured(captured, chip, donate)
     except (errors.TpuLoweringError, compat.BackendCompilerFailed) as error:
         return plain(f"without generated kernels: {refusal_of(error)}")
     kernels = [name for name, kernel in captured.source.kernels.items() if kernel.generated]
@@ -135,12 +136,12 @@ def capture(
     fn: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    target: Target,
+    chip: Chip,
     options: Mapping[str, Any],
     observers: Sequence[Observer],
 ) -> Captured:
-    """Captures a function as one program for a target."""
-    runtime = TpuRuntime(target)
+    """Captures a function as one program for a chip."""
+    runtime = TpuRuntime(chip)
     helion.check_calls()
     backend = functools.partial(helion_tpu, options=dict(options), runtime=runtime, observers=tuple(observers))
     with compat.cold_dynamo(), function_values.allowed(), torch.no_grad():
@@ -148,9 +149,9 @@ def capture(
     return runtime.captured[-1]
 
 
-def compile_captured(captured: Captured, target: Target, donate: bool, simulate: bool | None = None) -> TpuProgram:
+def compile_captured(captured: Captured, chip: Chip, donate: bool, simulate: bool | None = None) -> TpuProgram:
     """Compiles a captured program; ``simulate`` is as for ``compiler.compile_artifact``."""
     positions = captured.mutated_inputs if donate else ()
-    compiled = compiler.compile_artifact(captured.artifact, target, positions, captured.source, simulate)
+    compiled = compiler.compile_artifact(captured.artifact, chip, positions, captured.source, simulate)
     drawn = captured.program.drawn_inputs()
-    return TpuProgram.of(captured.program.name, target, compiled, captured.artifact, drawn)
+    return TpuProgram.of(captured.program.name, chip, compiled, captured.artifact, drawn)

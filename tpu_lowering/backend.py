@@ -14,6 +14,7 @@ from tpu_lowering import compat, pipeline, releases
 from tpu_lowering.capture import effects, fallback, gradients, mistakes, partition, recompiles
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.ir import forks
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.kernels import helion
 from tpu_lowering.normalise.decompositions import decompositions
 from tpu_lowering.normalise.eager_layouts import with_eagers_layouts
@@ -86,11 +87,11 @@ def helion_tpu(
 
         return compile_graph if kernels is None else compat.serializable_compiler(restorable.Restorable, compile_graph)
 
-    def device_kind_of(joint: fx.GraphModule, arguments: Any) -> str | None:
+    def chip_of(joint: fx.GraphModule, arguments: Any) -> Chip | None:
         if chosen.fuse == "never":
             return None
         where = runtime or runtime_for(joint.graph, "forward", compat.tree_leaves(arguments), chosen)
-        return where.device_kind if pipeline.fuses(chosen, where.device_kind) else None
+        return where.chip if pipeline.fuses(chosen, where.chip) else None
 
     def compile_whole(part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         kernels = known_kernels(part) if may_keep else None
@@ -102,7 +103,7 @@ def helion_tpu(
                 fw_compiler=compiler("forward", kernels),
                 bw_compiler=compiler("backward", kernels),
                 inference_compiler=compiler("inference", kernels),
-                partition_fn=partition.partitioner(device_kind_of),
+                partition_fn=partition.partitioner(chip_of),
                 decompositions=mistakes.refusing(with_eagers_layouts(decompositions())),
                 keep_inference_input_mutations=True,
             )(part, arguments)

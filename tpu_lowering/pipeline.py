@@ -32,6 +32,7 @@ from tpu_lowering.fuse.fuse_attention import FuseAttention
 from tpu_lowering.fuse.fuse_rows import FuseRows
 from tpu_lowering.ir import graphs, interpreter, invariants, regions
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.programs import Program, Signature
 from tpu_lowering.lower import layout
 from tpu_lowering.normalise import (
@@ -56,7 +57,6 @@ from tpu_lowering.passes.return_fresh_buffers import ReturnFreshBuffers
 from tpu_lowering.passes.simplify_views import SimplifyViews
 from tpu_lowering.passes.unflatten_kernels import UnflattenKernels
 from tpu_lowering.runtime.aot.choosing import CompilerChooser
-from tpu_lowering.runtime.aot.targets import Target
 from tpu_lowering.runtime.cache.store import Store
 
 
@@ -114,25 +114,25 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-def passes(options: Options, device_kind: str, tell: Callable[[Answer], None] | None = None) -> tuple[Pass, ...]:
+def passes(options: Options, chip: Chip, tell: Callable[[Answer], None] | None = None) -> tuple[Pass, ...]:
     """The passes that a program for a device goes through; "" is the CPU. ``tell`` is told what was chosen by what
     the TPU compiler says."""
     if not options.passes:
         return ()
     chooser = None
-    if device_kind and (options.tune or options.cache):
+    if chip.is_tpu and (options.tune or options.cache):
         store = Store(pathlib.Path(options.cache)) if options.cache else None
         compiles, configs = options.tune is not False, options.tune == "configs"
         seconds = float(options.tune_seconds)
-        chooser = CompilerChooser(Target.of_kind(device_kind), store, compiles, configs, seconds, tell)
-    launches: tuple[Pass, ...] = (ChooseLaunches(chooser),) if device_kind else ()
+        chooser = CompilerChooser(chip, store, compiles, configs, seconds, tell)
+    launches: tuple[Pass, ...] = (ChooseLaunches(chooser),) if chip.is_tpu else ()
     fusion: tuple[Pass, ...] = (FuseAttention(), FuseAroundKernels(), FuseRows(chooser))
-    return PASSES + launches + (fusion if fuses(options, device_kind) else ())
+    return PASSES + launches + (fusion if fuses(options, chip) else ())
 
 
-def fuses(options: Options, device_kind: str) -> bool:
+def fuses(options: Options, chip: Chip) -> bool:
     """Whether kernels are made of operators, for a device."""
-    return options.passes and (options.fuse == "always" or (options.fuse == "tpu" and device_kind != ""))
+    return options.passes and (options.fuse == "always" or (options.fuse == "tpu" and chip.is_tpu))
 
 
 class Observer(Protocol):
@@ -186,7 +186,7 @@ def run(
     arguments: Sequence[Any],
     options: Options,
     observer: Observer,
-    device_kind: str = "",
+    chip: Chip = CPU,
     sharing: Sharing = APART,
     padding: Padding | None = None,
 ) -> Program:
@@ -198,7 +198,7 @@ def run(
         arguments: tensors (real or fake) and integers that the program will be called with.
         options: what the user chose.
         observer: told of every stage.
-        device_kind: JAX's name of the TPU it is for, or "" for the CPU.
+        chip: what it is for.
         sharing: what is known of the memory of its results.
         padding: how the graph runs with arguments of rounded sizes; None if their sizes are the true ones.
 
@@ -207,7 +207,7 @@ def run(
     """
     observer.stage(name, "captured", captured, 0.0)
     began = time.perf_counter()
-    module = specialise.specialise(captured, arguments, device_kind)
+    module = specialise.specialise(captured, arguments, chip)
     numbers: tuple[Any, ...] = ()
     if padding is not None:
         numbers = mask_padding(module, padding, specialise.sizes_of(captured.graph, arguments))
@@ -224,7 +224,7 @@ def run(
     current = tuple({graphs.kernel_of(call).is_current: None for call in calls})  # a pass may put a kernel into another
     hears = observer if isinstance(observer, HearsAnswers) else None
     tell = None if hears is None else functools.partial(hears.answered, name)
-    for pass_ in passes(options, device_kind, tell):
+    for pass_ in passes(options, chip, tell):
         run_pass(name, pass_, module, options, observer)
     return dataclasses.replace(_lower(name, module, edge, observer), numbers=numbers, current=current)
 

@@ -10,7 +10,7 @@ import torch
 from bench import against_tables, against_xla, opinfo, opinfo_cases
 from bench.against_tables import Compared
 from tests.bench.made_up import MIB, entry, failure
-from tpu_lowering.runtime.aot.targets import Target
+from tpu_lowering.ir import chips
 
 
 def test_sizes_of_a_sample_grow_together() -> None:
@@ -38,7 +38,7 @@ def test_the_list_of_entries_is_sound() -> None:
 
 def test_both_forms_of_what_is_not_fused_are_one_program() -> None:
     capture = against_xla.of_operator("sub", torch.float32)
-    digests = {against_xla.digest(capture(Target.of("tpu7x"), fuse)) for fuse in against_xla.FUSE.values()}
+    digests = {against_xla.digest(capture(chips.find("tpu7x"), fuse)) for fuse in against_xla.FUSE.values()}
     assert len(digests) == 1
 
 
@@ -80,5 +80,5 @@ def test_forms_compare_by_one_source() -> None:
 
 @pytest.mark.parametrize("name", ["bert", "resnet"])
 def test_training_has_a_forward_and_a_backward(name: str) -> None:
-    captured = against_xla.of_zoo(name, True)(Target.of("tpu7x"), "never")
+    captured = against_xla.of_zoo(name, True)(chips.find("tpu7x"), "never")
     assert len(captured) == 2 and not against_xla.generated(captured[0])

@@ -8,16 +8,16 @@ from bench import models
 from bench.kernels import attention
 from tpu_lowering import aot
 from tpu_lowering.analyse import splits
+from tpu_lowering.ir import chips
 from tpu_lowering.ir.operators import is_allocation
 from tpu_lowering.report import chip
 from tpu_lowering.runtime.aot.as_written import split_programs
-from tpu_lowering.runtime.aot.targets import Target
 
 
 def test_parts_take_views_of_their_inputs_and_return_none() -> None:
     normalised = chip.Normalised()
     inputs = attention.example(True)
-    aot.capture(attention.model, inputs, {}, Target.of("tpu7x"), {}, (normalised,))
+    aot.capture(attention.model, inputs, {}, chips.find("tpu7x"), {}, (normalised,))
     (module,) = normalised.modules
     rule = splits.RULES["torch_tpu"]
     parts = split_programs(module, rule)

@@ -12,7 +12,7 @@ from bench.report import write
 from bench.store import Store
 from tests.bench.made_up import MIB, entry, failure
 from tpu_lowering.fuse.choose.choices import Score
-from tpu_lowering.runtime.aot.targets import Target
+from tpu_lowering.ir import chips
 
 
 def results() -> dict[str, dict]:
@@ -105,7 +105,7 @@ def test_cycles_are_stated_if_the_rest_moves_next_to_nothing() -> None:
 
 def test_kernels_of_more_cycles_are_listed_with_what_they_come_to() -> None:
     """A second is the larger of bytes over bandwidth and cycles over clock."""
-    chip = Target.of("v6e")
+    chip = chips.find("v6e")
     alone = Score(int(chip.hbm_bytes_per_second), int(0.5 * chip.cycles_per_second))
     fused = Score(int(0.3 * chip.hbm_bytes_per_second), int(0.6 * chip.cycles_per_second))
     assert exception("v6e", "rows", alone, fused) == (

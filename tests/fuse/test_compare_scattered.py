@@ -14,9 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tests.fuse.against_eager import Seen, fused
 from tpu_lowering import aot
 from tpu_lowering.fuse.compare_scattered import compare_places
-from tpu_lowering.ir import graphs
+from tpu_lowering.ir import chips, graphs
 from tpu_lowering.runtime.aot.capture import Captured
-from tpu_lowering.runtime.aot.targets import Target
 
 aten = torch.ops.aten
 bf16, f32 = torch.bfloat16, torch.float32
@@ -24,7 +23,7 @@ ROWS, ROW = 64, 384
 
 
 def captured(fn: Callable[..., Any], *args: torch.Tensor) -> Captured:
-    return aot.capture(fn, args, {}, Target.of("tpu7x"), {"fuse": "tpu"}, ())
+    return aot.capture(fn, args, {}, chips.find("tpu7x"), {"fuse": "tpu"}, ())
 
 
 def placing(base: float, index: torch.Tensor, dim: int) -> fx.GraphModule:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tpu_lowering import aot
+from tpu_lowering.ir import chips
 from tpu_lowering.kernels import function_values
-from tpu_lowering.runtime.aot.targets import Target
 
 
 @helion.kernel(config=helion.Config(block_sizes=[8, 128]), static_shapes=True, backend="pallas")
@@ -82,6 +82,6 @@ def test_kernels_are_lowered_in_32_bits_in_programs_of_64(dtype: torch.dtype) ->
     def model(x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return signs(x), positions * 2
 
-    captured = aot.capture(model, (x, positions), {}, Target.of("tpu7x"), {}, ())
+    captured = aot.capture(model, (x, positions), {}, chips.find("tpu7x"), {}, ())
     assert b"tpu_custom_call" in captured.stablehlo
     assert b"xi64>" in captured.stablehlo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 
@@ -12,7 +13,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.property.row_programs import SHAPES, Instruction, inputs, run
 from tpu_lowering.backend import helion_tpu
-from tpu_lowering.fuse import fuse_rows
+from tpu_lowering.ir.chips import CPU
+from tpu_lowering.runtime.cpu import CpuRuntime
 
 PROGRAMS = int(os.environ.get("TPU_LOWERING_GRAPHS", "2000")) // 50
 SHARDS = 2
@@ -51,7 +53,7 @@ LONG_FROM = 100_000  # bytes of VMEM that hold 8 rows of 128 elements in most re
 
 def test_reductions_of_reduced_rows_are_no_rows_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """A softmax of long rows, whose sums are averaged over the rows."""
-    monkeypatch.setattr(fuse_rows, "vmem_of", lambda device_kind: LONG_FROM)
+    monkeypatch.setattr(CpuRuntime, "chip", dataclasses.replace(CPU, vmem_bytes=LONG_FROM))
     program = [(5, 0, 1, 4), (5, 0, 0, 1), (5, 0, 0, 0), (2, 0, 1, 0)]
     wanted = results_of(program, 0, torch.float64, False)
     got = results_of(program, 0, torch.float32, False, fuse="always", verify=True, poison=True)
@@ -65,7 +67,7 @@ def test_kernels_of_rows_compute_what_eager_does(shard: int, vmem: int | None, m
     """``TPU_LOWERING_GRAPHS`` / 50 random programs, of which every region that can be becomes a kernel, in a VMEM that
     holds all rows or few."""
     if vmem is not None:
-        monkeypatch.setattr(fuse_rows, "vmem_of", lambda device_kind: vmem)
+        monkeypatch.setattr(CpuRuntime, "chip", dataclasses.replace(CPU, vmem_bytes=vmem))
 
     @seed(shard)
     @settings(

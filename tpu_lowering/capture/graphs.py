@@ -176,7 +176,7 @@ class CapturedGraph:
                 arguments,
                 self.options,
                 self.observer,
-                device_kind=self.runtime.device_kind,
+                chip=self.runtime.chip,
                 sharing=self.sharing,
                 padding=self.rounding.padding if self.rounding is not None else self.edits,
             )

@@ -14,26 +14,27 @@ from tpu_lowering.capture.graphs import is_symbolic
 from tpu_lowering.fuse.attention import sites
 from tpu_lowering.fuse.attention.masks import Term, computed, constants
 from tpu_lowering.fuse.attention.training import pair_with_gradients
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.normalise import shared_memory
 from tpu_lowering.normalise.specialise import SYMBOLIC
 
 
-def partitioner(device_kind_of: Callable[[fx.GraphModule, Any], str | None]) -> Callable[..., Any]:
+def partitioner(chip_of: Callable[[fx.GraphModule, Any], Chip | None]) -> Callable[..., Any]:
     """A ``partition_fn`` for AOTAutograd.
 
     A backward is given what a view is a view of, and cuts the view out itself: of a parameter that is nothing new.
 
     Args:
-        device_kind_of: for a joint graph and its inputs, JAX's name of the TPU that it is for, "" for the CPU; None if
+        chip_of: for a joint graph and its inputs, what it is for; None if
             nothing is fused there.
     """
 
     def partition(joint: fx.GraphModule, inputs: Any, **given: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
         shared_memory.mark_shared_memory(joint)
-        device_kind = device_kind_of(joint, inputs)
-        if device_kind is not None and not any(is_symbolic(node.meta.get("val")) for node in joint.graph.nodes):
+        chip = chip_of(joint, inputs)
+        if chip is not None and not any(is_symbolic(node.meta.get("val")) for node in joint.graph.nodes):
             with compat.disable_current_modes():  # masks are computed here
-                pair_with_gradients.call_operators(joint.graph, device_kind, {})
+                pair_with_gradients.call_operators(joint.graph, chip, {})
                 compute_masks_again(joint.graph)
         with compat.recomputed_views():
             forward, backward = compat.min_cut_partition(joint, inputs, **given)

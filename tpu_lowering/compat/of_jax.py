@@ -177,13 +177,6 @@ def block_extents(block_shape: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(private("jax", module, "_get_block_shape", why)(block_shape))
 
 
-def tpu_info(device_kind: str) -> Any:
-    """JAX's table of what a TPU has: bandwidth, VMEM, lanes; for one device of a kind."""
-    module, why = "jax._src.pallas.mosaic.tpu_info", "bandwidth and VMEM of a chip that is not there"
-    version_ = private("jax", module, "chip_version_from_device_kind", why)(device_kind)
-    return private("jax", module, "get_tpu_info_for_chip", why)(version_, 1)
-
-
 def compiler_params(given: Any, **changes: Any) -> Any:
     """The compiler parameters of a traced ``pallas_call``, changed; before JAX 0.8 they are a table by backend."""
     if not hasattr(given, "items"):

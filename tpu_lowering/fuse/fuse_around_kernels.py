@@ -99,7 +99,7 @@ def _call_of(kernel: Kernel) -> Any | None:
 
     specs = [jax.ShapeDtypeStruct(slot.type.shape, slot.type.dtype) for slot in slots]
     try:
-        with jaxprs.kernel_scope([slot.type for slot in kernel.operands], kernel.device_kind):
+        with jaxprs.kernel_scope([slot.type for slot in kernel.operands], kernel.chip):
             closed = jaxprs.inlined(jax.make_jaxpr(run)(*specs))
     except errors.TpuLoweringError:
         return None
@@ -150,9 +150,7 @@ def _replace(
     ]
     slots = tuple(Operand(f"operand_{at}", graphs.type_of(value)) for at, value in enumerate(operands))
     name = f"{kernel.name.replace('::', '_')}_with_{'_'.join(dict.fromkeys(names))}"
-    new = Extended(
-        name, slots, tuple(results), kernel.where, kernel.device_kind, call, tuple(sources), kept, before, after
-    )
+    new = Extended(name, slots, tuple(results), kernel.where, kernel.chip, call, tuple(sources), kept, before, after)
     chosen = [*around.before.values(), *around.after.values()]
     count_of = sum(len(chain.members) for chain in chosen)
     action = Action.on("fused", chosen[-1].result, f"{count_of} operations around {kernel.name} are part of the kernel")

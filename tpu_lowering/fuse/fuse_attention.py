@@ -33,12 +33,13 @@ from tpu_lowering.fuse.attention.calls import Bias, Call
 from tpu_lowering.fuse.attention.kernels import flash_kernel, splash_gradient_kernel, splash_kernel
 from tpu_lowering.fuse.attention.masks import Known
 from tpu_lowering.fuse.attention.paged.sites import PagedPlan, paged_plan
-from tpu_lowering.fuse.attention.plans import SHARE, Plan, bytes_by_xla, plan_of, vmem_of
+from tpu_lowering.fuse.attention.plans import SHARE, Plan, bytes_by_xla, plan_of
 from tpu_lowering.fuse.attention.shared_heads import share_rows
 from tpu_lowering.fuse.attention.sites import Attention, find
 from tpu_lowering.fuse.attention.training import pair_with_gradients
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels.jax_function import JaxKernel
@@ -59,29 +60,29 @@ class FuseAttention:
     name: str = "fuse_attention"
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
-        device_kind = graphs.device_kind(graph)
+        chip = graphs.chip(graph)
         known: Known = {}
-        kept = pair_with_gradients.call_operators(graph, device_kind, known)
-        plans = [_plan(site, device_kind, known) for site in find(graph) if site.node not in kept]
+        kept = pair_with_gradients.call_operators(graph, chip, known)
+        plans = [_plan(site, chip, known) for site in find(graph) if site.node not in kept]
         replaced: dict[fx.Node, fx.Node] = {}
         actions = [*kept.values()]
         for plan in plans:
             if isinstance(plan, PagedPlan):
-                plan = plan.fuse(graph, device_kind, replaced)
+                plan = plan.fuse(graph, chip, replaced)
             elif isinstance(plan, Plan):
-                plan = _fused(graph, plan.moved(replaced), device_kind, replaced)
+                plan = _fused(graph, plan.moved(replaced), chip, replaced)
             actions.append(plan)
         if replaced:
             graphs.eliminate_dead_code(graph)
         return actions + share_rows(graph)
 
 
-def _plan(site: Attention, device_kind: str, known: Known) -> Plan | PagedPlan | Action:
+def _plan(site: Attention, chip: Chip, known: Known) -> Plan | PagedPlan | Action:
     """What becomes of an attention: over pages, if it is one that can be; else any other plan; else the refusal."""
-    over_pages = paged_plan(site, device_kind)
+    over_pages = paged_plan(site, chip)
     if isinstance(over_pages, PagedPlan):
         return over_pages
-    other = plan_of(site, device_kind, known)
+    other = plan_of(site, chip, known)
     return other if isinstance(other, Plan) or over_pages is None else over_pages
 
 
@@ -89,7 +90,7 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
     return graphs.type_of(node).shape
 
 
-def _fused(graph: fx.Graph, plan: Plan, device_kind: str, replaced: dict[fx.Node, fx.Node]) -> Action:
+def _fused(graph: fx.Graph, plan: Plan, chip: Chip, replaced: dict[fx.Node, fx.Node]) -> Action:
     """Replaces an attention by a call of its kernel; ``replaced`` gets what each node is now."""
     site, blocks = plan.site, plan.blocks
     is_operator = site.node.target is operator.getitem
@@ -97,7 +98,7 @@ def _fused(graph: fx.Graph, plan: Plan, device_kind: str, replaced: dict[fx.Node
     assert isinstance(anchor, fx.Node)
     with graphs.inserting_for(anchor):
         rows = [rows.placed(graph) for rows in (site.query, site.key, site.value)]
-        call = _call(plan, rows, device_kind)
+        call = _call(plan, rows, chip)
         others = [
             graphs.reshaped(graph, node, type_.shape) for node, type_ in zip(site.given, _given(call), strict=False)
         ]
@@ -120,7 +121,7 @@ def _fused(graph: fx.Graph, plan: Plan, device_kind: str, replaced: dict[fx.Node
     return action
 
 
-def _call(plan: Plan, rows: list[fx.Node], device_kind: str) -> Call:
+def _call(plan: Plan, rows: list[fx.Node], chip: Chip) -> Call:
     site, terms = plan.site, plan.terms
     rank = len(site.leading) + 2
     biases = tuple(
@@ -128,8 +129,8 @@ def _call(plan: Plan, rows: list[fx.Node], device_kind: str) -> Call:
     )
     query, key, value = map(graphs.type_of, rows)
     return Call(
-        query, key, value, site.scale, plan.blocks, int(SHARE * vmem_of(device_kind)),
-        graphs.source_line(site.node), device_kind, plan.mask, site.wants_logsumexp,
+        query, key, value, site.scale, plan.blocks, int(SHARE * chip.vmem_bytes),
+        graphs.source_line(site.node), chip, plan.mask, site.wants_logsumexp,
         site.leading, biases, tuple(graphs.type_of(term.node) for term in terms), all(t.hides for t in terms),
         any(term.may_exclude for term in terms), any(term.may_outweigh for term in terms), site.empty,
     )  # fmt: skip

@@ -28,7 +28,6 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.attention.plans import vmem_of
 from tpu_lowering.fuse.choose.choices import Candidates, Choice, Chooser
 from tpu_lowering.fuse.compare_scattered import compare_places
 from tpu_lowering.fuse.long_rows.block_graph import RunningBody
@@ -136,7 +135,7 @@ class FuseRows:
         """
         first, *others = plans
         action = self._fuse(graph, first.after(replaced), replaced)
-        if others and action.kind != "fused" and not is_held(first, graphs.device_kind(graph)):
+        if others and action.kind != "fused" and not is_held(first, graphs.chip(graph)):
             return self._fuse_first(graph, others, replaced, long)
         if action.code == "TL607" and first.region.rows and not first.products:
             long.append(Long(first.members, action))
@@ -161,7 +160,7 @@ class FuseRows:
 
     def _fuse(self, graph: fx.Graph, found: Plan, replaced: dict[fx.Node, fx.Node]) -> Action:
         last = found.outputs[-1]
-        if is_held(found, graphs.device_kind(graph)):
+        if is_held(found, graphs.chip(graph)):
             reason = "expected rows that XLA moves, got some that it keeps in VMEM"
             return Action.on("unfused", last, reason, "TL608")
         copied_anyway = copied_by_xla(found)
@@ -173,7 +172,7 @@ class FuseRows:
         found, copied = form
         by_xla = bytes_apart(found) if found.products else bytes_by_xla(found)
         model = f"{bytes_as_kernel(found) / 2**20:.1f} MiB where XLA moves about {by_xla / 2**20:.1f}"
-        if graphs.device_kind(graph) and bytes_as_kernel(found) + copied >= by_xla + copied_anyway:
+        if graphs.chip(graph).is_tpu and bytes_as_kernel(found) + copied >= by_xla + copied_anyway:
             reason = f"the kernel would move {model}, and rows that lie otherwise {copied / 2**20:.1f} more"
             return Action.on("unfused", last, reason, "TL608")
         choice = None
@@ -190,8 +189,8 @@ class FuseRows:
 
     def _kernels(self, graph: fx.Graph, found: Plan) -> list[RowKernel]:
         """The kernel of default blocks; where there is a choice, those of others too."""
-        device_kind = graphs.device_kind(graph)
-        vmem, where = vmem_of(device_kind), graphs.source_line(found.members[0]).partition(" in ")[0]
+        chip = graphs.chip(graph)
+        vmem, where = chip.vmem_bytes, graphs.source_line(found.members[0]).partition(" in ")[0]
         kernels: list[RowKernel] = []
         work = _work(found, int(PLANNED * vmem))
         if found.products:
@@ -203,7 +202,7 @@ class FuseRows:
             writes = write_pass if isinstance(found, Pass) else write
             written = writes(found, tiling, _name(found), int(ALLOWED * vmem))  # type: ignore[arg-type]
             if written is not None:
-                kernels.append(row_kernel(written, where, device_kind))
+                kernels.append(row_kernel(written, where, chip))
         return list(dict.fromkeys(kernels))
 
 

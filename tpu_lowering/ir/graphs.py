@@ -14,6 +14,7 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.ir import arguments
+from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.kernels import Kernel, kernel_call
 from tpu_lowering.ir.regions import Region, regions_of
 from tpu_lowering.ir.types import TensorType
@@ -55,9 +56,9 @@ def set_kernel(node: fx.Node, kernel: Kernel) -> None:
     node.args = call_args
 
 
-def device_kind(graph: fx.Graph) -> str:
-    """JAX's name of the TPU that a graph is for, or "" for the CPU; ``normalise.specialise`` sets it."""
-    return graph.owning_module.meta.get("device_kind", "") if graph.owning_module is not None else ""
+def chip(graph: fx.Graph) -> Chip:
+    """What a graph is for; ``normalise.specialise`` sets it."""
+    return graph.owning_module.meta.get("chip", CPU) if graph.owning_module is not None else CPU
 
 
 def type_of(node: fx.Node) -> TensorType:

@@ -17,6 +17,7 @@ import torch
 
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import arrays, mosaic
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.types import TensorType
 
 Execution = Literal["mosaic", "vectorized", "interpret", "tpu_interpret"]
@@ -71,7 +72,7 @@ class Kernel(abc.ABC):
         operands: the tensor operands, in the order of the kernel-call node's operands.
         results: types of the results. A result tied to an operand is that operand's new value.
         where: the source line the kernel was defined on, or "".
-        device_kind: JAX's name of the TPU whose facts it was traced with, or "" for the CPU.
+        chip: what it was traced for.
         is_current: whether what its function read when it was traced is still so.
         generated: whether a pass made it; the user's kernels are not.
     """
@@ -82,7 +83,7 @@ class Kernel(abc.ABC):
     operands: tuple[Operand, ...]
     results: tuple[TensorType, ...]
     where: str
-    device_kind: str
+    chip: Chip
     is_current: Callable[[], bool] = dataclasses.field(default=lambda: True, kw_only=True)
 
     def __post_init__(self) -> None:

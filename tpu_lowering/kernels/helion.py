@@ -21,6 +21,7 @@ from torch import fx
 
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import arguments
+from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import configs, settings
 from tpu_lowering.kernels.fingerprints import follow
@@ -55,7 +56,7 @@ _hosts: dict[Hashable, tuple[Any, HostGraph]] = {}
 
 
 def host_graph(
-    kernel: Any, given: Mapping[str, Any], mutated: Sequence[str], where: str, device_kind: str = ""
+    kernel: Any, given: Mapping[str, Any], mutated: Sequence[str], where: str, chip: Chip = CPU
 ) -> HostGraph:
     """Traces the host code of a kernel.
 
@@ -64,7 +65,7 @@ def host_graph(
         given: every argument by name, with fake tensors in place of tensors.
         mutated: names of the tensor arguments that the kernel writes.
         where: the user's source line of the call.
-        device_kind: JAX's name of the TPU to compile for, or "" for the CPU.
+        chip: what it is for.
 
     Raises:
         TpuLoweringError: TL206 if Helion cannot compile the kernel for these arguments, TL210 if it lacks
@@ -74,13 +75,13 @@ def host_graph(
     layouts = tuple((TensorType.of(tensor), tensor.stride()) for tensor in tensors)
     made_of = follow((parts_of(kernel), [value for value in given.values() if isinstance(value, types.FunctionType)]))
     written = (made_of.text, settings.of_tracing())
-    key = (id(kernel), written, arguments.key(template), layouts, tuple(mutated), device_kind)
+    key = (id(kernel), written, arguments.key(template), layouts, tuple(mutated), chip)
     with _lock:
         if key in _hosts and not made_of.unknown:
             return _hosts[key][1]
         watch = Watch(made_of)
         try:
-            host = _trace(_Call(kernel, template, tensors, mutated, where, device_kind, watch))
+            host = _trace(_Call(kernel, template, tensors, mutated, where, chip, watch))
         except errors.TpuLoweringError:
             raise
         except Exception as error:
@@ -164,14 +165,14 @@ class _Call:
     tensors: Sequence[torch.Tensor]
     mutated: Sequence[str]
     where: str
-    device_kind: str
+    chip: Chip
     watch: Watch
 
     def bound(self) -> Any:
         """The kernel bound to the arguments, apart from those that Helion keeps."""
         sample = arguments.fill(self.template, self.tensors)
         values = tuple(sample[name] for name in self.kernel.signature.parameters if name in sample)
-        return compat.bind_helion(with_our_settings(self.kernel, not self.device_kind, self.where), values)
+        return compat.bind_helion(with_our_settings(self.kernel, not self.chip.is_tpu, self.where), values)
 
     def config(self, bound: Any) -> tuple[Any, bool]:
         """The config that Helion would launch with, and whether it is the kernel's own rather than Helion's default."""
@@ -188,7 +189,7 @@ def _trace(call: _Call) -> HostGraph:
     host = _under(call, bound, config)
     for launch in host.launches:
         launch.access  # noqa: B018  (refuses device code that cannot be traced before the kernel is used)
-    if own or not call.device_kind:
+    if own or not call.chip.is_tpu:
         return host
     others = configs.others(bound.config_spec, config)
 
@@ -221,9 +222,7 @@ def _under(call: _Call, bound: Any, config: Any) -> HostGraph:
     launches: list[Launch] = []
 
     def launcher(device_function: Any, grid: Sequence[Any], *given: Any, **facts: Any) -> Any:
-        launch, outs, ins, fresh = describe_launch(
-            kernel.name, device_function, grid, given, facts, where, call.device_kind
-        )
+        launch, outs, ins, fresh = describe_launch(kernel.name, device_function, grid, given, facts, where, call.chip)
         launches.append(dataclasses.replace(launch, is_current=call.watch.is_current))
         LAUNCH(outs, ins, len(launches) - 1)
         return fresh[0] if len(fresh) == 1 else tuple(fresh)
@@ -251,7 +250,7 @@ def describe_launch(
     given: Sequence[Any],
     facts: Mapping[str, Any],
     where: str,
-    device_kind: str,
+    chip: Chip,
 ) -> tuple[Launch, list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
     """A launch as Helion's generated host code makes it, as a value.
 
@@ -262,7 +261,7 @@ def describe_launch(
         given: arguments of the device function: tensors and numbers.
         facts: Helion's own facts on the launch (``_output_indices``, ``_block_spec_info``, ...).
         where: the user's source line of the call.
-        device_kind: JAX's name of the TPU it is for, or "" for the CPU.
+        chip: what it is for.
 
     Returns:
         The launch; its outputs; its read-only tensors; the outputs that the host code expects back,
@@ -277,7 +276,7 @@ def describe_launch(
         if isinstance(value, torch.Tensor)
     }
     read_only = [position for position in tensors if position not in outputs]
-    launch = Launch.create(name, device_function, grid, given, facts, tensors, read_only, outputs, where, device_kind)
+    launch = Launch.create(name, device_function, grid, given, facts, tensors, read_only, outputs, where, chip)
     fresh = [tensors[position] for position in outputs if position not in inplace]
     return launch, [tensors[p] for p in outputs], [tensors[p] for p in read_only], fresh
 

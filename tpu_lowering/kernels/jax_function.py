@@ -12,6 +12,7 @@ import jax
 
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import arguments
+from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
 from tpu_lowering.ir.types import TensorType, element_type
 from tpu_lowering.kernels import jaxprs, settings
@@ -64,7 +65,7 @@ class JaxKernel(Kernel):
             jaxprs.Fresh(slot.type) if value is None else value
             for slot, value in zip(self.operands, operands, strict=True)
         ]
-        with jaxprs.kernel_scope([*(operand.type for operand in self.operands), *self.results], self.device_kind):
+        with jaxprs.kernel_scope([*(operand.type for operand in self.operands), *self.results], self.chip):
             return jaxprs.run(self.closed, given, how)
 
 
@@ -74,7 +75,7 @@ _functions = Functions()
 
 
 def specialise(
-    found: Implementation, bound: Mapping[str, Any], own_results: Sequence[TensorType], device_kind: str = ""
+    found: Implementation, bound: Mapping[str, Any], own_results: Sequence[TensorType], chip: Chip = CPU
 ) -> JaxKernel:
     """The kernel of an implementation for given arguments; the same object for equal ones.
 
@@ -84,7 +85,7 @@ def specialise(
         found: the implementation.
         bound: every argument of the schema by name, ``TensorType`` in place of tensors.
         own_results: types of the operator's own results, as torch's fake implementation gives them.
-        device_kind: JAX's name of the TPU to trace for, or "" for the CPU.
+        chip: what it is for.
 
     Raises:
         TpuLoweringError: TL202 if the function returns other types, TL206 if it cannot be traced,
@@ -92,11 +93,11 @@ def specialise(
     """
     with _lock:
         followed = _functions.follow(found.function)
-        given = (arguments.key(tuple(bound.items())), tuple(own_results), device_kind)
+        given = (arguments.key(tuple(bound.items())), tuple(own_results), chip)
         cache_key = (found, followed.text, settings.of_tracing(), given)
         if followed.unknown or cache_key not in _kernels:
             with _functions.scope(followed):
-                kernel = _trace(found, bound, own_results, device_kind)
+                kernel = _trace(found, bound, own_results, chip)
             kernel = dataclasses.replace(kernel, is_current=followed.settled().is_current)
             kernel.access  # noqa: B018  (refuses wrong declarations before the kernel is used)
             if followed.unknown or not followed.is_current():
@@ -109,7 +110,7 @@ def _trace(
     found: Implementation,
     bound: Mapping[str, Any],
     own_results: Sequence[TensorType],
-    device_kind: str,
+    chip: Chip,
 ) -> JaxKernel:
     template, types = arguments.split(dict(bound), lambda value: isinstance(value, TensorType))
     schema = {argument.name: argument for argument in compat.schema(found.overload).arguments}
@@ -122,7 +123,7 @@ def _trace(
         return jax.tree.leaves(found.function(*positional, **keywords))
 
     try:
-        closed = jaxprs.trace(flat, types, own_results, device_kind)
+        closed = jaxprs.trace(flat, types, own_results, chip)
     except errors.TpuLoweringError:
         raise
     except Exception as error:
@@ -135,7 +136,7 @@ def _trace(
         Operand(names[index], type_, mutated.index(index) if index in mutated else None)
         for index, type_ in enumerate(types)
     )
-    return JaxKernel(found.name, operands, tuple(expected), found.where, device_kind, closed)
+    return JaxKernel(found.name, operands, tuple(expected), found.where, chip, closed)
 
 
 def not_traceable(found: Implementation, error: Exception) -> errors.TpuLoweringError:

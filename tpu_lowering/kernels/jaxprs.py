@@ -13,6 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from tpu_lowering import compat, errors
 from tpu_lowering.analyse import functions, pallas
+from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.jaxprs import CALLS, mentions, names, with_array_literals, with_inner
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.types import TensorType
@@ -21,13 +22,13 @@ from tpu_lowering.kernels.evaluation import evaluate
 
 
 @contextlib.contextmanager
-def kernel_scope(types: Sequence[TensorType], device_kind: str = "") -> Generator[None]:
+def kernel_scope(types: Sequence[TensorType], chip: Chip = CPU) -> Generator[None]:
     """The modes under which a kernel is traced.
 
     Pallas's index arithmetic is int32, so x64 is off unless an operand needs it. Kernels that ask for
-    facts of the chip get those of ``device_kind``; on the CPU ("") there is none to ask, and tpu7x answers.
+    facts of the chip get those of ``chip``; for the CPU, those of a tpu7x.
     """
-    with compat.enable_x64(any(type_.element.is_64bit for type_ in types)), compat.chip_scope(device_kind or "TPU7x"):
+    with compat.enable_x64(any(type_.element.is_64bit for type_ in types)), compat.chip_scope(chip.device_kind):
         yield
 
 
@@ -35,14 +36,14 @@ def trace(
     function: Callable[..., Any],
     types: Sequence[TensorType],
     results: Sequence[TensorType] = (),
-    device_kind: str = "",
+    chip: Chip = CPU,
 ) -> Any:
     """The closed jaxpr of a function of positional arrays, calls inlined, dead code removed.
 
     Results are flattened; every argument keeps its input variable, used or not. ``results`` are result
     types known beforehand: one of 64 bits turns x64 on, as an operand of 64 bits does.
     """
-    with kernel_scope([*types, *results], device_kind):
+    with kernel_scope([*types, *results], chip):
         specs = [jax.ShapeDtypeStruct(type_.shape, type_.dtype) for type_ in types]
         return without_dead_code(inlined(jax.make_jaxpr(function)(*specs)))
 

@@ -22,6 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from tpu_lowering import errors
 from tpu_lowering.analyse import pallas
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
@@ -90,7 +91,7 @@ class Launch(Kernel):
         read_only: Sequence[int],
         outputs: Sequence[int],
         where: str,
-        device_kind: str,
+        chip: Chip,
     ) -> Launch:
         """Builds a launch from what Helion's generated host code passes to its launcher.
 
@@ -118,7 +119,7 @@ class Launch(Kernel):
             operands=operands,
             results=tuple(TensorType.of(tensors[p]) for p in outputs),
             where=where,
-            device_kind=device_kind,
+            chip=chip,
             device_function=device_function,
             grid=tuple(int(extent) for extent in grid),
             positions=tuple(order),
@@ -176,7 +177,7 @@ class Launch(Kernel):
         if self.flat or 0 in self.grid:
             return None
         values = [jaxprs.Fresh(o.type) if o.result is not None else jaxprs.spec_of(o.type) for o in self.operands]
-        with jaxprs.kernel_scope([*(slot.type for slot in self.operands), *self.results], self.device_kind):
+        with jaxprs.kernel_scope([*(slot.type for slot in self.operands), *self.results], self.chip):
             found = _PallasCall(self, values).flat_form()
         return None if found is None else dataclasses.replace(self, flat=True, variants=())
 
@@ -212,9 +213,7 @@ class Launch(Kernel):
                 )
         launch = dataclasses.replace(self, flat=False) if self.flat else self  # effects are measured without conditions
         try:
-            return jaxprs.trace(
-                launch._from_fresh, [operand.type for operand in inputs], self.results, self.device_kind
-            )
+            return jaxprs.trace(launch._from_fresh, [operand.type for operand in inputs], self.results, self.chip)
         except Exception as error:
             raise errors.refuse(
                 "TL206",
@@ -247,7 +246,7 @@ class Launch(Kernel):
             values.append(value if value is not None else fresh.materialise() if access.reads else fresh)
         if 0 in self.grid or all(0 in result.shape for result in self.results):
             return tuple(v.materialise() if isinstance(v, jaxprs.Fresh) else v for v in values[-len(self.results) :])
-        with jaxprs.kernel_scope([*(slot.type for slot in self.operands), *self.results], self.device_kind):
+        with jaxprs.kernel_scope([*(slot.type for slot in self.operands), *self.results], self.chip):
             return self._call(values, how)
 
     def _call(self, values: Sequence[Any], how: Execution) -> tuple[jax.Array, ...]:

@@ -46,7 +46,7 @@ class Pointwise(Kernel):
 
     def trace(self, operands: Sequence[jax.Array | None], how: Execution) -> tuple[jax.Array, ...]:
         inputs = [value for slot, value in zip(self.operands, operands, strict=True) if slot.result is None]
-        with jaxprs.kernel_scope([*(slot.type for slot in self.operands)], self.device_kind):
+        with jaxprs.kernel_scope([*(slot.type for slot in self.operands)], self.chip):
             return self._call([value for value in inputs if value is not None], how)
 
     def _call(self, inputs: Sequence[jax.Array], how: Execution) -> tuple[jax.Array, ...]:
@@ -116,7 +116,7 @@ def unflattened(launch: Launch, shape: tuple[int, ...]) -> Pointwise | None:
         dataclasses.replace(operand, type=dataclasses.replace(operand.type, shape=shape)) for operand in launch.operands
     )
     results = tuple(dataclasses.replace(result, shape=shape) for result in launch.results)
-    return Pointwise(launch.name, operands, results, launch.where, launch.device_kind, body)
+    return Pointwise(launch.name, operands, results, launch.where, launch.chip, body)
 
 
 def _overwrites(launch: Launch) -> list[bool]:

@@ -14,7 +14,9 @@ import jax
 import torch
 from jax.interpreters import mlir
 
-from tpu_lowering import compat, errors, releases
+from tpu_lowering import compat, releases
+from tpu_lowering.ir import chips
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.kernels import Kernel
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
@@ -22,33 +24,16 @@ from tpu_lowering.kernels import jaxprs
 DEVICE = "tpu"
 """torch's name of the device of torch_tpu's tensors."""
 
-KINDS = {
-    "TPU v4": "TPU v4",
-    "TPU v5e": "TPU v5 lite",
-    "TPU v5p": "TPU v5",
-    "TPU v6e": "TPU v6 lite",
-    "TPU v7": "TPU7x",
-}
-"""torch_tpu's names of TPUs, by their PCI numbers, and JAX's of one device of each."""
-
 
 @functools.cache
-def device_kind() -> str:
-    """JAX's name of the TPU that torch_tpu runs on.
+def chip() -> Chip:
+    """The TPU that torch_tpu runs on.
 
     Raises:
-        TpuLoweringError: TL105 for an untested torch_tpu, TL104 for a TPU that is none of ``KINDS``, or no TPU.
+        TpuLoweringError: TL105 for an untested torch_tpu, TL104 for an unknown TPU, or none.
     """
     releases.check("torch_tpu", DEVICE)
-    found = compat.tpu_name()
-    if found not in KINDS:
-        raise errors.refuse(
-            "TL104",
-            f"torch_tpu on {found}",
-            f"expected this machine to have one of {', '.join(KINDS)}, got {found}",
-            "run it on a machine that has one; without one, compile it with tpu_lowering.aot_compile",
-        )
-    return KINDS[found]
+    return chips.of_device(compat.tpu_name(), "torch_tpu")
 
 
 def are_real(tensors: Sequence[torch.Tensor]) -> bool:
@@ -84,7 +69,7 @@ class Registered:
         """
         self.donated = donated
         jitted = jax.jit(function, donate_argnums=donated, keep_unused=True)
-        with jaxprs.kernel_scope([], device_kind()), compat.enable_x64(True), compat.exports_for_now():
+        with jaxprs.kernel_scope([], chip()), compat.enable_x64(True), compat.exports_for_now():
             self.exported = compat.tpu_callable(name, jitted, donated).exported(*specs)
         self.key = digest(self.exported.mlir_module())
         kernels = compat.tpu_kernels()

@@ -14,6 +14,8 @@ import jax
 import torch
 
 from tpu_lowering import compat, errors, releases
+from tpu_lowering.ir import chips
+from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.kernels import Execution, Kernel
 
 PLATFORMS = {"CPU": "cpu", "TPU": "tpu"}
@@ -53,9 +55,15 @@ def execution() -> Execution:
     return "mosaic" if platform() == "tpu" else "vectorized"
 
 
-def device_kind() -> str:
-    """JAX's name of the TPU that torch_xla runs on, or "" for the CPU."""
-    return "" if platform() == "cpu" else str(compat.xla_module("torch_xla.core.xla_model").xla_device_kind())
+def chip() -> Chip:
+    """What torch_xla runs on.
+
+    Raises:
+        TpuLoweringError: as ``platform``; TL104 for an unknown TPU.
+    """
+    if platform() == "cpu":
+        return CPU
+    return chips.of_device(str(compat.xla_module("torch_xla.core.xla_model").xla_device_kind()), "torch_xla")
 
 
 def hlo_module(function: Callable[..., Any], specs: Sequence[Any], target: str) -> bytes:

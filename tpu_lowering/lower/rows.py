@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import torch
 
+from tpu_lowering.ir.chips import LANES
 from tpu_lowering.ir.types import TensorType
-
-LANES = 128
 
 
 def running_sum(rows: jax.Array, dim: int, dtype: torch.dtype, *, out: TensorType) -> jax.Array:

@@ -94,7 +94,7 @@ def insert_call(
     """Inserts the kernel-call node of an operator; returns it and its operands."""
     template, operands = arguments.split(bound, lambda value: isinstance(value, fx.Node))
     types = arguments.fill(template, [graphs.type_of(operand) for operand in operands])
-    kernel = jax_function.specialise(found, types, own, graphs.device_kind(graph))
+    kernel = jax_function.specialise(found, types, own, graphs.chip(graph))
     return graphs.call(graph, kernel_call, kernel, tuple(operands)), operands
 
 

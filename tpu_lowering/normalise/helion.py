@@ -77,7 +77,7 @@ def inline(
     values = {name: value.meta["val"] if isinstance(value, fx.Node) else value for name, value in given.items()}
     flat_order = _flat_order(kernel, values)
     host = helion.host_graph(
-        kernel, _complete(kernel, dict(values)), mutated, graphs.source_line(node), graphs.device_kind(module.graph)
+        kernel, _complete(kernel, dict(values)), mutated, graphs.source_line(node), graphs.chip(module.graph)
     )
     nodes = {id(values[name]): given[name] for name in tensor_names}
     return _copy_in(module, node, host, [nodes[key] for key in flat_order])

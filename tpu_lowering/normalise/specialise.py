@@ -11,6 +11,7 @@ from torch import fx
 
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.regions import Region
 from tpu_lowering.ir.types import ELEMENT_TYPES, element_type
 from tpu_lowering.normalise.aliases import memory_of
@@ -19,7 +20,7 @@ from tpu_lowering.normalise.subgraphs import inline_subgraphs
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
-def specialise(module: fx.GraphModule, arguments: Sequence[Any], device_kind: str = "") -> fx.GraphModule:
+def specialise(module: fx.GraphModule, arguments: Sequence[Any], chip: Chip = CPU) -> fx.GraphModule:
     """A copy of a captured graph in which every size is a number.
 
     Placeholders of symbolic integers stay (they are arguments) but have no users left. Every node's
@@ -29,12 +30,12 @@ def specialise(module: fx.GraphModule, arguments: Sequence[Any], device_kind: st
     Args:
         module: graph from AOTAutograd.
         arguments: what it is called with: tensors, real or fake, and integers.
-        device_kind: JAX's name of the TPU it is for, or "" for the CPU.
+        chip: what it is for.
 
     Raises:
         TpuLoweringError: TL303 if a shape depends on data.
     """
-    return _copy(inline_subgraphs(module), _Substitution(module.graph, arguments, device_kind))
+    return _copy(inline_subgraphs(module), _Substitution(module.graph, arguments, chip))
 
 
 def _copy(module: fx.GraphModule, substitution: _Substitution) -> fx.GraphModule:
@@ -59,20 +60,20 @@ def _copy(module: fx.GraphModule, substitution: _Substitution) -> fx.GraphModule
         new.meta = {**node.meta, "val": value, "memory": memory_of(node.meta.get("val"))}
         nodes[node] = value if is_number else new
     specialised = fx.GraphModule(module, copied)
-    specialised.meta["device_kind"] = substitution.device_kind
+    specialised.meta["chip"] = substitution.chip
     return specialised
 
 
 def sizes_of(graph: fx.Graph, arguments: Sequence[Any]) -> dict[sympy.Symbol, Any]:
     """What every size symbol of a graph's inputs stands for in a call."""
-    return dict(_Substitution(graph, arguments, "").numbers)
+    return dict(_Substitution(graph, arguments, CPU).numbers)
 
 
 class _Substitution:
     """What every size symbol of a graph stands for, read off the arguments of a call."""
 
-    def __init__(self, graph: fx.Graph, arguments: Sequence[Any], device_kind: str) -> None:
-        self.device_kind = device_kind
+    def __init__(self, graph: fx.Graph, arguments: Sequence[Any], chip: Chip) -> None:
+        self.chip = chip
         self.mode = compat.FakeTensorMode(allow_non_fake_inputs=True)
         self.numbers: dict[sympy.Symbol, Any] = {}
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]

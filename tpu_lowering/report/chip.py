@@ -12,14 +12,14 @@ from tpu_lowering import aot, pipeline
 from tpu_lowering.analyse import splits
 from tpu_lowering.codegen import source
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.ir import graphs
+from tpu_lowering.ir import chips, graphs
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.programs import Program
-from tpu_lowering.report.report import Chip
+from tpu_lowering.report.report import CompilerView
 from tpu_lowering.runtime.aot import capture, compiler
 from tpu_lowering.runtime.aot.as_written import split_programs
 from tpu_lowering.runtime.aot.program import TpuProgram
-from tpu_lowering.runtime.aot.targets import Target
 
 
 class Normalised:
@@ -46,19 +46,19 @@ def view(
     target: str,
     options: Mapping[str, Any],
     observer: pipeline.Observer,
-) -> Chip:
+) -> CompilerView:
     """Compiles a function for a target both ways; the observer is told of what our backend does.
 
     Raises:
         TpuLoweringError: see ``aot.aot_compile``.
     """
-    chosen = Target.of(target)
+    chosen = chips.find(target)
     compiler.require_libtpu()
     normalised = Normalised()
     given = copy.deepcopy((tuple(args), dict(kwargs)))
     after = aot.compile_best(fn, *given, chosen, options, True, (normalised, observer))
     before = compile_as_written(normalised.modules[-1], chosen)
-    return Chip(
+    return CompilerView(
         target=target,
         programs=(len(before), 1),
         hbm_bytes=(sum(part.hbm_bytes for part in before), after.hbm_bytes),
@@ -68,15 +68,15 @@ def view(
     )
 
 
-def compile_as_written(module: fx.GraphModule, target: Target) -> list[TpuProgram]:
+def compile_as_written(module: fx.GraphModule, chip: Chip) -> list[TpuProgram]:
     """Compiles each part of a normalised graph; equal parts once."""
     known: dict[bytes, TpuProgram] = {}
     programs: list[TpuProgram] = []
     for part, donated in split_programs(module, splits.RULES["torch_tpu"]):
-        lowered = capture.lower_for(part, source.generate(part), target)
+        lowered = capture.lower_for(part, source.generate(part), chip)
         key = lowered.stablehlo + repr(donated).encode()
         if key not in known:
-            compiled = compiler.compile_artifact(lowered.artifact, target, donated, lowered.source)
-            known[key] = TpuProgram.of(part.name, target, compiled, lowered.artifact)
+            compiled = compiler.compile_artifact(lowered.artifact, chip, donated, lowered.source)
+            known[key] = TpuProgram.of(part.name, chip, compiled, lowered.artifact)
         programs.append(known[key])
     return programs

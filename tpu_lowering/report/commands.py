@@ -13,12 +13,12 @@ import torch
 from rich.console import Console
 
 from tpu_lowering import errors, releases
+from tpu_lowering.ir import chips
 from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.options import Options
 from tpu_lowering.report import doctor as doctor_
 from tpu_lowering.report import tune as tune_
 from tpu_lowering.report.explain import explain as explain_function
-from tpu_lowering.runtime.aot.targets import Target
 
 LONGEST = 128
 """Tokens that the demo's decoder has positions for."""
@@ -108,7 +108,7 @@ def tune(target: str, chip: str, seconds: int, cache: str, configs: bool) -> int
         TpuLoweringError: TL106 if there is no such file, function or inputs, TL107 for an unknown chip, TL108 without
             libtpu.
     """
-    chosen = Target.of(chip)
+    chosen = chips.find(chip)
     function, inputs = _function_and_inputs(target)
     given: dict[str, Any] = {"tune": "configs" if configs else True, "tune_seconds": seconds}
     options = Options.create({**given, "cache": cache} if cache else given)

@@ -15,7 +15,7 @@ from torch import fx
 from tpu_lowering import aot, compat, errors, pipeline
 from tpu_lowering.analyse import splits
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.ir import graphs, random, regions
+from tpu_lowering.ir import chips, graphs, random, regions
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.operators import is_allocation, is_fill
@@ -23,7 +23,6 @@ from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import helion
 from tpu_lowering.report import chip
 from tpu_lowering.report.report import REMEDIES, Buffer, Draw, Report
-from tpu_lowering.runtime.aot.targets import Target
 
 NOTED = ("fresh", "interpreted", "unwritten")
 """Kinds of actions that, with a code, are remarks."""
@@ -156,7 +155,7 @@ def explain(
     for given in [args, *_calls(calls)]:
         aot.check_call("explain", compat.function_behind(fn), given, kwargs)
     if target is not None:
-        Target.of(target)
+        chips.find(target)
     report = _compiled_and_run(fn, [args, *calls], kwargs, options)
     if target is None:
         return report

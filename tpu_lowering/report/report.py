@@ -76,7 +76,7 @@ class Draw:
 
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
+class CompilerView:
     """What the TPU compiler says of the model, as written and compiled. Not measured on a TPU.
 
     Attributes:
@@ -140,7 +140,7 @@ class Report:
     programs: tuple[str, ...]
     draws: tuple[Draw, ...]
     seconds: dict[str, float]
-    chip: Chip | None = None
+    chip: CompilerView | None = None
     sizes_kept: tuple[Buffer, ...] = ()
     recompiles: tuple[Buffer, ...] = ()
     fused: tuple[Buffer, ...] = ()
@@ -210,7 +210,7 @@ class Report:
         return table
 
 
-def _add_chip(table: Table, chip: Chip) -> None:
+def _add_chip(table: Table, chip: CompilerView) -> None:
     table.add_section()
     table.add_row(f"{chip.target}, as libtpu compiles it", "", "")
     table.add_row("  programs", *map(str, chip.programs))

@@ -13,9 +13,9 @@ from tpu_lowering import aot
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.fuse.choose.choices import Answer, Score
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.runtime.aot import compiler
-from tpu_lowering.runtime.aot.targets import Target
 
 
 class Answers:
@@ -37,8 +37,8 @@ class Answers:
         self.found[answer] = self.found.get(answer, 0) + 1
 
 
-def tune(fn: Callable[..., Any], args: Sequence[Any], target: Target, options: Mapping[str, Any]) -> dict[Answer, int]:
-    """Captures a function for a target with option ``tune``.
+def tune(fn: Callable[..., Any], args: Sequence[Any], chip: Chip, options: Mapping[str, Any]) -> dict[Answer, int]:
+    """Captures a function for a chip with option ``tune``.
 
     Returns:
         Each answer, and how often the function asks for it.
@@ -48,17 +48,17 @@ def tune(fn: Callable[..., Any], args: Sequence[Any], target: Target, options: M
     """
     compiler.require_libtpu()
     answers = Answers()
-    aot.capture(fn, tuple(args), {}, target, {"tune": True, **options}, (answers,))
+    aot.capture(fn, tuple(args), {}, chip, {"tune": True, **options}, (answers,))
     return answers.found
 
 
-def show(answers: Mapping[Answer, int], target: Target, console: Console) -> None:
+def show(answers: Mapping[Answer, int], chip: Chip, console: Console) -> None:
     """Prints a table of the forms: HBM MiB, cycles of the simulated schedule, and the larger of bytes over bandwidth
     and cycles over clock."""
     if not answers:
-        console.print(f"Nothing to choose for {target.chip}: no region and no launch has a second form.")
+        console.print(f"Nothing to choose for {chip.name}: no region and no launch has a second form.")
         return
-    table = Table(title=f"Forms for {target.chip}, as its compiler says")
+    table = Table(title=f"Forms for {chip.name}, as its compiler says")
     table.add_column("what")
     table.add_column("form")
     for heading in ("HBM MiB", "cycles", "at least, us"):
@@ -67,13 +67,13 @@ def show(answers: Mapping[Answer, int], target: Target, console: Console) -> Non
     for answer, times in answers.items():
         name = answer.name if times == 1 else f"{answer.name}, {times} times"
         for at, (label, score) in enumerate(zip(answer.labels, answer.scores, strict=True)):
-            table.add_row("" if at else name, label, *_cells(score, target, at == answer.chosen))
+            table.add_row("" if at else name, label, *_cells(score, chip, at == answer.chosen))
         table.add_section()
     console.print(table)
 
 
-def _cells(score: Score | None, target: Target, taken: bool) -> tuple[str, str, str, str]:
+def _cells(score: Score | None, chip: Chip, taken: bool) -> tuple[str, str, str, str]:
     if score is None or score.error:
         return "-", "-", "-", "not compiled: time was up" if score is None else score.error
     cycles = "-" if score.cycles is None else f"{score.cycles:,}"
-    return f"{score.hbm_bytes / 2**20:,.1f}", cycles, f"{score.seconds(target) * 1e6:,.1f}", "taken" if taken else ""
+    return f"{score.hbm_bytes / 2**20:,.1f}", cycles, f"{score.seconds(chip) * 1e6:,.1f}", "taken" if taken else ""

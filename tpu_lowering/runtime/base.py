@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.programs import Program
 
 
@@ -22,8 +23,8 @@ class Runtime(Protocol):
     """Where programs run. Runtimes do not know each other."""
 
     @property
-    def device_kind(self) -> str:
-        """JAX's name of the TPU that kernels are traced for, or "" for the CPU."""
+    def chip(self) -> Chip:
+        """What kernels are traced for."""
         ...
 
     def check(self, arguments: Sequence[Any]) -> None:

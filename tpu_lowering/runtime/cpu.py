@@ -19,6 +19,7 @@ from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import arrays, forks
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.chips import CPU
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.programs import Interface, Program
 from tpu_lowering.kernels import interpreter_findings
@@ -37,7 +38,7 @@ class CpuRuntime:
         store: where executables are kept for later processes; None for nowhere.
     """
 
-    device_kind = ""
+    chip = CPU
 
     def __init__(self, kernels: Execution = "vectorized", cache: str = "") -> None:
         self.kernels: Execution = kernels

@@ -31,8 +31,9 @@ import torch
 from tpu_lowering import compat, errors
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.ir import forks
+from tpu_lowering.ir import chips, forks
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import jaxprs
@@ -96,8 +97,8 @@ class DeviceRuntime:
         self.advanced = () if self.in_backward else compat.versions_advanced()
 
     @property
-    def device_kind(self) -> str:
-        return self.device.device_kind if self.on_tpu else ""
+    def chip(self) -> Chip:
+        return chips.of_device(self.device.device_kind, "JAX") if self.on_tpu else CPU
 
     def check(self, arguments: Sequence[Any]) -> None:
         calling_convention.check_devices(arguments)
@@ -114,10 +115,10 @@ def donated_inputs(program: Program) -> tuple[int, ...]:
     return tuple(program.inputs.index(p) for p in program.signature.mutated if p in program.inputs)
 
 
-def compile_for(program: Program, source: Source, device: Device, kernels: Execution, device_kind: str = "") -> Any:
+def compile_for(program: Program, source: Source, device: Device, kernels: Execution, chip: Chip = CPU) -> Any:
     """The executable of a program for one device, with the buffers of mutated inputs donated."""
     function = load.load(program, source, kernels)
-    scope = jaxprs.kernel_scope([], device_kind) if device_kind else contextlib.nullcontext()
+    scope = jaxprs.kernel_scope([], chip) if chip.is_tpu else contextlib.nullcontext()
     with scope, compat.enable_x64(True):
         sharding = jax.sharding.SingleDeviceSharding(device)
         specs = load.input_specs(program, sharding)
@@ -135,7 +136,7 @@ class DeviceProgram:
         saved = {spec.place.base for spec in program.signature.outputs if spec.place and spec.place.of_argument}
         slots = [slot for slot, position in enumerate(program.inputs) if runtime.keeps_results and position in saved]
         self.slots = Slots(self.memory, ahead, runtime.in_backward, frozenset(slots))
-        self.compiled = compile_for(program, source, runtime.device, runtime.kernels, runtime.device_kind)
+        self.compiled = compile_for(program, source, runtime.device, runtime.kernels, runtime.chip)
         self.donated = donated_inputs(program)
         with compat.enable_x64(True):
             self.constants = [put(value, runtime.device) for value in program.constants().values()]

@@ -23,7 +23,6 @@ from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import tpu_tensors
 from tpu_lowering.runtime import calling_convention
 from tpu_lowering.runtime.aot import refusals
-from tpu_lowering.runtime.aot.targets import DEVICE_KINDS, Target
 
 
 class TorchTpuRuntime:
@@ -31,12 +30,12 @@ class TorchTpuRuntime:
 
     Attributes:
         device: the one that they are on.
-        device_kind: JAX's name of the TPU behind it.
+        chip: the TPU behind it.
     """
 
     def __init__(self, graph: fx.Graph, device: torch.device) -> None:
         self.graph, self.device = graph, device
-        self.device_kind = tpu_tensors.device_kind()
+        self.chip = tpu_tensors.chip()
 
     def check(self, arguments: Sequence[Any]) -> None:
         """Refuses tensors elsewhere.
@@ -58,15 +57,14 @@ class TorchTpuRuntime:
         written = sorted(range(len(program.signature.mutated)), key=program.signature.mutated.__getitem__)
         mutated = [program.signature.mutated[index] for index in written]
         donated = tuple(program.inputs.index(position) for position in mutated if position in program.inputs)
-        target = Target.of(next(chip for chip, kind in DEVICE_KINDS.items() if kind == self.device_kind))
-        refusals.refuse_wide_operands(source, target)
+        refusals.refuse_wide_operands(source, self.chip)
         function = updates_first(program, load.load(program, source, "mosaic"), written)
         try:
             registered = tpu_tensors.Registered(program.name, function, load.input_specs(program), donated)
         except errors.TpuLoweringError:
             raise
         except Exception as error:
-            raise refusals.from_message(str(error), type(error).__name__, source, target) from error
+            raise refusals.from_message(str(error), type(error).__name__, source, self.chip) from error
         return TorchTpuProgram(program, registered, mutated, self.device)
 
 

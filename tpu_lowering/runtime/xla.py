@@ -29,12 +29,12 @@ class XlaRuntime:
     """Programs on tensors of device ``xla``, whatever device torch_xla runs on.
 
     Attributes:
-        device_kind: JAX's name of the TPU behind torch_xla, or "" for its CPU.
+        chip: what is behind torch_xla.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
         releases.check("torch_xla", xla_tensors.DEVICE)
-        self.device_kind = xla_tensors.device_kind()
+        self.chip = xla_tensors.chip()
         self.graph = graph
 
     def check(self, arguments: Sequence[Any]) -> None:

@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from tests.cases.harness import Record
 from tests.fuse.attention.functions import WIDTH, compiled, repeated
 from tpu_lowering import aot
-from tpu_lowering.runtime.aot.targets import Target
+from tpu_lowering.ir import chips
 
 CACHED = 256
 Function = Callable[..., torch.Tensor]
@@ -74,7 +74,7 @@ def test_gradients_of_shared_heads_are_those_of_repeated_ones() -> None:
 
 def refusal(function: Any, *given: torch.Tensor) -> str:
     record = Record()
-    aot.capture(function, given, {}, Target.of("tpu7x"), {}, (record,))
+    aot.capture(function, given, {}, chips.find("tpu7x"), {}, (record,))
     (found,) = [action for action in record.actions if action.code.startswith("TL52")]
     return f"[{found.code}] {found.reason}"
 

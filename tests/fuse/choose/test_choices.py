@@ -17,9 +17,9 @@ from tpu_lowering.fuse.choose.choices import Candidates, Choice, Score, best
 from tpu_lowering.fuse.fuse_rows import FuseRows
 from tpu_lowering.fuse.rows.tiles import Value, Work, fetched_bytes, tile
 from tpu_lowering.fuse.space.spaces import Space
+from tpu_lowering.ir import chips
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.runtime.aot.choosing import CompilerChooser
-from tpu_lowering.runtime.aot.targets import Target
 from tpu_lowering.runtime.cache.store import Store
 
 MIB = 1 << 20
@@ -40,7 +40,7 @@ CHIP = Chip()
     ("chip", "gigahertz"), [("v4", 1.05), ("v5e", 1.5), ("v5p", 1.75), ("v6e", 1.75), ("tpu7x", 2.2)]
 )
 def test_the_clock_that_turns_cycles_into_time(chip: str, gigahertz: float) -> None:
-    assert Target.of(chip).cycles_per_second == pytest.approx(gigahertz * 1e9, rel=0.01)
+    assert chips.find(chip).cycles_per_second == pytest.approx(gigahertz * 1e9, rel=0.01)
 
 
 def test_fewer_bytes_win_then_less_time_then_fewer_cycles() -> None:
@@ -124,7 +124,7 @@ def test_what_the_compiler_said_is_kept(tmp_path: pathlib.Path) -> None:
     asker = Says(None)
     FuseRows(asker)(module.graph)
     (candidates,) = asker.asked
-    target = Target.of("v5e")
+    target = chips.find("v5e")
     assert CompilerChooser(target, Store(tmp_path), compiles=False).choose(candidates) is None
     first = CompilerChooser(target, Store(tmp_path), compiles=True)
     choice = first.choose(candidates)

@@ -15,11 +15,11 @@ import torch
 from bench.kernels import KERNELS
 from tpu_lowering import aot
 from tpu_lowering.fuse.choose.choices import Form, Score
+from tpu_lowering.ir import chips
 from tpu_lowering.kernels import configs
 from tpu_lowering.kernels.launch import Launch
 from tpu_lowering.report.explain import Collector
 from tpu_lowering.runtime.aot.choosing import CompilerChooser, Scores
-from tpu_lowering.runtime.aot.targets import Target
 
 (BMM,) = (case for case in KERNELS if case.name == "bmm")
 (ATTENTION,) = (case for case in KERNELS if case.name == "attention")
@@ -56,7 +56,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, fastest: str) -> Compiler:
 
 
 def launch(model: object, inputs: Sequence[torch.Tensor], **options: object) -> Launch:
-    captured = aot.capture(model, tuple(inputs), {}, Target.of("tpu7x"), options, ())  # type: ignore[arg-type]
+    captured = aot.capture(model, tuple(inputs), {}, chips.find("tpu7x"), options, ())  # type: ignore[arg-type]
     (kernel,) = captured.source.kernels.values()
     assert isinstance(kernel, Launch)
     return kernel
@@ -80,7 +80,7 @@ def test_a_loop_that_carries_several_values_stays_in_each_step(monkeypatch: pyte
 
 def test_the_report_says_how_a_kernel_is_launched() -> None:
     collector = Collector()
-    aot.capture(BMM.model, BMM.example(True), {}, Target.of("tpu7x"), {}, (collector,))
+    aot.capture(BMM.model, BMM.example(True), {}, chips.find("tpu7x"), {}, (collector,))
     (found,) = collector.report().launched
     assert found.reason == "bmm_into, loop in the grid: the default"
     assert found.where.endswith("in model: bmm_into(a, b, out)")

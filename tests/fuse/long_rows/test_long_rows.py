@@ -5,6 +5,7 @@ VMEM is made small, so that rows of a few thousand elements are long.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import re
 from collections.abc import Callable
@@ -16,9 +17,10 @@ import torch.nn.functional as F
 
 from tests.fuse.against_eager import TOLERANCE, Seen, assert_trains_as_eager, fused
 from tpu_lowering import aot
-from tpu_lowering.fuse import fuse_rows
 from tpu_lowering.fuse.xla.layouts import order_in_memory
-from tpu_lowering.runtime.aot.targets import Target
+from tpu_lowering.ir import chips
+from tpu_lowering.ir.chips import CPU
+from tpu_lowering.runtime.cpu import CpuRuntime
 
 bf16, f32 = torch.bfloat16, torch.float32
 ROWS, ROW = 20, 3000  # neither is a multiple of a block
@@ -28,7 +30,7 @@ LABELS = torch.arange(ROWS) * 7 % ROW
 
 @pytest.fixture(autouse=True)
 def small_vmem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuse_rows, "vmem_of", lambda device_kind: VMEM)
+    monkeypatch.setattr(CpuRuntime, "chip", dataclasses.replace(CPU, vmem_bytes=VMEM))
 
 
 def centred(x: torch.Tensor) -> torch.Tensor:
@@ -251,10 +253,9 @@ def test_a_pass_as_it_is_written(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["tpu7x", "v6e", "v5e"])
-def test_a_row_that_no_block_of_a_real_chip_holds(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_no_block_of_a_real_chip_holds(target: str) -> None:
     """8 rows of 16 million float32 are 512 MiB."""
-    monkeypatch.undo()
     with torch._subclasses.FakeTensorMode():
         x = torch.empty(8, 1 << 24)
-    captured = aot.capture(lambda x: torch.softmax(x, -1), (x,), {}, Target.of(target), {"fuse": "tpu"}, ())
+    captured = aot.capture(lambda x: torch.softmax(x, -1), (x,), {}, chips.find(target), {"fuse": "tpu"}, ())
     assert list(captured.source.kernels) == ["softmax_long_rows"]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from tests.fuse.against_eager import TOLERANCE, Seen, assert_trains_as_eager, fused, normal
 from tpu_lowering import aot
-from tpu_lowering.runtime.aot.targets import Target
+from tpu_lowering.ir import chips
 
 bf16, f32 = torch.bfloat16, torch.float32
 ROWS, ROW = 100, 300  # neither is a multiple of a tile
@@ -338,18 +338,18 @@ def test_rows_between_products_are_left_to_a_compiler_that_keeps_them_in_vmem(le
         return weights @ y.mT
 
     x, y = torch.zeros(length, 256), torch.zeros(256, 4 * length)
-    captured = aot.capture(scores, (x, y), {}, Target.of("v5e"), {"fuse": "tpu"}, ())
+    captured = aot.capture(scores, (x, y), {}, chips.find("v5e"), {"fuse": "tpu"}, ())
     assert len(captured.source.kernels) == kernels
 
 
 @pytest.mark.parametrize(("length", "kernels"), [(4096, []), (16384, ["mm_softmax_rows"])])
 def test_a_small_product_is_left_to_a_compiler_that_keeps_it_in_vmem(length: int, kernels: list[str]) -> None:
     x, y = torch.zeros(length, 256, dtype=bf16), torch.zeros(256, 1024, dtype=bf16)
-    captured = aot.capture(lambda x, y: torch.softmax(x @ y, -1), (x, y), {}, Target.of("tpu7x"), {"fuse": "tpu"}, ())
+    captured = aot.capture(lambda x, y: torch.softmax(x @ y, -1), (x, y), {}, chips.find("tpu7x"), {"fuse": "tpu"}, ())
     assert list(captured.source.kernels) == kernels
 
 
 def test_rows_that_leave_the_program_are_no_rows_between_products() -> None:
     x, y = torch.zeros(2048, 256), torch.zeros(256, 4096)
-    captured = aot.capture(lambda x, y: torch.softmax(x @ y, -1), (x, y), {}, Target.of("v5e"), {"fuse": "tpu"}, ())
+    captured = aot.capture(lambda x, y: torch.softmax(x @ y, -1), (x, y), {}, chips.find("v5e"), {"fuse": "tpu"}, ())
     assert len(captured.source.kernels) == 1

@@ -13,7 +13,7 @@ from tests.fuse.against_eager import Seen, assert_trains_as_eager, fused, normal
 from tests.fuse.rows.test_rows import rms_norm
 from tpu_lowering import aot
 from tpu_lowering.fuse.xla.layouts import order_in_memory
-from tpu_lowering.runtime.aot.targets import Target
+from tpu_lowering.ir import chips
 
 bf16, f32 = torch.bfloat16, torch.float32
 
@@ -119,7 +119,7 @@ def test_heads_are_taken_as_they_lie() -> None:
     """No copy of the compiler's stands between rows of all heads and the kernel of each one's norm."""
     x, w = torch.zeros(2, 128, 4096, dtype=bf16), torch.zeros(128, dtype=bf16)
     seen = Seen()
-    aot.capture(lambda x, w: heads(x, w).view_as(x), (x, w), {}, Target.of("tpu7x"), {"fuse": "tpu"}, (seen,))
+    aot.capture(lambda x, w: heads(x, w).view_as(x), (x, w), {}, chips.find("tpu7x"), {"fuse": "tpu"}, (seen,))
     assert "group_sums(" in seen.texts[0] and "bf16[2, 128, 4096]" in seen.texts[0]
 
 
@@ -131,7 +131,7 @@ def test_heads_are_taken_as_they_lie() -> None:
 def test_a_kernel_is_made_where_nothing_is_copied_for_it(shape: tuple[int, ...], kernels: int) -> None:
     x, w = torch.zeros(shape, dtype=bf16), torch.zeros(shape[1], dtype=bf16)
     captured = aot.capture(
-        lambda x, w, b: F.group_norm(x, 32, w, b), (x, w, w), {}, Target.of("tpu7x"), {"fuse": "tpu"}, ()
+        lambda x, w, b: F.group_norm(x, 32, w, b), (x, w, w), {}, chips.find("tpu7x"), {"fuse": "tpu"}, ()
     )
     assert len(captured.source.kernels) == kernels
 

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 
 from tpu_lowering import aot
 from tpu_lowering.fuse.xla.layouts import compact_bytes, order_in_memory, placed_bytes
+from tpu_lowering.ir import chips
 from tpu_lowering.runtime.aot import compiler, hlo
 from tpu_lowering.runtime.aot.capture import Captured
-from tpu_lowering.runtime.aot.targets import Target
 
 SHAPES = ((8, 16, 2048, 64), (80, 160, 80), (5, 5), (160, 5, 160), (8192, 1000), (1000, 8192), (130, 64), (64, 130))
 
 
 def captured(fn: Callable[..., torch.Tensor], *shapes: tuple[int, ...]) -> Captured:
     args = [torch.empty(shape) for shape in shapes]
-    return aot.capture(fn, args, {}, Target.of("tpu7x"), {"fuse": "tpu"}, ())
+    return aot.capture(fn, args, {}, chips.find("tpu7x"), {"fuse": "tpu"}, ())
 
 
 def test_padding_is_to_tiles() -> None:
@@ -30,7 +30,7 @@ def test_padding_is_to_tiles() -> None:
 
 
 def test_arguments_are_placed_as_the_compiler_places_them() -> None:
-    target = Target.of("tpu7x")
+    target = chips.find("tpu7x")
     one = captured(lambda *xs: sum(x.sum() for x in xs), *SHAPES)  # type: ignore[arg-type, return-value]
     compiled = compiler.compile_artifact(one.artifact, target, (), one.source, False)
     operations = hlo.entry_operations(compiled.hlo)

@@ -186,7 +186,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[tpu_lowering.TpuPro
 def test_a_saved_program_comes_back(saved: tuple[tpu_lowering.TpuProgram, pathlib.Path]) -> None:
     program, path = saved
     loaded = tpu_lowering.load(path)
-    for name in ("entry_operations", "hlo", "artifact", "executable", "target", "peak_bytes"):
+    for name in ("entry_operations", "hlo", "artifact", "executable", "chip", "peak_bytes"):
         assert getattr(loaded, name) == getattr(program, name), name
     exported = jax.export.deserialize(bytearray(loaded.artifact))
     assert exported.platforms == ("tpu",)

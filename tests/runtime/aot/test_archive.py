@@ -16,13 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tpu_lowering
+from tpu_lowering.ir import chips
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.runtime.aot import archive
 from tpu_lowering.runtime.aot.program import EntryOperation, TpuProgram, versions
-from tpu_lowering.runtime.aot.targets import Target
 
 OPERATION = EntryOperation("fusion.1", "fusion", "jit(f)/add", 64, 32, "operands", 0, None)
 PROGRAM = TpuProgram(
-    "inference_0", Target("v5e", "v5e:2x2", "TPU v5 lite", 8.1e11, 2**27), "HloModule m", (OPERATION, OPERATION),
+    "inference_0", chips.find("v5e"), "HloModule m", (OPERATION, OPERATION),
     64, 32, 0, 0, 96, b"artifact" * 9, b"executable" * 9, "", ("key",), "",
 )  # fmt: skip
 MEMBERS = (archive.MANIFEST, archive.FACTS, archive.HLO, archive.ARTIFACT, archive.EXECUTABLE)
@@ -102,7 +103,7 @@ def test_manifests_that_are_none(name: str, tmp_path: pathlib.Path) -> None:
 
 
 VALUES = (None, True, -1.5, "3", [3], {"a": 1}, 2**80, float("nan"), "missing")
-PLACES = (*facts(), *(f"target.{field.name}" for field in dataclasses.fields(Target)), "0.vmem_bytes")
+PLACES = (*facts(), *(f"chip.{field.name}" for field in dataclasses.fields(Chip)), "0.vmem_bytes")
 
 
 def holder_of(changed: dict[str, Any], place: str) -> tuple[dict[str, Any], str]:

@@ -9,14 +9,14 @@ import torch
 
 from tpu_lowering import aot
 from tpu_lowering.backend import helion_tpu
+from tpu_lowering.ir import chips
 from tpu_lowering.runtime.aot.capture import TpuRuntime
-from tpu_lowering.runtime.aot.targets import Target
 
 pytest.importorskip("libtpu")
 
 
 def test_a_training_forward_gives_no_parameter_back() -> None:
-    target = Target.of("v5e")
+    target = chips.find("v5e")
     runtime = TpuRuntime(target)
     model = torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.Tanh(), torch.nn.Linear(512, 256))
     x = torch.randn(128, 256, requires_grad=True)

@@ -96,9 +96,9 @@ def test_the_program_for_a_tpu() -> None:
         from bench.kernels import KERNELS
         from tpu_lowering import backend, errors
         from tpu_lowering.runtime import device
-        from tpu_lowering.runtime.aot.targets import Target
+        from tpu_lowering.ir import chips
 
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=Target.of("tpu7x").topology)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=chips.find("tpu7x").topology)
         device.find_device = lambda name: topology.devices[0]
         compiled = []
 

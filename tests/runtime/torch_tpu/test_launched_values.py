@@ -16,6 +16,7 @@ import torch
 from tpu_lowering import backend, compat, kernel_op
 from tpu_lowering.codegen import load
 from tpu_lowering.ir import arrays
+from tpu_lowering.ir.chips import TPU7X
 from tpu_lowering.kernels import tpu_tensors
 from tpu_lowering.options import Options
 from tpu_lowering.runtime import torch_tpu
@@ -67,7 +68,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     made = StandIn()
     monkeypatch.setattr(tpu_tensors, "DEVICE", "cpu")
     monkeypatch.setattr(tpu_tensors, "are_real", lambda _: False)  # in eager torch kernels run as on any CPU tensor
-    monkeypatch.setattr(tpu_tensors, "device_kind", lambda: "TPU7x")
+    monkeypatch.setattr(tpu_tensors, "chip", lambda: TPU7X)
     monkeypatch.setattr(compat, "tpu_callable", made.callable)
     monkeypatch.setattr(compat, "tpu_kernels", lambda: made)
     monkeypatch.setattr(

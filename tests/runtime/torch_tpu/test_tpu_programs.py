@@ -24,10 +24,10 @@ CHIP = """
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.runtime.aot import compiler
 from tpu_lowering.runtime.aot.program import TpuProgram
-from tpu_lowering.runtime.aot.targets import Target
+from tpu_lowering.ir import chips
 
 def on_the_chip(program):
-    exported, target = program.registered.exported, Target.of("tpu7x")
+    exported, target = program.registered.exported, chips.find("tpu7x")
     assert registered[-1][2] == exported.mlir_module_serialized
     artifact = bytes(exported.serialize())
     made = compiler.compile_artifact(artifact, target, program.registered.donated, Source("", {}))
@@ -257,7 +257,7 @@ def test_refusals() -> None:
         mixed = refusal(lambda x, y: (x * 2, y * 2), x, torch.ones(3))
         result = refusal(lambda x: (x * 2, torch.ones(3)), x)
         option = refusal(lambda x: x + 1, x, device="cpu:0")
-        tpu_tensors.device_kind.cache_clear()
+        tpu_tensors.chip.cache_clear()
         hardware.get_tpu_device_name = lambda: "TPU"
         done(mixed=mixed, result=result, option=option, chip=refusal(lambda x: x + 1, x))
         """
@@ -282,19 +282,19 @@ def test_refusals() -> None:
     assert found["chip"] == "\n".join(
         (
             "[TL104] device has no runtime: torch_tpu on TPU",
-            "  why  expected this machine to have one of TPU v4, TPU v5e, TPU v5p, TPU v6e, TPU v7, got TPU",
+            "  why  expected this machine to have one of v4, v5e, v5p, v6e, tpu7x, got TPU",
             "  fix  run it on a machine that has one; without one, compile it with tpu_lowering.aot_compile",
         )
     )
 
 
 def test_names_of_chips_are_torch_tpus() -> None:
-    """Each chip that torch_tpu knows has a name of JAX's, and a target that kernels are lowered for."""
+    """Each TPU that torch_tpu knows is one of ours, and no two are the same."""
     found = run(
         """
-        from tpu_lowering.runtime.aot.targets import DEVICE_KINDS
-        done(theirs=sorted(hardware._PCI_DEVICE_ID_TO_NAME.values()), ours=sorted(tpu_tensors.KINDS),
-             targets=sorted(tpu_tensors.KINDS.values()) == sorted(DEVICE_KINDS.values()))
+        from tpu_lowering.ir import chips
+        found = [chips.of_device(name, "torch_tpu").name for name in hardware._PCI_DEVICE_ID_TO_NAME.values()]
+        done(found=sorted(found), ours=sorted(chip.name for chip in chips.CHIPS))
         """,
     )
-    assert found["theirs"] == found["ours"] and found["targets"]
+    assert found["found"] == found["ours"]

@@ -11,7 +11,7 @@ from tpu_lowering.kernels import tpu_tensors
 
 def test_torch_tpu_is_missing() -> None:
     with pytest.raises(errors.TpuLoweringError) as caught:
-        tpu_tensors.device_kind.__wrapped__()
+        tpu_tensors.chip.__wrapped__()
     assert str(caught.value) == "\n".join(
         (
             "[TL105] package missing or outside the tested versions: torch_tpu (not installed)",

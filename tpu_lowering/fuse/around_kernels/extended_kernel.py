@@ -79,7 +79,7 @@ class Extended(Kernel):
 
     def trace(self, operands: Sequence[jax.Array | None], how: Execution) -> tuple[jax.Array, ...]:
         values = [value for value in operands if value is not None]
-        with jaxprs.kernel_scope([slot.type for slot in self.operands], self.device_kind):
+        with jaxprs.kernel_scope([slot.type for slot in self.operands], self.chip):
             return tuple(jaxprs.launched(functools.partial(self._launch, how), values, how))
 
     def _launch(self, how: Execution, *values: jax.Array) -> Sequence[jax.Array]:

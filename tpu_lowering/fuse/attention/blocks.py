@@ -27,11 +27,11 @@ from typing import Any, Literal
 import numpy as np
 
 from tpu_lowering.fuse.attention.masks import MOST, StaticMask
+from tpu_lowering.ir.chips import LANES
 
 Library = Literal["flash", "splash", "splash_gradient"]
 """A kernel of JAX's; see ``attention.kernels``."""
 
-LANES = 128
 LARGEST = 2048
 COMPUTED = (512, 384, 256, 128)
 """Keys whose scores are computed at once: the largest that divides the block."""

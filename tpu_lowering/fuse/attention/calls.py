@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from tpu_lowering.fuse.attention.blocks import Blocks, rounded
 from tpu_lowering.fuse.attention.masks import StaticMask
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.types import TensorType, f32
 
 
@@ -38,7 +39,7 @@ class Call:
         blocks: sizes of blocks.
         vmem: bytes of VMEM that it may use.
         where: the user's source line.
-        device_kind: JAX's name of the TPU it is for, or "" for the CPU.
+        chip: what it is for.
         mask: which keys are seen; None for all.
         gives_logsumexp: whether it has a second result, f32 [heads, queries].
         leading: sizes of the scores before the last two, for biases; their product is the heads.
@@ -57,7 +58,7 @@ class Call:
     blocks: Blocks
     vmem: int
     where: str
-    device_kind: str
+    chip: Chip
     mask: StaticMask | None = None
     gives_logsumexp: bool = False
     leading: tuple[int, ...] = ()

@@ -100,9 +100,9 @@ def _operand_types(call: Call) -> dict[str, TensorType]:
 def _kernel(
     name: str, call: Call, run: Callable[..., Any], types: dict[str, TensorType], results: Sequence[TensorType]
 ) -> JaxKernel:
-    closed = jaxprs.trace(exact(run, "matrices"), list(types.values()), results, call.device_kind)
+    closed = jaxprs.trace(exact(run, "matrices"), list(types.values()), results, call.chip)
     operands = tuple(Operand(operand, type_) for operand, type_ in types.items())
-    return AttentionKernel(name, operands, tuple(results), call.where, call.device_kind, _completed(closed, call))
+    return AttentionKernel(name, operands, tuple(results), call.where, call.chip, _completed(closed, call))
 
 
 def _completed(closed: Any, call: Call) -> Any:

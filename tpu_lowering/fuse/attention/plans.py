@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import fx
 
-from tpu_lowering import compat
 from tpu_lowering.fuse.attention.added_columns import COLUMNS
-from tpu_lowering.fuse.attention.blocks import LANES, Blocks, Cost, Heads, Library, choose, laid_out, rounded
+from tpu_lowering.fuse.attention.blocks import Blocks, Cost, Heads, Library, choose, laid_out, rounded
 from tpu_lowering.fuse.attention.masks import Known, StaticMask, Term, lengthened, parts, split
 from tpu_lowering.fuse.attention.sites import Attention
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.chips import LANES, Chip
 
 SHARE = 0.75
 """Of VMEM, what a kernel may use: the compiler keeps values between operations there too."""
@@ -53,14 +53,9 @@ class Plan:
         return dataclasses.replace(self, site=self.site.moved(replaced), terms=terms)
 
 
-def vmem_of(device_kind: str) -> int:
-    """Bytes of VMEM of a TPU; "" is the CPU, for which those of a tpu7x stand in."""
-    return int(compat.tpu_info(device_kind or "TPU7x").vmem_capacity_bytes)
-
-
-def plan_of(site: Attention, device_kind: str, known: Known) -> Plan | Action:
+def plan_of(site: Attention, chip: Chip, known: Known) -> Plan | Action:
     """What becomes of an attention: a plan, or the refusal. ``known`` is as for ``attention.masks.split``."""
-    capacity = vmem_of(device_kind)
+    capacity = chip.vmem_bytes
     if site.dropout:
         reason = "expected weights that are used as they are, got dropout"
         return Action.on("unfused", site.node, reason, "TL521")
@@ -86,7 +81,7 @@ def plan_of(site: Attention, device_kind: str, known: Known) -> Plan | Action:
         return Action.on("unfused", site.node, reason, "TL521")
     cost = dataclasses.replace(chosen[1], nbytes=chosen[1].nbytes + _prepared_bytes(heads, seen, site.is_gradient))
     share = HELD_IN_TRAINING if site.is_gradient or site.wants_logsumexp else HELD
-    by_xla = bytes_by_xla(heads, site.is_gradient, share * capacity if device_kind else 0)
+    by_xla = bytes_by_xla(heads, site.is_gradient, share * capacity if chip.is_tpu else 0)
     if cost.nbytes >= by_xla:
         is_held = by_xla < bytes_by_xla(heads, site.is_gradient, 0)
         held = ", which keeps the scores in VMEM and reads every key and value once," if is_held else ","

@@ -19,9 +19,10 @@ from tpu_lowering.fuse.rows.planning import Lying, Plan, nbytes
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_regions import shape_of
 from tpu_lowering.fuse.space.spaces import Access, Dim, Run, Space, dims_of
-from tpu_lowering.fuse.xla.layouts import LANES, SUBLANES, Order, order_of, order_wanted
+from tpu_lowering.fuse.xla.layouts import Order, order_of, order_wanted
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, read_box
+from tpu_lowering.ir.chips import LANES, SUBLANES
 
 aten = compat.aten
 

@@ -11,6 +11,7 @@ import jax
 
 from tpu_lowering.codegen import load
 from tpu_lowering.fuse.rows.kernel_source import Written
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
 from tpu_lowering.kernels import jaxprs
 
@@ -34,7 +35,7 @@ class RowKernel(Kernel):
 
     def trace(self, operands: Sequence[jax.Array | None], how: Execution) -> tuple[jax.Array, ...]:
         launch = functools.partial(self._launch, interpret=how != "mosaic")
-        with jaxprs.kernel_scope([slot.type for slot in self.operands], self.device_kind):
+        with jaxprs.kernel_scope([slot.type for slot in self.operands], self.chip):
             return tuple(jaxprs.launched(launch, [value for value in operands if value is not None], how))
 
     @functools.cached_property
@@ -43,8 +44,8 @@ class RowKernel(Kernel):
 
 
 @functools.cache
-def row_kernel(written: Written, where: str, device_kind: str) -> RowKernel:
+def row_kernel(written: Written, where: str, chip: Chip) -> RowKernel:
     """The kernel of a source; the same object for equal ones."""
     names = [f"operand_{at}" for at in range(len(written.operands))]
     operands = tuple(Operand(name, type_) for name, type_ in zip(names, written.operands, strict=True))
-    return RowKernel(written.name, operands, written.results, where, device_kind, written.text)
+    return RowKernel(written.name, operands, written.results, where, chip, written.text)

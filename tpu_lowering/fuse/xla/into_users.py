@@ -29,7 +29,7 @@ def passes_using(node: fx.Node, members: Collection[fx.Node]) -> int:
     users = [user for user in _users(node) if user not in members]
     products = [user for user in users if user.target in PRODUCTS]
     pointwise = [user for user in users if _is_held_by_no_kernel(user)]
-    only = bool(graphs.device_kind(node.graph)) and len(products) + len(pointwise) == len(users)
+    only = graphs.chip(node.graph).is_tpu and len(products) + len(pointwise) == len(users)
     return len(products) + bool(pointwise) if only else 0
 
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from tpu_lowering.fuse.attention.plans import HELD, HELD_IN_TRAINING, vmem_of
+from tpu_lowering.fuse.attention.plans import HELD, HELD_IN_TRAINING
 from tpu_lowering.fuse.rows.planning import Plan, nbytes
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_regions import PRODUCTS, shape_of, tensor_operands
 from tpu_lowering.fuse.space.spaces import dims_of
 from tpu_lowering.fuse.xla.layouts import is_view, source_of
+from tpu_lowering.ir.chips import Chip
 
 HELD_PRODUCT = 0.2
 """Of VMEM, how large products may be that XLA is expected to keep there for what follows them."""
@@ -22,11 +23,11 @@ HELD_ROWS = 0.1
 encoder with 4096 tokens of 768 bfloat16 elements (6 MiB), whose normalisations then move nothing."""
 
 
-def is_held(found: Plan, device_kind: str) -> bool:
+def is_held(found: Plan, chip: Chip) -> bool:
     """Whether XLA is expected to keep the rows in VMEM, from the product that makes them to the one that uses them, or
     to the end; or all products that the kernel would compute; or rows from wherever they come, if they are few. A CPU
     has no such memory."""
-    if not device_kind:
+    if not chip.is_tpu:
         return False
     if found.products:
         values, share = list(found.products), HELD_PRODUCT
@@ -36,7 +37,7 @@ def is_held(found: Plan, device_kind: str) -> bool:
         share = HELD_PRODUCT
     else:
         values, share = _whole_inside(found), HELD_ROWS
-    return bool(values) and max(map(nbytes, values)) <= share * vmem_of(device_kind)
+    return bool(values) and max(map(nbytes, values)) <= share * chip.vmem_bytes
 
 
 def _whole_from_products(plan: Plan) -> list[fx.Node]:

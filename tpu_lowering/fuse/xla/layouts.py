@@ -19,10 +19,10 @@ from tpu_lowering import compat
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.chips import LANES, SUBLANES
 
 aten = compat.aten
 
-LANES, SUBLANES = 128, 8
 """A tile."""
 
 VIEWS = (aten.reshape.default, aten.permute.default, aten.expand.default)
@@ -116,7 +116,7 @@ def _dims(node: fx.Node) -> list[int]:
 
 
 def _has_tiles(node: fx.Node) -> bool:
-    return bool(graphs.device_kind(node.graph))
+    return graphs.chip(node.graph).is_tpu
 
 
 def _shape_and_size(node: fx.Node) -> tuple[tuple[int, ...], int]:

@@ -39,7 +39,7 @@ def is_in_one_pass(region: Region, node: fx.Node, outputs: Collection[fx.Node]) 
         outputs: the members whose values are needed outside.
     """
     kind, source = kind_of(node), node.args[0]
-    if not graphs.device_kind(node.graph):
+    if not graphs.chip(node.graph).is_tpu:
         return False
     if kind is None or kind.name != "reduction" or len(kind.dims) != 1 or kind.passes != 1 or len(outputs) != 1:
         return False

@@ -14,11 +14,11 @@ from tpu_lowering import compat, errors
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.runtime import calling_convention
 from tpu_lowering.runtime.aot import refusals
-from tpu_lowering.runtime.aot.targets import Target
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,13 +43,9 @@ class Captured:
 class TpuRuntime:
     """A runtime that keeps programs instead of running them; calling one gives tensors with undefined contents."""
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
+    def __init__(self, chip: Chip) -> None:
+        self.chip = chip
         self.captured: list[Captured] = []
-
-    @property
-    def device_kind(self) -> str:
-        return self.target.device_kind
 
     def check(self, arguments: Sequence[Any]) -> None:
         calling_convention.check_devices(arguments)
@@ -58,7 +54,7 @@ class TpuRuntime:
         return ()
 
     def compile(self, program: Program, source: Source) -> Any:
-        self.captured.append(lower_for(program, source, self.target))
+        self.captured.append(lower_for(program, source, self.chip))
 
         def undefined_results(arguments: Sequence[Any]) -> list[Any]:
             count = len(program.output_nodes()) - len(program.signature.mutated)
@@ -70,22 +66,22 @@ class TpuRuntime:
         return undefined_results
 
 
-def lower_for(program: Program, source: Source, target: Target) -> Captured:
+def lower_for(program: Program, source: Source, chip: Chip) -> Captured:
     """Lowers a program for a TPU.
 
     Raises:
         TpuLoweringError: TL602, TL603 or TL604 for what Pallas refuses to lower for the chip.
     """
-    refusals.refuse_wide_operands(source, target)
+    refusals.refuse_wide_operands(source, chip)
     function = load.load(program, source, "mosaic")
     specs = load.input_specs(program)
     try:
-        with jaxprs.kernel_scope([], target.device_kind), compat.enable_x64(True):
+        with jaxprs.kernel_scope([], chip), compat.enable_x64(True):
             exported = jax.export.export(jax.jit(function), platforms=["tpu"])(*specs)
     except errors.TpuLoweringError:
         raise
     except Exception as error:
-        raise refusals.from_message(str(error), type(error).__name__, source, target) from error
+        raise refusals.from_message(str(error), type(error).__name__, source, chip) from error
     mutated = tuple(program.inputs.index(p) for p in program.signature.mutated if p in program.inputs)
     text = str(exported.mlir_module()).replace(program.name, "program")
     return Captured(program, source, bytes(exported.serialize()), text.encode(), mutated)

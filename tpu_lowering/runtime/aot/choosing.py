@@ -18,11 +18,11 @@ from tpu_lowering import compat, errors
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.fuse.choose import choices
 from tpu_lowering.fuse.choose.choices import Answer, Choice, Form, Question, Score
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.runtime.aot import compiler, hlo
 from tpu_lowering.runtime.aot.program import TpuProgram
-from tpu_lowering.runtime.aot.targets import Target
 from tpu_lowering.runtime.cache.store import Store, digest, package_digest
 
 NO_SOURCE = Source(text="", kernels={})
@@ -38,7 +38,7 @@ class CompilerChooser:
     """Chooses by what libtpu's compiler says, or said in an earlier process.
 
     Attributes:
-        target: the chip.
+        chip: for which.
         store: where scores are kept; None keeps them for this process alone.
         compiles: whether forms without scores are compiled; else nothing is chosen for them.
         configs: whether forms with other configs than the user's kernels have are compiled.
@@ -46,7 +46,7 @@ class CompilerChooser:
         tell: told of every answer.
     """
 
-    target: Target
+    chip: Chip
     store: Store | None
     compiles: bool
     configs: bool = False
@@ -70,7 +70,7 @@ class CompilerChooser:
             return None
         self.known[key] = scores
         plain, kernels = (scores[0], scores[1:]) if question.has_plain else (None, scores)
-        choice = choices.best(plain, kernels, self.target)
+        choice = choices.best(plain, kernels, self.chip)
         if self.tell is not None:
             labels = tuple(form.label for form in forms)
             self.tell(Answer(question.name, labels, tuple(scores), question.has_plain, choice))
@@ -79,7 +79,7 @@ class CompilerChooser:
     def _key(self, question: Question) -> str:
         versions = [jax.__version__, compiler.libtpu_version(), package_digest()]
         labels = [form.label for form in question.forms]
-        return digest(["forms", self.target.device_kind, *versions, *labels, *question.known_by])
+        return digest(["forms", self.chip.name, *versions, *labels, *question.known_by])
 
     def _read(self, key: str) -> Scores | None:
         found = None if self.store is None else self.store.read(key)
@@ -96,7 +96,7 @@ class CompilerChooser:
             Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
             concurrent.futures.ThreadPoolExecutor(workers) as pool,
         ):
-            bar = progress.add_task(f"{name} for {self.target.chip}", total=len(missing))
+            bar = progress.add_task(f"{name} for {self.chip.name}", total=len(missing))
             running: dict[concurrent.futures.Future[Score], int] = {}
             while missing or running:
                 if self.spent + time.monotonic() - began >= self.seconds:
@@ -115,7 +115,7 @@ class CompilerChooser:
         """A form for the TPU; the message of what Helion or Pallas refuses."""
         try:
             function, specs = form.make()
-            with jaxprs.kernel_scope([], self.target.device_kind), compat.enable_x64(True):
+            with jaxprs.kernel_scope([], self.chip), compat.enable_x64(True):
                 return bytes(jax.export.export(jax.jit(function), platforms=["tpu"])(*specs).serialize())
         except Exception as error:
             return first_line(error)[:200]
@@ -124,10 +124,10 @@ class CompilerChooser:
         if isinstance(artifact, str):
             return Score(error=artifact)
         try:
-            compiled = compiler.compile_artifact(artifact, self.target, (), NO_SOURCE, seconds=FORM_SECONDS)
+            compiled = compiler.compile_artifact(artifact, self.chip, (), NO_SOURCE, seconds=FORM_SECONDS)
         except errors.TpuLoweringError as error:
             return Score(error=f"{error.code}, {error.refusal.reason}"[:200])
-        program = TpuProgram.of("form", self.target, compiled, artifact)
+        program = TpuProgram.of("form", self.chip, compiled, artifact)
         operations = hlo.entry_operations(compiled.hlo)
         by_operands = sum(traffic.total for traffic in hlo.traffic_by_operands(operations, compiled.hlo).values())
         listed = {found.name for found in program.entry_operations if found.bytes_source == "dma schedule"}

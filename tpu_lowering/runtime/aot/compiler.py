@@ -17,8 +17,8 @@ from typing import Any
 
 from tpu_lowering import errors, releases
 from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.runtime.aot import hlo, refusals, schedule
-from tpu_lowering.runtime.aot.targets import Target
 
 SECONDS = 600.0
 BYTES = 14 << 30
@@ -77,17 +77,17 @@ def libtpu_version() -> str:
 
 def compile_artifact(
     artifact: bytes,
-    target: Target,
+    chip: Chip,
     donate: tuple[int, ...],
     source: Source,
     simulate: bool | None = None,
     seconds: float = SECONDS,
 ) -> Compiled:
-    """Compiles a ``jax.export`` artifact for a target; a second time for its static schedule.
+    """Compiles a ``jax.export`` artifact for a chip; a second time for its static schedule.
 
     Args:
         artifact: what ``jax.export`` serialised.
-        target: the chip.
+        chip: for which.
         donate: positions of the inputs whose buffers are donated.
         source: what it was made of, for errors.
         simulate: whether to compile it a second time; by default only a program that has kernels.
@@ -102,12 +102,12 @@ def compile_artifact(
         artifact_file = folder / "artifact"
         artifact_file.write_bytes(artifact)
         facts = folder / "facts"
-        failure = _run(facts, artifact_file, target, donate, seconds)
+        failure = _run(facts, artifact_file, chip, donate, seconds)
         if failure.get("kind") == "UnprintableProgram":
             facts = folder / "facts_with_dump"
-            failure = _run(facts, artifact_file, target, donate, seconds, dump=folder / "modules")
+            failure = _run(facts, artifact_file, chip, donate, seconds, dump=folder / "modules")
         if failure:
-            raise failure_of(failure, source, target)
+            raise failure_of(failure, source, chip)
         text = (facts / "optimised.hlo").read_text()
         bundles = folder / "bundles"
         bundles.mkdir()
@@ -116,7 +116,7 @@ def compile_artifact(
         modules = folder / "modules" if (folder / "modules").exists() else None
         again = has_kernels if simulate is None else simulate
         schedule_folder = folder / "schedule"
-        second = _run(schedule_folder, artifact_file, target, donate, seconds, flags, modules) if again else {}
+        second = _run(schedule_folder, artifact_file, chip, donate, seconds, flags, modules) if again else {}
         executable = facts / "executable.bin"
         return Compiled(
             hlo=text,
@@ -127,20 +127,20 @@ def compile_artifact(
         )
 
 
-def failure_of(failure: dict[str, str], source: Source, target: Target) -> errors.TpuLoweringError:
+def failure_of(failure: dict[str, str], source: Source, chip: Chip) -> errors.TpuLoweringError:
     """A child's failure as a coded error."""
     if failure["kind"] == "Limit":
         return errors.refuse(
-            "TL605", "the program", f"expected the compiler for {target.chip} to finish, got {failure['message']}",
+            "TL605", "the program", f"expected the compiler for {chip.name} to finish, got {failure['message']}",
             "compile a smaller program, or fewer grid steps",
         )  # fmt: skip
-    return refusals.from_message(failure["message"], failure["kind"], source, target)
+    return refusals.from_message(failure["message"], failure["kind"], source, chip)
 
 
 def _run(
     output: pathlib.Path,
     artifact: pathlib.Path,
-    target: Target,
+    chip: Chip,
     donate: tuple[int, ...],
     seconds: float,
     environment: dict[str, str] | None = None,
@@ -162,7 +162,7 @@ def _run(
     if dump is not None:
         extra["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump} --xla_dump_hlo_as_text".strip()
     request = {
-        "topology": target.topology,
+        "topology": chip.topology,
         "artifact": str(artifact),
         "donate": list(donate),
         "folder": str(output),

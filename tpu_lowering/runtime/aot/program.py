@@ -7,10 +7,10 @@ import json
 import os
 from typing import Any, get_type_hints
 
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.releases import version
 from tpu_lowering.runtime.aot import archive, hlo
 from tpu_lowering.runtime.aot.compiler import Compiled
-from tpu_lowering.runtime.aot.targets import Target
 
 LEFT_OUT = frozenset(("hlo", "artifact", "executable"))
 """What is not among a file's facts, but a member of its own."""
@@ -47,7 +47,7 @@ class TpuProgram:
 
     Attributes:
         name: the program's name.
-        target: what it was compiled for.
+        chip: what it was compiled for.
         hlo: optimised, scheduled HLO text.
         entry_operations: the operations that move bytes, in the order of the schedule.
         argument_bytes, output_bytes, temporary_bytes, aliased_bytes, peak_bytes: the compiler's memory plan.
@@ -62,7 +62,7 @@ class TpuProgram:
     """
 
     name: str
-    target: Target
+    chip: Chip
     hlo: str
     entry_operations: tuple[EntryOperation, ...]
     argument_bytes: int
@@ -105,18 +105,18 @@ class TpuProgram:
     @property
     def bandwidth_bound_seconds(self) -> float:
         """``hbm_bytes`` over the chip's HBM bandwidth: no run of this program can take less."""
-        return self.hbm_bytes / self.target.hbm_bytes_per_second
+        return self.hbm_bytes / self.chip.hbm_bytes_per_second
 
     @staticmethod
     def of(
-        name: str, target: Target, compiled: Compiled, artifact: bytes, drawn_inputs: tuple[str, ...] = ()
+        name: str, chip: Chip, compiled: Compiled, artifact: bytes, drawn_inputs: tuple[str, ...] = ()
     ) -> TpuProgram:
         """Reads a program off what the compiler said."""
         facts = compiled.facts
         planned = facts["argument_bytes"] + facts["output_bytes"] + facts["temp_bytes"] - facts["alias_bytes"]
         return TpuProgram(
             name=name,
-            target=target,
+            chip=chip,
             hlo=compiled.hlo,
             entry_operations=_entry_operations(compiled),
             argument_bytes=facts["argument_bytes"],
@@ -146,7 +146,7 @@ class TpuProgram:
 
     def _facts(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in LEFT_OUT}
-        values["target"] = dataclasses.asdict(self.target)
+        values["chip"] = dataclasses.asdict(self.chip)
         values["entry_operations"] = [dataclasses.asdict(operation) for operation in self.entry_operations]
         return values
 

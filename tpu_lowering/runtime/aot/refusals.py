@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from tpu_lowering import errors
 from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.kernels import Kernel
-from tpu_lowering.runtime.aot.targets import Target
 
 
 def kernel_in(message: str, source: Source) -> Kernel | None:
@@ -19,7 +19,7 @@ def kernel_in(message: str, source: Source) -> Kernel | None:
     return next(iter(source.kernels.values())) if len(source.kernels) == 1 else None
 
 
-def from_message(message: str, kind: str, source: Source, target: Target) -> errors.TpuLoweringError:
+def from_message(message: str, kind: str, source: Source, chip: Chip) -> errors.TpuLoweringError:
     """The refusal for an error of Pallas, Mosaic or libtpu."""
     kernel = kernel_in(message, source)
     subject = kernel.name if kernel is not None else "the program"
@@ -27,16 +27,16 @@ def from_message(message: str, kind: str, source: Source, target: Target) -> err
     for pattern, build in PATTERNS:
         found = re.search(pattern, message, re.IGNORECASE | re.DOTALL)
         if found:
-            code, reason, remedy = build(found, target)
+            code, reason, remedy = build(found, chip)
             return errors.refuse(code, subject, reason, remedy, where)
     first = next((line.strip() for line in message.splitlines() if line.strip()), kind)
     return errors.refuse(
-        "TL604", subject, f"expected a program that the compiler for {target.chip} takes, got {kind}: {first[:400]}",
+        "TL604", subject, f"expected a program that the compiler for {chip.name} takes, got {kind}: {first[:400]}",
         "change the kernel, or its config, as the message says", where,
     )  # fmt: skip
 
 
-def refuse_wide_operands(source: Source, target: Target) -> None:
+def refuse_wide_operands(source: Source, chip: Chip) -> None:
     """Refuses operands of 64 bits: Mosaic has no such registers, and says so without naming the argument.
 
     Raises:
@@ -48,7 +48,7 @@ def refuse_wide_operands(source: Source, target: Target) -> None:
                 raise errors.refuse(
                     "TL603",
                     f"argument '{operand.name}' of {kernel.name}",
-                    f"expected element types of at most 32 bits on {target.chip}, got {operand.type}",
+                    f"expected element types of at most 32 bits on {chip.name}, got {operand.type}",
                     "convert it before the kernel: x.float() for float64, x.int() for int64",
                     kernel.where,
                 )
@@ -57,11 +57,11 @@ def refuse_wide_operands(source: Source, target: Target) -> None:
 Parts = tuple[str, str, str]
 
 
-def _vmem(found: re.Match[str], target: Target) -> Parts:
+def _vmem(found: re.Match[str], chip: Chip) -> Parts:
     used, limit = _size(found["used"]), _size(found["limit"])
     return (
         "TL601",
-        f"expected at most {limit} of VMEM on {target.chip}, got {used}",
+        f"expected at most {limit} of VMEM on {chip.name}, got {used}",
         "choose smaller block sizes, or fewer or narrower operands in one block",
     )
 
@@ -71,7 +71,7 @@ def _size(text: str) -> str:
     return f"{int(text) / (1 << 20):.1f} MiB" if text.isdigit() else text
 
 
-def _block(found: re.Match[str], target: Target) -> Parts:
+def _block(found: re.Match[str], chip: Chip) -> Parts:
     got = found["got"].strip()[:200]
     return (
         "TL602",
@@ -80,7 +80,7 @@ def _block(found: re.Match[str], target: Target) -> Parts:
     )
 
 
-PATTERNS: tuple[tuple[str, Callable[[re.Match[str], Target], Parts]], ...] = (
+PATTERNS: tuple[tuple[str, Callable[[re.Match[str], Chip], Parts]], ...] = (
     (r"memory space vmem.*?(?:Used|Estimated) (?P<used>[\d.]+ ?\w*) (?:of|exceeds) (?P<limit>[\d.]+ ?\w*)", _vmem),
     (r"Allocation \(size=(?P<used>\d+)\) would exceed memory \(size=(?P<limit>\d+)\).*?space=vmem", _vmem),
     (r"Scoped allocation with size (?P<used>[\d.]+\w*) and limit (?P<limit>[\d.]+\w*) exceeded", _vmem),

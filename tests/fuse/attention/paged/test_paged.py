@@ -15,8 +15,8 @@ from tests.cases.harness import Record
 from tests.fuse.attention.functions import actions, close, compiled
 from tpu_lowering import aot
 from tpu_lowering.fuse.attention.paged.kernel import block_of
+from tpu_lowering.ir import chips
 from tpu_lowering.ir.actions import Action
-from tpu_lowering.runtime.aot.targets import Target
 
 Function = Callable[..., torch.Tensor]
 SEQUENCES, HEADS, GROUPS, PAGES, SIZE, WIDTH, ALL_PAGES = 4, 2, 4, 6, 16, 128, 30
@@ -396,7 +396,7 @@ def test_refusals() -> None:
 def for_tpu(function: Function, *operands: torch.Tensor) -> Action:
     """What becomes of the one attention of a function that is compiled for a tpu7x."""
     record = Record()
-    aot.capture(function, operands, {}, Target.of("tpu7x"), {"fuse": "tpu"}, (record,))
+    aot.capture(function, operands, {}, chips.find("tpu7x"), {"fuse": "tpu"}, (record,))
     (action,) = [a for a in record.actions if a.code.startswith("TL52") or a.reason.startswith("attention")]
     return action
 

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from tpu_lowering import compat
 from tpu_lowering.fuse.attention.blocks import laid_out
 from tpu_lowering.fuse.attention.kernels import AttentionKernel, completed
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.kernels import Operand
 from tpu_lowering.ir.types import TensorType, i32
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.lower.precision import exact
 
-LANES, SUBLANES = 128, 8
 """Columns and rows of a tile: a row, and the rows of a page, are copied tile by tile."""
 MOST_KEYS = 512
 """Keys of a block, if pages have no more: enough for long copies, few that are fetched beyond a length."""
@@ -46,7 +46,7 @@ class PagedCall:
         empty: the result for a sequence of length 0.
         vmem: bytes of VMEM that it may use.
         where: the user's source line.
-        device_kind: JAX's name of the TPU it is for, or "" for the CPU.
+        chip: what it is for.
     """
 
     query: TensorType
@@ -61,7 +61,7 @@ class PagedCall:
     empty: float
     vmem: int
     where: str
-    device_kind: str
+    chip: Chip
 
 
 def block_of(pages: int, size: int) -> int:
@@ -103,7 +103,7 @@ def paged_kernel(call: PagedCall) -> AttentionKernel:
         "query": call.query, "key": call.pages, "value": call.pages,
         "table": i32[call.sequences, call.table], "lengths": i32[call.sequences],
     }  # fmt: skip
-    closed = jaxprs.trace(exact(run, "matrices"), list(types.values()), [call.query], call.device_kind)
+    closed = jaxprs.trace(exact(run, "matrices"), list(types.values()), [call.query], call.chip)
     operands = tuple(Operand(name, type_) for name, type_ in types.items())
     done = completed(closed, call.vmem)
-    return AttentionKernel("paged_attention", operands, (call.query,), call.where, call.device_kind, done)
+    return AttentionKernel("paged_attention", operands, (call.query,), call.where, call.chip, done)

@@ -26,17 +26,17 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import fx
 
-from tpu_lowering import compat
 from tpu_lowering.fuse.attention.blocks import laid_out
 from tpu_lowering.fuse.attention.length_masks import Lengths, lengths_of
 from tpu_lowering.fuse.attention.masks import parts
 from tpu_lowering.fuse.attention.paged.gathered_pages import Paged, gather_of, paged, same_table
-from tpu_lowering.fuse.attention.paged.kernel import LANES, SUBLANES, PagedCall, block_of, paged_kernel, vmem_bytes
+from tpu_lowering.fuse.attention.paged.kernel import PagedCall, block_of, paged_kernel, vmem_bytes
 from tpu_lowering.fuse.attention.paged.stacked_caches import Places, is_apart, is_part
-from tpu_lowering.fuse.attention.plans import SHARE, unfit, vmem_of
+from tpu_lowering.fuse.attention.plans import SHARE, unfit
 from tpu_lowering.fuse.attention.sites import Attention
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.chips import LANES, SUBLANES, Chip
 from tpu_lowering.ir.kernels import kernel_call
 
 BY_XLA = 3
@@ -67,7 +67,7 @@ class PagedPlan:
     nbytes: int
     by_xla: int
 
-    def fuse(self, graph: fx.Graph, device_kind: str, replaced: dict[fx.Node, fx.Node]) -> Action:
+    def fuse(self, graph: fx.Graph, chip: Chip, replaced: dict[fx.Node, fx.Node]) -> Action:
         """Replaces the attention by a call of the kernel; ``replaced`` has, and gets, what each node is now."""
         site, key = self.site.moved(replaced), self.key
         (old,) = (node for node in site.outputs if node is not None)
@@ -91,9 +91,9 @@ class PagedPlan:
                 scale=site.scale,
                 block=self.block,
                 empty=site.empty,
-                vmem=int(SHARE * vmem_of(device_kind)),
+                vmem=int(SHARE * chip.vmem_bytes),
                 where=graphs.source_line(site.node),
-                device_kind=device_kind,
+                chip=chip,
             )
             kernel = paged_kernel(call)
             node = graphs.call(graph, kernel_call, kernel, (query, *pages, table, counts))
@@ -118,7 +118,7 @@ class PagedPlan:
         return graphs.reshaped(graph, node, (heads, places.total // heads, self.key.size, self.key.width))
 
 
-def paged_plan(site: Attention, device_kind: str) -> PagedPlan | Action | None:
+def paged_plan(site: Attention, chip: Chip) -> PagedPlan | Action | None:
     """What becomes of an attention of one query a sequence over gathered keys: a plan, or the refusal.
 
     Returns:
@@ -146,9 +146,9 @@ def paged_plan(site: Attention, device_kind: str) -> PagedPlan | Action | None:
     places = key.places, value.places
     if not places[0].is_like(places[1]):
         places = key.own, value.own
-    if refusal := _unfit_for(site, key, places[0], device_kind):
+    if refusal := _unfit_for(site, key, places[0], chip):
         return Action.on("unfused", site.node, refusal, "TL521")
-    times = _times_by_xla(site, key, device_kind)
+    times = _times_by_xla(site, key, chip)
     by_xla = times * 2 * _gathered_bytes(site, key) + 2 * _query_bytes(site) + sum(map(_sliced_bytes, (key, value)))
     nbytes = _bytes(site, (key, value), places)
     if nbytes >= by_xla:
@@ -164,31 +164,30 @@ def _are_alike(key: Paged, value: Paged) -> bool:
     return sizes[0] == sizes[1]
 
 
-def _unfit_for(site: Attention, key: Paged, places: Places, device_kind: str) -> str:
+def _unfit_for(site: Attention, key: Paged, places: Places, chip: Chip) -> str:
     """Why the library kernel does not take pages; "" if it does."""
     if key.width % LANES:
         return f"expected, with pages, rows of a multiple of {LANES} elements, got {key.width}"
     if key.size % SUBLANES:
         return f"expected pages of a multiple of {SUBLANES} keys, got {key.size}"
-    info = compat.tpu_info(device_kind or "TPU7x")
     entries = key.pages + -key.pages % block_of(key.pages, key.size)
     apart = 1 if places.is_by_head(key.heads) else key.heads
     table = key.sequences * apart * (entries + 1) * 4
-    if table > SHARE * info.smem_capacity_bytes:
-        most = SHARE * info.smem_capacity_bytes / 2**10
+    if table > SHARE * chip.smem_bytes:
+        most = SHARE * chip.smem_bytes / 2**10
         return f"expected a table of pages that fits {most:g} KiB of SMEM, got {table / 2**10:g} KiB"
     itemsize = graphs.type_of(site.query.node).element.numpy.itemsize
     keys = block_of(key.pages, key.size) * key.size
     held = vmem_bytes(keys, key.width, itemsize, site.groups)
-    if held > SHARE * vmem_of(device_kind):
-        most = SHARE * vmem_of(device_kind) / 2**20
+    if held > SHARE * chip.vmem_bytes:
+        most = SHARE * chip.vmem_bytes / 2**20
         return f"expected pages that fit {most:g} MiB of VMEM, got {key.size} keys of {key.width} elements"
     return ""
 
 
-def _times_by_xla(site: Attention, key: Paged, device_kind: str) -> int:
+def _times_by_xla(site: Attention, key: Paged, chip: Chip) -> int:
     """How often XLA moves the gathered pages."""
-    is_held = device_kind and 2 * _gathered_bytes(site, key) < HELD * vmem_of(device_kind)
+    is_held = chip.is_tpu and 2 * _gathered_bytes(site, key) < HELD * chip.vmem_bytes
     return 1 if is_held else BY_XLA
 
 

@@ -38,6 +38,7 @@ from tpu_lowering.fuse.attention.sites import BACKWARD, FORWARD, Attention, find
 from tpu_lowering.fuse.attention.training.gradients import Training, training_of, unknown
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.chips import Chip
 
 aten = compat.aten
 
@@ -45,12 +46,12 @@ PARTITIONING = ("recompute", "ac_graph_id", "partitioner_tag")
 """What AOTAutograd's partitioner reads of a node: whether to compute it again, and that it belongs to the backward."""
 
 
-def call_operators(graph: fx.Graph, device_kind: str, known: Known) -> dict[fx.Node, Action]:
+def call_operators(graph: fx.Graph, chip: Chip, known: Known) -> dict[fx.Node, Action]:
     """Rewrites what becomes kernels both ways, in place.
 
     Args:
         graph: one with numbers as sizes, normalised or from AOTAutograd.
-        device_kind: JAX's name of the TPU it is for, or "" for the CPU.
+        chip: what it is for.
         known: as for ``attention.masks.split``.
 
     Returns:
@@ -58,7 +59,7 @@ def call_operators(graph: fx.Graph, device_kind: str, known: Known) -> dict[fx.N
     """
     kept: dict[fx.Node, Action] = {}
     for training in [found for site in find(graph) if (found := training_of(site, known)) is not None]:
-        plans = [plan_of(one, device_kind, known) for one in (training.forward, training.backward)]
+        plans = [plan_of(one, chip, known) for one in (training.forward, training.backward)]
         refused = next((plan for plan in plans if not isinstance(plan, Plan)), None)
         if refused is None:
             _rewrite(graph, training, known)
