@@ -26,7 +26,7 @@ REMEDIES: dict[str, str] = {
     "keep the rows of a head in one piece of a page",
     "TL522": "do not return or reuse the weights; let a mask need no gradient",
     "TL523": "nothing to do",
-    "TL606": "nothing to do for a TPU's bytes but to write the kernel as one pallas_call with blocks",
+    "TL606": "to fuse it, write the kernel as one pallas_call with blocks",
     "TL607": "use shorter rows, or a narrower dtype",
     "TL608": "nothing to do",
     "TL505": "nothing to do if the fill must show; else let the kernel store every element of every block",
