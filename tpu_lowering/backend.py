@@ -113,7 +113,7 @@ def helion_tpu(
         try:
             mistakes.check_early(part.graph)
             return compile_whole(part, arguments)
-        except mistakes.Refused as refused:
+        except mistakes.RefusedByEager as refused:
             return refused.raise_again
 
     if chosen.fallback == "eager":

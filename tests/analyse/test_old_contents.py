@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tpu_lowering.analyse import integers
-from tpu_lowering.analyse.functional_body import Body
+from tpu_lowering.analyse.functional_body import FunctionalBody
 from tpu_lowering.analyse.old_contents import Outcome, followed
 
 F32 = jax.ShapeDtypeStruct((8, 4), jnp.float32)
@@ -15,7 +15,7 @@ LEFT, GONE, READ = Outcome(False, True), Outcome(False, False), "read"
 
 def outcome(function, steps=((),), extents=()):
     """What becomes of the second of two values that a function of two arrays gives back changed."""
-    return followed(Body(jax.make_jaxpr(function)(F32, F32), None, tuple(extents)), 1, [list(steps)])
+    return followed(FunctionalBody(jax.make_jaxpr(function)(F32, F32), None, tuple(extents)), 1, [list(steps)])
 
 
 def rounds(count, body):
@@ -72,9 +72,9 @@ def test_parts_put_back_where_they_were():
 
 def test_a_run_of_steps():
     """What a step overwrites, later steps do not read."""
-    first = Body(jax.make_jaxpr(lambda x, old: (x, x + 0 * old))(F32, F32), None, (2,))
+    first = FunctionalBody(jax.make_jaxpr(lambda x, old: (x, x + 0 * old))(F32, F32), None, (2,))
     assert followed(first, 1, [[(0,), (1,)]]).is_read
-    fills = Body(jax.make_jaxpr(lambda x, old: (x, x * 2))(F32, F32), None, (2,))
+    fills = FunctionalBody(jax.make_jaxpr(lambda x, old: (x, x * 2))(F32, F32), None, (2,))
     assert followed(fills, 1, [[(0,), (1,)]]) == GONE
 
 

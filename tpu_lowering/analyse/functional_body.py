@@ -15,7 +15,7 @@ class NotUnderstood(Exception):
 
 
 @dataclasses.dataclass
-class Body:
+class FunctionalBody:
     """The functional form of a kernel body.
 
     Attributes:
@@ -31,7 +31,7 @@ class Body:
     scoped: dict[int, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, jaxpr: Any, mapping: Any, extents: Sequence[int | None]) -> Body:
+    def of(cls, jaxpr: Any, mapping: Any, extents: Sequence[int | None]) -> FunctionalBody:
         """The form of a ``pallas_call``'s body.
 
         Raises:

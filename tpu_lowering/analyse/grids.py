@@ -23,7 +23,7 @@ import sympy
 from tpu_lowering import compat
 from tpu_lowering.analyse import integers, old_contents, pallas, refs, scalars
 from tpu_lowering.analyse.coverage import BlockWindow
-from tpu_lowering.analyse.functional_body import Body, NotUnderstood
+from tpu_lowering.analyse.functional_body import FunctionalBody, NotUnderstood
 
 Table = npt.NDArray[np.int64]
 
@@ -89,7 +89,7 @@ class DimWindow:
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
+class GridWindow:
     """Which blocks of an array the grid visits, dimension by dimension; no axis moves two of them."""
 
     dims: tuple[DimWindow, ...]
@@ -105,7 +105,7 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class GridSchedule:
     """How a grid runs.
 
     Attributes:
@@ -120,16 +120,16 @@ class Schedule:
     grid: SplitGrid
     parallel: tuple[int, ...]
     sequential: tuple[int, ...]
-    windows: tuple[Window | None, ...]
+    windows: tuple[GridWindow | None, ...]
 
 
-def schedule(equation: Any) -> Schedule:
+def schedule(equation: Any) -> GridSchedule:
     """The schedule of a ``pallas_call`` equation. A grid of which an extent depends on data is sequential."""
     mapping, jaxpr = equation.params["grid_mapping"], equation.params["jaxpr"]
     if not pallas.has_static_grid(mapping):
         axes = tuple(range(len(mapping.grid)))
         grid = SplitGrid(tuple(mapping.grid), axes, tuple(mapping.grid), (1,) * len(axes))
-        return Schedule(grid, (), axes, (None,) * len(mapping.block_mappings))
+        return GridSchedule(grid, (), axes, (None,) * len(mapping.block_mappings))
     found = [pallas.window(mapping, block) for block in mapping.block_mappings]
     grid = split([window for window in found if window is not None], tuple(mapping.grid))
     tabulated = [None if window is None else tabulate(window, grid) for window in found]
@@ -140,7 +140,7 @@ def schedule(equation: Any) -> Schedule:
         parallel = parallel[:-1]
     sequential = tuple(axis for axis in range(len(grid.extents)) if axis not in parallel)
     # One after the other, blocks are taken where they lie: at positions that index maps compute.
-    return Schedule(
+    return GridSchedule(
         grid, parallel, sequential, windows if parallel or not compat.TYPED_NUMBERS else (None,) * len(windows)
     )
 
@@ -184,7 +184,7 @@ def _scales(expression: Any, symbol: sympy.Symbol) -> set[int]:
     return {int(scale)} if scale.is_Integer and scale > 0 else set()
 
 
-def tabulate(window: BlockWindow, grid: SplitGrid) -> Window | None:
+def tabulate(window: BlockWindow, grid: SplitGrid) -> GridWindow | None:
     """The window over the axes of a split grid."""
     axes = sympy.symbols(f"v0:{len(grid.extents)}", integer=True, nonnegative=True)
     ids = dict(zip(window.symbols, grid.program_ids(axes), strict=True))
@@ -204,10 +204,10 @@ def tabulate(window: BlockWindow, grid: SplitGrid) -> Window | None:
         still = tuple(0 if axis not in moving else slice(None) for axis in range(values.ndim))
         dims.append(DimWindow(block, tuple(used[axis] for axis in moving), values[still]))
     every = [axis for dim in dims for axis in dim.axes]
-    return Window(tuple(dims)) if len(set(every)) == len(every) else None
+    return GridWindow(tuple(dims)) if len(set(every)) == len(every) else None
 
 
-def _parallel_axes(grid: SplitGrid, outputs: Sequence[Window | None]) -> tuple[int, ...]:
+def _parallel_axes(grid: SplitGrid, outputs: Sequence[GridWindow | None]) -> tuple[int, ...]:
     """Axes for whose every step every output has a block of its own."""
     moving = [set(window.axes) for window in outputs if window is not None]
     if not moving or len(moving) < len(outputs):
@@ -249,7 +249,7 @@ def _carries(jaxpr: Any, mapping: Any, grid: SplitGrid, parallel: Sequence[int])
         return True
     steps = integers.sampled_steps([1 if dim in restarted else n for dim, n in enumerate(grid.grid)], pallas.STEPS)
     try:
-        body = Body.of(jaxpr, mapping, pallas.seen(mapping, grid.grid))
+        body = FunctionalBody.of(jaxpr, mapping, pallas.seen(mapping, grid.grid))
     except NotUnderstood:
         return True
     runs = [[pallas.seen(mapping, step)] for step in steps]

@@ -27,10 +27,10 @@ from tpu_lowering.analyse.padding.calls import (
     Edit,
     Element,
     Number,
-    Place,
     Shift,
-    Window,
+    SliceWindow,
     WindowPut,
+    WritePosition,
     expression,
     is_number,
 )
@@ -134,13 +134,13 @@ def _takes(node: fx.Node, given: Mapping[str, Any], names: frozenset[str]) -> li
         if position is None:
             return []
         axis = given["dim"] % given["self"].meta["val"].ndim
-        return [Element(axis, position)] if target is aten.select.int else [Place(axis, position)]
+        return [Element(axis, position)] if target is aten.select.int else [WritePosition(axis, position)]
     if target in (aten.slice.Tensor, aten.slice_scatter.default) and names <= {"start", "end"} and "start" in names:
         position = _from_start(given, given["start"])
         if position is None or type(given["step"]) is not int:
             return []
         axis = given["dim"] % given["self"].meta["val"].ndim
-        return [(Window if target is aten.slice.Tensor else WindowPut)(axis, position, given["step"])]
+        return [(SliceWindow if target is aten.slice.Tensor else WindowPut)(axis, position, given["step"])]
     return []
 
 

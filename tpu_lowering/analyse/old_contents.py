@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tpu_lowering.analyse import integers
-from tpu_lowering.analyse.functional_body import Body, NotUnderstood
+from tpu_lowering.analyse.functional_body import FunctionalBody, NotUnderstood
 from tpu_lowering.ir.jaxprs import CALLS, called, is_literal
 
 ROUNDS = 4  # of a loop that are followed one by one, before what they have in common is sought
@@ -40,7 +40,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ContentsPlace:
     """Where old contents lie: all of a reference's array, or a part of a part of it."""
 
     reference: int
@@ -48,7 +48,7 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class Value:
+class BodyValue:
     """What is known of a value in the body.
 
     Attributes:
@@ -61,7 +61,7 @@ class Value:
     number: int
     known: integers.Known = None
     reads: frozenset[int] = frozenset()
-    place: Place | None = None
+    place: ContentsPlace | None = None
 
     @property
     def holds(self) -> frozenset[int]:
@@ -82,7 +82,7 @@ class Outcome:
     is_left: bool
 
 
-def followed(body: Body, reference: int, runs: Sequence[Sequence[Sequence[int | None]]]) -> Outcome:
+def followed(body: FunctionalBody, reference: int, runs: Sequence[Sequence[Sequence[int | None]]]) -> Outcome:
     """Follows the old contents of a reference through steps of the grid.
 
     Args:
@@ -111,7 +111,7 @@ def _told_apart(run: Sequence[Sequence[int | None]], asked: frozenset[int]) -> l
     return [step for at, step in enumerate(seen) if seen[max(at - 2, 0) : at] != [step, step]]
 
 
-def _is_as_known(new: Value, old: Value) -> bool:
+def _is_as_known(new: BodyValue, old: BodyValue) -> bool:
     """Whether no more may be held by a value than before, and no less is known of it."""
     return new.holds == old.holds and new.place == old.place and (new.known is None) == (old.known is None)
 
@@ -119,7 +119,7 @@ def _is_as_known(new: Value, old: Value) -> bool:
 class _Follower:
     """Follows old contents through the steps of one run."""
 
-    def __init__(self, body: Body) -> None:
+    def __init__(self, body: FunctionalBody) -> None:
         self.body = body
         self.numbers: dict[Any, int] = {}
         self.count = 0
@@ -127,7 +127,7 @@ class _Follower:
         self.escaped: frozenset[int] = frozenset()
 
     def run(self, steps: Sequence[Sequence[int | None]], reference: int) -> Outcome:
-        old = Place(reference)
+        old = ContentsPlace(reference)
         state = [self.fresh(place=old if at == reference else None) for at in range(len(self.body.closed.jaxpr.invars))]
         is_read = False
         for step in steps:
@@ -138,30 +138,30 @@ class _Follower:
             is_read |= reference in self.escaped.union(own.reads, *others) or own.place not in (None, old)
         return Outcome(is_read, state[reference].place is not None)
 
-    def fresh(self, **facts: Any) -> Value:
+    def fresh(self, **facts: Any) -> BodyValue:
         """A value that equals no other."""
         self.count += 1
-        return Value(self.count, **facts)
+        return BodyValue(self.count, **facts)
 
-    def numbered(self, key: Any, **facts: Any) -> Value:
+    def numbered(self, key: Any, **facts: Any) -> BodyValue:
         """The value of something that is equal wherever its key is."""
         if key not in self.numbers:
             self.count += 1
             self.numbers[key] = self.count
-        return Value(self.numbers[key], **facts)
+        return BodyValue(self.numbers[key], **facts)
 
-    def scalar(self, known: integers.Known) -> Value:
+    def scalar(self, known: integers.Known) -> BodyValue:
         """A value that may be known."""
         return self.fresh() if known is None else self.numbered((str(known.dtype), int(known)), known=known)
 
-    def body_of(self, closed: Any, arguments: Sequence[Value]) -> list[Value]:
+    def body_of(self, closed: Any, arguments: Sequence[BodyValue]) -> list[BodyValue]:
         """Follows a closed jaxpr."""
         jaxpr, consts = closed.jaxpr, [self.scalar(integers.constant(value)) for value in closed.consts]
         if len(arguments) != len(jaxpr.invars):
             raise NotUnderstood("another number of operands")
         environment = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
 
-        def read(atom: Any) -> Value:
+        def read(atom: Any) -> BodyValue:
             return self.scalar(integers.constant(atom.val)) if is_literal(atom) else environment[atom]
 
         for equation in jaxpr.eqns:
@@ -169,7 +169,7 @@ class _Follower:
             environment.update(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def equation(self, equation: Any, values: list[Value]) -> list[Value]:
+    def equation(self, equation: Any, values: list[BodyValue]) -> list[BodyValue]:
         name = equation.primitive.name
         if name in CALLS:
             return self.body_of(called(equation), values)
@@ -189,11 +189,11 @@ class _Follower:
             return [self.numbered(key, reads=held)]
         return [self.fresh(reads=held) for _ in equation.outvars]
 
-    def of_grid(self, name: str, axis: int) -> Value:
+    def of_grid(self, name: str, axis: int) -> BodyValue:
         number = self.ids[axis] if name == "program_id" else self.body.extents[axis]
         return self.numbered((name, axis, number)) if number is None else self.scalar(np.asarray(number, np.int32))
 
-    def either(self, one: Value, other: Value) -> Value:
+    def either(self, one: BodyValue, other: BodyValue) -> BodyValue:
         """A value that is one of two."""
         if one == other:
             return one
@@ -203,13 +203,13 @@ class _Follower:
             return self.fresh(reads=one.holds | other.holds)
         return self.fresh(reads=reads, place=next(iter(places), None))
 
-    def decided_by(self, condition: Value, results: Sequence[Value]) -> list[Value]:
+    def decided_by(self, condition: BodyValue, results: Sequence[BodyValue]) -> list[BodyValue]:
         """Results of which a condition decides: what it holds has gone into them."""
         if not condition.holds:
             return list(results)
         return [self.fresh(reads=value.holds | condition.holds) for value in results]
 
-    def cond(self, equation: Any, values: list[Value]) -> list[Value]:
+    def cond(self, equation: Any, values: list[BodyValue]) -> list[BodyValue]:
         which, *operands = values
         branches = equation.params["branches"]
         if which.known is not None:
@@ -219,13 +219,13 @@ class _Follower:
             results = list(map(self.either, results, self.body_of(branch, operands)))
         return self.decided_by(which, results)
 
-    def scan(self, equation: Any, values: list[Value]) -> list[Value]:
+    def scan(self, equation: Any, values: list[BodyValue]) -> list[BodyValue]:
         params = equation.params
         first, end = params["num_consts"], params["num_consts"] + params["num_carry"]
         constants, state = values[:first], values[first:end]
         outputs: list[frozenset[int]] = [frozenset()] * (len(equation.outvars) - len(state))
 
-        def step(state: list[Value]) -> list[Value]:
+        def step(state: list[BodyValue]) -> list[BodyValue]:
             items = [self.fresh(reads=value.holds) for value in values[end:]]
             results = self.body_of(params["jaxpr"], [*constants, *state, *items])
             for at, value in enumerate(results[end - first :]):
@@ -238,15 +238,15 @@ class _Follower:
             state = self.repeated(state, step)
         return [*state, *(self.fresh(reads=held) for held in outputs)]
 
-    def while_(self, equation: Any, values: list[Value]) -> list[Value]:
+    def while_(self, equation: Any, values: list[BodyValue]) -> list[BodyValue]:
         params = equation.params
         first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
         state = values[second:]
 
-        def goes_on(state: list[Value]) -> Value:
+        def goes_on(state: list[BodyValue]) -> BodyValue:
             return self.body_of(params["cond_jaxpr"], [*values[:first], *state])[0]
 
-        def step(state: list[Value]) -> list[Value]:
+        def step(state: list[BodyValue]) -> list[BodyValue]:
             return self.body_of(params["body_jaxpr"], [*values[first:second], *state])
 
         for _ in range(ROUNDS):
@@ -256,16 +256,16 @@ class _Follower:
             if not known:
                 return state
             state = step(state)
-        decisions: list[Value] = []
+        decisions: list[BodyValue] = []
 
-        def decided(state: list[Value]) -> list[Value]:
+        def decided(state: list[BodyValue]) -> list[BodyValue]:
             decisions.append(goes_on(state))
             return step(state)
 
         state = self.repeated(state, decided)
         return self.decided_by(self.fresh(reads=frozenset().union(*(d.holds for d in decisions))), state)
 
-    def repeated(self, state: list[Value], step: Callable[[list[Value]], list[Value]]) -> list[Value]:
+    def repeated(self, state: list[BodyValue], step: Callable[[list[BodyValue]], list[BodyValue]]) -> list[BodyValue]:
         """A state after any number of rounds, none among them: rounds add to what values may hold, up to a limit."""
         while True:
             after = list(map(self.either, state, step(state)))
@@ -273,12 +273,12 @@ class _Follower:
                 return after
             state = after
 
-    def scoped(self, equation: Any, values: list[Value]) -> list[Value]:
+    def scoped(self, equation: Any, values: list[BodyValue]) -> list[BodyValue]:
         closed = self.body.without_scope(equation)
         memory = [self.fresh() for _ in range(len(closed.jaxpr.invars) - len(values))]
         return self.body_of(closed, [*values, *memory])[: len(equation.outvars)]
 
-    def sliced(self, equation: Any, values: list[Value]) -> Value | None:
+    def sliced(self, equation: Any, values: list[BodyValue]) -> BodyValue | None:
         """``dynamic_slice``: the part of an array, at a place that holds nothing old."""
         array, *starts = values
         if array.place is None or any(start.holds for start in starts):
@@ -287,9 +287,9 @@ class _Follower:
         if shape == size:
             return self.fresh(reads=array.reads, place=array.place)
         part = Part("slice", tuple(start.number for start in starts), shape, size)
-        return self.fresh(reads=array.reads, place=Place(array.place.reference, (*array.place.path, part)))
+        return self.fresh(reads=array.reads, place=ContentsPlace(array.place.reference, (*array.place.path, part)))
 
-    def put(self, equation: Any, values: list[Value]) -> Value | None:
+    def put(self, equation: Any, values: list[BodyValue]) -> BodyValue | None:
         """``dynamic_update_slice``: a part of an array replaced; all of it, if the part is as large."""
         array, part, *starts = values
         if any(start.holds for start in starts):
@@ -299,11 +299,11 @@ class _Follower:
             return part
         if part.place is not None:
             taken = Part("slice", tuple(start.number for start in starts), shape, size)
-            if array.place is None or part.place != Place(array.place.reference, (*array.place.path, taken)):
+            if array.place is None or part.place != ContentsPlace(array.place.reference, (*array.place.path, taken)):
                 return None
         return self.fresh(reads=array.reads | part.reads, place=array.place)
 
-    def reshaped(self, equation: Any, values: list[Value]) -> Value | None:
+    def reshaped(self, equation: Any, values: list[BodyValue]) -> BodyValue | None:
         """The same elements in the same order, under another shape."""
         given, result = equation.invars[0].aval, equation.outvars[0].aval
         is_reordered = equation.primitive.name == "reshape" and equation.params.get("dimensions") is not None
@@ -311,7 +311,7 @@ class _Follower:
             return None
         return self.fresh(reads=values[0].reads, place=values[0].place)
 
-    def transposed(self, equation: Any, values: list[Value]) -> Value | None:
+    def transposed(self, equation: Any, values: list[BodyValue]) -> BodyValue | None:
         place, order = values[0].place, tuple(equation.params["permutation"])
         if place is None:
             return None
@@ -319,16 +319,16 @@ class _Follower:
         part, back = Part("transpose", order, shape, size), tuple(int(dim) for dim in np.argsort(order))
         returned = place.path[-1:] == (Part("transpose", back, size, shape),)
         path = place.path[:-1] if returned else (*place.path, part)
-        return self.fresh(reads=values[0].reads, place=Place(place.reference, path))
+        return self.fresh(reads=values[0].reads, place=ContentsPlace(place.reference, path))
 
-    def scattered(self, equation: Any, values: list[Value]) -> Value | None:
+    def scattered(self, equation: Any, values: list[BodyValue]) -> BodyValue | None:
         """``scatter``: some elements of an array replaced by others, at places that hold nothing old."""
         array, indices, updates = values
         if indices.holds or updates.place is not None:
             return None
         return self.fresh(reads=array.reads | updates.reads, place=array.place)
 
-    def selected(self, equation: Any, values: list[Value]) -> Value | None:
+    def selected(self, equation: Any, values: list[BodyValue]) -> BodyValue | None:
         """``select_n``: each element one of several, chosen by what holds nothing old."""
         which, *cases = values
         if which.holds:
@@ -341,14 +341,14 @@ class _Follower:
         return result
 
 
-CONTROL_FLOW: dict[str, Callable[[_Follower, Any, list[Value]], list[Value]]] = {
+CONTROL_FLOW: dict[str, Callable[[_Follower, Any, list[BodyValue]], list[BodyValue]]] = {
     "cond": _Follower.cond,
     "scan": _Follower.scan,
     "while": _Follower.while_,
     "run_scoped": _Follower.scoped,
 }
 
-MOVES: dict[str, Callable[[_Follower, Any, list[Value]], Value | None]] = {
+MOVES: dict[str, Callable[[_Follower, Any, list[BodyValue]], BodyValue | None]] = {
     "dynamic_slice": _Follower.sliced,
     "dynamic_update_slice": _Follower.put,
     "scatter": _Follower.scattered,

@@ -17,7 +17,7 @@ import numpy as np
 
 from tpu_lowering import compat
 from tpu_lowering.analyse import coverage, integers, old_contents, refs, scalars
-from tpu_lowering.analyse.functional_body import Body, NotUnderstood
+from tpu_lowering.analyse.functional_body import FunctionalBody, NotUnderstood
 from tpu_lowering.ir import jaxprs
 
 STEPS = 16  # of a grid that are followed; of a larger one those at and beside its corners
@@ -71,7 +71,7 @@ def _confirmed(
     if not claimed:
         return list(effects)
     try:
-        body = Body.of(jaxpr, mapping, seen(mapping, _extents(mapping)))
+        body = FunctionalBody.of(jaxpr, mapping, seen(mapping, _extents(mapping)))
     except NotUnderstood as error:
         why = f"JAX has no form of the body without references ({str(error).strip().splitlines()[0]})"
         return [effect if effect.reads else RefEffect(True, effect.writes, False, why) for effect in effects]

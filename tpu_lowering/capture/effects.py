@@ -36,7 +36,7 @@ aten = compat.aten
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ValuePosition:
     """An argument or a result, by position."""
 
     kind: str
@@ -50,8 +50,8 @@ class Place:
 class Set:
     """An argument becomes another tensor: it shares the value's memory, shape and strides."""
 
-    argument: Place
-    value: Place
+    argument: ValuePosition
+    value: ValuePosition
 
     def before(self, arguments: Sequence[Any]) -> None:
         """Nothing: the program reads the argument as it was."""
@@ -65,8 +65,8 @@ class Set:
 class Resize:
     """The memory of a tensor gets another size, in bytes."""
 
-    tensor: Place
-    size: int | Place
+    tensor: ValuePosition
+    size: int | ValuePosition
     is_first: bool
 
     def before(self, arguments: Sequence[Any]) -> None:
@@ -87,7 +87,7 @@ class Resize:
 class Assert:
     """A condition that must hold. On a device other than the CPU nobody waits for it."""
 
-    condition: Place
+    condition: ValuePosition
     text: str
 
     def before(self, arguments: Sequence[Any]) -> None:
@@ -200,7 +200,7 @@ class _Taker:
         if node.target is ASSERTS:
             effects: list[Effect] = [Assert(self._value(first), str(node.args[1]))]
         elif node.target in SETS:
-            effects = [Set(Place("argument", self.placeholders.index(first)), self._value(node.args[1]))]
+            effects = [Set(ValuePosition("argument", self.placeholders.index(first)), self._value(node.args[1]))]
             node.replace_all_uses_with(node.args[1])  # type: ignore[arg-type]
             self.set.add(first)
         else:
@@ -210,21 +210,21 @@ class _Taker:
         node.graph.erase_node(node)
         return effects
 
-    def _value(self, node: Any) -> Place:
+    def _value(self, node: Any) -> ValuePosition:
         """Where a value is found after the program ran; it becomes a further result if it is not an argument."""
         if node in self.placeholders:
-            return Place("argument", self.placeholders.index(node))
+            return ValuePosition("argument", self.placeholders.index(node))
         if node not in self.results:
             self.results.append(node)
-        return Place("result", self.results.index(node))
+        return ValuePosition("result", self.results.index(node))
 
-    def _seen(self, node: fx.Node) -> list[Place]:
+    def _seen(self, node: fx.Node) -> list[ValuePosition]:
         """What of the graph's arguments and results lies in the memory of a value: one of them, if any."""
         if node in self.placeholders:
-            return [Place("argument", self.placeholders.index(node))]
+            return [ValuePosition("argument", self.placeholders.index(node))]
         memory = compat.storage_number(node.meta["val"])
         for at, result in enumerate(self.own):
             value = result.meta.get("val") if isinstance(result, fx.Node) else None
             if isinstance(value, torch.Tensor) and compat.storage_number(value) == memory:
-                return [Place("result", at)]
+                return [ValuePosition("result", at)]
         return []

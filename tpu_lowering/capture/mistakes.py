@@ -56,7 +56,7 @@ Decompositions = dict[Any, Callable[..., Any]]
 """By operator."""
 
 
-class Refused(Exception):
+class RefusedByEager(Exception):
     """A call that eager refuses.
 
     Attributes:
@@ -76,7 +76,7 @@ def refusing(decompositions: Decompositions) -> Decompositions:
     """A table of decompositions that also checks each operator that is lowered or taken apart, as it is traced.
 
     Raises:
-        Refused: while a graph is traced.
+        RefusedByEager: while a graph is traced.
     """
     inside = threading.local()
 
@@ -117,7 +117,7 @@ def check(overload: Any, args: Sequence[Any], kwargs: dict[str, Any], line: str 
     """Asks eager about a call, made on the user's line.
 
     Raises:
-        Refused: eager refuses it.
+        RefusedByEager: eager refuses it.
     """
     if overload not in EARLY and (overload.is_view or compat.schema(overload).is_mutable):
         return
@@ -134,7 +134,7 @@ def check(overload: Any, args: Sequence[Any], kwargs: dict[str, Any], line: str 
         return
     if by_sizes:
         compat.tree_map(_guarded, (args, kwargs))
-    raise Refused(_noted(overload, given, refusal, line or graphs.source_line_of(compat.traced_line())))
+    raise RefusedByEager(_noted(overload, given, refusal, line or graphs.source_line_of(compat.traced_line())))
 
 
 class NoNumber(Exception):
@@ -171,7 +171,9 @@ def _is_on_cpu(tree: Any) -> bool:
 
 
 def _noted(overload: Any, given: Any, refusal: Exception, line: str) -> Exception:
-    types = ", ".join(f"{str(tensor.dtype)[6:]}{list(tensor.shape)}" for tensor in _Call(overload, *given).tensors())
+    types = ", ".join(
+        f"{str(tensor.dtype)[6:]}{list(tensor.shape)}" for tensor in _DescribedCall(overload, *given).tensors()
+    )
     text = errors.Refusal(
         "TL305",
         getattr(overload, "__name__", "") if overload in EARLY else str(overload),
@@ -189,14 +191,14 @@ def _refusal(overload: compat.OpOverload, args: Any, kwargs: Any) -> tuple[Excep
     """What eager raises for a call with such arguments, and whether for its sizes; None if it does not, or if that is
     not certain."""
     with compat.disable_current_modes(), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        return _Call(overload, args, kwargs).refusal()
+        return _DescribedCall(overload, args, kwargs).refusal()
 
 
 def check_early(graph: fx.Graph) -> None:
     """Asks eager about the calls of Dynamo's graph that torch takes apart above its autograd, which no table hears of.
 
     Raises:
-        Refused: eager refuses one.
+        RefusedByEager: eager refuses one.
     """
     for node in graph.nodes:
         if node.op == "call_function" and node.target in EARLY:
@@ -205,7 +207,7 @@ def check_early(graph: fx.Graph) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Call:
+class _DescribedCall:
     """A call whose arguments are described by ``Given`` and ``Plain``, in tuples."""
 
     overload: compat.OpOverload
@@ -274,15 +276,15 @@ class _Call:
             return error
         return None
 
-    def _mapped(self, function: Callable[[Given | Plain], Any]) -> _Call:
+    def _mapped(self, function: Callable[[Given | Plain], Any]) -> _DescribedCall:
         kwargs = tuple((name, _mapped(function, value)) for name, value in self.kwargs)
-        return _Call(self.overload, _mapped(function, self.args), kwargs)
+        return _DescribedCall(self.overload, _mapped(function, self.args), kwargs)
 
-    def _with(self, dtypes: Sequence[torch.dtype]) -> _Call:
+    def _with(self, dtypes: Sequence[torch.dtype]) -> _DescribedCall:
         left = iter(dtypes)
         return self._mapped(lambda leaf: leaf._replace(dtype=next(left)) if isinstance(leaf, Given) else leaf)
 
-    def _smaller(self) -> _Call:
+    def _smaller(self) -> _DescribedCall:
         """The call with long sides cut, in the tensors and where a Python number names one."""
         sides = {side for tensor in self.tensors() for side in tensor.shape if side > SIDE}
 

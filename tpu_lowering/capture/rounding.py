@@ -22,7 +22,7 @@ from tpu_lowering.normalise.mask_padding import number_dtype
 from tpu_lowering.normalise.signature import new_values, written_back
 from tpu_lowering.options import Buckets, round_up
 from tpu_lowering.runtime.base import RunnableProgram
-from tpu_lowering.runtime.padded import PaddedProgram, Place, Result
+from tpu_lowering.runtime.padded import PaddedLayout, PaddedProgram, Result
 
 Sizes = dict[sympy.Symbol, Any]
 
@@ -104,15 +104,15 @@ class Rounding:
             poison,
         )
 
-    def _places(self, true: Sizes, rounded: Sizes) -> list[Place | None]:
+    def _places(self, true: Sizes, rounded: Sizes) -> list[PaddedLayout | None]:
         return [self._place(node, true, rounded) for node in self.placeholders]
 
-    def _place(self, node: fx.Node, true: Sizes, rounded: Sizes) -> Place | None:
+    def _place(self, node: fx.Node, true: Sizes, rounded: Sizes) -> PaddedLayout | None:
         if node.name not in self.padding.layouts:
             return None
         layout = self.padding.layouts[node.name]
         factors = [factor for dim in layout for factor in dim]
-        return Place(
+        return PaddedLayout(
             tuple(_value(size, true) for size in roundable_sizes.shape_of(node.meta["val"])),
             tuple(_value(factor, true) for factor in factors),
             tuple(_value(factor, rounded) for factor in factors),
@@ -167,7 +167,7 @@ def size_symbols(graph: fx.Graph) -> dict[sympy.Symbol, torch.SymInt]:
     return found
 
 
-def _action(refused: roundable_sizes.Refused, symbols: dict[sympy.Symbol, torch.SymInt]) -> Action:
+def _action(refused: roundable_sizes.UnroundableSizes, symbols: dict[sympy.Symbol, torch.SymInt]) -> Action:
     """What the report says of sizes that are not rounded."""
     names = [compat.size_source(symbols[symbol], symbol) or str(symbol) for symbol in refused.symbols]
     reason = f"{', '.join(names)} is not rounded up: {refused.reason}"

@@ -27,7 +27,7 @@ from torch import fx
 from tpu_lowering import errors
 from tpu_lowering.fuse.around_kernels import chains
 from tpu_lowering.fuse.around_kernels.chains import Chain
-from tpu_lowering.fuse.around_kernels.extended_kernel import Extended, Work, block_sizes, expressible, touchable
+from tpu_lowering.fuse.around_kernels.extended_kernel import BlockWork, Extended, block_sizes, expressible, touchable
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.kernels import Kernel, Operand, kernel_call
@@ -134,12 +134,12 @@ def _replace(
     kept = tuple(None if at in around.before else operand(value, at) for at, value in enumerate(read))
     names: list[str] = []
 
-    def work(at: int, chain: Chain, own: fx.Node | None) -> Work:
+    def work(at: int, chain: Chain, own: fx.Node | None) -> BlockWork:
         name = f"{'_'.join(str(m.target).split('.')[1] for m in chain.members[:3])}_{at}"
         names.append(name.rpartition("_")[0])
         text = chains.write(chain, block_sizes(blocks[at]), name)
         takes = tuple(-1 if value is own else operand(value, at) for value in chain.inputs)
-        return Work(at, text, name, takes, graphs.type_of(chain.result))
+        return BlockWork(at, text, name, takes, graphs.type_of(chain.result))
 
     parts: dict[int, fx.Node] = {part.args[1]: part for part in node.users}  # type: ignore[misc]
     before = tuple(work(at, chain, None) for at, chain in around.before.items())

@@ -29,11 +29,11 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.fuse.attention.blocks import Library
-from tpu_lowering.fuse.attention.calls import Bias, Call
+from tpu_lowering.fuse.attention.calls import AttentionCall, Bias
 from tpu_lowering.fuse.attention.kernels import flash_kernel, splash_gradient_kernel, splash_kernel
 from tpu_lowering.fuse.attention.masks import Known
 from tpu_lowering.fuse.attention.paged.sites import PagedPlan, paged_plan
-from tpu_lowering.fuse.attention.plans import SHARE, Plan, bytes_by_xla, plan_of
+from tpu_lowering.fuse.attention.plans import SHARE, AttentionPlan, bytes_by_xla, plan_of
 from tpu_lowering.fuse.attention.shared_heads import share_rows
 from tpu_lowering.fuse.attention.sites import Attention, find
 from tpu_lowering.fuse.attention.training import pair_with_gradients
@@ -46,7 +46,7 @@ from tpu_lowering.kernels.jax_function import JaxKernel
 
 aten = compat.aten
 
-KERNELS: dict[Library, Callable[[Call], JaxKernel]] = {
+KERNELS: dict[Library, Callable[[AttentionCall], JaxKernel]] = {
     "flash": flash_kernel,
     "splash": splash_kernel,
     "splash_gradient": splash_gradient_kernel,
@@ -69,7 +69,7 @@ class FuseAttention:
         for plan in plans:
             if isinstance(plan, PagedPlan):
                 plan = plan.fuse(graph, chip, replaced)
-            elif isinstance(plan, Plan):
+            elif isinstance(plan, AttentionPlan):
                 plan = _fused(graph, plan.moved(replaced), chip, replaced)
             actions.append(plan)
         if replaced:
@@ -77,20 +77,20 @@ class FuseAttention:
         return actions + share_rows(graph)
 
 
-def _plan(site: Attention, chip: Chip, known: Known) -> Plan | PagedPlan | Action:
+def _plan(site: Attention, chip: Chip, known: Known) -> AttentionPlan | PagedPlan | Action:
     """What becomes of an attention: over pages, if it is one that can be; else any other plan; else the refusal."""
     over_pages = paged_plan(site, chip)
     if isinstance(over_pages, PagedPlan):
         return over_pages
     other = plan_of(site, chip, known)
-    return other if isinstance(other, Plan) or over_pages is None else over_pages
+    return other if isinstance(other, AttentionPlan) or over_pages is None else over_pages
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
     return graphs.type_of(node).shape
 
 
-def _fused(graph: fx.Graph, plan: Plan, chip: Chip, replaced: dict[fx.Node, fx.Node]) -> Action:
+def _fused(graph: fx.Graph, plan: AttentionPlan, chip: Chip, replaced: dict[fx.Node, fx.Node]) -> Action:
     """Replaces an attention by a call of its kernel; ``replaced`` gets what each node is now."""
     site, blocks = plan.site, plan.blocks
     is_operator = site.node.target is operator.getitem
@@ -121,14 +121,14 @@ def _fused(graph: fx.Graph, plan: Plan, chip: Chip, replaced: dict[fx.Node, fx.N
     return action
 
 
-def _call(plan: Plan, rows: list[fx.Node], chip: Chip) -> Call:
+def _call(plan: AttentionPlan, rows: list[fx.Node], chip: Chip) -> AttentionCall:
     site, terms = plan.site, plan.terms
     rank = len(site.leading) + 2
     biases = tuple(
         Bias(term.value, term.where, (1,) * (rank - len(_shape(term.node))) + _shape(term.node)) for term in terms
     )
     query, key, value = map(graphs.type_of, rows)
-    return Call(
+    return AttentionCall(
         query, key, value, site.scale, plan.blocks, int(SHARE * chip.vmem_bytes),
         graphs.source_line(site.node), chip, plan.mask, site.wants_logsumexp,
         site.leading, biases, tuple(graphs.type_of(term.node) for term in terms), all(t.hides for t in terms),
@@ -136,6 +136,6 @@ def _call(plan: Plan, rows: list[fx.Node], chip: Chip) -> Call:
     )  # fmt: skip
 
 
-def _given(call: Call) -> tuple[TensorType, ...]:
+def _given(call: AttentionCall) -> tuple[TensorType, ...]:
     """The types of what a gradient's kernel takes besides the operands."""
     return call.result, call.result, call.logsumexp

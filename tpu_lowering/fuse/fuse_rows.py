@@ -32,15 +32,15 @@ from tpu_lowering.fuse.choose.choices import Candidates, Choice, Chooser
 from tpu_lowering.fuse.compare_scattered import compare_places
 from tpu_lowering.fuse.long_rows.block_graph import RunningBody
 from tpu_lowering.fuse.long_rows.kernel_source import write_pass
-from tpu_lowering.fuse.long_rows.passes import Pass, one_pass_each, pass_plan
+from tpu_lowering.fuse.long_rows.passes import BlockPass, one_pass_each, pass_plan
 from tpu_lowering.fuse.long_rows.take_apart import take_apart
-from tpu_lowering.fuse.rows.block_graph import Body, held_as, summed_dims
+from tpu_lowering.fuse.rows.block_graph import BlockGraph, held_as, summed_dims
 from tpu_lowering.fuse.rows.expand import ORIGIN, PART_OF, expand, merge_equal, parts_of
 from tpu_lowering.fuse.rows.kernel_axes import arranged, as_axes, copied_by_xla, restored
 from tpu_lowering.fuse.rows.kernel_source import plain_form, write
 from tpu_lowering.fuse.rows.planning import (
-    Operand,
-    Plan,
+    RowOperand,
+    RowPlan,
     base_of,
     bytes_as_kernel,
     bytes_by_xla,
@@ -50,7 +50,7 @@ from tpu_lowering.fuse.rows.planning import (
 )
 from tpu_lowering.fuse.rows.products import bytes_apart, plan_with_products
 from tpu_lowering.fuse.rows.row_kernel import RowKernel, row_kernel
-from tpu_lowering.fuse.rows.tiles import STEP_BYTES, Tiling, Value, Work, tile, tile_products
+from tpu_lowering.fuse.rows.tiles import STEP_BYTES, BlockValue, TiledSpace, Tiling, tile, tile_products
 from tpu_lowering.fuse.space.row_regions import find_regions, shape_of
 from tpu_lowering.fuse.space.spaces import dims_of
 from tpu_lowering.fuse.xla.kept_in_vmem import is_held
@@ -126,7 +126,7 @@ class FuseRows:
         return {member.meta[PART_OF] for member in members if PART_OF in member.meta}
 
     def _fuse_first(
-        self, graph: fx.Graph, plans: Sequence[Plan], replaced: dict[fx.Node, fx.Node], long: list[Long]
+        self, graph: fx.Graph, plans: Sequence[RowPlan], replaced: dict[fx.Node, fx.Node], long: list[Long]
     ) -> Action:
         """Makes a kernel of the first plan that can be one; notes those whose rows are too long.
 
@@ -158,7 +158,7 @@ class FuseRows:
                     actions.append(self._fuse(graph, found, {}))
         return actions or [dataclasses.replace(long.refusal, reason=f"{long.refusal.reason}, {NO_PASS}")]
 
-    def _fuse(self, graph: fx.Graph, found: Plan, replaced: dict[fx.Node, fx.Node]) -> Action:
+    def _fuse(self, graph: fx.Graph, found: RowPlan, replaced: dict[fx.Node, fx.Node]) -> Action:
         last = found.outputs[-1]
         if is_held(found, graphs.chip(graph)):
             reason = "expected rows that XLA moves, got some that it keeps in VMEM"
@@ -187,7 +187,7 @@ class FuseRows:
         replaced |= _replace(graph, found, kernel)
         return action
 
-    def _kernels(self, graph: fx.Graph, found: Plan) -> list[RowKernel]:
+    def _kernels(self, graph: fx.Graph, found: RowPlan) -> list[RowKernel]:
         """The kernel of default blocks; where there is a choice, those of others too."""
         chip = graphs.chip(graph)
         vmem, where = chip.vmem_bytes, graphs.source_line(found.members[0]).partition(" in ")[0]
@@ -199,14 +199,14 @@ class FuseRows:
         else:
             tilings = [tiling for step in STEPS if (tiling := tile(work, step)) is not None]
         for tiling in tilings[: len(STEPS) if self.chooser is not None else 1]:
-            writes = write_pass if isinstance(found, Pass) else write
+            writes = write_pass if isinstance(found, BlockPass) else write
             written = writes(found, tiling, _name(found), int(ALLOWED * vmem))  # type: ignore[arg-type]
             if written is not None:
                 kernels.append(row_kernel(written, where, chip))
         return list(dict.fromkeys(kernels))
 
 
-def _plans(graph: fx.Graph) -> list[list[Plan]]:
+def _plans(graph: fx.Graph) -> list[list[RowPlan]]:
     """Plans of the regions that have blocks of two dimensions or more: a vector alone is no row among others. Of those
     that a region has, the one that may move the fewest bytes is first."""
     regions = [region for region in find_regions(graph) if len(region.space.sizes) >= 2]
@@ -217,23 +217,29 @@ def _plans(graph: fx.Graph) -> list[list[Plan]]:
     return [found for found in possible if found]
 
 
-def _moved(found: Plan) -> list[Value]:
-    taken = [Value(dims_of(o.access), held_as(o.node.meta["val"].dtype).itemsize, o.summed()) for o in found.operands()]
-    given = [Value(dims_of(found.region.accesses[n]), held_as(n.meta["val"].dtype).itemsize) for n in found.outputs]
+def _moved(found: RowPlan) -> list[BlockValue]:
+    taken = [
+        BlockValue(dims_of(o.access), held_as(o.node.meta["val"].dtype).itemsize, o.summed()) for o in found.operands()
+    ]
+    given = [
+        BlockValue(dims_of(found.region.accesses[n]), held_as(n.meta["val"].dtype).itemsize) for n in found.outputs
+    ]
     return taken + given
 
 
-def _work(found: Plan, capacity: int) -> Work:
+def _work(found: RowPlan, capacity: int) -> TiledSpace:
     """What is cut into blocks; of a pass over long rows the rows too."""
     space, rows = found.region.space, found.region.rows
     whole = Tiling(tuple(space.sizes.items()), ())
-    if isinstance(found, Pass):
+    if isinstance(found, BlockPass):
         live = _live(found, RunningBody(found, whole).graph)
-        return Work(space.sizes, frozenset(), _moved(found), live, capacity, rows)
-    return Work(space.sizes, rows, _moved(found), _live(found, Body(found, whole).graph), capacity, summed_dims(found))
+        return TiledSpace(space.sizes, frozenset(), _moved(found), live, capacity, rows)
+    return TiledSpace(
+        space.sizes, rows, _moved(found), _live(found, BlockGraph(found, whole).graph), capacity, summed_dims(found)
+    )
 
 
-def _live(found: Plan, graph: fx.Graph) -> int:
+def _live(found: RowPlan, graph: fx.Graph) -> int:
     """How many values of a whole block are alive at once, computing in order."""
     sizes = found.region.space.sizes
     last = {used: node for node in graph.nodes for used in node.all_input_nodes}
@@ -247,24 +253,24 @@ def _live(found: Plan, graph: fx.Graph) -> int:
     return most
 
 
-def _name(found: Plan) -> str:
+def _name(found: RowPlan) -> str:
     """A name that says what a kernel computes: the operators it was taken from, or its reductions."""
     origins = [member.meta[ORIGIN] for member in found.members if ORIGIN in member.meta]
     ending = [node for node in found.members if ends_pass(found.region, node)] or found.members
     names = origins or [str(node.target).split(".")[1] for node in ending if node not in found.products]
     names = [str(product.node.target).split(".")[1] for product in found.products.values()] + names
-    kind = "long_rows" if isinstance(found, Pass) else "rows" if found.region.rows else "blocks"
+    kind = "long_rows" if isinstance(found, BlockPass) else "rows" if found.region.rows else "blocks"
     return "_".join(name.strip("_") for name in list(dict.fromkeys(names))[:3]) + f"_{kind}"
 
 
-def _replace(graph: fx.Graph, found: Plan, kernel: RowKernel) -> dict[fx.Node, fx.Node]:
+def _replace(graph: fx.Graph, found: RowPlan, kernel: RowKernel) -> dict[fx.Node, fx.Node]:
     """Sends the users of a plan's outputs to a call of its kernel. The graph's order is mended later.
 
     Returns:
         What took the place of each output.
     """
     position = {node: at for at, node in enumerate(graph.nodes)}
-    members = set() if isinstance(found, Pass) else set(found.members)
+    members = set() if isinstance(found, BlockPass) else set(found.members)
     new: dict[fx.Node, fx.Node] = {}
     users = [user for node in found.outputs for user in node.users if user not in members]
     with graphs.inserting_for(found.members[0]), graph.inserting_before(min(users, key=position.__getitem__)):
@@ -295,7 +301,7 @@ def _replace(graph: fx.Graph, found: Plan, kernel: RowKernel) -> dict[fx.Node, f
     return new
 
 
-def _given(graph: fx.Graph, found: Plan, operand: Operand, wanted: TensorType) -> fx.Node:
+def _given(graph: fx.Graph, found: RowPlan, operand: RowOperand, wanted: TensorType) -> fx.Node:
     """A plan's operand as its kernel takes it."""
     node = operand.node
     if found.lying is not None:

@@ -31,15 +31,15 @@ CODE = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Place:
+class ReadSource:
     """Somewhere that values were read from, and which they were."""
 
     read: Callable[[], Iterable[Any]]
     seen: tuple[Any, ...]
 
     @staticmethod
-    def of(read: Callable[[], Iterable[Any]]) -> Place:
-        return Place(read, tuple(read()))
+    def of(read: Callable[[], Iterable[Any]]) -> ReadSource:
+        return ReadSource(read, tuple(read()))
 
     def is_same(self) -> bool:
         try:
@@ -61,7 +61,7 @@ class Followed:
 
     text: str
     unknown: str
-    places: tuple[Place, ...]
+    places: tuple[ReadSource, ...]
 
     def is_current(self) -> bool:
         """Whether all that was read is still the same object. Cheap: it is asked before each call of a program."""
@@ -82,9 +82,9 @@ def follow(value: Any) -> Followed:
     """
     walk = _Walk()
     text = walk.of(value)
-    names = [Place(_reader(names, tuple(seen)), tuple(seen.values())) for names, seen in walk.names.values()]
+    names = [ReadSource(_reader(names, tuple(seen)), tuple(seen.values())) for names, seen in walk.names.values()]
     read = tuple(walk.functions)
-    code = Place.of(lambda: itertools.chain.from_iterable(map(CODE, read)))
+    code = ReadSource.of(lambda: itertools.chain.from_iterable(map(CODE, read)))
     return Followed(text, walk.unknown, (*names, code, *walk.places))
 
 
@@ -118,7 +118,7 @@ class _Walk:
         self.met: dict[int, tuple[int, Any]] = {}
         self.unknown = ""
         self.names: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
-        self.places: list[Place] = []
+        self.places: list[ReadSource] = []
         self.functions: list[types.FunctionType] = []
 
     def of(self, value: Any) -> str:
@@ -143,19 +143,19 @@ class _Walk:
             return self._of_function(value)
         if kind in (tuple, list):
             if kind is list:
-                self.places.append(Place.of(functools.partial(iter, value)))
+                self.places.append(ReadSource.of(functools.partial(iter, value)))
             return f"{kind.__name__} {self._all(value)}"
         if kind is dict or kind is types.MappingProxyType:
-            self.places.append(Place.of(lambda: (*value.keys(), *value.values())))
+            self.places.append(ReadSource.of(lambda: (*value.keys(), *value.values())))
             return f"dict {self._all(itertools.chain.from_iterable(value.items()))}"
         if kind in (set, frozenset) and all(type(element) in (bool, int, float) for element in value):
-            self.places.append(Place.of(functools.partial(iter, value)))
+            self.places.append(ReadSource.of(functools.partial(iter, value)))
             return f"set {sorted(map(self.of, value))}"
         if kind is functools.partial:
-            self.places.append(Place.of(lambda: (value.func, value.args, value.keywords)))
+            self.places.append(ReadSource.of(lambda: (value.func, value.args, value.keywords)))
             return f"partial {self._all((value.func, value.args, value.keywords))}"
         if kind is constant_names.JIT:
-            self.places.append(Place.of(lambda: vars(value).values()))
+            self.places.append(ReadSource.of(lambda: vars(value).values()))
             return f"jit {self._all((value.__wrapped__, _attributes(value)))}"
         if dataclasses.is_dataclass(kind) and constant_names.name_of(kind) is not None:
             fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
@@ -167,7 +167,7 @@ class _Walk:
 
     def _of_function(self, function: types.FunctionType) -> str:
         self.functions.append(function)
-        self.places.append(Place.of(lambda: vars(function).values()))
+        self.places.append(ReadSource.of(lambda: vars(function).values()))
         annotations = repr(sorted(function.__annotations__.items(), key=lambda item: item[0]))
         parts = (function.__defaults__, function.__kwdefaults__, annotations, _attributes(function))
         closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
@@ -183,7 +183,7 @@ class _Walk:
             value = cell.cell_contents
         except ValueError as error:
             raise UnknownValueError("a closure without a value") from error
-        self.places.append(Place.of(lambda: (cell.cell_contents,)))
+        self.places.append(ReadSource.of(lambda: (cell.cell_contents,)))
         return name if isinstance(value, types.ModuleType) else f"{name} {self.of(value)}"
 
     def _of_read(self, function: types.FunctionType, closure: dict[str, types.CellType], read: Read) -> str:
@@ -206,7 +206,7 @@ class _Walk:
         change on other objects, too."""
         owners = value.__mro__ if isinstance(value, type) else (value, *type(value).__mro__)
         tables: list[Any] = [vars(owner) for owner in owners if hasattr(owner, "__dict__")]
-        self.places.append(Place.of(lambda: [table.get(name, MISSING) for table in tables]))
+        self.places.append(ReadSource.of(lambda: [table.get(name, MISSING) for table in tables]))
         if not isinstance(value, type):
             return ""
         found = next((table[name] for table in tables if name in table), MISSING)

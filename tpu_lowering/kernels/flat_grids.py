@@ -37,7 +37,7 @@ DEAR = (
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Call:
+class PallasCall:
     """What a ``pallas_call`` without aliases is built of.
 
     Attributes:
@@ -56,7 +56,7 @@ class Call:
     scratch: tuple[Any, ...]
 
 
-def flattened(call: Call, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
+def flattened(call: PallasCall, inputs: Sequence[Any], outputs: Sequence[Any]) -> PallasCall | None:
     """The call with its pipeline in the grid; None if it has not one pipeline that can be there.
 
     Args:
@@ -99,7 +99,7 @@ class _Pipeline:
         return sum(map(len, self.blocks))
 
 
-def _only_pipeline(call: Call, inputs: Sequence[Any], outputs: Sequence[Any]) -> _Pipeline | None:
+def _only_pipeline(call: PallasCall, inputs: Sequence[Any], outputs: Sequence[Any]) -> _Pipeline | None:
     """The pipeline of a body that has just one, over whole arrays, each once, in blocks that divide them."""
     seen: list[_Pipeline | None] = []
     given: list[Any] = []
@@ -156,7 +156,7 @@ def _body_of(
     return next(e for e in closed.jaxpr.eqns if e.primitive.name == "pallas_call").params["jaxpr"]
 
 
-def _marked(call: Call, found: _Pipeline, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
+def _marked(call: PallasCall, found: _Pipeline, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
     """The jaxpr of the body with the pipeline's body in it.
 
     After the scratch come references to the pipeline's blocks, and one to numbers: before the pipeline's body the
@@ -321,11 +321,11 @@ def _is_cheap(equation: Any, loads: set[Any]) -> bool:
 class _Flat:
     """The call with its pipeline in the grid."""
 
-    old: Call
+    old: PallasCall
     found: _Pipeline
     parts: _Parts
 
-    def call(self) -> Call:
+    def call(self) -> PallasCall:
         specs = [_outer(spec) for spec in (*self.old.in_specs, *self.old.out_specs)]
         for number, at in enumerate(self.found.refs):
             held = self.found.specs[number]
@@ -333,7 +333,7 @@ class _Flat:
                 held.block_shape, functools.partial(self._index, number), pipeline_mode=held.pipeline_mode
             )
         count = len(self.old.in_specs)
-        return Call(lambda _: self._body, self.grid, tuple(specs[:count]), tuple(specs[count:]), self.old.scratch)
+        return PallasCall(lambda _: self._body, self.grid, tuple(specs[:count]), tuple(specs[count:]), self.old.scratch)
 
     @property
     def grid(self) -> tuple[int, ...]:

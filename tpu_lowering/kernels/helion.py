@@ -81,7 +81,7 @@ def host_graph(
             return _hosts[key][1]
         watch = Watch(made_of)
         try:
-            host = _trace(_Call(kernel, template, tensors, mutated, where, chip, watch))
+            host = _trace(_HostCall(kernel, template, tensors, mutated, where, chip, watch))
         except errors.TpuLoweringError:
             raise
         except Exception as error:
@@ -157,7 +157,7 @@ def with_our_settings(kernel: Any, interpret: bool, where: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Call:
+class _HostCall:
     """A call of a Helion kernel; see ``host_graph``."""
 
     kernel: Any
@@ -182,7 +182,7 @@ class _Call:
         return (bound.config_spec.default_config(), False) if own is None else (own, True)
 
 
-def _trace(call: _Call) -> HostGraph:
+def _trace(call: _HostCall) -> HostGraph:
     """The host graph under the config that Helion would launch with; the launches know those of others."""
     bound = call.bound()
     config, own = call.config(bound)
@@ -200,7 +200,7 @@ def _trace(call: _Call) -> HostGraph:
     return HostGraph(host.module, launches)
 
 
-def _variant(call: _Call, host: HostGraph, config: Any, index: int) -> Launch:
+def _variant(call: _HostCall, host: HostGraph, config: Any, index: int) -> Launch:
     """A launch under another config.
 
     Raises:
@@ -214,7 +214,7 @@ def _variant(call: _Call, host: HostGraph, config: Any, index: int) -> Launch:
     return launch
 
 
-def _under(call: _Call, bound: Any, config: Any) -> HostGraph:
+def _under(call: _HostCall, bound: Any, config: Any) -> HostGraph:
     """The host graph under a config."""
     kernel, template, where = call.kernel, call.template, call.where
     names = list(kernel.signature.parameters)

@@ -22,7 +22,7 @@ from tpu_lowering.compat import Conflict
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class KernelFinding:
     """What one run of a kernel showed.
 
     Attributes:
@@ -37,7 +37,7 @@ class Finding:
 
 
 _one_at_a_time = threading.Lock()
-_found: list[Finding] = []
+_found: list[KernelFinding] = []
 
 
 def observed(kernel: str, operands: Sequence[jax.Array], results: Sequence[jax.Array]) -> list[jax.Array]:
@@ -45,7 +45,7 @@ def observed(kernel: str, operands: Sequence[jax.Array], results: Sequence[jax.A
 
     def look(*values: Any) -> Any:
         given, made = values[: len(operands)], values[len(operands) :]
-        _found.append(Finding(kernel, tuple(compat.interpreter_conflicts()), tuple(_undefined(given, made))))
+        _found.append(KernelFinding(kernel, tuple(compat.interpreter_conflicts()), tuple(_undefined(given, made))))
         return made
 
     types = [jax.ShapeDtypeStruct(result.shape, result.dtype) for result in results]
@@ -97,7 +97,7 @@ def _refusal(error: Exception) -> errors.TpuLoweringError:
     )
 
 
-def report(findings: Sequence[Finding]) -> None:
+def report(findings: Sequence[KernelFinding]) -> None:
     """Says what was found; see ``watched``."""
     for finding in findings:
         for number, count, size in finding.undefined:

@@ -26,7 +26,7 @@ from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
-from tpu_lowering.kernels.flat_grids import Call, flattened
+from tpu_lowering.kernels.flat_grids import PallasCall, flattened
 from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.kernels.launch_facts import block_spec, moving_dimensions, scratch_types, vmem_limit
 from tpu_lowering.kernels.pipelines import emit_pipeline, with_pipelines
@@ -294,10 +294,10 @@ class _PallasCall:
         space = pltpu.SMEM if self.launch.positions[at] in self.launch.facts["_smem"] else None
         return block_spec(self.shapes[at], self.launch.blocks[at], space)
 
-    def form(self) -> Call:
+    def form(self) -> PallasCall:
         """The call as Helion's facts describe it."""
         function: Any = self.launch.device_function
-        return Call(
+        return PallasCall(
             lambda emit: functools.partial(self._body, with_pipelines(function, emit)),
             self.launch.grid or (1,),
             tuple(self._spec(at) for at in self.inputs),
@@ -305,7 +305,7 @@ class _PallasCall:
             tuple(scratch_types(self.launch.facts.get("_scratch_shapes") or ())),
         )
 
-    def flat_form(self) -> Call | None:
+    def flat_form(self) -> PallasCall | None:
         """The call with its pipeline in the grid, if it can be there; not where an output is aliased."""
         if any(at in self.inputs for at in self.results):
             return None

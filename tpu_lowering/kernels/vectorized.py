@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from tpu_lowering import compat
 from tpu_lowering.analyse import grids, pallas
-from tpu_lowering.analyse.grids import DimWindow, Schedule, Window
+from tpu_lowering.analyse.grids import DimWindow, GridSchedule, GridWindow
 from tpu_lowering.ir.jaxprs import with_array_literals
 from tpu_lowering.kernels import slices
 from tpu_lowering.kernels.evaluation import evaluate_step
@@ -35,7 +35,7 @@ def run(equation: Any, values: Sequence[jax.Array]) -> list[jax.Array]:
     Returns:
         Its results, of the shapes and dtypes of its output avals.
     """
-    return _Call(equation, values).run()
+    return _VectorizedCall(equation, values).run()
 
 
 def why_not(equation: Any) -> str:
@@ -61,7 +61,7 @@ class _Slot:
     """
 
     mapping: Any
-    window: Window | None
+    window: GridWindow | None
     block: tuple[int, ...]
     squeezed: tuple[int, ...]
 
@@ -81,10 +81,10 @@ class _Slot:
         return jax.lax.expand_dims(block, self.squeezed)
 
 
-class _Call:
+class _VectorizedCall:
     def __init__(self, equation: Any, values: Sequence[jax.Array]) -> None:
         self.mapping = equation.params["grid_mapping"]
-        self.schedule: Schedule = grids.schedule(equation)
+        self.schedule: GridSchedule = grids.schedule(equation)
         self.closed, self.scratch = compat.discharged(with_array_literals(equation.params["jaxpr"]), self.mapping)
         bounds, first = self.mapping.num_dynamic_grid_bounds, pallas.first_input(self.mapping)
         self.scalars, self.inputs = list(values[bounds:first]), list(values[first:])
@@ -185,7 +185,7 @@ class _Call:
         return [jnp.asarray(start, dtype=jnp.int32) for start in starts]
 
 
-def _slot(mapping: Any, window: Window | None) -> _Slot:
+def _slot(mapping: Any, window: GridWindow | None) -> _Slot:
     squeezed = tuple(at for at, dim in enumerate(mapping.block_shape) if compat.is_squeezed(dim))
     return _Slot(mapping, window, compat.block_extents(mapping.block_shape), squeezed)
 

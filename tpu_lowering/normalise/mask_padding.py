@@ -33,12 +33,12 @@ from tpu_lowering.analyse.padding.calls import (
     Mean,
     Number,
     Overlay,
-    Place,
     Put,
     Shift,
-    Window,
+    SliceWindow,
     WindowPut,
     Wrap,
+    WritePosition,
 )
 from tpu_lowering.analyse.padding.elementwise_and_rows import TENSOR_FORMS
 from tpu_lowering.analyse.padding.layouts import Expr
@@ -103,11 +103,11 @@ class _Editor:
             case Wrap():
                 with graphs.inserting_for(node):
                     _replace_argument(node, "indices", edit.item, lambda old: self._wrapped(old, edit.size))
-            case Place():
+            case WritePosition():
                 self._place(node, edit)
             case Shift():
                 self._shift(node, edit)
-            case Window():
+            case SliceWindow():
                 self._window(node, edit)
             case WindowPut():
                 self._window_put(node, edit)
@@ -231,7 +231,7 @@ class _Editor:
             chosen = self.call(aten.squeeze.dim, chosen, edit.axis)
         graphs.replace(node, chosen)
 
-    def _place(self, node: fx.Node, edit: Place) -> None:
+    def _place(self, node: fx.Node, edit: WritePosition) -> None:
         given = graphs.bound(node)
         with graphs.inserting_for(node):
             place = self.call(aten.view.default, self.number(edit.position), [1])
@@ -248,7 +248,7 @@ class _Editor:
             shifted = self.call(aten.add.Tensor, places, start)
         _stand_in(shifted, node)
 
-    def _window(self, node: fx.Node, edit: Window) -> None:
+    def _window(self, node: fx.Node, edit: SliceWindow) -> None:
         given, count = graphs.bound(node), int(node.meta["val"].shape[edit.axis])
         with graphs.inserting_for(node):
             places = self._window_places(count, edit)
@@ -263,7 +263,7 @@ class _Editor:
             written = self.call(aten.index_copy.default, given["self"], edit.axis, places, given["src"])
         _stand_in(written, node)
 
-    def _window_places(self, count: int, edit: Window | WindowPut) -> fx.Node:
+    def _window_places(self, count: int, edit: SliceWindow | WindowPut) -> fx.Node:
         options = {"dtype": torch.int64, "device": "cpu", "requires_grad": False}
         places = self.call(iota, count, start=0, step=edit.step, **options)
         return self.call(aten.add.Tensor, places, self.number(edit.start))

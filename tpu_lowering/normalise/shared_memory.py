@@ -22,7 +22,7 @@ from tpu_lowering.analyse import overlaps
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.functionalized_calls import is_functionalized
 
-Operand = tuple[str, fx.Node, str]
+NamedOperand = tuple[str, fx.Node, str]
 """An argument's name, its value, and the key of its memory: that of the base it is a view of, or its own."""
 
 _META = "shared_memory"
@@ -59,12 +59,12 @@ def _memory(node: fx.Node) -> int | None:
     return compat.storage_number(value) if isinstance(value, torch.Tensor) else None
 
 
-def operands(bound: Mapping[str, Any]) -> list[Operand]:
+def operands(bound: Mapping[str, Any]) -> list[NamedOperand]:
     """Arguments that are memory of their own, or were when the graph was captured."""
     return [(key, node, key) for key, node in _tensors(bound)]
 
 
-def refuse_overlaps(kernel: str, call: fx.Node, written: Sequence[Operand], read: Sequence[Operand]) -> None:
+def refuse_overlaps(kernel: str, call: fx.Node, written: Sequence[NamedOperand], read: Sequence[NamedOperand]) -> None:
     """Checks that what is written shares no element with another operand.
 
     Args:
@@ -90,7 +90,7 @@ def refuse_overlaps(kernel: str, call: fx.Node, written: Sequence[Operand], read
                 )
 
 
-def refuse_repeats(kernel: str, call: fx.Node, written: Sequence[Operand]) -> None:
+def refuse_repeats(kernel: str, call: fx.Node, written: Sequence[NamedOperand]) -> None:
     """Checks that what is written has a place for each of its elements; eager refuses it too.
 
     Raises:

@@ -22,7 +22,7 @@ from tpu_lowering.ir.operators import is_allocation, is_fill
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import helion
 from tpu_lowering.report import chip
-from tpu_lowering.report.report import REMEDIES, Buffer, Draw, Report
+from tpu_lowering.report.report import REMEDIES, Draw, Remark, Report
 
 NOTED = ("fresh", "interpreted", "unwritten")
 """Kinds of actions that, with a code, are remarks."""
@@ -36,7 +36,7 @@ class Collector:
         self.calls = 0
         self.draws: list[Draw] = []
         self.before = 0
-        self.made: dict[tuple[str, str], Buffer] = {}
+        self.made: dict[tuple[str, str], Remark] = {}
         self.fills: set[tuple[str, str]] = set()
         self.left: set[tuple[str, str]] = set()
         self.actions: list[tuple[str, Action]] = []
@@ -52,7 +52,7 @@ class Collector:
         for node in _nodes(module):
             if is_allocation(node) or is_fill(node):
                 key = (program, node.name)
-                self.made[key] = Buffer(node.name, program, graphs.source_line(node), graphs.type_of(node).nbytes)
+                self.made[key] = Remark(node.name, program, graphs.source_line(node), graphs.type_of(node).nbytes)
                 if is_fill(node):
                     self.fills.add(key)
 
@@ -92,15 +92,15 @@ class Collector:
             launched=self._of_kind("launched"),
         )
 
-    def _is_made(self, buffer: Buffer) -> bool:
+    def _is_made(self, buffer: Remark) -> bool:
         return (buffer.program, buffer.node) in self.made
 
-    def _of_kind(self, kind: str) -> tuple[Buffer, ...]:
+    def _of_kind(self, kind: str) -> tuple[Remark, ...]:
         return tuple(self._buffer(program, action) for program, action in self.actions if action.kind == kind)
 
     @staticmethod
-    def _buffer(program: str, action: Action) -> Buffer:
-        return Buffer(
+    def _buffer(program: str, action: Action) -> Remark:
+        return Remark(
             action.node, program, action.where, action.nbytes, action.code, action.reason, REMEDIES.get(action.code, "")
         )
 

@@ -34,8 +34,8 @@ REMEDIES: dict[str, str] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Buffer:
-    """One buffer that the report speaks of.
+class Remark:
+    """What the report says of one buffer, or of another value.
 
     Attributes:
         node: its name in the graph.
@@ -133,19 +133,19 @@ class Report:
     allocations_removed: int
     fills_removed: int
     bytes_saved: int
-    removed: tuple[Buffer, ...]
-    allocations_kept: tuple[Buffer, ...]
-    aliases_kept: tuple[Buffer, ...]
-    notes: tuple[Buffer, ...]
+    removed: tuple[Remark, ...]
+    allocations_kept: tuple[Remark, ...]
+    aliases_kept: tuple[Remark, ...]
+    notes: tuple[Remark, ...]
     programs: tuple[str, ...]
     draws: tuple[Draw, ...]
     seconds: dict[str, float]
     chip: CompilerView | None = None
-    sizes_kept: tuple[Buffer, ...] = ()
-    recompiles: tuple[Buffer, ...] = ()
-    fused: tuple[Buffer, ...] = ()
-    unfused: tuple[Buffer, ...] = ()
-    launched: tuple[Buffer, ...] = ()
+    sizes_kept: tuple[Remark, ...] = ()
+    recompiles: tuple[Remark, ...] = ()
+    fused: tuple[Remark, ...] = ()
+    unfused: tuple[Remark, ...] = ()
+    launched: tuple[Remark, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dictionaries, lists, strings and numbers, ready for JSON."""
@@ -221,7 +221,7 @@ def _add_chip(table: Table, chip: CompilerView) -> None:
         table.caption = f"Generated kernels: {chip.fusion}."
 
 
-def _buffer_table(title: str, buffers: tuple[Buffer, ...]) -> Table:
+def _buffer_table(title: str, buffers: tuple[Remark, ...]) -> Table:
     table = Table(title=title, title_justify="left", show_lines=True)
     for column in ("buffer", "where", "why", "what to do"):
         table.add_column(column, overflow="fold")

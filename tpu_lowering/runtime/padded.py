@@ -17,7 +17,7 @@ from tpu_lowering.runtime.base import RunnableProgram
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class PaddedLayout:
     """Where the elements of a tensor lie in the padded one.
 
     Attributes:
@@ -65,7 +65,7 @@ class Result:
         alias: the result as one that lies in the memory of an argument, or of another result.
     """
 
-    place: Place | None
+    place: PaddedLayout | None
     stride: tuple[int, ...] = ()
     constant: Any = None
     alias: Output | None = None
@@ -94,7 +94,7 @@ class PaddedProgram:
     """
 
     program: RunnableProgram
-    places: tuple[Place | None, ...]
+    places: tuple[PaddedLayout | None, ...]
     given: tuple[Any, ...]
     numbers: tuple[torch.Tensor, ...]
     results: tuple[Result, ...]

@@ -9,12 +9,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.ir.reshapes import Shape, reshapes
-from tpu_lowering.analyse.padding.layouts import Dim, Inexact, Sizes, Undecided
+from tpu_lowering.analyse.padding.layouts import Inexact, PaddedDim, Sizes, Undecided
 
 s, t = sympy.symbols("s t", integer=True, positive=True)
 
 
-def factors(layout: tuple[Dim, ...]) -> list[tuple[object, ...]]:
+def factors(layout: tuple[PaddedDim, ...]) -> list[tuple[object, ...]]:
     return [dim.factors or () for dim in layout]
 
 
@@ -24,10 +24,10 @@ def test_flattening_keeps_the_order_of_factors() -> None:
     assert factors(sizes.regroup((batch, length, depth), [4 * s, 6])) == [(4, s), (6,)]
     assert factors(sizes.regroup((length, batch, depth), [4 * s, 2, 3])) == [(s, 4), (2,), (3,)]
     assert factors(sizes.regroup((batch, length, depth), [24 * s])) == [(4, s, 6)]
-    assert factors(sizes.regroup((Dim(4 * s, (4, s)), depth), [2, 2, s, 2, 3])) == [(2,), (2,), (s,), (2,), (3,)]
+    assert factors(sizes.regroup((PaddedDim(4 * s, (4, s)), depth), [2, 2, s, 2, 3])) == [(2,), (2,), (s,), (2,), (3,)]
 
 
-def valid(layout: tuple[Dim, ...], size: int, rounded: int) -> np.ndarray:
+def valid(layout: tuple[PaddedDim, ...], size: int, rounded: int) -> np.ndarray:
     """Which elements of a value are valid where the dynamic size is rounded up, row by row."""
     found = np.ones((), bool)
     for factor in (sympy.sympify(factor) for dim in layout for factor in dim.factors or ()):
@@ -78,10 +78,10 @@ def test_a_padded_dimension_stays_whole() -> None:
 def test_layouts_that_differ_do_not_meet() -> None:
     sizes = Sizes([s])
     with pytest.raises(Inexact, match=r"expected one layout, got \[4, s\] and \[s, 4\]"):
-        sizes.unify(Dim(4 * s, (4, s)), Dim(4 * s, (s, 4)))
+        sizes.unify(PaddedDim(4 * s, (4, s)), PaddedDim(4 * s, (s, 4)))
     with pytest.raises(Inexact, match=r"expected one layout, got \[4, s\] and \[4\*s\]"):
-        sizes.unify(Dim(4 * s, (4, s)), sizes.plain(4 * s))
-    assert sizes.unify(sizes.loose(4 * s), Dim(4 * s, (s, 4))).factors == (s, 4)
+        sizes.unify(PaddedDim(4 * s, (4, s)), sizes.plain(4 * s))
+    assert sizes.unify(sizes.loose(4 * s), PaddedDim(4 * s, (s, 4))).factors == (s, 4)
 
 
 def test_a_flattened_input_takes_the_layout_that_it_meets() -> None:
@@ -89,7 +89,7 @@ def test_a_flattened_input_takes_the_layout_that_it_meets() -> None:
     saved = sizes.of_input(4 * s, "saved.0")
     with pytest.raises(Undecided):
         sizes.factors(saved)
-    sizes.unify(saved, Dim(4 * s, (s, 4)))
+    sizes.unify(saved, PaddedDim(4 * s, (s, 4)))
     assert sizes.factors(saved) == (s, 4)
     taken_apart = sizes.of_input(4 * s - 4, "other.0")
     sizes.regroup((taken_apart,), [s - 1, 4])

@@ -15,7 +15,7 @@ from tests.fuse.against_eager import Seen
 from tpu_lowering import aot, pipeline
 from tpu_lowering.fuse.choose.choices import Candidates, Choice, Score, best
 from tpu_lowering.fuse.fuse_rows import FuseRows
-from tpu_lowering.fuse.rows.tiles import Value, Work, fetched_bytes, tile
+from tpu_lowering.fuse.rows.tiles import BlockValue, TiledSpace, fetched_bytes, tile
 from tpu_lowering.fuse.space.spaces import Space
 from tpu_lowering.ir import chips
 from tpu_lowering.ir.actions import Action
@@ -138,8 +138,8 @@ def test_a_mask_for_all_heads_is_fetched_once_for_them() -> None:
     """The grid runs over the heads last, so that the mask's block stays where it is."""
     space, _ = Space.of((4, 16, 1024, 1024))
     batch, heads, queries, keys = space.order()
-    scores, mask = Value(frozenset(space.sizes), 2), Value(frozenset({batch, queries, keys}), 2)
-    tiling = tile(Work(space.sizes, frozenset({keys}), [scores, mask, scores], 3, 48 * MIB))
+    scores, mask = BlockValue(frozenset(space.sizes), 2), BlockValue(frozenset({batch, queries, keys}), 2)
+    tiling = tile(TiledSpace(space.sizes, frozenset({keys}), [scores, mask, scores], 3, 48 * MIB))
     assert tiling is not None
     order, steps = [dim for dim, _ in tiling.grid], dict(tiling.grid)
     assert order[-1] == heads or heads not in order

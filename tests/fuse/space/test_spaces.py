@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given
 
 from tests.ir.reshapes import Shape, only_splits_and_joins, reshaped, reshapes
-from tpu_lowering.fuse.space.spaces import Access, Space, split
+from tpu_lowering.fuse.space.spaces import AccessMap, Space, split
 
 
-def elements(space: Space, access: Access) -> np.ndarray:
+def elements(space: Space, access: AccessMap) -> np.ndarray:
     """Which point of a space, counted row by row, lies where in a value with an access."""
     order = space.order()
     points = np.arange(math.prod(space.sizes.values())).reshape(list(space.sizes.values()))

@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from tpu_lowering import compat
-from tpu_lowering.analyse.padding.calls import Call, HideKeys, rule
-from tpu_lowering.analyse.padding.layouts import Dim, Inexact, Layout
+from tpu_lowering.analyse.padding.calls import HideKeys, OperatorCall, rule
+from tpu_lowering.analyse.padding.layouts import Inexact, Layout, PaddedDim
 
 aten = compat.aten
 
 
 @rule(aten._scaled_dot_product_flash_attention_for_cpu.default)
-def attention(call: Call) -> Any:
+def attention(call: OperatorCall) -> Any:
     """[b, h, q, d] by [b, h, k, d]."""
     head, queries, _, depth = _operands(call)
     return (*head, queries, depth), (*head, queries)
 
 
 @rule(aten._scaled_dot_product_flash_attention_for_cpu_backward.default)
-def attention_backward(call: Call) -> Any:
+def attention_backward(call: OperatorCall) -> Any:
     """Gradients of keys and values sum over the queries, those of queries over the keys."""
     head, queries, keys, depth = _operands(call)
     given = (call.layout(name)[:3] for name in ("grad_out", "out", "logsumexp"))
@@ -29,7 +29,7 @@ def attention_backward(call: Call) -> Any:
     return (*rows, depth), (*rows[:2], keys, depth), (*rows[:2], keys, depth)
 
 
-def _operands(call: Call) -> tuple[Layout, Dim, Dim, Dim]:
+def _operands(call: OperatorCall) -> tuple[Layout, PaddedDim, PaddedDim, PaddedDim]:
     """Layouts of [b, h], q, k and d; undefined keys and values become 0 and are masked.
 
     Raises:
@@ -58,7 +58,7 @@ def _operands(call: Call) -> tuple[Layout, Dim, Dim, Dim]:
     return head, queries, keys, query[3]
 
 
-def _masked(call: Call, scores: Layout) -> Layout:
+def _masked(call: OperatorCall, scores: Layout) -> Layout:
     """The layout of queries and keys with a mask, which becomes -inf (False) for undefined keys.
 
     Raises:

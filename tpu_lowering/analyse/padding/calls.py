@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.analyse.padding.layouts import Dim, Expr, Inexact, Layout, Sizes
+from tpu_lowering.analyse.padding.layouts import Expr, Inexact, Layout, PaddedDim, Sizes
 from tpu_lowering.ir import graphs
 
 Fill = str | int | float | bool  # a number, or "lowest": the least value of the operand's dtype, -inf for floats
@@ -89,7 +89,7 @@ class HideKeys:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class WritePosition:
     """A ``select_scatter`` writes at a position: of a program for all positions, see ``analyse.numbers``."""
 
     axis: int
@@ -104,7 +104,7 @@ class Shift:
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
+class SliceWindow:
     """A ``slice`` of known length starts at a position."""
 
     axis: int
@@ -121,7 +121,9 @@ class WindowPut:
     step: int
 
 
-Edit = Mask | Number | Mean | Overlay | Element | Put | Wrap | HideKeys | Place | Shift | Window | WindowPut
+Edit = (
+    Mask | Number | Mean | Overlay | Element | Put | Wrap | HideKeys | WritePosition | Shift | SliceWindow | WindowPut
+)
 
 
 def expression(value: Any) -> Expr | None:
@@ -137,7 +139,7 @@ def shape_of(value: torch.Tensor) -> tuple[Expr, ...]:
     return tuple(sympy.sympify(expression(size)) for size in value.shape)
 
 
-class Call:
+class OperatorCall:
     """One call of an operator, as its rule sees it."""
 
     def __init__(
@@ -185,13 +187,15 @@ class Call:
             self.edits.append(Number(name, expression(self.arguments[name])))
             self.unexplained.remove(name)
 
-    def mask(self, name: str, layout: Sequence[Dim], axes: Iterable[int], fill: Fill, item: int | None = None) -> None:
+    def mask(
+        self, name: str, layout: Sequence[PaddedDim], axes: Iterable[int], fill: Fill, item: int | None = None
+    ) -> None:
         """Replaces an operand's undefined elements along given dimensions."""
         padded = [(axis, self.sizes.factors(layout[axis])) for axis in axes if self.sizes.padded(layout[axis])]
         if padded:
             self.edits.append(Mask(name, item, tuple(padded), fill))
 
-    def plain(self, dim: Dim) -> Dim:
+    def plain(self, dim: PaddedDim) -> PaddedDim:
         """A dimension on which places count: it must not be flattened from several padded ones.
 
         Raises:
@@ -213,7 +217,7 @@ class Call:
                     layout[axis].size
                 ])  # fmt: skip
 
-    def position(self, dim: Dim, name: str = "index") -> Expr:
+    def position(self, dim: PaddedDim, name: str = "index") -> Expr:
         """The true position of one element of a dimension, counted from its start."""
         if self.sizes.padded(dim):
             self.plain(dim)
@@ -235,12 +239,12 @@ class Call:
         self.limits[symbol] = min(at_most, self.limits.get(symbol, at_most))
 
 
-Rule = Callable[[Call], Any]
+Rule = Callable[[OperatorCall], Any]
 RULES: dict[Any, Rule] = {}
 
 
 def rule(*overloads: Any) -> Callable[[Rule], Rule]:
-    """Enters an operator's rule: from a ``Call`` to the layout of its result, or a tuple of layouts.
+    """Enters an operator's rule: from a ``OperatorCall`` to the layout of its result, or a tuple of layouts.
 
     Raises:
         KeyError: an overload has a rule already.

@@ -8,7 +8,7 @@ import sympy
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.analyse.padding.calls import Call, Element, expression, rule
+from tpu_lowering.analyse.padding.calls import Element, OperatorCall, expression, rule
 from tpu_lowering.analyse.padding.layouts import Expr, Inexact, Layout, same
 from tpu_lowering.ir.operators import ALLOCATIONS
 
@@ -22,7 +22,7 @@ aten = compat.aten
     aten.ones_like.default, aten.new_zeros.default, aten.new_ones.default, aten.new_full.default,
     aten.scalar_tensor.default, aten.fill.Scalar, aten.zero.default, aten._efficientzerotensor.default,
 )  # fmt: skip
-def constant(call: Call) -> Layout:
+def constant(call: OperatorCall) -> Layout:
     """All elements are equal, or undefined."""
     call.takes_sizes("size", "stride")
     if call.node.target in (aten.full.default, aten.scalar_tensor.default):
@@ -32,28 +32,28 @@ def constant(call: Call) -> Layout:
 
 
 @rule(aten.arange.start_step)
-def arange(call: Call) -> Layout:
+def arange(call: OperatorCall) -> Layout:
     """More elements at the end; start and step are numbers of their own."""
     call.takes_sizes("end")
     return tuple(map(call.sizes.plain, call.result()))
 
 
 @rule(compat.prims.iota.default)
-def iota(call: Call) -> Layout:
+def iota(call: OperatorCall) -> Layout:
     """More elements at the end."""
     call.takes_sizes("length")
     return tuple(map(call.sizes.plain, call.result()))
 
 
 @rule(aten.eye.default, aten.eye.m)
-def eye(call: Call) -> Layout:
+def eye(call: OperatorCall) -> Layout:
     """More rows and columns."""
     call.takes_sizes("n", "m")
     return tuple(map(call.sizes.plain, call.result()))
 
 
 @rule(aten.tril.default, aten.triu.default)
-def triangle(call: Call) -> Layout:
+def triangle(call: OperatorCall) -> Layout:
     """Row and column count from the start."""
     layout = call.layout("self")
     return (*layout[:-2], call.plain(layout[-2]), call.plain(layout[-1]))
@@ -64,14 +64,14 @@ def triangle(call: Call) -> Layout:
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.view_copy.default,
     aten._reshape_alias.default,
 )  # fmt: skip
-def reshape(call: Call) -> Layout:
+def reshape(call: OperatorCall) -> Layout:
     """Factors stay; dimensions are made of other ones."""
     call.takes_sizes("size", "shape", "stride")
     return call.sizes.regroup(call.layout("self"), call.result())
 
 
 @rule(aten.expand.default)
-def expand(call: Call) -> Layout:
+def expand(call: OperatorCall) -> Layout:
     """Along a dimension that was of size 1 all elements are equal."""
     call.takes_sizes("size")
     layout, sizes = call.layout("self"), call.result()
@@ -83,14 +83,14 @@ def expand(call: Call) -> Layout:
 
 
 @rule(aten.permute.default, aten.permute_copy.default)
-def permute(call: Call) -> Layout:
+def permute(call: OperatorCall) -> Layout:
     """Dimensions in another order."""
     layout = call.layout("self")
     return tuple(layout[axis] for axis in call.arguments["dims"])
 
 
 @rule(aten.transpose.int)
-def transpose(call: Call) -> Layout:
+def transpose(call: OperatorCall) -> Layout:
     """Two dimensions change places."""
     layout = list(call.layout("self"))
     a, b = (call.axis(len(layout), name) for name in ("dim0", "dim1"))
@@ -99,13 +99,13 @@ def transpose(call: Call) -> Layout:
 
 
 @rule(aten.t.default)
-def t(call: Call) -> Layout:
+def t(call: OperatorCall) -> Layout:
     """Both dimensions change places."""
     return call.layout("self")[::-1]
 
 
 @rule(aten.unsqueeze.default)
-def unsqueeze(call: Call) -> Layout:
+def unsqueeze(call: OperatorCall) -> Layout:
     """One more dimension, of size 1."""
     layout = call.layout("self")
     axis = call.axis(len(layout) + 1)
@@ -113,7 +113,7 @@ def unsqueeze(call: Call) -> Layout:
 
 
 @rule(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
-def squeeze(call: Call) -> Layout:
+def squeeze(call: OperatorCall) -> Layout:
     """Without dimensions of size 1."""
     layout = call.layout("self")
     axes = call.axes(len(layout))
@@ -121,7 +121,7 @@ def squeeze(call: Call) -> Layout:
 
 
 @rule(aten.select.int)
-def select(call: Call) -> Layout:
+def select(call: OperatorCall) -> Layout:
     """One element of a dimension; one counted from the end is found by its true position."""
     layout = call.layout("self")
     axis = call.axis(len(layout))
@@ -133,7 +133,7 @@ def select(call: Call) -> Layout:
 
 
 @rule(aten.slice.Tensor)
-def slice_(call: Call) -> Layout:
+def slice_(call: OperatorCall) -> Layout:
     """A part of a dimension, counted from its start."""
     layout = call.layout("self")
     axis = call.axis(len(layout))
@@ -156,7 +156,7 @@ def slice_(call: Call) -> Layout:
     return (*layout[:axis], part, *layout[axis + 1 :])
 
 
-def _whole(call: Call, size: Expr) -> None:
+def _whole(call: OperatorCall, size: Expr) -> None:
     """Requires that a slice of all elements is one of all rounded ones too.
 
     Raises:
@@ -171,7 +171,7 @@ def _whole(call: Call, size: Expr) -> None:
 
 
 @rule(aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int, aten.unsafe_split.Tensor)
-def split(call: Call) -> Any:
+def split(call: OperatorCall) -> Any:
     """Parts of a dimension of fixed size."""
     layout = call.layout("self")
     axis = call.axis(len(layout))
@@ -186,7 +186,7 @@ def split(call: Call) -> Any:
 
 
 @rule(aten.cat.default)
-def cat(call: Call) -> Layout:
+def cat(call: OperatorCall) -> Layout:
     """Only the last part may be padded: what follows padding would lie too far back."""
     layouts = [call.layout_of(operand) for operand in call.arguments["tensors"]]
     rank = len(call.result())
@@ -204,7 +204,7 @@ def cat(call: Call) -> Layout:
 
 
 @rule(aten.stack.default)
-def stack(call: Call) -> Layout:
+def stack(call: OperatorCall) -> Layout:
     """A new dimension."""
     layouts = [call.layout_of(operand) for operand in call.arguments["tensors"]]
     axis = call.axis(len(layouts[0]) + 1)
@@ -213,7 +213,7 @@ def stack(call: Call) -> Layout:
 
 
 @rule(aten.repeat.default)
-def repeat(call: Call) -> Layout:
+def repeat(call: OperatorCall) -> Layout:
     """Every dimension several times over: one more factor."""
     call.takes_sizes("repeats")
     times = [sympy.sympify(expression(value)) for value in call.arguments["repeats"]]
@@ -226,7 +226,7 @@ def repeat(call: Call) -> Layout:
 
 
 @rule(aten.constant_pad_nd.default)
-def constant_pad(call: Call) -> Layout:
+def constant_pad(call: OperatorCall) -> Layout:
     """What is added at the end must follow the last valid element: undefined ones become the same value."""
     layout, sizes, pad = call.layout("self"), call.result(), list(call.arguments["pad"])
     result = list(layout)

@@ -9,8 +9,8 @@ import sympy
 import torch
 
 from tpu_lowering import compat
-from tpu_lowering.analyse.padding.calls import Call, Fill, Mean, Rule, is_number, rule
-from tpu_lowering.analyse.padding.layouts import Dim, Inexact, Layout
+from tpu_lowering.analyse.padding.calls import Fill, Mean, OperatorCall, Rule, is_number, rule
+from tpu_lowering.analyse.padding.layouts import Inexact, Layout, PaddedDim
 
 aten = compat.aten
 
@@ -55,7 +55,7 @@ TENSOR_SLOTS = frozenset((
     aten.polar.default,
     aten.rsub.Tensor,
 )
-def pointwise(call: Call) -> Any:
+def pointwise(call: OperatorCall) -> Any:
     """Each element follows from the elements at its place; numbers made of sizes are the true ones."""
     if call.node.target in TENSOR_FORMS or call.node.target in TENSOR_SLOTS:
         for name in sorted(call.unexplained & {"self", "other", "exponent", "value"}):
@@ -68,7 +68,7 @@ def pointwise(call: Call) -> Any:
 
 
 @rule(aten.copy_.default)
-def write_back(call: Call) -> Layout:
+def write_back(call: OperatorCall) -> Layout:
     """The end of a graph that mutates an input: the new value lies as the input does."""
     old, new = call.layout("self"), call.layout("src")
     if len(old) != len(new):
@@ -77,7 +77,7 @@ def write_back(call: Call) -> Layout:
 
 
 # Reductions ---------------------------------------------------------------------------------------------
-def reduced(call: Call, layout: Layout, axes: Sequence[int]) -> Layout:
+def reduced(call: OperatorCall, layout: Layout, axes: Sequence[int]) -> Layout:
     """The layout that a reduction leaves."""
     if call.arguments.get("keepdim"):
         return tuple(call.sizes.plain(1) if at in axes else dim for at, dim in enumerate(layout))
@@ -92,7 +92,7 @@ def reduction(fill: Fill, ordered: bool = False) -> Rule:
         ordered: whether it also tells where along the dimension it found its result.
     """
 
-    def along(call: Call) -> Any:
+    def along(call: OperatorCall) -> Any:
         layout = call.layout("self")
         axes = call.axes(len(layout))
         if ordered:
@@ -116,7 +116,7 @@ rule(aten.min.dim, aten.argmin.default)(reduction("highest", ordered=True))
 
 
 @rule(aten.linalg_vector_norm.default)
-def norm(call: Call) -> Layout:
+def norm(call: OperatorCall) -> Layout:
     """Norms of positive order, to which a 0 adds nothing."""
     order = call.arguments["ord"]
     if not isinstance(order, (int, float)) or order < 0:
@@ -125,7 +125,7 @@ def norm(call: Call) -> Layout:
 
 
 @rule(aten.mean.default, aten.mean.dim)
-def mean(call: Call) -> Layout:
+def mean(call: OperatorCall) -> Layout:
     """A sum, divided by the true count."""
     layout = call.layout("self")
     axes = call.axes(len(layout))
@@ -139,7 +139,7 @@ def mean(call: Call) -> Layout:
 def along(fill: Fill, ordered: bool = False) -> Rule:
     """The rule of an operator that keeps the shape and works along ``dim``, where ``fill`` changes nothing."""
 
-    def keeping(call: Call) -> Any:
+    def keeping(call: OperatorCall) -> Any:
         layout = call.layout("self")
         axis = call.axis(len(layout))
         if layout and call.sizes.padded(layout[axis]):
@@ -152,9 +152,9 @@ def along(fill: Fill, ordered: bool = False) -> Rule:
     return keeping
 
 
-def settled_at(call: Call, layout: Layout, axis: int) -> Layout:
+def settled_at(call: OperatorCall, layout: Layout, axis: int) -> Layout:
     """A layout in which elements may differ along an axis."""
-    dim = Dim(layout[axis].size, call.sizes.factors(layout[axis]))
+    dim = PaddedDim(layout[axis].size, call.sizes.factors(layout[axis]))
     return (*layout[:axis], dim, *layout[axis + 1 :])
 
 
@@ -167,7 +167,7 @@ rule(aten.cummin.default)(along("highest", ordered=True))
 
 
 @rule(aten._softmax_backward_data.default, aten._log_softmax_backward_data.default)
-def softmax_backward(call: Call) -> Layout:
+def softmax_backward(call: OperatorCall) -> Layout:
     """Sums gradients, times results for a softmax, along the dimension."""
     layout = call.sizes.broadcast([call.layout("grad_output"), call.layout("output")], len(call.result()))
     axis = call.axis(len(layout))
@@ -180,7 +180,7 @@ def softmax_backward(call: Call) -> Layout:
 def rows(trailing: int | None = None) -> Rule:
     """The rule of an operator that mixes the last dimensions, or the one that ``dim`` names, and no others."""
 
-    def apart(call: Call) -> Any:
+    def apart(call: OperatorCall) -> Any:
         layout = call.layout("input" if "input" in call.arguments else "self")
         mixed = (
             [call.axis(len(layout))] if trailing is None else list(range(max(len(layout) - trailing, 0), len(layout)))
@@ -212,7 +212,7 @@ rule(
 
 
 @rule(aten.flip.default, aten.roll.default)
-def turn(call: Call) -> Layout:
+def turn(call: OperatorCall) -> Layout:
     """Elements move along the dimensions listed; ``roll`` without any flattens all."""
     layout = call.layout("self")
     call.fixed(layout, call.axes(len(layout), "dims"), "the operator moves elements past its end")
@@ -220,7 +220,7 @@ def turn(call: Call) -> Layout:
 
 
 @rule(aten.var.correction, aten.var_mean.correction)
-def variance(call: Call) -> Any:
+def variance(call: OperatorCall) -> Any:
     """Only along dimensions of fixed size."""
     layout = call.layout("self")
     axes = call.axes(len(layout))
@@ -230,7 +230,7 @@ def variance(call: Call) -> Any:
 
 
 @rule(aten.native_layer_norm.default)
-def layer_norm(call: Call) -> Any:
+def layer_norm(call: OperatorCall) -> Any:
     """Each row alone."""
     layout = call.layout("input")
     first = len(layout) - len(call.arguments["normalized_shape"])
@@ -240,7 +240,7 @@ def layer_norm(call: Call) -> Any:
 
 
 @rule(aten.native_layer_norm_backward.default)
-def layer_norm_backward(call: Call) -> Any:
+def layer_norm_backward(call: OperatorCall) -> Any:
     """Each row alone for the input; weight and bias sum over the rows."""
     names = ("grad_out", "input", "mean", "rstd")
     layout = call.sizes.broadcast([call.layout(name) for name in names], len(call.layout("input")))
@@ -255,7 +255,7 @@ def layer_norm_backward(call: Call) -> Any:
 
 
 @rule(aten.native_group_norm.default)
-def group_norm(call: Call) -> Any:
+def group_norm(call: OperatorCall) -> Any:
     """Each sample alone."""
     layout = call.layout("input")
     call.fixed(layout, range(1, len(layout)))
@@ -265,7 +265,7 @@ def group_norm(call: Call) -> Any:
 
 
 @rule(aten.convolution.default)
-def convolution(call: Call) -> Layout:
+def convolution(call: OperatorCall) -> Layout:
     """Each sample alone."""
     layout, weight = call.layout("input"), call.layout("weight")
     call.fixed(layout, range(1, len(layout)))
@@ -274,7 +274,7 @@ def convolution(call: Call) -> Layout:
 
 
 @rule(aten.convolution_backward.default)
-def convolution_backward(call: Call) -> Any:
+def convolution_backward(call: OperatorCall) -> Any:
     """Each sample alone for the input; weight and bias sum over the samples."""
     gradient, layout, weight = (call.layout(name) for name in ("grad_output", "input", "weight"))
     for operand, first in ((gradient, 1), (layout, 1), (weight, 0)):
@@ -288,7 +288,7 @@ def convolution_backward(call: Call) -> Any:
 
 # Products -----------------------------------------------------------------------------------------------
 def product(
-    call: Call, left: str, right: str, axes: tuple[int, int], result: Callable[[Layout, Layout], Layout]
+    call: OperatorCall, left: str, right: str, axes: tuple[int, int], result: Callable[[Layout, Layout], Layout]
 ) -> Layout:
     """The layout of a product that sums over one dimension of each operand, whose undefined elements become 0."""
     a, b = call.layout(left), call.layout(right)
@@ -299,38 +299,38 @@ def product(
 
 
 @rule(aten.mm.default)
-def mm(call: Call) -> Layout:
+def mm(call: OperatorCall) -> Layout:
     """[m, k] by [k, n]."""
     return product(call, "self", "mat2", (1, 0), lambda a, b: (a[0], b[1]))
 
 
 @rule(aten.addmm.default)
-def addmm(call: Call) -> Layout:
+def addmm(call: OperatorCall) -> Layout:
     """[m, k] by [k, n], plus what is broadcast to the result."""
     found = product(call, "mat1", "mat2", (1, 0), lambda a, b: (a[0], b[1]))
     return call.sizes.broadcast([found, call.layout("self")], 2)
 
 
 @rule(aten.bmm.default)
-def bmm(call: Call) -> Layout:
+def bmm(call: OperatorCall) -> Layout:
     """[b, m, k] by [b, k, n]."""
     return product(call, "self", "mat2", (2, 1), lambda a, b: (call.sizes.unify(a[0], b[0]), a[1], b[2]))
 
 
 @rule(aten.baddbmm.default)
-def baddbmm(call: Call) -> Layout:
+def baddbmm(call: OperatorCall) -> Layout:
     """[b, m, k] by [b, k, n], plus what is broadcast to the result."""
     found = product(call, "batch1", "batch2", (2, 1), lambda a, b: (call.sizes.unify(a[0], b[0]), a[1], b[2]))
     return call.sizes.broadcast([found, call.layout("self")], 3)
 
 
 @rule(aten.mv.default)
-def mv(call: Call) -> Layout:
+def mv(call: OperatorCall) -> Layout:
     """[m, k] by [k]."""
     return product(call, "self", "vec", (1, 0), lambda a, _: a[:1])
 
 
 @rule(aten.dot.default)
-def dot(call: Call) -> Layout:
+def dot(call: OperatorCall) -> Layout:
     """[k] by [k]."""
     return product(call, "self", "tensor", (0, 0), lambda _, __: ())

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 import torch
 
 from tpu_lowering import compat
-from tpu_lowering.analyse.padding.calls import Call, Overlay, Put, Wrap, rule
+from tpu_lowering.analyse.padding.calls import OperatorCall, Overlay, Put, Wrap, rule
 from tpu_lowering.analyse.padding.layouts import Inexact, Layout
 
 aten = compat.aten
 
 
 # Gathers ------------------------------------------------------------------------------------------------
-def every(call: Call, layout: Layout) -> list[int]:
+def every(call: OperatorCall, layout: Layout) -> list[int]:
     """The padded dimensions of a layout."""
     return [at for at, dim in enumerate(layout) if call.sizes.padded(dim)]
 
 
 @rule(aten.embedding.default)
-def embedding(call: Call) -> Layout:
+def embedding(call: OperatorCall) -> Layout:
     """Rows by index."""
     weight, indices = call.layout("weight"), call.layout("indices")
     call.plain(weight[0])
@@ -29,7 +29,7 @@ def embedding(call: Call) -> Layout:
 
 
 @rule(aten.embedding_dense_backward.default)
-def embedding_backward(call: Call) -> Layout:
+def embedding_backward(call: OperatorCall) -> Layout:
     """Gradients added up by index: undefined ones add 0 to the first row."""
     if call.arguments["scale_grad_by_freq"]:
         raise Inexact("expected gradients that are not scaled by how often an index occurs, got scaled ones")
@@ -42,7 +42,7 @@ def embedding_backward(call: Call) -> Layout:
 
 
 @rule(aten.index_select.default)
-def index_select(call: Call) -> Layout:
+def index_select(call: OperatorCall) -> Layout:
     """Elements of one dimension by index."""
     layout, indices = call.layout("self"), call.layout("index")
     axis = call.axis(len(layout))
@@ -52,7 +52,7 @@ def index_select(call: Call) -> Layout:
 
 
 @rule(aten.gather.default)
-def gather(call: Call) -> Layout:
+def gather(call: OperatorCall) -> Layout:
     """An element for each index, at its place in the other dimensions."""
     layout, indices = call.layout("self"), call.layout("index")
     axis = call.axis(len(layout))
@@ -63,7 +63,7 @@ def gather(call: Call) -> Layout:
     return result
 
 
-def beside(call: Call, layout: Layout, indices: Layout, axis: int) -> Layout:
+def beside(call: OperatorCall, layout: Layout, indices: Layout, axis: int) -> Layout:
     """The layout of indices that take their own place in the other dimensions of a value.
 
     Raises:
@@ -78,7 +78,7 @@ def beside(call: Call, layout: Layout, indices: Layout, axis: int) -> Layout:
     )
 
 
-def indexed(call: Call) -> tuple[Layout, list[int]]:
+def indexed(call: OperatorCall) -> tuple[Layout, list[int]]:
     """The layout of all index tensors broadcast, and the dimensions they index; undefined indices become 0."""
     layout = call.layout("self")
     given = list(call.arguments["indices"])
@@ -99,7 +99,7 @@ def indexed(call: Call) -> tuple[Layout, list[int]]:
 
 
 @rule(aten.index.Tensor, aten._unsafe_index.Tensor)
-def index(call: Call) -> Layout:
+def index(call: OperatorCall) -> Layout:
     """Elements by indices; negative ones count from the true end."""
     layout = call.layout("self")
     places, axes = indexed(call)
@@ -109,13 +109,13 @@ def index(call: Call) -> Layout:
 
 
 # Scatters -----------------------------------------------------------------------------------------------
-def _settled(call: Call, layout: Layout, axes: Sequence[int]) -> Layout:
+def _settled(call: OperatorCall, layout: Layout, axes: Sequence[int]) -> Layout:
     """A layout after writing to single places of dimensions: their elements differ from now on."""
     return tuple(call.plain(dim) if at in axes else dim for at, dim in enumerate(layout))
 
 
 @rule(aten.index_put.default, aten._unsafe_index_put.default)
-def index_put(call: Call) -> Layout:
+def index_put(call: OperatorCall) -> Layout:
     """Undefined values may be added as 0, to the first place; they cannot be written."""
     layout, values = call.layout("self"), call.layout("values")
     places, axes = indexed(call)
@@ -137,7 +137,7 @@ def index_put(call: Call) -> Layout:
 
 
 @rule(aten.scatter.value, aten.scatter.src, aten.scatter_add.default)
-def scatter(call: Call) -> Layout:
+def scatter(call: OperatorCall) -> Layout:
     """A value for each index, at its place in the other dimensions; only an added one may be undefined."""
     layout, indices = call.layout("self"), call.layout("index")
     axis = call.axis(len(layout))
@@ -162,7 +162,7 @@ def scatter(call: Call) -> Layout:
 
 
 @rule(aten.select_scatter.default)
-def select_scatter(call: Call) -> Layout:
+def select_scatter(call: OperatorCall) -> Layout:
     """One element of a dimension is replaced; one counted from the end is found by its true position."""
     layout, source = list(call.layout("self")), list(call.layout("src"))
     axis = call.axis(len(layout))
@@ -175,7 +175,7 @@ def select_scatter(call: Call) -> Layout:
 
 
 @rule(aten.slice_scatter.default)
-def slice_scatter(call: Call) -> Layout:
+def slice_scatter(call: OperatorCall) -> Layout:
     """A part of a dimension is replaced; undefined elements are not written."""
     layout, source = call.layout("self"), call.layout("src")
     axis, start = call.axis(len(layout)), call.arguments["start"] or 0

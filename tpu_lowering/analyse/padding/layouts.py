@@ -2,7 +2,7 @@
 
 Rounding a size ``s`` up to ``S`` puts undefined elements behind the valid ones. A dimension of size ``4*s`` that
 was flattened from ``[4, s]`` then has ``S - s`` undefined elements after every ``s`` valid ones, and one flattened
-from ``[s, 4]`` has ``4*(S - s)`` at its end: its size alone does not tell. A ``Dim`` is therefore the row-major
+from ``[s, 4]`` has ``4*(S - s)`` at its end: its size alone does not tell. A ``PaddedDim`` is therefore the row-major
 product of factors, each a size of its own, whose valid elements are its first ones.
 """
 
@@ -36,13 +36,13 @@ class Inexact(Exception):
 class Undecided(Exception):
     """The layout of a graph's input is not known yet: its size has several, and no use of it has told."""
 
-    def __init__(self, dim: Dim) -> None:
+    def __init__(self, dim: PaddedDim) -> None:
         super().__init__(dim.open)
         self.dim = dim
 
 
 @dataclasses.dataclass(frozen=True)
-class Dim:
+class PaddedDim:
     """The layout of one dimension.
 
     Attributes:
@@ -57,7 +57,7 @@ class Dim:
     open: str = ""
 
 
-Layout = tuple[Dim, ...]
+Layout = tuple[PaddedDim, ...]
 
 
 def same(a: Expr, b: Expr) -> bool:
@@ -78,13 +78,13 @@ class Sizes:
 
     def __init__(self, rounded: Iterable[sympy.Symbol]) -> None:
         self.rounded = frozenset(rounded)
-        self.chosen: dict[str, Dim] = {}
+        self.chosen: dict[str, PaddedDim] = {}
 
     def is_padded(self, size: Expr) -> bool:
         """Whether rounding changes a size."""
         return bool(sympy.sympify(size).free_symbols & self.rounded)
 
-    def padded(self, dim: Dim) -> bool:
+    def padded(self, dim: PaddedDim) -> bool:
         return self.is_padded(dim.size)
 
     def is_prefix(self, size: Expr) -> bool:
@@ -96,7 +96,7 @@ class Sizes:
         slope = sympy.diff(size, symbol)
         return bool(slope.is_Integer and slope >= 1)
 
-    def plain(self, size: Expr) -> Dim:
+    def plain(self, size: Expr) -> PaddedDim:
         """A dimension whose valid elements are its first ones.
 
         Raises:
@@ -105,34 +105,34 @@ class Sizes:
         size = sympy.sympify(size)
         if self.is_padded(size) and not self.is_prefix(size):
             raise Inexact(f"expected a size that grows with one dynamic size, got {size}", [size])
-        return Dim(size, _merged([size], self))
+        return PaddedDim(size, _merged([size], self))
 
-    def loose(self, size: Expr) -> Dim:
+    def loose(self, size: Expr) -> PaddedDim:
         """A dimension along which all elements are equal."""
         size = sympy.sympify(size)
-        return Dim(size, None) if self.is_padded(size) else self.plain(size)
+        return PaddedDim(size, None) if self.is_padded(size) else self.plain(size)
 
-    def of_input(self, size: Expr, name: str) -> Dim:
+    def of_input(self, size: Expr, name: str) -> PaddedDim:
         """A dimension of an input: ``s`` and ``s + c`` have one layout, other sizes have several."""
         size = sympy.sympify(size)
         if not self.is_padded(size):
             return self.plain(size)
         if self.is_prefix(size) and sympy.diff(size, *size.free_symbols) == 1:
             return self.plain(size)
-        return self.resolve(Dim(size, None, name))
+        return self.resolve(PaddedDim(size, None, name))
 
-    def product(self, dims: Sequence[Dim]) -> Dim:
+    def product(self, dims: Sequence[PaddedDim]) -> PaddedDim:
         """The dimension that several known ones are flattened to."""
         factors = [factor for dim in dims for factor in self.factors(dim)]
-        return Dim(sympy.expand(sympy.prod([dim.size for dim in dims])), _merged(factors, self))
+        return PaddedDim(sympy.expand(sympy.prod([dim.size for dim in dims])), _merged(factors, self))
 
-    def resolve(self, dim: Dim) -> Dim:
+    def resolve(self, dim: PaddedDim) -> PaddedDim:
         """The dimension with the layout that was chosen for it, if one was."""
         while dim.open and dim.open in self.chosen:
             dim = self.chosen[dim.open]
         return dim
 
-    def factors(self, dim: Dim) -> tuple[Expr, ...]:
+    def factors(self, dim: PaddedDim) -> tuple[Expr, ...]:
         """The factors of a dimension; those of one along which all elements are equal are chosen here.
 
         Raises:
@@ -159,7 +159,7 @@ class Sizes:
             self.plain(factor)
         return _merged([number, *factors], self)
 
-    def choose(self, dim: Dim, factors: Sequence[Expr]) -> None:
+    def choose(self, dim: PaddedDim, factors: Sequence[Expr]) -> None:
         """Settles the layout of an input.
 
         Raises:
@@ -168,9 +168,9 @@ class Sizes:
         dim = self.resolve(dim)
         if not same(sympy.prod(factors), dim.size):
             raise Inexact(f"expected factors of {dim.size}, got {tuple(factors)}", [dim.size])
-        self.chosen[dim.open] = Dim(dim.size, _merged(factors, self))
+        self.chosen[dim.open] = PaddedDim(dim.size, _merged(factors, self))
 
-    def unify(self, a: Dim, b: Dim) -> Dim:
+    def unify(self, a: PaddedDim, b: PaddedDim) -> PaddedDim:
         """The layout of two dimensions whose elements meet one to one.
 
         Raises:
@@ -194,7 +194,7 @@ class Sizes:
 
     def broadcast(self, layouts: Sequence[Layout], rank: int) -> Layout:
         """The layout of operands that are broadcast to one shape."""
-        result: list[Dim] = [self.plain(1)] * rank
+        result: list[PaddedDim] = [self.plain(1)] * rank
         for layout in layouts:
             for at, dim in enumerate(layout, start=rank - len(layout)):
                 if dim.size != 1:
@@ -221,7 +221,7 @@ class Sizes:
             reason = f"expected a dimension to stay whole, got {error.left} reshaped to {error.wanted}"
             raise Inexact(reason, [error.left]) from None
         taken = [_merged([digit.size for digit in group], self) for group in groups]
-        return tuple(Dim(size, merged) for size, merged in zip(sizes, taken, strict=True))
+        return tuple(PaddedDim(size, merged) for size, merged in zip(sizes, taken, strict=True))
 
     def _choose_from(self, layout: Layout, sizes: Sequence[Expr]) -> None:
         """Chooses the layout of an input that is taken apart: as the dimensions it becomes say."""
@@ -247,5 +247,5 @@ def _merged(factors: Iterable[Expr], sizes: Sizes) -> tuple[Expr, ...]:
     return tuple(result)
 
 
-def _text(dim: Dim) -> str:
+def _text(dim: PaddedDim) -> str:
     return f"[{', '.join(map(str, dim.factors or ()))}]"

@@ -20,8 +20,8 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.analyse.padding import attention, creation_and_views, elementwise_and_rows, gathers
-from tpu_lowering.analyse.padding.calls import RULES, Call, Edit, Rule, expression, is_number, shape_of
-from tpu_lowering.analyse.padding.layouts import Dim, Expr, Inexact, Layout, Sizes, Undecided, same
+from tpu_lowering.analyse.padding.calls import RULES, Edit, OperatorCall, Rule, expression, is_number, shape_of
+from tpu_lowering.analyse.padding.layouts import Expr, Inexact, Layout, PaddedDim, Sizes, Undecided, same
 
 RULE_FILES = (elementwise_and_rows, creation_and_views, gathers, attention)  # importing one enters its rules
 
@@ -36,7 +36,7 @@ def find_rule(target: Any) -> Rule | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Refused:
+class UnroundableSizes:
     """Sizes that stay as they are, and the node that has no exact rule for them."""
 
     node: fx.Node
@@ -60,7 +60,7 @@ class Padding:
     layouts: dict[str, tuple[tuple[Expr, ...], ...]]
     edits: dict[str, tuple[Edit, ...]]
     limits: dict[sympy.Symbol, int]
-    refused: tuple[Refused, ...]
+    refused: tuple[UnroundableSizes, ...]
 
 
 class Attempt:
@@ -72,11 +72,11 @@ class Attempt:
         self.edits: dict[str, tuple[Edit, ...]] = {}
         self.limits: dict[sympy.Symbol, int] = {}
 
-    def run(self) -> Refused | None:
+    def run(self) -> UnroundableSizes | None:
         """Goes through the graph until every layout is known; what is refused first, if anything is."""
         while True:
             known = len(self.sizes.chosen)
-            undecided: tuple[fx.Node, Dim] | None = None
+            undecided: tuple[fx.Node, PaddedDim] | None = None
             for node in self.graph.nodes:
                 try:
                     self._visit(node)
@@ -102,7 +102,7 @@ class Attempt:
         nodes += [node for node in self.graph.output_node().args[0] if isinstance(node, fx.Node)]  # type: ignore[union-attr]
         return [node for node in nodes if isinstance(node.meta.get("val"), torch.Tensor)]
 
-    def _unsettled(self) -> tuple[fx.Node, Dim] | None:
+    def _unsettled(self) -> tuple[fx.Node, PaddedDim] | None:
         """An edge whose layout nothing has settled."""
         for node in self.edges():
             try:
@@ -128,7 +128,7 @@ class Attempt:
         function = find_rule(node.target)
         if function is None:
             raise Inexact(f"expected an operator with a rule for padding, got {node.target}")
-        call = Call(node, self.sizes, self.layouts, self.limits)
+        call = OperatorCall(node, self.sizes, self.layouts, self.limits)
         layouts = function(call)
         if call.unexplained:
             names = ", ".join(sorted(call.unexplained))
@@ -166,10 +166,10 @@ class Attempt:
     def _touches_rounded(self, node: fx.Node) -> bool:
         return bool(self.symbols(node))
 
-    def _refused(self, node: fx.Node, error: Inexact) -> Refused:
+    def _refused(self, node: fx.Node, error: Inexact) -> UnroundableSizes:
         symbols = frozenset(symbol for size in error.sizes for symbol in sympy.sympify(size).free_symbols)
         symbols = (symbols & self.sizes.rounded) or self.symbols(node)
-        return Refused(node, tuple(sorted(symbols, key=str)), error.reason)
+        return UnroundableSizes(node, tuple(sorted(symbols, key=str)), error.reason)
 
     def _check(self, node: fx.Node, layouts: Any) -> None:
         """Checks a rule's answer against the sizes that were recorded.
@@ -212,9 +212,9 @@ def analyse(graph: fx.Graph, candidates: Iterable[sympy.Symbol], uncut: Sequence
     return Padding(frozenset(rounded), layouts, dict(attempt.edits), dict(attempt.limits), tuple(refused))
 
 
-def _shared_results(graph: fx.Graph, rounded: set[sympy.Symbol], shared: Sequence[fx.Node]) -> list[Refused]:
+def _shared_results(graph: fx.Graph, rounded: set[sympy.Symbol], shared: Sequence[fx.Node]) -> list[UnroundableSizes]:
     """Results that share memory with another result."""
     attempt = Attempt(graph, rounded)
     found = [(node, attempt.symbols(node)) for node in shared]
     reason = "expected results with memory of their own, got two that share it"
-    return [Refused(node, tuple(sorted(symbols, key=str)), reason) for node, symbols in found if symbols]
+    return [UnroundableSizes(node, tuple(sorted(symbols, key=str)), reason) for node, symbols in found if symbols]

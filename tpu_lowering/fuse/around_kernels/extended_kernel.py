@@ -30,7 +30,7 @@ READ_ONLY = Access(True, False, False, "an operand of a kernel with pointwise wo
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class BlockWork:
     """Pointwise work on the blocks of one operand or result.
 
     Attributes:
@@ -68,8 +68,8 @@ class Extended(Kernel):
     call: Any
     sources: tuple[int, ...]
     kept: tuple[int | None, ...]
-    before: tuple[Work, ...]
-    after: tuple[Work, ...]
+    before: tuple[BlockWork, ...]
+    after: tuple[BlockWork, ...]
 
     def measure(self) -> tuple[Access, ...]:
         return (READ_ONLY,) * len(self.operands)

@@ -5,9 +5,10 @@ What is added to the scores of a key is the same for all queries, and so it can 
 columns that hold it, the query ones. Numbers are cut into bfloat16s, so that the product is exact however the chip
 multiplies. Where the width is no multiple of 128 the chip's layout has room for them: they cost nothing.
 
-A query that no key is left of gives ``Call.empty``, and has no gradients. One whose keys all have large finite numbers
-added sees all of them alike, as in eager: the numbers are made one, beside which a score vanishes. The logsumexp cannot
-say of how many keys it is then, so in the gradient each has weight 1, and that of the result is divided instead.
+A query that no key is left of gives ``AttentionCall.empty``, and has no gradients. One whose keys all have large
+finite numbers added sees all of them alike, as in eager: the numbers are made one, beside which a score vanishes. The
+logsumexp cannot say of how many keys it is then, so in the gradient each has weight 1, and that of the result is
+divided instead.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from tpu_lowering.fuse.attention.calls import Call, visible
+from tpu_lowering.fuse.attention.calls import AttentionCall, visible
 from tpu_lowering.fuse.attention.masks import LARGE
 from tpu_lowering.ir.types import TensorType
 
@@ -31,13 +32,13 @@ UNSEEN = 1e30
 """A logsumexp beside which no key has a weight."""
 
 
-def widened(call: Call) -> int:
+def widened(call: AttentionCall) -> int:
     """Elements of a query or key that the kernel sees."""
     return call.query.shape[2] + (COLUMNS if call.biases else 0)
 
 
 def operands(
-    call: Call, query: jax.Array, key: jax.Array, value: jax.Array, added: jax.Array | None
+    call: AttentionCall, query: jax.Array, key: jax.Array, value: jax.Array, added: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Query, key and value with the columns and the lengths that the kernel has. ``added`` is ``calls.added_by``."""
     if added is not None:
@@ -51,7 +52,7 @@ def operands(
     return _lengthened(query, queries), _lengthened(key, keys), _lengthened(value, keys)
 
 
-def of_queries(call: Call, results: Sequence[jax.Array], added: jax.Array | None) -> list[jax.Array]:
+def of_queries(call: AttentionCall, results: Sequence[jax.Array], added: jax.Array | None) -> list[jax.Array]:
     """The results for queries that there are, and for those that no key is left of."""
     found = [result[:, : call.query.shape[1]] for result in results]
     if added is None or not call.excludes:
@@ -61,7 +62,7 @@ def of_queries(call: Call, results: Sequence[jax.Array], added: jax.Array | None
 
 
 def given(
-    call: Call, grad: jax.Array, result: jax.Array, logsumexp: jax.Array, added: jax.Array | None
+    call: AttentionCall, grad: jax.Array, result: jax.Array, logsumexp: jax.Array, added: jax.Array | None
 ) -> list[jax.Array]:
     """The gradient of the result, the result and the logsumexp, as the kernel has to be given them."""
     if added is not None and call.excludes:
@@ -82,7 +83,7 @@ def cut(rows: jax.Array, type_: TensorType) -> jax.Array:
     return rows[:, : type_.shape[1], : type_.shape[2]]
 
 
-def _columns(call: Call, added: jax.Array) -> list[jax.Array]:
+def _columns(call: AttentionCall, added: jax.Array) -> list[jax.Array]:
     """Columns [heads of keys, keys, 1] whose sum is added to the scores."""
     held = jnp.where(added == -jnp.inf, LEAST, jnp.where(added <= LARGE, OUTWEIGHING, added))
     keys = call.key.shape[1]
@@ -96,7 +97,7 @@ def _columns(call: Call, added: jax.Array) -> list[jax.Array]:
     return columns
 
 
-def _of_heads(call: Call, x: jax.Array) -> jax.Array:
+def _of_heads(call: AttentionCall, x: jax.Array) -> jax.Array:
     """[..., queries or 1, 1], of the scores' leading sizes or 1, as [heads, queries or 1, 1]."""
     return jnp.broadcast_to(x, (*call.leading, *x.shape[-2:])).reshape((-1, *x.shape[-2:]))
 

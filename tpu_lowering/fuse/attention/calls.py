@@ -30,7 +30,7 @@ class Bias:
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class AttentionCall:
     """One specialisation of a kernel.
 
     Attributes:
@@ -88,7 +88,7 @@ class Call:
         return f32[self.query.shape[:2]]
 
 
-def added_by(call: Call, biases: Sequence[jax.Array]) -> jax.Array:
+def added_by(call: AttentionCall, biases: Sequence[jax.Array]) -> jax.Array:
     """All biases as one, float32, with as many dimensions as the scores."""
 
     def one(bias: Bias, given: jax.Array) -> jax.Array:
@@ -100,7 +100,7 @@ def added_by(call: Call, biases: Sequence[jax.Array]) -> jax.Array:
     return functools.reduce(jnp.add, map(one, call.biases, biases))
 
 
-def visible(call: Call, added: jax.Array) -> jax.Array:
+def visible(call: AttentionCall, added: jax.Array) -> jax.Array:
     """Which keys each query may see, by the mask and by what is added: bool, of the scores' shape or broadcasting."""
     seen = added > -jnp.inf
     return seen if call.mask is None else seen & call.mask.array

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from tpu_lowering import compat
 from tpu_lowering.fuse.attention import added_columns
-from tpu_lowering.fuse.attention.calls import Call, added_by, visible
+from tpu_lowering.fuse.attention.calls import AttentionCall, added_by, visible
 from tpu_lowering.fuse.attention.masks import MOST, lengthened
 from tpu_lowering.ir.kernels import Operand
 from tpu_lowering.ir.types import TensorType
@@ -33,7 +33,7 @@ from tpu_lowering.lower.precision import exact
 
 
 @functools.cache
-def splash_kernel(call: Call) -> JaxKernel:
+def splash_kernel(call: AttentionCall) -> JaxKernel:
     """softmax(scale * query @ keyᵀ + biases) @ value, of the keys that a mask leaves."""
 
     def run(query: jax.Array, key: jax.Array, value: jax.Array, *biases: jax.Array) -> Sequence[jax.Array]:
@@ -47,7 +47,7 @@ def splash_kernel(call: Call) -> JaxKernel:
 
 
 @functools.cache
-def splash_gradient_kernel(call: Call) -> JaxKernel:
+def splash_gradient_kernel(call: AttentionCall) -> JaxKernel:
     """Gradients of query, key and value, of that of the result and what the forward gave."""
 
     def run(grad: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array, *others: jax.Array) -> list[jax.Array]:
@@ -65,7 +65,7 @@ def splash_gradient_kernel(call: Call) -> JaxKernel:
 
 
 @functools.cache
-def flash_kernel(call: Call) -> JaxKernel:
+def flash_kernel(call: AttentionCall) -> JaxKernel:
     """softmax(scale * query @ keyᵀ + biases) @ value; a query that no key is left of gives ``call.empty``.
 
     The only mask it has is a causal one.
@@ -92,20 +92,20 @@ class AttentionKernel(JaxKernel):
     generated: ClassVar[bool] = True
 
 
-def _operand_types(call: Call) -> dict[str, TensorType]:
+def _operand_types(call: AttentionCall) -> dict[str, TensorType]:
     types = {"query": call.query, "key": call.key, "value": call.value}
     return types | {f"bias_{at}": type_ for at, type_ in enumerate(call.bias_types)}
 
 
 def _kernel(
-    name: str, call: Call, run: Callable[..., Any], types: dict[str, TensorType], results: Sequence[TensorType]
+    name: str, call: AttentionCall, run: Callable[..., Any], types: dict[str, TensorType], results: Sequence[TensorType]
 ) -> JaxKernel:
     closed = jaxprs.trace(exact(run, "matrices"), list(types.values()), results, call.chip)
     operands = tuple(Operand(operand, type_) for operand, type_ in types.items())
     return AttentionKernel(name, operands, tuple(results), call.where, call.chip, _completed(closed, call))
 
 
-def _completed(closed: Any, call: Call) -> Any:
+def _completed(closed: Any, call: AttentionCall) -> Any:
     """A traced kernel with leave to use VMEM and to have its scaled keys computed as they are fetched."""
     shapes = [(call.key.shape[0], call.lengths[1], width) for width in (call.key.shape[2], added_columns.widened(call))]
     computed = {variable for equation in closed.jaxpr.eqns for variable in equation.outvars}
@@ -138,7 +138,7 @@ def _scaled(rows: jax.Array, scale: float) -> jax.Array:
     return rows if scale == 1 else (jax.lax.optimization_barrier(rows).astype(jnp.float32) * scale).astype(rows.dtype)
 
 
-def _splash(call: Call, is_gradient: bool) -> Any:
+def _splash(call: AttentionCall, is_gradient: bool) -> Any:
     """The library's kernel for all heads of the batch, as heads of one sequence.
 
     A causal mask is taken from memory by the forward, one block for all heads, and computed from positions, which the
@@ -169,7 +169,7 @@ def _splash(call: Call, is_gradient: bool) -> Any:
     )
 
 
-def _prepared(call: Call, total: jax.Array) -> jax.Array:
+def _prepared(call: AttentionCall, total: jax.Array) -> jax.Array:
     """What the kernel adds before it scales: never infinite, as a block that hides all keys would then be NaN."""
     least = float(jnp.finfo(call.query.dtype if call.narrow else jnp.float32).min)
     if call.narrow:
@@ -185,7 +185,9 @@ def _prepared(call: Call, total: jax.Array) -> jax.Array:
     )
 
 
-def _split(call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _split(
+    call: AttentionCall, query: jax.Array, key: jax.Array, value: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The operands with the leading dimensions of the scores, the last one cut into those that share keys."""
     groups = call.groups
     outer = (*call.leading[:-1], call.leading[-1] // groups)
@@ -196,7 +198,7 @@ def _split(call: Call, query: jax.Array, key: jax.Array, value: jax.Array) -> tu
     )
 
 
-def _mapped(call: Call, query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None) -> Any:
+def _mapped(call: AttentionCall, query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None) -> Any:
     """The library's kernel over all leading dimensions, with keys and biases where they are: not one is repeated."""
     from jax.experimental.pallas.ops.tpu import flash_attention as library
 

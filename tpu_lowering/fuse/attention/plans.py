@@ -27,7 +27,7 @@ PASSES, GRADIENT_PASSES = 4, 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class AttentionPlan:
     """An attention, and the kernel that it becomes.
 
     Attributes:
@@ -47,13 +47,13 @@ class Plan:
     blocks: Blocks
     cost: Cost
 
-    def moved(self, replaced: Mapping[fx.Node, fx.Node]) -> Plan:
+    def moved(self, replaced: Mapping[fx.Node, fx.Node]) -> AttentionPlan:
         """The same plan, of nodes that stand in for some that it was made of."""
         terms = tuple(dataclasses.replace(term, node=replaced.get(term.node, term.node)) for term in self.terms)
         return dataclasses.replace(self, site=self.site.moved(replaced), terms=terms)
 
 
-def plan_of(site: Attention, chip: Chip, known: Known) -> Plan | Action:
+def plan_of(site: Attention, chip: Chip, known: Known) -> AttentionPlan | Action:
     """What becomes of an attention: a plan, or the refusal. ``known`` is as for ``attention.masks.split``."""
     capacity = chip.vmem_bytes
     if site.dropout:
@@ -88,7 +88,7 @@ def plan_of(site: Attention, chip: Chip, known: Known) -> Plan | Action:
         reason = f"expected fewer bytes than XLA's{held} got "
         moved = f"{cost.nbytes / 2**20:.1f} MiB where XLA moves about {by_xla / 2**20:.1f}"
         return Action.on("unfused", site.node, reason + moved, "TL523")
-    return Plan(site, heads, mask, terms, library, chosen[0], cost)
+    return AttentionPlan(site, heads, mask, terms, library, chosen[0], cost)
 
 
 def _library(site: Attention, mask: StaticMask | None, terms: Sequence[Term]) -> Library:

@@ -32,7 +32,7 @@ SOFTMAXES = {aten._softmax.default: math.nan, aten._safe_softmax.default: 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class ExplicitAttention:
     """What an attention is made of that code writes out.
 
     Attributes:
@@ -80,7 +80,7 @@ class Attention:
     shared: fx.Node | None
     outputs: tuple[fx.Node | None, ...]
     given: tuple[fx.Node, ...] = ()
-    written: Written | None = None
+    written: ExplicitAttention | None = None
 
     @property
     def is_gradient(self) -> bool:
@@ -195,7 +195,7 @@ def _of_pattern(node: fx.Node) -> Attention | None:
     leading = up.leading if up.leading is not None else tuple(graphs.type_of(query_node).shape[:-2])
     return Attention(
         query, key, value, leading, scale, False, up.terms, dropout, softmax.empty, shared or up.shared, (result,),
-        written=Written(up.product, up.scale, up.shared, node, result),
+        written=ExplicitAttention(up.product, up.scale, up.shared, node, result),
     )  # fmt: skip
 
 

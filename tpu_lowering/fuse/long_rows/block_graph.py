@@ -8,8 +8,8 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.long_rows.passes import MERGES, Pass
-from tpu_lowering.fuse.rows.block_graph import Body, held_as, source_access
+from tpu_lowering.fuse.long_rows.passes import MERGES, BlockPass
+from tpu_lowering.fuse.rows.block_graph import BlockGraph, held_as, source_access
 from tpu_lowering.fuse.rows.tiles import Tiling
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.spaces import Dim
@@ -26,7 +26,7 @@ def kept_as(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.is_floating_point else held_as(dtype)
 
 
-class RunningBody(Body):
+class RunningBody(BlockGraph):
     """See the module's docstring.
 
     Inputs are the operands' blocks, a mask for each ragged dimension of a row, the places of a block's elements along
@@ -37,9 +37,9 @@ class RunningBody(Body):
         counted: whether there are counts.
     """
 
-    plan: Pass
+    plan: BlockPass
 
-    def __init__(self, plan: Pass, tiling: Tiling) -> None:
+    def __init__(self, plan: BlockPass, tiling: Tiling) -> None:
         self.placed: list[Dim] = []
         self.counted = any(MERGES[node.target] == "mean" for node in plan.outputs)
         self.before: dict[fx.Node, fx.Node] = {}

@@ -33,15 +33,15 @@ import math
 from torch import fx
 
 from tpu_lowering.fuse.long_rows.block_graph import RunningBody, identity, kept_as
-from tpu_lowering.fuse.long_rows.passes import MERGES, Pass
+from tpu_lowering.fuse.long_rows.passes import MERGES, BlockPass
 from tpu_lowering.fuse.rows.block_graph import run_along
-from tpu_lowering.fuse.rows.kernel_source import KernelText, Written
+from tpu_lowering.fuse.rows.kernel_source import KernelSource, KernelText
 from tpu_lowering.fuse.rows.tiles import Tiling
 from tpu_lowering.fuse.space.spaces import Dim
 from tpu_lowering.ir.types import TensorType, element_type
 
 
-def write_pass(plan: Pass, tiling: Tiling, name: str, vmem_bytes: int) -> Written:
+def write_pass(plan: BlockPass, tiling: Tiling, name: str, vmem_bytes: int) -> KernelSource:
     """The source of a pass.
 
     Args:
@@ -60,7 +60,7 @@ def write_pass(plan: Pass, tiling: Tiling, name: str, vmem_bytes: int) -> Writte
 
 
 class _LongKernel(KernelText):
-    plan: Pass
+    plan: BlockPass
     body_graph: RunningBody
 
     def first_steps(self, node: fx.Node) -> list[Dim]:

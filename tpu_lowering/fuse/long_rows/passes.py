@@ -22,9 +22,9 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.rows.planning import Operand, Plan, bound_operand, bytes_by_xla, least_bytes
+from tpu_lowering.fuse.rows.planning import RowOperand, RowPlan, bound_operand, bytes_by_xla, least_bytes
 from tpu_lowering.fuse.space.kinds import is_constant, kind_of
-from tpu_lowering.fuse.space.row_regions import Region, tensor_operands
+from tpu_lowering.fuse.space.row_regions import RowRegion, tensor_operands
 from tpu_lowering.fuse.space.spaces import Dim, dims_of
 from tpu_lowering.ir import graphs
 
@@ -60,7 +60,7 @@ class Move:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pass(Plan):
+class BlockPass(RowPlan):
     """Reductions, the outputs, that one kernel computes in one pass over the blocks of rows.
 
     Attributes:
@@ -70,7 +70,7 @@ class Pass(Plan):
     moves: Mapping[fx.Node, Move] = dataclasses.field(default_factory=dict)
 
 
-def one_pass_each(region: Region, members: Sequence[fx.Node]) -> list[list[fx.Node]]:
+def one_pass_each(region: RowRegion, members: Sequence[fx.Node]) -> list[list[fx.Node]]:
     """The reductions of a region's members, those of one pass over the same dimensions together, in order."""
     passes: dict[fx.Node, int] = {}
     ready = _Ready(region, members, passes)
@@ -89,7 +89,7 @@ def one_pass_each(region: Region, members: Sequence[fx.Node]) -> list[list[fx.No
 class _Ready:
     """The first pass in which a value can be computed of whole blocks: after those of all reductions that it needs."""
 
-    def __init__(self, region: Region, members: Iterable[fx.Node], passes: Mapping[fx.Node, int]) -> None:
+    def __init__(self, region: RowRegion, members: Iterable[fx.Node], passes: Mapping[fx.Node, int]) -> None:
         self.region, self.members, self.passes = region, set(members), passes
 
     def of(self, nodes: Iterable[Any]) -> int:
@@ -108,7 +108,7 @@ class _Ready:
         return first
 
 
-def pass_plan(region: Region, members: Sequence[fx.Node], reductions: Sequence[fx.Node]) -> Pass | None:
+def pass_plan(region: RowRegion, members: Sequence[fx.Node], reductions: Sequence[fx.Node]) -> BlockPass | None:
     """The kernel for the reductions of one pass; None if it moves no fewer bytes than XLA.
 
     Args:
@@ -124,39 +124,39 @@ def pass_plan(region: Region, members: Sequence[fx.Node], reductions: Sequence[f
                 live.add(used)
                 pending.append(used)
     kept = [member for member in members if member in live]
-    bound: dict[tuple[fx.Node, fx.Node], Operand] = {}
+    bound: dict[tuple[fx.Node, fx.Node], RowOperand] = {}
     for member in kept:
         for used in tensor_operands(member):
             if used not in live and not is_constant(used):
                 known = region.accesses.get(used)
-                operand = bound_operand(region, member, used) if known is None else Operand(used, known)
+                operand = bound_operand(region, member, used) if known is None else RowOperand(used, known)
                 if operand is None:
                     return None
                 bound[member, used] = operand
     moves = {node: move for node in reductions if (move := move_of(region, node)) is not None}
     moves = {node: move for node, move in moves.items() if _moves_with(region, move.value, reductions)}
-    found = Pass(region, tuple(kept), bound, tuple(reductions), moves=moves)
+    found = BlockPass(region, tuple(kept), bound, tuple(reductions), moves=moves)
     return found if least_bytes(found) < bytes_by_xla(found) else None
 
 
-def _moves_with(region: Region, value: fx.Node, reductions: Sequence[fx.Node]) -> bool:
+def _moves_with(region: RowRegion, value: fx.Node, reductions: Sequence[fx.Node]) -> bool:
     found = _reductions_of(region, value)
     return bool(found) and all(node in reductions for node in found or ())
 
 
-def _in_block(region: Region, node: fx.Node) -> bool:
+def _in_block(region: RowRegion, node: fx.Node) -> bool:
     """Whether a value that is no reduction is computed of its operands' blocks at the same place."""
     kind = kind_of(node)
     return kind is not None and node not in region.reductions and kind.name in ("pointwise", "view", "place")
 
 
-def _merges(region: Region, node: fx.Node) -> bool:
+def _merges(region: RowRegion, node: fx.Node) -> bool:
     if node not in region.reductions or region.is_sum(node) or node.target not in MERGES:
         return False
     return node.meta["val"].dtype != torch.bool
 
 
-def move_of(region: Region, node: fx.Node) -> Move | None:
+def move_of(region: RowRegion, node: fx.Node) -> Move | None:
     """What a sum over rows can follow; None if nothing that is known."""
     if MERGES.get(node.target) not in ("add", "mean") or node.target is aten.gather.default:
         return None
@@ -184,7 +184,7 @@ def move_of(region: Region, node: fx.Node) -> Move | None:
     return None
 
 
-def _rescaled(region: Region, exponent: fx.Node, others: Sequence[fx.Node]) -> Move | None:
+def _rescaled(region: RowRegion, exponent: fx.Node, others: Sequence[fx.Node]) -> Move | None:
     """The move of a sum of exp(z - m), where m is computed, row by row, of the maximum of z: no exponent of any block
     is above 0 then, if none is in the end."""
     exponent = _without_casts(exponent)
@@ -200,7 +200,7 @@ def _rescaled(region: Region, exponent: fx.Node, others: Sequence[fx.Node]) -> M
     return Move("rescaled", value, (whole, *others)) if same else None
 
 
-def _recentred(region: Region, node: fx.Node, base: fx.Node) -> Move | None:
+def _recentred(region: RowRegion, node: fx.Node, base: fx.Node) -> Move | None:
     """The move of a sum of (z - a) ** 2, in float32, where a is the mean of z."""
     if base.target is not aten.sub.Tensor or graphs.bound(base).get("alpha", 1) != 1:
         return None
@@ -220,7 +220,7 @@ def _squared(node: fx.Node, given: Mapping[str, Any]) -> fx.Node | None:
     return given["self"] if is_product or is_power else None
 
 
-def _reductions_of(region: Region, value: fx.Node) -> list[fx.Node] | None:
+def _reductions_of(region: RowRegion, value: fx.Node) -> list[fx.Node] | None:
     """The reductions that a value of each row is computed of; None if it is computed of anything but those."""
     found: list[fx.Node] = []
     pending, seen = [value], set[fx.Node]()

@@ -11,11 +11,11 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.codegen import source
-from tpu_lowering.fuse.rows.planning import Operand, Plan, Product
+from tpu_lowering.fuse.rows.planning import Product, RowOperand, RowPlan
 from tpu_lowering.fuse.rows.tiles import Tiling
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
-from tpu_lowering.fuse.space.spaces import Access, Dim, aligned, dims_of
+from tpu_lowering.fuse.space.spaces import AccessMap, Dim, aligned, dims_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.rows import group_sums, row_product, running_sum
 
@@ -28,7 +28,7 @@ def held_as(dtype: torch.dtype) -> torch.dtype:
     return {torch.bool: torch.int8, torch.int64: torch.int32}.get(dtype, dtype)
 
 
-def run_along(access: Access, order: Sequence[Dim], sizes: Any) -> tuple[int, ...]:
+def run_along(access: AccessMap, order: Sequence[Dim], sizes: Any) -> tuple[int, ...]:
     """The shape of a value with one dimension for each of a space's: 1 where it does not run."""
     dims = dims_of(access)
     return tuple(sizes(dim) if dim in dims else 1 for dim in order)
@@ -45,7 +45,7 @@ def distinct(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
     return found
 
 
-class Body:
+class BlockGraph:
     """The graph of a plan's members over one block.
 
     Attributes:
@@ -53,7 +53,7 @@ class Body:
         masks: those dimensions.
     """
 
-    def __init__(self, plan: Plan, tiling: Tiling, in_kernel: bool = True) -> None:
+    def __init__(self, plan: RowPlan, tiling: Tiling, in_kernel: bool = True) -> None:
         self.plan, self.tiling, self.in_kernel = plan, tiling, in_kernel
         self.order = plan.region.space.order()
         self.graph = fx.Graph()
@@ -87,21 +87,21 @@ class Body:
     def _more_inputs(self, mode: Any) -> None:
         """Adds inputs after the masks."""
 
-    def shape(self, access: Access) -> tuple[int, ...]:
+    def shape(self, access: AccessMap) -> tuple[int, ...]:
         return run_along(access, self.order, self.tiling.block)
 
-    def taken(self, operand: Operand) -> tuple[int, ...]:
+    def taken(self, operand: RowOperand) -> tuple[int, ...]:
         """The block of an operand."""
         axes = operand.in_memory(self.plan.region.space)
         return tuple(size if dim is None else self.tiling.block(dim) for dim, size in axes)
 
-    def _placeholder(self, mode: Any, operand: Operand, name: str) -> None:
+    def _placeholder(self, mode: Any, operand: RowOperand, name: str) -> None:
         node = self.graph.placeholder(name)
         with mode:
             node.meta["val"] = torch.empty(self.taken(operand), dtype=held_as(operand.node.meta["val"].dtype))
         self.values[operand] = node
 
-    def _read(self, operand: Operand) -> fx.Node:
+    def _read(self, operand: RowOperand) -> fx.Node:
         node = self.values[operand]
         if operand.node.meta["val"].dtype != torch.bool:
             return node
@@ -169,7 +169,7 @@ class Body:
         args, kwargs = split_arguments(member, compat.map_arg(dict(graphs.bound(member)), value))
         return like(member, graphs.call(self.graph, member.target, *args, **kwargs))  # type: ignore[arg-type]
 
-    def _whole(self, member: fx.Node, access: Access) -> fx.Node:
+    def _whole(self, member: fx.Node, access: AccessMap) -> fx.Node:
         """The first operand of a member, in full along the dimensions of an access."""
         node = self._value(member, member.args[0])  # type: ignore[arg-type]
         wanted = self.shape(access)
@@ -286,12 +286,12 @@ class Body:
         return dims_of(self.plan.region.accesses[used]) if used in self.plan.region.accesses else frozenset()
 
 
-def summed_dims(plan: Plan) -> frozenset[Dim]:
+def summed_dims(plan: RowPlan) -> frozenset[Dim]:
     """The dimensions that sums over the grid run over."""
     return frozenset(dim for node in plan.members if plan.region.is_sum(node) for dim in plan.region.reductions[node])
 
 
-def source_access(plan: Plan, member: fx.Node) -> Access:
+def source_access(plan: RowPlan, member: fx.Node) -> AccessMap:
     """The access of a member's first operand."""
     source = member.args[0]
     assert isinstance(source, fx.Node)

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.rows.planning import Lying, Plan, nbytes
+from tpu_lowering.fuse.rows.planning import Lying, RowPlan, nbytes
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_regions import shape_of
-from tpu_lowering.fuse.space.spaces import Access, Dim, Run, Space, dims_of
+from tpu_lowering.fuse.space.spaces import AccessMap, Dim, Run, Space, dims_of
 from tpu_lowering.fuse.xla.layouts import Order, order_of, order_wanted
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, read_box
@@ -35,17 +35,17 @@ GROUPED = frozenset((
 WIDEST = 2048
 """Lanes among which groups are summed by a product, if a tile holds no whole groups."""
 
-Axes = tuple[Run, ...]
+AxisRuns = tuple[Run, ...]
 
 
-def arranged(plan: Plan) -> tuple[Plan, int] | None:
+def arranged(plan: RowPlan) -> tuple[RowPlan, int] | None:
     """A plan whose space has one dimension for each axis of the kernel's arrays, so that the compiler copies as little
     as possible around it.
 
     Returns:
         The plan, and the bytes that are copied; None if no kernel can compute its members.
     """
-    natural: Axes = tuple((dim,) for dim in plan.region.space.sizes)
+    natural: AxisRuns = tuple((dim,) for dim in plan.region.space.sizes)
     if plan.products:
         return plan, 0
     lying = _lying(plan)
@@ -58,14 +58,14 @@ def arranged(plan: Plan) -> tuple[Plan, int] | None:
     return (plan, copied[best]) if best == natural else (_with_axes(plan, best), copied[best])
 
 
-def copied_by_xla(plan: Plan) -> int:
+def copied_by_xla(plan: RowPlan) -> int:
     """The bytes that XLA copies to reduce a part of what lies along lanes, and nothing with it, as of each head."""
     partly = [dims for node, dims in plan.region.reductions.items() if node in plan.members]
     lying = _lying(plan)
     return sum(2 * size for runs, size in lying if any(dims < frozenset(runs[-1]) for dims in partly))
 
 
-def _lying(plan: Plan) -> list[tuple[Axes, int]]:
+def _lying(plan: RowPlan) -> list[tuple[AxisRuns, int]]:
     """How those operands and outputs lie that run along the whole space, where it is known, and their bytes."""
     taken = [(operand.node, operand.access, order_of(operand.node)) for operand in plan.operands()]
     given = [(node, plan.region.accesses[node], order_wanted(node)) for node in plan.outputs]
@@ -77,21 +77,21 @@ def _lying(plan: Plan) -> list[tuple[Axes, int]]:
     ]
 
 
-def _runs(access: Access, order: Order) -> Axes:
+def _runs(access: AccessMap, order: Order) -> AxisRuns:
     return tuple(access[axis] for axis in order if access[axis])
 
 
-def _forms(plan: Plan, lying: Axes) -> list[Axes]:
+def _forms(plan: RowPlan, lying: AxisRuns) -> list[AxisRuns]:
     """Axes for values that lie in a way: what is no tile is split, and what is one need not be."""
     *outer, inner = lying
-    split: Axes = tuple((dim,) for run in outer for dim in run)
-    forms: list[Axes] = [(*split, inner), (*split, *((dim,) for dim in inner))]
+    split: AxisRuns = tuple((dim,) for run in outer for dim in run)
+    forms: list[AxisRuns] = [(*split, inner), (*split, *((dim,) for dim in inner))]
     if outer and len(outer[-1]) > 1:
         forms.append((*split[: -len(outer[-1])], outer[-1], inner))
     return forms
 
 
-def _is_possible(plan: Plan, axes: Axes) -> bool:
+def _is_possible(plan: RowPlan, axes: AxisRuns) -> bool:
     """Whether a kernel can compute all members with some dimensions together along an axis. Only along the last one it
     can reduce some of them without the others."""
     lanes, region = axes[-1], plan.region
@@ -107,7 +107,7 @@ def _is_possible(plan: Plan, axes: Axes) -> bool:
     return not region.whole & {dim for run in axes if len(run) > 1 for dim in run}
 
 
-def _is_group(plan: Plan, member: fx.Node, reduced: Sequence[Dim], lanes: Run) -> bool:
+def _is_group(plan: RowPlan, member: fx.Node, reduced: Sequence[Dim], lanes: Run) -> bool:
     """Whether a reduction is one of sums of neighbouring lanes, all of them in few tiles or groups within tiles."""
     count, together = plan.region.space.size(lanes), plan.region.space.size(tuple(reduced))
     in_tiles = count % LANES == 0 and (LANES % together == 0 or together % LANES == 0)
@@ -115,7 +115,7 @@ def _is_group(plan: Plan, member: fx.Node, reduced: Sequence[Dim], lanes: Run) -
     return is_last and member.target in GROUPED and not plan.region.is_sum(member)
 
 
-def _is_free(plan: Plan, lying: Axes, axes: Axes) -> bool:
+def _is_free(plan: RowPlan, lying: AxisRuns, axes: AxisRuns) -> bool:
     """Whether the compiler takes what lies in a way for an array of these axes without a copy."""
     sizes = plan.region.space.sizes
     if [dim for run in lying for dim in run] != [dim for run in axes for dim in run] or lying[-1] != axes[-1]:
@@ -124,12 +124,12 @@ def _is_free(plan: Plan, lying: Axes, axes: Axes) -> bool:
     return rows[0] == rows[1] or all(size % SUBLANES == 0 for size in rows)
 
 
-def _with_axes(plan: Plan, axes: Axes) -> Plan:
+def _with_axes(plan: RowPlan, axes: AxisRuns) -> RowPlan:
     """A plan in the space of a kernel's axes, each of which has the name of its first dimension."""
     region, sizes = plan.region, plan.region.space.sizes
     names = {dim: run[0] for run in axes for dim in run}
 
-    def now(access: Access) -> Access:
+    def now(access: AccessMap) -> AccessMap:
         return tuple(tuple(dict.fromkeys(names[dim] for dim in run)) for run in access)
 
     def dims(old: frozenset[Dim]) -> frozenset[Dim]:
@@ -160,7 +160,7 @@ def _with_axes(plan: Plan, axes: Axes) -> Plan:
     )
 
 
-def as_axes(graph: fx.Graph, node: fx.Node, access: Access, lying: Lying) -> fx.Node:
+def as_axes(graph: fx.Graph, node: fx.Node, access: AccessMap, lying: Lying) -> fx.Node:
     """A value that runs along a space, with one axis for each of a kernel's: repeated along dimensions that it does not
     run along where they share one with some that it does."""
     sizes, dims = lying.space.sizes, [dim for run in access for dim in run]

@@ -32,8 +32,8 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.codegen import source
-from tpu_lowering.fuse.rows.block_graph import Body, distinct, held_as, run_along
-from tpu_lowering.fuse.rows.planning import Axes, Operand, Plan
+from tpu_lowering.fuse.rows.block_graph import BlockGraph, distinct, held_as, run_along
+from tpu_lowering.fuse.rows.planning import MemoryAxes, RowOperand, RowPlan
 from tpu_lowering.fuse.rows.tiles import Tiling
 from tpu_lowering.fuse.space.spaces import Dim, dims_of
 from tpu_lowering.ir.programs import Output, Program, Signature
@@ -43,7 +43,7 @@ aten = compat.aten
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class KernelSource:
     """A kernel's source and what it is called with.
 
     Attributes:
@@ -68,7 +68,7 @@ from jax.experimental.pallas import tpu as pltpu
 """
 
 
-def write(plan: Plan, tiling: Tiling, name: str, vmem_bytes: int) -> Written | None:
+def write(plan: RowPlan, tiling: Tiling, name: str, vmem_bytes: int) -> KernelSource | None:
     """The source of a plan's kernel; None if a sum over the grid would be visited again after another block.
 
     Args:
@@ -82,7 +82,7 @@ def write(plan: Plan, tiling: Tiling, name: str, vmem_bytes: int) -> Written | N
         kept = [dim in dims_of(plan.region.accesses[node]) for dim in grid]
         if plan.region.is_sum(node) and kept != sorted(kept, reverse=True):
             return None
-    body = Body(plan, tiling)
+    body = BlockGraph(plan, tiling)
     results = [
         held_type(node, run_along(plan.region.accesses[node], order, sizes.__getitem__), plan.region.is_sum(node))
         for node in plan.outputs
@@ -90,10 +90,10 @@ def write(plan: Plan, tiling: Tiling, name: str, vmem_bytes: int) -> Written | N
     return KernelText(plan, tiling, body, name, results, vmem_bytes).written()
 
 
-def plain_form(plan: Plan, name: str) -> tuple[Program, source.Source]:
+def plain_form(plan: RowPlan, name: str) -> tuple[Program, source.Source]:
     """A plan as a program of its own, without a kernel: the same operands and results as its kernels have."""
     sizes = plan.region.space.sizes
-    body = Body(plan, Tiling(tuple(sizes.items()), ()), in_kernel=False)
+    body = BlockGraph(plan, Tiling(tuple(sizes.items()), ()), in_kernel=False)
     count = len(plan.operands())
     results = tuple(Output.of(node.meta["val"]) for node in body.graph.output_node().args[0])  # type: ignore[union-attr]
     program = Program(tuple(range(count)), Signature(results, len(results), ()), name=name, module=body.module)
@@ -116,7 +116,7 @@ class KernelText:
     """The parts of the source that say where blocks lie."""
 
     def __init__(
-        self, plan: Plan, tiling: Tiling, body: Body, name: str, results: Sequence[TensorType], vmem_bytes: int
+        self, plan: RowPlan, tiling: Tiling, body: BlockGraph, name: str, results: Sequence[TensorType], vmem_bytes: int
     ) -> None:
         self.plan, self.tiling, self.body_graph, self.name = plan, tiling, body, name
         self.results, self.vmem_bytes = results, vmem_bytes
@@ -125,7 +125,7 @@ class KernelText:
         self.operand_names = distinct([operand.node.name for operand in plan.operands()])
         self.result_names = distinct([node.name for node in plan.outputs], self.operand_names)
 
-    def written(self) -> Written:
+    def written(self) -> KernelSource:
         """The whole source."""
         count = sum(node.op == "placeholder" for node in self.body_graph.graph.nodes)
         program = Program(tuple(range(count)), Signature((), 0, ()), name=self.name, module=self.body_graph.module)
@@ -133,7 +133,7 @@ class KernelText:
         text = "\n".join([function, "", *self.body(), "", "", *self.launch()]) + "\n"
         space = self.plan.region.space
         operands = [held_type(o.node, [size for _, size in o.in_memory(space)]) for o in self.plan.operands()]
-        return Written(self.name, text, tuple(operands), tuple(self.results))
+        return KernelSource(self.name, text, tuple(operands), tuple(self.results))
 
     def body(self) -> list[str]:
         """The function over references."""
@@ -177,7 +177,7 @@ class KernelText:
         operands = [operand.in_memory(self.plan.region.space) for operand in self.plan.operands()]
         factors = [bool(operand.axes) for operand in self.plan.operands()]
         outputs = [
-            Operand(n, self.plan.region.accesses[n]).in_memory(self.plan.region.space) for n in self.plan.outputs
+            RowOperand(n, self.plan.region.accesses[n]).in_memory(self.plan.region.space) for n in self.plan.outputs
         ]
         summed = {dim for node in self.plan.outputs for dim in self.first_steps(node)}
         semantics = tuple("arbitrary" if dim in summed else "parallel" for dim in self.index)
@@ -201,7 +201,7 @@ class KernelText:
             f"    )({', '.join(self.operand_names)})",
         ]
 
-    def _specs(self, values: Sequence[Axes], names: Sequence[str], factors: Sequence[bool]) -> list[str]:
+    def _specs(self, values: Sequence[MemoryAxes], names: Sequence[str], factors: Sequence[bool]) -> list[str]:
         """One line for each block spec. A factor of a product whose block never moves lies in VMEM once."""
         arguments = ", ".join(self.index.values())
         head = f"lambda {arguments}" if arguments else "lambda"

@@ -16,8 +16,8 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.fuse.space.kinds import is_constant, kind_of
-from tpu_lowering.fuse.space.row_regions import Region, is_own_product, matrix_product, shape_of, tensor_operands
-from tpu_lowering.fuse.space.spaces import Access, Dim, Run, Space, aligned, dims_of
+from tpu_lowering.fuse.space.row_regions import RowRegion, is_own_product, matrix_product, shape_of, tensor_operands
+from tpu_lowering.fuse.space.spaces import AccessMap, Dim, Run, Space, aligned, dims_of
 from tpu_lowering.fuse.xla.into_users import passes_using
 from tpu_lowering.fuse.xla.layouts import bytes_in_kernel, bytes_of
 from tpu_lowering.fuse.xla.one_pass import is_in_one_pass
@@ -26,13 +26,13 @@ from tpu_lowering.ir import graphs
 aten = compat.aten
 
 
-Axes = tuple[tuple[Dim | None, int], ...]
+MemoryAxes = tuple[tuple[Dim | None, int], ...]
 """For each axis of a value in memory the dimension that it runs along, None where it lies whole in every block, and its
 size."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Operand:
+class RowOperand:
     """A tensor that a region takes.
 
     Attributes:
@@ -43,11 +43,11 @@ class Operand:
     """
 
     node: fx.Node
-    access: Access
-    axes: Axes = ()
-    fine: Access = ()
+    access: AccessMap
+    axes: MemoryAxes = ()
+    fine: AccessMap = ()
 
-    def in_memory(self, space: Space) -> Axes:
+    def in_memory(self, space: Space) -> MemoryAxes:
         """The axes that a kernel is given: those of a factor, or one for each dimension of the space, of size 1 where
         the operand does not run along it."""
         dims = dims_of(self.access)
@@ -57,7 +57,7 @@ class Operand:
         """The size of the axis that a product sums over; 1 of what is no factor."""
         return next((size for dim, size in self.axes if dim is None), 1)
 
-    def after(self, replaced: Mapping[fx.Node, fx.Node]) -> Operand:
+    def after(self, replaced: Mapping[fx.Node, fx.Node]) -> RowOperand:
         """The same operand in a graph where some nodes gave way to others."""
         return dataclasses.replace(self, node=replaced.get(self.node, self.node))
 
@@ -75,12 +75,12 @@ class Product:
     """
 
     node: fx.Node
-    left: Operand
-    right: Operand
+    left: RowOperand
+    right: RowOperand
     transposed: bool
-    bias: Operand | None
+    bias: RowOperand | None
 
-    def operands(self) -> list[Operand]:
+    def operands(self) -> list[RowOperand]:
         return [self.left, self.right, *([] if self.bias is None else [self.bias])]
 
     def after(self, replaced: Mapping[fx.Node, fx.Node]) -> Product:
@@ -101,11 +101,11 @@ class Lying:
 
     space: Space
     axes: tuple[Run, ...]
-    outputs: Mapping[fx.Node, Access]
+    outputs: Mapping[fx.Node, AccessMap]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class RowPlan:
     """A region that is ready to become a kernel.
 
     Attributes:
@@ -118,19 +118,19 @@ class Plan:
         groups: how many elements each reduction takes together along the last axis, if not all.
     """
 
-    region: Region
+    region: RowRegion
     members: tuple[fx.Node, ...]
-    bound: dict[tuple[fx.Node, fx.Node], Operand]
+    bound: dict[tuple[fx.Node, fx.Node], RowOperand]
     outputs: tuple[fx.Node, ...]
     products: Mapping[fx.Node, Product] = dataclasses.field(default_factory=dict)
     lying: Lying | None = None
     groups: Mapping[fx.Node, int] = dataclasses.field(default_factory=dict)
 
-    def operands(self) -> list[Operand]:
+    def operands(self) -> list[RowOperand]:
         """Each operand once, in the order of first use."""
         return list(dict.fromkeys(self.bound.values()))
 
-    def after(self, replaced: Mapping[fx.Node, fx.Node]) -> Plan:
+    def after(self, replaced: Mapping[fx.Node, fx.Node]) -> RowPlan:
         """The same plan in a graph where some nodes outside it gave way to others."""
 
         def now(node: fx.Node) -> fx.Node:
@@ -141,7 +141,7 @@ class Plan:
         return dataclasses.replace(self, bound=bound, products=products)
 
 
-def plan(region: Region) -> Plan | None:
+def plan(region: RowRegion) -> RowPlan | None:
     """The cheapest plan for a region; None if one kernel moves no fewer bytes than XLA."""
     best = plan_of(region, _without_dot_epilogues(region, computed(region)))
     if best is None or not any(ends_pass(region, member) and not region.is_sum(member) for member in best.members):
@@ -149,17 +149,17 @@ def plan(region: Region) -> Plan | None:
     return best if least_bytes(best) < bytes_by_xla(best) else None
 
 
-def computed(region: Region) -> list[fx.Node]:
+def computed(region: RowRegion) -> list[fx.Node]:
     """The members of a region that one kernel can compute."""
     return [member for member in region.accesses if _is_whole_sum(region, member)]
 
 
-def least_bytes(plan: Plan) -> int:
+def least_bytes(plan: RowPlan) -> int:
     """Each operand read once, each output written once, as XLA places them."""
     return sum(nbytes(operand.node) for operand in plan.operands()) + sum(map(nbytes, plan.outputs))
 
 
-def bytes_as_kernel(plan: Plan) -> int:
+def bytes_as_kernel(plan: RowPlan) -> int:
     """Each operand read once, each output written once, in the arrays of a kernel, padding included."""
     space, accesses = plan.region.space, plan.region.accesses
     moved = 0
@@ -171,7 +171,7 @@ def bytes_as_kernel(plan: Plan) -> int:
     return moved
 
 
-def bytes_by_xla(plan: Plan) -> int:
+def bytes_by_xla(plan: RowPlan) -> int:
     """Each operand read once for every pass that needs it, each output written once; but of an output that is computed
     inside what uses it, what that reads instead of it."""
     level, passes = _levels(plan), collections.defaultdict[fx.Node, set[int]](set)
@@ -204,14 +204,14 @@ def nbytes(node: fx.Node) -> int:
     return bytes_of(node)
 
 
-def _is_whole_sum(region: Region, member: fx.Node) -> bool:
+def _is_whole_sum(region: RowRegion, member: fx.Node) -> bool:
     """Whether a member is no sum over the grid, or one over values that run along every dimension."""
     if not region.is_sum(member):
         return not region.waits(member)
     return dims_of(region.sources[member]) == frozenset(region.space.sizes)
 
 
-def _without_dot_epilogues(region: Region, members: list[fx.Node]) -> list[fx.Node]:
+def _without_dot_epilogues(region: RowRegion, members: list[fx.Node]) -> list[fx.Node]:
     """Without the pointwise work that XLA fuses into the matrix product which it follows, if that is no dearer."""
     inside = list(members)
     for member in members:
@@ -230,7 +230,7 @@ def _without_dot_epilogues(region: Region, members: list[fx.Node]) -> list[fx.No
     return inside
 
 
-def plan_of(region: Region, members: Sequence[fx.Node]) -> Plan | None:
+def plan_of(region: RowRegion, members: Sequence[fx.Node]) -> RowPlan | None:
     """A plan for some members of a region, less what nothing needs or what is as cheap outside."""
     kept = list(members)
     outputs: list[fx.Node] = []
@@ -252,7 +252,7 @@ def plan_of(region: Region, members: Sequence[fx.Node]) -> Plan | None:
         if member in outputs or any(user in live for user in member.users):
             live.add(member)
     kept = [member for member in kept if member in live]
-    bound: dict[tuple[fx.Node, fx.Node], Operand] = {}
+    bound: dict[tuple[fx.Node, fx.Node], RowOperand] = {}
     for member in kept:
         for used in tensor_operands(member):
             if used not in live and not is_constant(used):
@@ -260,7 +260,7 @@ def plan_of(region: Region, members: Sequence[fx.Node]) -> Plan | None:
                 if operand is None:
                     return None
                 bound[member, used] = operand
-    return Plan(region, tuple(kept), bound, tuple(outputs)) if outputs else None
+    return RowPlan(region, tuple(kept), bound, tuple(outputs)) if outputs else None
 
 
 def base_of(node: fx.Node, members: Collection[fx.Node]) -> fx.Node:
@@ -279,23 +279,23 @@ def _is_cheap_again(member: fx.Node, members: Sequence[fx.Node]) -> bool:
     return sum(nbytes(used) for used in operands) <= nbytes(member)
 
 
-def bound_operand(region: Region, member: fx.Node, used: fx.Node) -> Operand | None:
+def bound_operand(region: RowRegion, member: fx.Node, used: fx.Node) -> RowOperand | None:
     """How a member takes a value from outside: what it is an expanding view of, and along which dimensions it runs."""
     kind, access = kind_of(member), region.accesses[member]
     if member in region.reductions and used is member.args[0]:
         if kind is not None and kind.name == "pick":  # an index counts places, repeated or not
-            return Operand(used, region.sources[member])
+            return RowOperand(used, region.sources[member])
         return _viewed(region.space, used, region.sources[member])
     if kind is not None and kind.name in ("pick", "place"):  # the index has the result's shape
         source = region.accesses.get(member.args[0], access)  # type: ignore[arg-type]
         index = tuple(() if at in kind.dims else run for at, run in enumerate(source))
-        return Operand(used, index)
+        return RowOperand(used, index)
     shape = shape_of(used)
     own = access[len(access) - len(shape) :]
     return _viewed(region.space, used, tuple(() if size == 1 else run for run, size in zip(own, shape, strict=True)))
 
 
-def _viewed(space: Space, node: fx.Node, access: Access) -> Operand:
+def _viewed(space: Space, node: fx.Node, access: AccessMap) -> RowOperand:
     """The operand that a value is a view of, as far as it runs along whole dimensions of the space and is no
     product."""
     while isinstance(node.args[0] if node.args else None, fx.Node):
@@ -311,29 +311,29 @@ def _viewed(space: Space, node: fx.Node, access: Access) -> Operand:
         else:
             break
         node = source
-    return Operand(node, access)
+    return RowOperand(node, access)
 
 
-def aligned_back(access: Access, shape: Sequence[int]) -> Access:
+def aligned_back(access: AccessMap, shape: Sequence[int]) -> AccessMap:
     """The access of an expanded value's source."""
     own = access[len(access) - len(shape) :] if shape else ()
     return tuple(() if size == 1 else run for run, size in zip(aligned(own, len(shape)), shape, strict=True))
 
 
-def _passes(plan: Plan, node: fx.Node) -> int:
+def _passes(plan: RowPlan, node: fx.Node) -> int:
     kind = kind_of(node)
     if kind is None or not ends_pass(plan.region, node) or is_in_one_pass(plan.region, node, plan.outputs):
         return 0
     return kind.passes
 
 
-def ends_pass(region: Region, node: fx.Node) -> bool:
+def ends_pass(region: RowRegion, node: fx.Node) -> bool:
     """Whether XLA goes over rows to compute a node, and again for what is computed of it."""
     kind = kind_of(node)
     return node in region.reductions or (kind is not None and kind.name == "along")
 
 
-def _levels(plan: Plan) -> dict[fx.Node, int]:
+def _levels(plan: RowPlan) -> dict[fx.Node, int]:
     """For each member, how many reductions over whole rows one after another its value waits for."""
     level: dict[fx.Node, int] = {}
     for member in plan.members:
@@ -342,7 +342,7 @@ def _levels(plan: Plan) -> dict[fx.Node, int]:
     return level
 
 
-def _read_for(plan: Plan, sink: fx.Node, at: int, written: Mapping[fx.Node, int]) -> set[fx.Node]:
+def _read_for(plan: RowPlan, sink: fx.Node, at: int, written: Mapping[fx.Node, int]) -> set[fx.Node]:
     """What one pass over the rows reads to compute a member: the operands that it has without another reduction, which
     also stand for rotated rows and running sums, as XLA writes those and reads them in place of operands.
 

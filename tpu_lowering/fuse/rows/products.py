@@ -20,9 +20,9 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.fuse.rows.planning import (
-    Operand,
-    Plan,
     Product,
+    RowOperand,
+    RowPlan,
     bytes_by_xla,
     computed,
     ends_pass,
@@ -31,7 +31,7 @@ from tpu_lowering.fuse.rows.planning import (
     plan_of,
 )
 from tpu_lowering.fuse.space.kinds import kind_of
-from tpu_lowering.fuse.space.row_regions import Region, matrix_product, shape_of
+from tpu_lowering.fuse.space.row_regions import RowRegion, matrix_product, shape_of
 from tpu_lowering.fuse.space.spaces import dims_of
 from tpu_lowering.ir import graphs
 
@@ -41,7 +41,7 @@ MULTIPLIED = frozenset((torch.float32, torch.bfloat16))
 """Element types that a kernel multiplies."""
 
 
-def plan_with_products(region: Region, made: Collection[fx.Node]) -> Plan | None:
+def plan_with_products(region: RowRegion, made: Collection[fx.Node]) -> RowPlan | None:
     """The plan for a region and the matrix products that only it uses; None if there are none, or if a kernel that
     fetches everything once would move no fewer bytes than XLA, with or without a kernel for the rows.
 
@@ -62,11 +62,11 @@ def plan_with_products(region: Region, made: Collection[fx.Node]) -> Plan | None
     for used, product in found.items():
         bound |= {(used, operand.node): operand for operand in product.operands()}
     taken = dataclasses.replace(region, accesses=accesses)
-    plan = Plan(taken, (*found, *whole.members), bound, whole.outputs, found)
+    plan = RowPlan(taken, (*found, *whole.members), bound, whole.outputs, found)
     return plan if least_bytes(plan) < bytes_apart(plan) else None
 
 
-def bytes_apart(plan: Plan) -> int:
+def bytes_apart(plan: RowPlan) -> int:
     """What products and the rest would move as XLA runs them, or with a kernel for the rest: each product is written
     and read; if the rest is pointwise work, that of the largest product is fused into it."""
     rest = [member for member in plan.members if member not in plan.products]
@@ -79,11 +79,11 @@ def bytes_apart(plan: Plan) -> int:
     return written + least_bytes(whole) - 2 * max(map(nbytes, plan.products))
 
 
-def _operand(plan: Plan, used: fx.Node) -> Operand:
+def _operand(plan: RowPlan, used: fx.Node) -> RowOperand:
     return next(operand for (_, node), operand in plan.bound.items() if node is used)
 
 
-def _product(plan: Plan, used: fx.Node, made: Collection[fx.Node]) -> Product | None:
+def _product(plan: RowPlan, used: fx.Node, made: Collection[fx.Node]) -> Product | None:
     """A plan's operand as a matrix product that nothing else uses, along all dimensions of the plan's region."""
     node = matrix_product(used)
     operand = _operand(plan, used)
@@ -108,10 +108,10 @@ def _product(plan: Plan, used: fx.Node, made: Collection[fx.Node]) -> Product | 
     summed = (None, shape_of(left)[1])
     return Product(
         node,
-        Operand(left, tuple((dim,) for dim, _ in rows), (*rows, summed)),
-        Operand(right, ((column[0],),), (column, summed) if transposed else (summed, column)),
+        RowOperand(left, tuple((dim,) for dim, _ in rows), (*rows, summed)),
+        RowOperand(right, ((column[0],),), (column, summed) if transposed else (summed, column)),
         transposed,
-        None if bias is None else Operand(bias, ((column[0],),)),
+        None if bias is None else RowOperand(bias, ((column[0],),)),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import jax
 
 from tpu_lowering.codegen import load
-from tpu_lowering.fuse.rows.kernel_source import Written
+from tpu_lowering.fuse.rows.kernel_source import KernelSource
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
 from tpu_lowering.kernels import jaxprs
@@ -44,7 +44,7 @@ class RowKernel(Kernel):
 
 
 @functools.cache
-def row_kernel(written: Written, where: str, chip: Chip) -> RowKernel:
+def row_kernel(written: KernelSource, where: str, chip: Chip) -> RowKernel:
     """The kernel of a source; the same object for equal ones."""
     names = [f"operand_{at}" for at in range(len(written.operands))]
     operands = tuple(Operand(name, type_) for name, type_ in zip(names, written.operands, strict=True))

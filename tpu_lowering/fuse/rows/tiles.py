@@ -38,7 +38,7 @@ class Tiling:
 
 
 @dataclasses.dataclass(frozen=True)
-class Value:
+class BlockValue:
     """A value in a block: the dimensions it runs along, and the bytes of an element.
 
     Of a factor of a matrix product ``held`` elements, a whole row, lie in a block for each of those.
@@ -60,7 +60,7 @@ class Value:
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class TiledSpace:
     """What is cut into blocks.
 
     Attributes:
@@ -74,7 +74,7 @@ class Work:
 
     sizes: Mapping[Dim, int]
     rows: frozenset[Dim]
-    moved: Sequence[Value]
+    moved: Sequence[BlockValue]
     live: int
     capacity: int
     summed: frozenset[Dim] = frozenset()
@@ -90,7 +90,7 @@ class Work:
     def fits(self, blocks: Mapping[Dim, int]) -> bool:
         steps = self.steps(blocks)
         moved = sum(_buffers(value, steps) * value.nbytes(blocks) for value in self.moved)
-        return moved + self.live * Value(frozenset(self.sizes), 4).nbytes(blocks) <= self.capacity
+        return moved + self.live * BlockValue(frozenset(self.sizes), 4).nbytes(blocks) <= self.capacity
 
     def grids(self, blocks: Mapping[Dim, int]) -> list[tuple[int, Tiling]]:
         """Each order of the grid that comes back to no block of a sum, with the bytes that it moves."""
@@ -105,7 +105,7 @@ class Work:
         ]
 
 
-def tile(work: Work, step_bytes: int = STEP_BYTES) -> Tiling | None:
+def tile(work: TiledSpace, step_bytes: int = STEP_BYTES) -> Tiling | None:
     """The blocks of a region, of which one step moves so many bytes at most; None if not even the smallest fit."""
     sizes, rows = work.sizes, work.rows
     blocks = {dim: size if dim in rows else _smallest(sizes, dim, work.packed()) for dim, size in sizes.items()}
@@ -122,7 +122,7 @@ def tile(work: Work, step_bytes: int = STEP_BYTES) -> Tiling | None:
     return min(work.grids(blocks), key=lambda grid: grid[0])[1]
 
 
-def tile_products(work: Work) -> list[tuple[int, Tiling]]:
+def tile_products(work: TiledSpace) -> list[tuple[int, Tiling]]:
     """Blocks of a region with matrix products, after the bytes that each grid moves, fewest first; [] if none fit.
 
     Blocks are powers of two from 128, or whole. A factor whose block never moves lies in VMEM once.
@@ -142,7 +142,7 @@ def _powers(size: int) -> list[int]:
     return [size, *(block for block in (128 << at for at in range(size.bit_length())) if block < size)]
 
 
-def _buffers(value: Value, steps: Mapping[Dim, int]) -> int:
+def _buffers(value: BlockValue, steps: Mapping[Dim, int]) -> int:
     """How often a value lies in VMEM."""
     return 1 if value.held > 1 and not value.dims & set(steps) else BUFFERS
 
@@ -152,7 +152,7 @@ def _kept_first(order: Sequence[Dim], summed: frozenset[Dim]) -> bool:
     return [dim in summed for dim in order] == sorted(dim in summed for dim in order)
 
 
-def fetched_bytes(value: Value, order: Sequence[Dim], blocks: Mapping[Dim, int], steps: Mapping[Dim, int]) -> int:
+def fetched_bytes(value: BlockValue, order: Sequence[Dim], blocks: Mapping[Dim, int], steps: Mapping[Dim, int]) -> int:
     """Bytes that a grid moves for one value: its block stays where it is while only dimensions change that it does
     not run along."""
     moving = [at for at, dim in enumerate(order) if dim in value.dims]

@@ -19,7 +19,7 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.fuse.space.kinds import Kind, kind_of
-from tpu_lowering.fuse.space.spaces import Access, Dim, Run, Space, aligned, dims_of, joined, mapping, split
+from tpu_lowering.fuse.space.spaces import AccessMap, Dim, Run, Space, aligned, dims_of, joined, mapping, split
 from tpu_lowering.ir import graphs
 
 ROW_KINDS = ("reduction", "pick", "place", "along")
@@ -35,7 +35,7 @@ LOOKAHEAD = 64  # nodes that are searched for the place where a reduction meets 
 
 
 @dataclasses.dataclass(eq=False)
-class Region:
+class RowRegion:
     """A region.
 
     Attributes:
@@ -48,14 +48,14 @@ class Region:
     """
 
     space: Space
-    accesses: dict[fx.Node, Access]
+    accesses: dict[fx.Node, AccessMap]
     rows: frozenset[Dim] = frozenset()
     reductions: dict[fx.Node, frozenset[Dim]] = dataclasses.field(default_factory=dict)
-    sources: dict[fx.Node, Access] = dataclasses.field(default_factory=dict)
+    sources: dict[fx.Node, AccessMap] = dataclasses.field(default_factory=dict)
     whole: frozenset[Dim] = frozenset()
 
-    def copy(self) -> Region:
-        return Region(
+    def copy(self) -> RowRegion:
+        return RowRegion(
             Space(dict(self.space.sizes)),
             dict(self.accesses),
             self.rows,
@@ -93,7 +93,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape)
 
 
-def find_regions(graph: fx.Graph) -> list[Region]:
+def find_regions(graph: fx.Graph) -> list[RowRegion]:
     """The regions of a graph that have rows or may hold a matrix product, in the order of their first members."""
     return _Finder(graph).run()
 
@@ -102,9 +102,9 @@ class _Finder:
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
         self.position = {node: at for at, node in enumerate(graph.nodes)}
-        self.region_of: dict[fx.Node, Region] = {}
+        self.region_of: dict[fx.Node, RowRegion] = {}
 
-    def run(self) -> list[Region]:
+    def run(self) -> list[RowRegion]:
         for node in self.graph.nodes:
             if node.target is operator.getitem and node.op == "call_function":
                 self._follow(node)
@@ -137,10 +137,10 @@ class _Finder:
         if kind.name == "view" or not isinstance(first, fx.Node):
             return
         space, access = self._dims_of_base(first) if kind.name == "reduction" else Space.of(shape_of(first))
-        region = Region(space, {})
+        region = RowRegion(space, {})
         self._enter(node, kind, region, access)
 
-    def _dims_of_base(self, node: fx.Node) -> tuple[Space, Access]:
+    def _dims_of_base(self, node: fx.Node) -> tuple[Space, AccessMap]:
         """A space for a value, in the dimensions of what it is a view of, and its access."""
         base = node
         while graphs.is_call(base, aten.reshape.default) and matrix_product(base) is None:
@@ -150,7 +150,7 @@ class _Finder:
         found = space.regrouped(access, shape_of(node))
         return Space.of(shape_of(node)) if found is None else (space, found[0])
 
-    def _join(self, node: fx.Node, kind: Kind, regions: Sequence[Region]) -> bool:
+    def _join(self, node: fx.Node, kind: Kind, regions: Sequence[RowRegion]) -> bool:
         """Joins the regions of a node's operands, and the node to them."""
         if any(self._must_wait(used) for used in tensor_operands(node) if self.region_of.get(used) in regions):
             return False
@@ -171,7 +171,7 @@ class _Finder:
     def _must_wait(self, used: fx.Node) -> bool:
         return self.region_of[used].waits(used)
 
-    def _merged(self, node: fx.Node, kind: Kind, regions: Sequence[Region]) -> Region | None:
+    def _merged(self, node: fx.Node, kind: Kind, regions: Sequence[RowRegion]) -> RowRegion | None:
         """A new region of all members of some, in the dimensions of the first that has all of them."""
         if len(regions) == 1:
             return regions[0].copy()
@@ -186,7 +186,7 @@ class _Finder:
         merged.accesses = dict(sorted(merged.accesses.items(), key=lambda item: where[item[0]]))
         return merged
 
-    def _take_in(self, node: fx.Node, merged: Region, other: Region) -> bool:
+    def _take_in(self, node: fx.Node, merged: RowRegion, other: RowRegion) -> bool:
         """Takes the members of another region into one, in its dimensions; both are split where only one of them is."""
         for at in range(len(shape_of(node))):
             for region, like in ((merged, other), (other, merged)):
@@ -208,7 +208,7 @@ class _Finder:
         merged.reductions |= other.reductions
         return True
 
-    def _split_like(self, node: fx.Node, at: int, region: Region, like: Region) -> bool:
+    def _split_like(self, node: fx.Node, at: int, region: RowRegion, like: RowRegion) -> bool:
         """Splits what a pointwise node's dimension is in a region as it is in another; False if it cannot be."""
         mine, theirs = self._aligned(node, [region]), self._aligned(node, [like])
         if mine is None or theirs is None:
@@ -218,7 +218,7 @@ class _Finder:
         found = region.space.regrouped((mine[at],), [like.space.sizes[dim] for dim in theirs[at]])
         return found is not None and region.split(found[1])
 
-    def _aligned(self, node: fx.Node, regions: Sequence[Region]) -> Access | None:
+    def _aligned(self, node: fx.Node, regions: Sequence[RowRegion]) -> AccessMap | None:
         """The access of a pointwise node, as far as its operands in some regions give it."""
         rank = len(shape_of(node))
         known = [
@@ -229,7 +229,7 @@ class _Finder:
         ]
         return joined([((),) * rank, *known])
 
-    def _access(self, node: fx.Node, kind: Kind, region: Region) -> Access | None:
+    def _access(self, node: fx.Node, kind: Kind, region: RowRegion) -> AccessMap | None:
         """The access of a node in a region; for a reduction, that of its first operand."""
         if kind.name == "pointwise":
             known = self._aligned(node, [region])
@@ -248,7 +248,7 @@ class _Finder:
         found = region.space.regrouped(access, target)
         return None if found is None or not region.split(found[1]) else found[0]
 
-    def _allows(self, node: fx.Node, kind: Kind, region: Region, access: Access) -> bool:
+    def _allows(self, node: fx.Node, kind: Kind, region: RowRegion, access: AccessMap) -> bool:
         """Whether a reduction fits the region's rows: now, or once it is known that the region has some."""
         if kind.name not in ROW_KINDS:
             return True
@@ -263,12 +263,12 @@ class _Finder:
             return not region.rows or self._is_part_of_a_row(region, dims, access)
         return kind.adds and dims_of(access) == frozenset(region.space.sizes)
 
-    def _is_part_of_a_row(self, region: Region, dims: frozenset[Dim], access: Access) -> bool:
+    def _is_part_of_a_row(self, region: RowRegion, dims: frozenset[Dim], access: AccessMap) -> bool:
         """Whether what is reduced over dimensions was reduced over all of the rows', so that both together are rows,
         and these are short."""
         return not dims_of(access) & region.rows and region.space.size((*region.rows, *dims)) <= LONGEST_ROW
 
-    def _enter(self, node: fx.Node, kind: Kind, region: Region, access: Access) -> None:
+    def _enter(self, node: fx.Node, kind: Kind, region: RowRegion, access: AccessMap) -> None:
         if kind.name in ROW_KINDS:
             dims = dims_of(tuple(access[dim] for dim in kind.dims))
             if not dims:
@@ -285,7 +285,7 @@ class _Finder:
         region.accesses[node] = access
         self.region_of[node] = region
 
-    def _comes_back(self, members: set[fx.Node], merged: Sequence[Region]) -> bool:
+    def _comes_back(self, members: set[fx.Node], merged: Sequence[RowRegion]) -> bool:
         """Whether a path leaves a set of nodes and comes back, other regions taken as one node each."""
         last = max(self.position[member] for member in members)
         pending = [user for member in members for user in member.users if user not in members]
@@ -334,7 +334,7 @@ def is_own_product(node: fx.Node) -> bool:
     return node.target in PRODUCTS
 
 
-def _reduced(node: fx.Node, kind: Kind, access: Access) -> Access:
+def _reduced(node: fx.Node, kind: Kind, access: AccessMap) -> AccessMap:
     """The access of a reduction's result, by that of its operand."""
     value = node.meta["val"]
     rank = len((value[0] if isinstance(value, (tuple, list)) else value).shape)
@@ -342,7 +342,7 @@ def _reduced(node: fx.Node, kind: Kind, access: Access) -> Access:
     return kept if rank == len(access) else tuple(run for at, run in enumerate(access) if at not in kind.dims)
 
 
-def _meets_row(node: fx.Node, kind: Kind, region: Region) -> bool:
+def _meets_row(node: fx.Node, kind: Kind, region: RowRegion) -> bool:
     """Whether what a reduction gives is combined again with whole rows, of what it reduces or of its region, by way of
     pointwise work and reductions of smaller values, or inside: a variance takes the mean from them."""
     source = node.args[0]

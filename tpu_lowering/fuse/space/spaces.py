@@ -18,7 +18,7 @@ Dim = int
 Run = tuple[Dim, ...]
 """The dimensions that one dimension of a value runs along."""
 
-Access = tuple[Run, ...]
+AccessMap = tuple[Run, ...]
 Splits = dict[Dim, Run]
 """The dimensions that take the place of others."""
 
@@ -35,7 +35,7 @@ class Space:
     sizes: dict[Dim, int]
 
     @staticmethod
-    def of(shape: Sequence[int]) -> tuple[Space, Access]:
+    def of(shape: Sequence[int]) -> tuple[Space, AccessMap]:
         """A new space for a value of a shape, and the value's access."""
         access = tuple((next(_numbers),) if size != 1 else () for size in shape)
         sizes = {run[0]: size for run, size in zip(access, shape, strict=True) if run}
@@ -47,7 +47,7 @@ class Space:
     def size(self, run: Run) -> int:
         return math.prod(self.sizes[dim] for dim in run)
 
-    def completed(self, access: Sequence[Run], shape: Sequence[int]) -> Access | None:
+    def completed(self, access: Sequence[Run], shape: Sequence[int]) -> AccessMap | None:
         """An access with the dimensions that no known value gave: those of this space in the right place and of the
         right size, or new ones. None where the known ones are out of order.
 
@@ -80,7 +80,7 @@ class Space:
         self.sizes = dict(items)
         return (items[after][0],)
 
-    def regrouped(self, access: Access, shape: Sequence[int]) -> tuple[Access, Splits] | None:
+    def regrouped(self, access: AccessMap, shape: Sequence[int]) -> tuple[AccessMap, Splits] | None:
         """The access of a value after a reshape, and the dimensions of this space that are split for it; None where a
         dimension of the result would hold a part of one here that is no whole number of its elements."""
         dims = [dim for run in access for dim in run]
@@ -110,21 +110,21 @@ class Space:
         return dict(zip(other.sizes, found, strict=True))
 
 
-def aligned(access: Access, rank: int) -> Access:
+def aligned(access: AccessMap, rank: int) -> AccessMap:
     """An access as that of a value of a higher rank, as broadcasting aligns them: at the right."""
     return ((),) * (rank - len(access)) + access
 
 
-def split(access: Access, splits: Mapping[Dim, Run]) -> Access:
+def split(access: AccessMap, splits: Mapping[Dim, Run]) -> AccessMap:
     """An access in a space some of whose dimensions were split."""
     return tuple(tuple(part for dim in run for part in splits.get(dim, (dim,))) for run in access)
 
 
-def dims_of(access: Access) -> frozenset[Dim]:
+def dims_of(access: AccessMap) -> frozenset[Dim]:
     return frozenset(dim for run in access for dim in run)
 
 
-def joined(accesses: Iterable[Access]) -> Access | None:
+def joined(accesses: Iterable[AccessMap]) -> AccessMap | None:
     """The access of a value computed of values with these, all of one rank; None if two of them differ."""
     result: list[Run] = []
     for column in zip(*accesses, strict=True):
@@ -135,7 +135,7 @@ def joined(accesses: Iterable[Access]) -> Access | None:
     return tuple(result)
 
 
-def mapping(mine: Access, theirs: Access) -> dict[Dim, Dim] | None:
+def mapping(mine: AccessMap, theirs: AccessMap) -> dict[Dim, Dim] | None:
     """Which dimensions of one space are which of another, by two aligned values of which both run along equal ones;
     None if that is not one to one."""
     runs = [(b, a) for a, b in zip(mine, theirs, strict=True) if a and b]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from tpu_lowering.fuse.attention.plans import HELD, HELD_IN_TRAINING
-from tpu_lowering.fuse.rows.planning import Plan, nbytes
+from tpu_lowering.fuse.rows.planning import RowPlan, nbytes
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_regions import PRODUCTS, shape_of, tensor_operands
 from tpu_lowering.fuse.space.spaces import dims_of
@@ -23,7 +23,7 @@ HELD_ROWS = 0.1
 encoder with 4096 tokens of 768 bfloat16 elements (6 MiB), whose normalisations then move nothing."""
 
 
-def is_held(found: Plan, chip: Chip) -> bool:
+def is_held(found: RowPlan, chip: Chip) -> bool:
     """Whether XLA is expected to keep the rows in VMEM, from the product that makes them to the one that uses them, or
     to the end; or all products that the kernel would compute; or rows from wherever they come, if they are few. A CPU
     has no such memory."""
@@ -40,13 +40,13 @@ def is_held(found: Plan, chip: Chip) -> bool:
     return bool(values) and max(map(nbytes, values)) <= share * chip.vmem_bytes
 
 
-def _whole_from_products(plan: Plan) -> list[fx.Node]:
+def _whole_from_products(plan: RowPlan) -> list[fx.Node]:
     """The whole operands of a plan, if they come from matrix products alone; [] for any other plan."""
     taken, _ = _whole(plan)
     return taken if _come_from_products(taken) else []
 
 
-def _whole_between_products(plan: Plan) -> list[fx.Node]:
+def _whole_between_products(plan: RowPlan) -> list[fx.Node]:
     """The whole operands and outputs of a plan whose rows come from matrix products alone and go into others alone, as
     the scores and weights of an attention do; [] for any other plan."""
     taken, given = _whole(plan)
@@ -55,13 +55,13 @@ def _whole_between_products(plan: Plan) -> list[fx.Node]:
     return [*taken, *given] if users and _come_from_products(taken) and _go_into_products(users) else []
 
 
-def _whole_inside(plan: Plan) -> list[fx.Node]:
+def _whole_inside(plan: RowPlan) -> list[fx.Node]:
     """The whole operands and outputs of a plan, if the program computes all such operands; [] for any other plan."""
     taken, given = _whole(plan)
     return [] if any(source_of(node).op == "placeholder" for node in taken) else [*taken, *given]
 
 
-def _whole(plan: Plan) -> tuple[list[fx.Node], list[fx.Node]]:
+def _whole(plan: RowPlan) -> tuple[list[fx.Node], list[fx.Node]]:
     """The operands and the outputs of a plan that run along all dimensions of its space."""
     whole = frozenset(plan.region.space.sizes)
     taken = [operand.node for operand in plan.operands() if dims_of(operand.access) == whole]

@@ -19,7 +19,7 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.fuse.space.kinds import kind_of
-from tpu_lowering.fuse.space.row_regions import Region, shape_of
+from tpu_lowering.fuse.space.row_regions import RowRegion, shape_of
 from tpu_lowering.ir import graphs
 
 aten = compat.aten
@@ -30,7 +30,7 @@ LONG = 8192
 EXTREMES = (aten.amax.default, aten.amin.default)
 
 
-def is_in_one_pass(region: Region, node: fx.Node, outputs: Collection[fx.Node]) -> bool:
+def is_in_one_pass(region: RowRegion, node: fx.Node, outputs: Collection[fx.Node]) -> bool:
     """Whether XLA computes a reduction of a region together with its users.
 
     Args:
@@ -55,7 +55,7 @@ def is_in_one_pass(region: Region, node: fx.Node, outputs: Collection[fx.Node]) 
     return all(shape_of(user) == sizes for user in _users(region, node))
 
 
-def _users(region: Region, node: fx.Node) -> list[fx.Node]:
+def _users(region: RowRegion, node: fx.Node) -> list[fx.Node]:
     """What uses a value, behind views."""
     found: list[fx.Node] = []
     for user in node.users:

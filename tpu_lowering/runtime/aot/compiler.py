@@ -52,7 +52,7 @@ class Compiled:
     hlo: str
     facts: dict[str, Any]
     executable: bytes
-    schedule: schedule.Schedule
+    schedule: schedule.ScheduleDump
     schedule_failure: str
 
 

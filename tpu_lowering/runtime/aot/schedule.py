@@ -26,7 +26,7 @@ class Dma:
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class ScheduleDump:
     """What a dump says of a program.
 
     Attributes:
@@ -38,7 +38,7 @@ class Schedule:
     dma: dict[str, Dma]
 
 
-def read_schedule(folder: pathlib.Path, whole: bool = True) -> Schedule:
+def read_schedule(folder: pathlib.Path, whole: bool = True) -> ScheduleDump:
     """Reads a dump folder; an empty one gives an empty schedule.
 
     Args:
@@ -53,9 +53,9 @@ def read_schedule(folder: pathlib.Path, whole: bool = True) -> Schedule:
             name = path.name.removesuffix("_static_llo_profile.textproto").rpartition("_")[0]
             cycles[name] = int(found[1])
     if not whole:
-        return Schedule(cycles, {})
+        return ScheduleDump(cycles, {})
     dma = {path.name.removesuffix("_bundles.txt"): dma_of(path) for path in sorted(folder.glob("*_bundles.txt"))}
-    return Schedule(cycles, {name: found for name, found in dma.items() if found is not None})
+    return ScheduleDump(cycles, {name: found for name, found in dma.items() if found is not None})
 
 
 def dma_of(path: pathlib.Path) -> Dma | None:

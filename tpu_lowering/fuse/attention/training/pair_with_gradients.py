@@ -33,7 +33,7 @@ from torch import fx
 from tpu_lowering import compat
 from tpu_lowering.fuse.attention.masks import Known, Term, split
 from tpu_lowering.fuse.attention.operands import Rows
-from tpu_lowering.fuse.attention.plans import Plan, plan_of
+from tpu_lowering.fuse.attention.plans import AttentionPlan, plan_of
 from tpu_lowering.fuse.attention.sites import BACKWARD, FORWARD, Attention, find
 from tpu_lowering.fuse.attention.training.gradients import Training, training_of, unknown
 from tpu_lowering.ir import graphs
@@ -60,7 +60,7 @@ def call_operators(graph: fx.Graph, chip: Chip, known: Known) -> dict[fx.Node, A
     kept: dict[fx.Node, Action] = {}
     for training in [found for site in find(graph) if (found := training_of(site, known)) is not None]:
         plans = [plan_of(one, chip, known) for one in (training.forward, training.backward)]
-        refused = next((plan for plan in plans if not isinstance(plan, Plan)), None)
+        refused = next((plan for plan in plans if not isinstance(plan, AttentionPlan)), None)
         if refused is None:
             _rewrite(graph, training, known)
         else:
