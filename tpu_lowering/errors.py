@@ -7,7 +7,8 @@ The wording follows one shape, so that a reader finds the same thing in the same
       why   expected a kernel registered for ns::op.default, got none
       fix   decorate a JAX function with @tpu_lowering.register_kernel(torch.ops.ns.op.default)
 
-Codes are stable: once released, a code keeps its meaning. ``CODES`` is the list of all of them.
+Codes are stable: once released, a code keeps its meaning. ``CODES`` is the list of all of them; those that are reported
+and not raised have their remedy beside them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-CODES: dict[str, str] = {
+_TABLE: dict[str, str | tuple[str, str]] = {
     # 1xx: how the backend is called
     "TL101": "unknown option",
     "TL102": "option has the wrong type or value",
@@ -54,6 +55,7 @@ CODES: dict[str, str] = {
     "TL307": "view of an argument that torch cannot rebuild",
     "TL308": "memory is changed in a way that no program can",
     "TL309": "jagged nested tensor",
+    "TL310": "argument that no program can hold",
     "TL320": "random values depend on data, so eager's cannot be drawn before the program runs",
     "TL321": "random values from a generator of the user's own",
     "TL322": "random values inside control flow",
@@ -66,26 +68,76 @@ CODES: dict[str, str] = {
     "TL603": "dtype is not supported on the chip",
     "TL604": "the TPU compiler refused the program",
     "TL605": "the TPU compiler did not finish",
-    "TL606": "work around a kernel stays outside of it",
-    "TL607": "a region has no blocks that a kernel could run in",
-    "TL608": "a kernel would move no fewer bytes than XLA",
+    "TL606": (
+        "work around a kernel stays outside of it",
+        "to fuse it, write the kernel as one pallas_call with blocks",
+    ),
+    "TL607": ("a region has no blocks that a kernel could run in", "use shorter rows, or a narrower dtype"),
+    "TL608": ("a kernel would move no fewer bytes than XLA", "nothing to do"),
     # 5xx: reasons in reports and warnings (never raised)
-    "TL501": "buffer kept: the old contents are defined and the kernel reads them",
-    "TL502": "buffer kept: the old contents are defined and the kernel does not provably overwrite them all",
-    "TL503": "allocation kept: its contents are used by something that is not a kernel write",
-    "TL504": "buffer fresh, but the kernel reads it before writing",
-    "TL505": "fill kept: the kernel does not provably overwrite every element",
-    "TL506": "kernel runs step by step on the CPU",
+    "TL501": (
+        "buffer kept: the old contents are defined and the kernel reads them",
+        "nothing to do if the kernel should read it; else write every element before loading any",
+    ),
+    "TL502": (
+        "buffer kept: the old contents are defined and the kernel does not provably overwrite them all",
+        "nothing to do if the rest must survive; else let the grid and the blocks cover the whole array",
+    ),
+    "TL503": (
+        "allocation kept: its contents are used by something that is not a kernel write",
+        "write the buffer before it is used, or return the kernel's result instead of the allocation",
+    ),
+    "TL504": (
+        "buffer fresh, but the kernel reads it before writing",
+        "initialise the buffer (torch.zeros_like) if the kernel should see defined values",
+    ),
+    "TL505": (
+        "fill kept: the kernel does not provably overwrite every element",
+        "nothing to do if the fill must show; else let the kernel store every element of every block",
+    ),
+    "TL506": (
+        "kernel runs step by step on the CPU",
+        "nothing to do for a TPU; for speed on a CPU use static grids and blocks without padding",
+    ),
     "TL507": "kernel result with NaN that no operand has",
-    "TL508": "declared write that the kernel never makes",
-    "TL511": "size not rounded up: padding could change a result",
-    "TL512": "program compiled for other sizes",
-    "TL513": "captured again: a guard of Dynamo failed",
-    "TL514": "program compiled again: a kernel reads a name that has another value",
-    "TL521": "attention kept: no library kernel takes it",
-    "TL522": "attention kept: its scores or weights are used elsewhere",
-    "TL523": "attention kept: a kernel would move no fewer bytes",
+    "TL508": (
+        "declared write that the kernel never makes",
+        "nothing to do for a workspace or a list of which some change; else write to it, or leave it out of "
+        "mutates_args",
+    ),
+    "TL511": (
+        "size not rounded up: padding could change a result",
+        "nothing to do if few sizes are met; else write the line with operators that have a rule for padding",
+    ),
+    "TL512": (
+        "program compiled for other sizes",
+        "with many sizes: options={'buckets': 'power_of_two'}, or a step or list of sizes of your own",
+    ),
+    "TL513": (
+        "captured again: a guard of Dynamo failed",
+        "mark what changes: torch._dynamo.mark_dynamic(x, dim), or keep the value that the guard names equal",
+    ),
+    "TL514": (
+        "program compiled again: a kernel reads a name that has another value",
+        "give the kernel the value as an argument; a number is then an input of the program or a specialisation",
+    ),
+    "TL521": (
+        "attention kept: no library kernel takes it",
+        "use float32 or bfloat16, drop nothing from the weights, mask keys alike for all queries in training, "
+        "and keep the rows of a head in one piece of a page",
+    ),
+    "TL522": (
+        "attention kept: its scores or weights are used elsewhere",
+        "do not return or reuse the weights; let a mask need no gradient",
+    ),
+    "TL523": ("attention kept: a kernel would move no fewer bytes", "nothing to do"),
 }
+
+CODES: dict[str, str] = {code: row if isinstance(row, str) else row[0] for code, row in _TABLE.items()}
+"""What each code says."""
+
+REMEDIES: dict[str, str] = {code: row[1] for code, row in _TABLE.items() if not isinstance(row, str)}
+"""What a user can do about a code, where that is the same for each subject."""
 
 
 @dataclasses.dataclass(frozen=True)

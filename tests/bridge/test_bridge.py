@@ -404,15 +404,16 @@ def test_graphs_without_kernels_are_left_alone() -> None:
 
 
 def test_schemas() -> None:
-    from tpu_lowering.bridge.fresh_operators import FreshForm, View, schema_of
+    from tpu_lowering.bridge.fresh_operators import FreshForm, schema_of
+    from tpu_lowering.ir.functionalized_calls import BaseView
 
-    whole = View(0, "whole")
+    whole = BaseView(0, "whole")
     form = FreshForm(torch.ops.bridge.first_rows.default, (("out", whole),), 1)
     assert schema_of(form) == (
         '(Tensor x, SymInt rows=2, str how="a, (b", *, SymInt[] size_0, SymInt[]? stride_0, ScalarType dtype_0, '
         "Device device_0) -> Tensor"
     )
-    form = FreshForm(torch.ops.bridge.update.default, (("out", View(0, "slice")),), 1)
+    form = FreshForm(torch.ops.bridge.update.default, (("out", BaseView(0, "slice")),), 1)
     assert schema_of(form) == (
         "(Tensor x, Tensor(a1!) cache, *, SymInt[] size_0, SymInt[]? stride_0, ScalarType dtype_0, Device device_0, "
         "SymInt[] view_0) -> (Tensor, Tensor)"

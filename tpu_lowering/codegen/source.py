@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from tpu_lowering import errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, read_box, write_box
 from tpu_lowering.ir.control_flow import CONTROL_FLOW, flex_attention
@@ -75,6 +76,9 @@ def generate(program: Program, poison: bool = False, precision: Precision = Prec
         program: a lowered program.
         poison: fill undefined memory, and fresh buffers that kernels are given, with NaN.
         precision: of the user's products of float32; only what is not exact is written down.
+
+    Raises:
+        TpuLoweringError: TL310 for a call with an argument that is no part of a graph, and not written as Python.
     """
     return _Writer(program, poison, precision).write()
 
@@ -187,8 +191,11 @@ class _Writer:
         if self.poison and node.target in ALLOCATIONS:
             return f"{self._name(node)} = {self._undefined(graphs.type_of(node))}"
         given = node.args if node.target is not draw else [a for a in node.args[1:] if not isinstance(a, Like)]
-        arguments = [self._value(argument) for argument in given]
-        arguments += [f"{key}={self._value(value)}" for key, value in node.kwargs.items() if key not in IGNORED]
+        named = {key: value for key, value in node.kwargs.items() if key not in IGNORED}
+        try:
+            arguments = [*map(self._value, given), *(f"{key}={self._value(value)}" for key, value in named.items())]
+        except _Unwritable as error:
+            raise _unwritable(node, error.args[0]) from None
         level = self.precision.of(_multiplies(node))
         arguments += [f'precision="{level}"'] if level != "highest" else []
         value = node.meta["val"]
@@ -229,7 +236,21 @@ class _Writer:
             return "None"
         if isinstance(value, (int, float, str, torch.dtype, Box)) or value is None:
             return repr(value)
-        raise TypeError(f"expected an argument that can be written as Python, got {value!r}")
+        raise _Unwritable(value)
+
+
+class _Unwritable(Exception):
+    """A value that is no Python literal, and has no name in generated code."""
+
+
+def _unwritable(node: fx.Node, value: Any) -> errors.TpuLoweringError:
+    return errors.refuse(
+        "TL310",
+        str(node.target),
+        f"expected tensors, numbers, texts, types and lists of them as arguments, got {type(value).__name__}",
+        'keep the call out of the program, with options={"fallback": "eager"}',
+        graphs.source_line(node),
+    )
 
 
 def _scope(node: fx.Node) -> str:

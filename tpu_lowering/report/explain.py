@@ -22,7 +22,7 @@ from tpu_lowering.ir.operators import is_allocation, is_fill
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import helion
 from tpu_lowering.report import chip
-from tpu_lowering.report.report import REMEDIES, Draw, Remark, Report
+from tpu_lowering.report.report import Draw, Remark, Report
 
 NOTED = ("fresh", "interpreted", "unwritten")
 """Kinds of actions that, with a code, are remarks."""
@@ -101,7 +101,13 @@ class Collector:
     @staticmethod
     def _buffer(program: str, action: Action) -> Remark:
         return Remark(
-            action.node, program, action.where, action.nbytes, action.code, action.reason, REMEDIES.get(action.code, "")
+            action.node,
+            program,
+            action.where,
+            action.nbytes,
+            action.code,
+            action.reason,
+            errors.REMEDIES.get(action.code, ""),
         )
 
 

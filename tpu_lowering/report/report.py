@@ -10,28 +10,6 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-REMEDIES: dict[str, str] = {
-    "TL501": "nothing to do if the kernel should read it; else write every element before loading any",
-    "TL502": "nothing to do if the rest must survive; else let the grid and the blocks cover the whole array",
-    "TL503": "write the buffer before it is used, or return the kernel's result instead of the allocation",
-    "TL504": "initialise the buffer (torch.zeros_like) if the kernel should see defined values",
-    "TL506": "nothing to do for a TPU; for speed on a CPU use static grids and blocks without padding",
-    "TL508": "nothing to do for a workspace or a list of which some change; else write to it, or leave it out of "
-    "mutates_args",
-    "TL511": "nothing to do if few sizes are met; else write the line with operators that have a rule for padding",
-    "TL512": "with many sizes: options={'buckets': 'power_of_two'}, or a step or list of sizes of your own",
-    "TL514": "give the kernel the value as an argument; a number is then an input of the program or a specialisation",
-    "TL513": "mark what changes: torch._dynamo.mark_dynamic(x, dim), or keep the value that the guard names equal",
-    "TL521": "use float32 or bfloat16, drop nothing from the weights, mask keys alike for all queries in training, and "
-    "keep the rows of a head in one piece of a page",
-    "TL522": "do not return or reuse the weights; let a mask need no gradient",
-    "TL523": "nothing to do",
-    "TL606": "to fuse it, write the kernel as one pallas_call with blocks",
-    "TL607": "use shorter rows, or a narrower dtype",
-    "TL608": "nothing to do",
-    "TL505": "nothing to do if the fill must show; else let the kernel store every element of every block",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Remark:
