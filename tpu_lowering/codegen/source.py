@@ -37,20 +37,18 @@ from torch import fx
 
 from tpu_lowering import errors
 from tpu_lowering.ir import graphs
-from tpu_lowering.ir.boxes import Box, read_box, write_box
+from tpu_lowering.ir.boxes import Box
 from tpu_lowering.ir.control_flow import CONTROL_FLOW, flex_attention
 from tpu_lowering.ir.kernels import Kernel, kernel_call
 from tpu_lowering.ir.operators import ALLOCATIONS
 from tpu_lowering.ir.programs import Program
-from tpu_lowering.ir.random import Like, derive_key, draw, pack_key, unpack_key
+from tpu_lowering.ir.random import Like, draw
 from tpu_lowering.ir.regions import Region, modules, regions_of
-from tpu_lowering.ir.rows import group_sums, recentred, rescaled, row_product, running_sum
 from tpu_lowering.ir.types import ELEMENT_TYPES, TensorType
 from tpu_lowering.lower.families import DRAWS, TABLE
+from tpu_lowering.lower.own_operators import OWN
 from tpu_lowering.lower.precision import Multiplies, Precision
 
-ROWS = (row_product, running_sum, group_sums, rescaled, recentred)
-NAMED = (read_box, write_box, derive_key, pack_key, unpack_key, *ROWS)
 IMPORTED = ("aten", "box", "control_flow", "read_box", "undefined", "write_box")
 IGNORED = ("device", "layout", "pin_memory", "memory_format", "non_blocking")
 
@@ -92,7 +90,7 @@ class _Writer:
         self.names: dict[fx.Node, str] = {}
         self.regions: dict[Region, str] = {}
         self.used_names: set[str] = {program.name, "jax", "torch", *IMPORTED}
-        self.used_names |= {function.__name__ for function in NAMED}
+        self.used_names |= {function.__name__ for function in OWN}
         self.used_names |= {element.name for element in ELEMENT_TYPES} | set(keyword.kwlist)
 
     def write(self) -> Source:
@@ -133,7 +131,7 @@ class _Writer:
 
     def _rare_names(self) -> list[str]:
         targets = {node.target for node in self.program.module.graph.nodes}
-        used = [f.__name__ for f in NAMED if f in targets and f.__name__ not in IMPORTED]
+        used = [f.__name__ for f in OWN if f in targets and f.__name__ not in IMPORTED]
         return [f"from tpu_lowering.codegen.names import {', '.join(used)}"] if used else []
 
     def _body(self, nodes: list[fx.Node]) -> list[str]:
@@ -260,7 +258,7 @@ def _scope(node: fx.Node) -> str:
 
 def _function(node: fx.Node) -> str:
     target: Any = node.args[0] if node.target is draw else node.target
-    if target in NAMED:
+    if target in OWN:
         return target.__name__
     if target in CONTROL_FLOW:
         return f"control_flow.{target.__name__}"

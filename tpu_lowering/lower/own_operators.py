@@ -1,0 +1,29 @@
+"""The operators that only graphs of this package have, each with the JAX function that generated code calls.
+
+Another one is a function on tensors in ``ir``, one on JAX arrays in ``lower``, and a row here. The name of the first is
+the name in generated code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tpu_lowering.ir import boxes as on_boxes
+from tpu_lowering.ir import random as on_keys
+from tpu_lowering.ir import rows as on_rows
+from tpu_lowering.lower import boxes, rows
+from tpu_lowering.lower.aten import random
+
+OWN: dict[Any, Callable[..., Any]] = {
+    on_boxes.read_box: boxes.read_box,
+    on_boxes.write_box: boxes.write_box,
+    on_keys.derive_key: random.derive_key,
+    on_keys.pack_key: random.pack_key,
+    on_keys.unpack_key: random.unpack_key,
+    on_rows.row_product: rows.row_product,
+    on_rows.running_sum: rows.running_sum,
+    on_rows.group_sums: rows.group_sums,
+    on_rows.rescaled: rows.rescaled,
+    on_rows.recentred: rows.recentred,
+}
