@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tpu_lowering.report.explain import explain
     from tpu_lowering.report.report import Report
     from tpu_lowering.runtime.aot.program import TpuProgram, load
+    from tpu_lowering.session import clear
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ _PUBLIC = {
     "Options": "tpu_lowering.options",
     "TpuProgram": "tpu_lowering.runtime.aot.program",
     "aot_compile": "tpu_lowering.aot",
+    "clear": "tpu_lowering.session",
     "load": "tpu_lowering.runtime.aot.program",
     "Report": "tpu_lowering.report.report",
     "TpuLoweringError": "tpu_lowering.errors",
@@ -32,8 +34,8 @@ _PUBLIC = {
 }
 
 __all__ = [
-    "Options", "Report", "TpuLoweringError", "TpuProgram", "__version__", "aot_compile", "explain", "kernel_op", "load",
-    "register_kernel",
+    "Options", "Report", "TpuLoweringError", "TpuProgram", "__version__", "aot_compile", "clear", "explain",
+    "kernel_op", "load", "register_kernel",
 ]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ Random = Literal["jax", "torch"]
 Fuse = Literal["tpu", "always", "never"]
 Tune = Literal[False, True, "configs"]
 Buckets = str | int | tuple[int, ...]
+GIB = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Options:
         cache: folder that keeps compiled programs for later processes, or "" for none. Entries of other versions,
             other sources of this package or another processor are left alone.
             Read from ``TPU_LOWERING_CACHE_DIR`` where it is not given.
+        cache_bytes: how many bytes the entries of ``cache`` may take, at least 1; beyond, those go that were not used
+            for the longest time. Nothing is kept with ``cache=""``, not with a limit of 0.
         buckets: what dynamic sizes are rounded up to, so that one program serves many: "" for nothing,
             "power_of_two", a step (512: to 512, 1024, 1536, ...), or a list of sizes, beyond the last of which
             nothing is rounded. Where rounding could change a result it is not done, and the report says why.
@@ -70,6 +73,7 @@ class Options:
     tune_seconds: int = 600
     dump: str = ""
     cache: str = ""
+    cache_bytes: int = 8 * GIB
     buckets: Buckets = ""
     device: str = ""
 
@@ -87,6 +91,8 @@ class Options:
         check_device(self.device)
         if self.tune_seconds < 0:
             raise wrong_value("tune_seconds", "a number of seconds", self.tune_seconds)
+        if self.cache_bytes < 1:
+            raise wrong_value("cache_bytes", "a positive number of bytes", self.cache_bytes)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -121,7 +120,7 @@ def passes(options: Options, chip: Chip, tell: Callable[[Answer], None] | None =
         return ()
     chooser = None
     if chip.is_tpu and (options.tune or options.cache):
-        store = Store(pathlib.Path(options.cache)) if options.cache else None
+        store = Store.of(options)
         compiles, configs = options.tune is not False, options.tune == "configs"
         seconds = float(options.tune_seconds)
         chooser = CompilerChooser(chip, store, compiles, configs, seconds, tell)

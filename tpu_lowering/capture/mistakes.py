@@ -17,7 +17,6 @@ Anything else is left to run.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from torch import fx
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.lower.families import DRAWS, TABLE
+from tpu_lowering.session import kept
 
 KINDS = (RuntimeError, TypeError, ValueError, IndexError)
 """What eager's kernels raise; ``NotImplementedError`` is a ``RuntimeError``."""
@@ -186,7 +186,7 @@ def _noted(overload: Any, given: Any, refusal: Exception, line: str) -> Exceptio
     return error
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@kept(1 << 14, "eager is run to see what it refuses: 50 microseconds to milliseconds a call")
 def _refusal(overload: compat.OpOverload, args: Any, kwargs: Any) -> tuple[Exception | None, bool]:
     """What eager raises for a call with such arguments, and whether for its sizes; None if it does not, or if that is
     not certain."""
@@ -253,7 +253,7 @@ class _DescribedCall:
             error = self._run(fill)
             if error is None:
                 return None
-            raised.append(error)
+            raised.append(error.with_traceback(None))  # what is kept of it would keep the sample tensors
         return raised[0]
 
     def _is_of_types(self, raised: Exception) -> bool:

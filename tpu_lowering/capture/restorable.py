@@ -11,6 +11,7 @@ versions and the processor, is only in the record.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -128,7 +129,8 @@ def autograd_cache(options: Options, kernels: Sequence[KnownKernel]) -> Generato
     Dynamo holds a lock while a backend compiles, so no other compilation is inside the scope. The backward is compiled
     inside too, or the graph would be kept only when a gradient has been asked for.
     """
-    surroundings = (executables.surroundings(), repr(options), repr(Precision.of_torch()))
+    meaning = dataclasses.replace(options, cache_bytes=Options.cache_bytes)  # a limit changes no program
+    surroundings = (executables.surroundings(), repr(meaning), repr(Precision.of_torch()))
     tag = digest(["helion_tpu", *surroundings, repr(kernels)])
     with compat.autograd_cache(tag):
         yield

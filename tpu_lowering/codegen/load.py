@@ -15,6 +15,14 @@ from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir.kernels import Execution, Kernel
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.ir.types import TensorType
+from tpu_lowering.session import Cache
+
+_lines: Cache[str, None] = Cache(
+    "codegen.load",
+    256,
+    "lines of generated source for tracebacks, as linecache has them",
+    lambda filename: linecache.cache.pop(filename, None),
+)
 
 
 def load(program: Program, source: Source, how: Execution) -> Callable[..., tuple[jax.Array, ...]]:
@@ -29,6 +37,7 @@ def define(name: str, text: str, **known: Any) -> dict[str, Any]:
     The text is kept for tracebacks, under a file name in angle brackets.
     """
     filename = f"<tpu_lowering {name}>"
+    _lines.put(filename, None)
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     namespace: dict[str, Any] = {**known, "__name__": name}
     exec(compile(text, filename, "exec"), namespace)

@@ -79,14 +79,14 @@ def bind(schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[st
     return bound
 
 
-class _Identity:
+class Identity:
     """A value that is equal to itself alone."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and other.value is self.value
+        return isinstance(other, Identity) and other.value is self.value
 
     def __hash__(self) -> int:
         return id(self.value)
@@ -107,5 +107,5 @@ def key(value: Any) -> Hashable:
     try:
         hash(value)
     except TypeError:
-        return (type(value), _Identity(value))
+        return (type(value), Identity(value))
     return (type(value), value)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import enum
-import functools
 import sys
 import types
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 
 from tpu_lowering import compat
 from tpu_lowering.kernels import bytecode
+from tpu_lowering.session import kept
 
 MODULES = (
     "_collections", "_functools", "_operator", "collections", "dataclasses", "fractions", "functools",
@@ -200,7 +200,7 @@ def is_defined_by_source(function: types.FunctionType) -> bool:
     return function.__code__ in _codes_of(module)
 
 
-@functools.cache
+@kept(1024, "the source of a released module is compiled; as many as there are such modules")
 def _codes_of(module: str) -> frozenset[types.CodeType]:
     """All code of a module, as its compiled source has it."""
     loader: Any = getattr(sys.modules[module], "__loader__", None)

@@ -12,13 +12,19 @@ from typing import Any
 
 from tpu_lowering import compat
 from tpu_lowering.kernels.fingerprints import Followed, follow
+from tpu_lowering.session import Cache
 
 
 class Functions:
     """The functions of one process that were traced. Called under the lock of the cache that it is for."""
 
     def __init__(self) -> None:
-        self.known: dict[Callable[..., Any], Followed] = {}
+        self.known: Cache[Callable[..., Any], Followed] = Cache(
+            "kernels.freshness",
+            1024,
+            "following a function takes a millisecond; one that is forgotten may change unseen, so JAX is asked anew",
+            self._forget,
+        )
         self.turn = 0
         self.has_unknown = False
 
@@ -27,8 +33,12 @@ class Functions:
         found = self.known.get(function)
         if found is None or not found.is_current():
             self.turn += found is not None
-            found = self.known[function] = follow(function)
+            found = follow(function)
+            self.known.put(function, found)
         return found
+
+    def _forget(self, function: Callable[..., Any]) -> None:
+        self.turn += 1
 
     def scope(self, followed: Followed) -> contextlib.AbstractContextManager[Any]:
         """The scope to trace a function in."""

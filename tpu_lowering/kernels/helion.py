@@ -28,6 +28,7 @@ from tpu_lowering.kernels.fingerprints import follow
 from tpu_lowering.kernels.freshness import Watch
 from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.kernels.launch import Launch, Variant
+from tpu_lowering.session import Cache
 
 _library = torch.library.Library("tpu_lowering", "FRAGMENT")
 _library.define("launch(Tensor(a!)[] outs, Tensor[] ins, int index) -> ()")
@@ -51,8 +52,10 @@ class HostGraph:
 
 
 _lock = threading.RLock()
-_derived: dict[Hashable, tuple[Any, Any]] = {}
-_hosts: dict[Hashable, tuple[Any, HostGraph]] = {}
+_derived: Cache[Hashable, Any] = Cache("kernels.helion.derived", 256, "Helion keeps generated code on a kernel object")
+_hosts: Cache[Hashable, HostGraph] = Cache(
+    "kernels.helion.hosts", 256, "Helion takes a second to compile a kernel; launches compare by identity"
+)
 
 
 def host_graph(
@@ -75,10 +78,11 @@ def host_graph(
     layouts = tuple((TensorType.of(tensor), tensor.stride()) for tensor in tensors)
     made_of = follow((parts_of(kernel), [value for value in given.values() if isinstance(value, types.FunctionType)]))
     written = (made_of.text, settings.of_tracing())
-    key = (id(kernel), written, arguments.key(template), layouts, tuple(mutated), chip)
+    key = (arguments.Identity(kernel), written, arguments.key(template), layouts, tuple(mutated), chip)
     with _lock:
-        if key in _hosts and not made_of.unknown:
-            return _hosts[key][1]
+        known = None if made_of.unknown else _hosts.get(key)
+        if known is not None:
+            return known
         watch = Watch(made_of)
         try:
             host = _trace(_HostCall(kernel, template, tensors, mutated, where, chip, watch))
@@ -88,7 +92,7 @@ def host_graph(
             raise cannot_compile(kernel.name, error, where) from error
         watch.settle()
         if not made_of.unknown and made_of.is_current():
-            _hosts[key] = (kernel, host)
+            _hosts.put(key, host)
         return host
 
 
@@ -136,9 +140,10 @@ def with_our_settings(kernel: Any, interpret: bool, where: str) -> Any:
     Raises:
         TpuLoweringError: TL210, for a kernel of another backend than Pallas.
     """
-    key = (id(kernel), interpret, follow(parts_of(kernel)[1:]).text)
+    key = (arguments.Identity(kernel), interpret, follow(parts_of(kernel)[1:]).text)
     with _lock:
-        if key not in _derived:
+        derived = _derived.get(key)
+        if derived is None:
             if kernel.settings.backend != "pallas":
                 raise errors.refuse(
                     "TL210",
@@ -152,8 +157,8 @@ def with_our_settings(kernel: Any, interpret: bool, where: str) -> Any:
             derived = compat.helion_kernel_class()(
                 kernel.fn, configs=kernel.configs, settings=ours, key=compat.helion_key(kernel)
             )
-            _derived[key] = (kernel, derived)
-        return _derived[key][1]
+            _derived.put(key, derived)
+        return derived
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from tpu_lowering.ir.types import TensorType, element_type
 from tpu_lowering.kernels import jaxprs, settings
 from tpu_lowering.kernels.freshness import Functions
 from tpu_lowering.kernels.registry import Implementation
+from tpu_lowering.session import Cache
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -70,7 +71,9 @@ class JaxKernel(Kernel):
 
 
 _lock = threading.Lock()
-_kernels: dict[Hashable, JaxKernel] = {}
+_kernels: Cache[Hashable, JaxKernel] = Cache(
+    "kernels.jax_function", 512, "tracing a function takes milliseconds to seconds; each value of a number is a kernel"
+)
 _functions = Functions()
 
 
@@ -95,15 +98,16 @@ def specialise(
         followed = _functions.follow(found.function)
         given = (arguments.key(tuple(bound.items())), tuple(own_results), chip)
         cache_key = (found, followed.text, settings.of_tracing(), given)
-        if followed.unknown or cache_key not in _kernels:
-            with _functions.scope(followed):
-                kernel = _trace(found, bound, own_results, chip)
-            kernel = dataclasses.replace(kernel, is_current=followed.settled().is_current)
-            kernel.access  # noqa: B018  (refuses wrong declarations before the kernel is used)
-            if followed.unknown or not followed.is_current():
-                return kernel
-            _kernels[cache_key] = kernel
-        return _kernels[cache_key]
+        known = None if followed.unknown else _kernels.get(cache_key)
+        if known is not None:
+            return known
+        with _functions.scope(followed):
+            kernel = _trace(found, bound, own_results, chip)
+        kernel = dataclasses.replace(kernel, is_current=followed.settled().is_current)
+        kernel.access  # noqa: B018  (refuses wrong declarations before the kernel is used)
+        if not followed.unknown and followed.is_current():
+            _kernels.put(cache_key, kernel)
+        return kernel
 
 
 def _trace(

@@ -7,7 +7,6 @@ a copy of ``x``. A kernel that computes each element from the same elements of i
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from tpu_lowering.kernels import jaxprs
 from tpu_lowering.kernels.evaluation import evaluate
 from tpu_lowering.kernels.launch import READ_ONLY, Launch
 from tpu_lowering.kernels.launch_facts import vmem_limit
+from tpu_lowering.session import kept
 
 ROWS = 32  # a multiple of every element type's tile of rows, so that collapsed dimensions of rows lie as before
 COLUMNS = 1024  # of a block
@@ -98,7 +98,7 @@ def is_collapsible(shape: Sequence[int]) -> bool:
     return 0 not in shape and (len(shape) == 2 or (len(shape) > 2 and shape[-2] % ROWS == 0))
 
 
-@functools.cache
+@kept(256, "the body is evaluated to find its form; kernels compare by identity")
 def unflattened(launch: Launch, shape: tuple[int, ...]) -> Pointwise | None:
     """The kernel over arrays of a shape that does what a launch does over their flat forms; None if there is none."""
     flat = (math.prod(shape),)

@@ -20,6 +20,7 @@ from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.kernels import Kernel
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
+from tpu_lowering.session import kept
 
 DEVICE = "tpu"
 """torch's name of the device of torch_tpu's tensors."""
@@ -93,12 +94,8 @@ def digest(stablehlo: str) -> str:
     return hashlib.blake2b(str(text).encode(), digest_size=16).hexdigest()
 
 
-_of_kernels: dict[Kernel, Registered] = {}
-
-
+@kept(256, "a kernel is exported and registered before its first call by itself: half a second")
 def of_kernel(kernel: Kernel) -> Registered:
     """A kernel by itself, as eager torch calls it: its operands to its results."""
-    if kernel not in _of_kernels:
-        specs = [jax.ShapeDtypeStruct(operand.type.shape, operand.type.dtype) for operand in kernel.operands]
-        _of_kernels.setdefault(kernel, Registered(kernel.name.replace("::", "_"), kernel.form("mosaic"), specs))
-    return _of_kernels[kernel]
+    specs = [jax.ShapeDtypeStruct(operand.type.shape, operand.type.dtype) for operand in kernel.operands]
+    return Registered(kernel.name.replace("::", "_"), kernel.form("mosaic"), specs)

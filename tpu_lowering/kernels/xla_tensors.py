@@ -17,6 +17,7 @@ from tpu_lowering import compat, errors, releases
 from tpu_lowering.ir import chips
 from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.kernels import Execution, Kernel
+from tpu_lowering.session import kept
 
 PLATFORMS = {"CPU": "cpu", "TPU": "tpu"}
 """torch_xla's names of the devices that it runs on here, and JAX's."""
@@ -105,13 +106,9 @@ class Computation:
         return list(self.call(given))
 
 
-_of_kernels: dict[Kernel, Computation] = {}
-
-
+@kept(256, "a kernel is lowered and compiled before its first call by itself: half a second")
 def of_kernel(kernel: Kernel) -> Computation:
     """A kernel by itself, as eager torch_xla calls it: its operands to its results."""
-    if kernel not in _of_kernels:
-        specs = [jax.ShapeDtypeStruct(operand.type.shape, operand.type.dtype) for operand in kernel.operands]
-        name = kernel.name.replace("::", "_")
-        _of_kernels.setdefault(kernel, Computation(name, kernel.form(execution()), specs, len(kernel.results)))
-    return _of_kernels[kernel]
+    specs = [jax.ShapeDtypeStruct(operand.type.shape, operand.type.dtype) for operand in kernel.operands]
+    name = kernel.name.replace("::", "_")
+    return Computation(name, kernel.form(execution()), specs, len(kernel.results))

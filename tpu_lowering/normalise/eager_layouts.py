@@ -7,7 +7,6 @@ are, eager says: it runs the operator on zeros that lie in memory as the argumen
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import torch
 
 from tpu_lowering import compat
 from tpu_lowering.ir.programs import dense_order
+from tpu_lowering.session import kept
 
 aten = compat.aten
 Decompositions = dict[Any, Callable[..., Any]]
@@ -124,7 +124,7 @@ def _described(leaf: Any) -> Any:
     return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
 
-@functools.lru_cache(maxsize=1 << 12)
+@kept(1 << 12, "eager is run to see the strides it gives")
 def _eagers_orders(overload: compat.OpOverload, args: Any, kwargs: Any) -> tuple[tuple[int, ...] | None, ...] | None:
     shapes = [leaf.shape for leaf in _tensors((args, kwargs))]
     whole = sum(map(math.prod, shapes)) <= LARGEST

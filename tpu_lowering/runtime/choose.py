@@ -12,6 +12,7 @@ from tpu_lowering import errors
 from tpu_lowering.kernels import tpu_tensors, xla_tensors
 from tpu_lowering.options import Options
 from tpu_lowering.runtime.base import Runtime
+from tpu_lowering.runtime.cache.store import Store
 from tpu_lowering.runtime.cpu import CpuRuntime
 from tpu_lowering.runtime.device import DeviceRuntime
 from tpu_lowering.runtime.torch_tpu import TorchTpuRuntime
@@ -46,4 +47,4 @@ def runtime_for(graph: fx.Graph, kind: str, arguments: Sequence[Any], options: O
         return TorchTpuRuntime(graph, elsewhere[0]) if elsewhere[0].type == tpu_tensors.DEVICE else XlaRuntime(graph)
     if options.device:
         return DeviceRuntime(options.device, kind, options.cpu_kernels)
-    return CpuRuntime(options.cpu_kernels, options.cache)
+    return CpuRuntime(options.cpu_kernels, Store.of(options))

@@ -7,7 +7,6 @@ than 1.2e-38 in float32 (2.2e-308 in float64) is 0, as operand and as result. A 
 from __future__ import annotations
 
 import functools
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,9 +39,9 @@ class CpuRuntime:
 
     chip = CPU
 
-    def __init__(self, kernels: Execution = "vectorized", cache: str = "") -> None:
+    def __init__(self, kernels: Execution = "vectorized", store: Store | None = None) -> None:
         self.kernels: Execution = kernels
-        self.store = Store(pathlib.Path(cache)) if cache else None
+        self.store = store
 
     def check(self, arguments: Sequence[Any]) -> None:
         calling_convention.check_devices(arguments)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -78,3 +81,77 @@ def test_writers_at_once_leave_one_whole_entry(store: Store) -> None:
 def test_a_digest_tells_parts_apart() -> None:
     assert digest(["ab", "c"]) != digest(["a", "bc"]) != digest(["abc"])
     assert package_digest() == package_digest()
+
+
+def entries(count: int) -> list[str]:
+    """Keys whose writes look at the whole store, since what they write is a good part of its limit."""
+    return [digest([f"entry {number}"]) for number in range(count)]
+
+
+def used_at(store: Store, key: str, seconds: int) -> None:
+    os.utime(store.path(key), (seconds, seconds))
+
+
+def test_beyond_the_limit_the_least_recently_used_entry_goes(tmp_path: pathlib.Path) -> None:
+    store = Store(tmp_path, limit=5000)
+    first, second, third, fourth = entries(4)
+    for at, key in enumerate((first, second, third)):
+        store.write(key, bytes(1400))
+        used_at(store, key, 1000 + at)
+    assert store.read(first) is not None  # from now on the second is the one that was not used for the longest time
+    store.write(fourth, bytes(1400))
+    assert [store.read(key) is None for key in (first, second, third, fourth)] == [False, True, False, False]
+
+
+def test_a_store_stays_within_its_limit(tmp_path: pathlib.Path) -> None:
+    store = Store(tmp_path, limit=20_000)
+    for key in entries(100):
+        store.write(key, bytes(2000))
+        assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= store.limit
+        assert store.read(key) == bytes(2000)
+
+
+def test_small_entries_are_counted_too(tmp_path: pathlib.Path) -> None:
+    store = Store(tmp_path, limit=20_000)
+    for key in entries(1000):
+        store.write(key, bytes(100))
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 2 * store.limit
+
+
+def test_an_entry_larger_than_the_limit_is_not_kept_and_removes_none(tmp_path: pathlib.Path) -> None:
+    store = Store(tmp_path, limit=5000)
+    store.write(KEY, bytes(1000))
+    (large,) = entries(1)
+    store.write(large, bytes(5000))
+    assert store.read(large) is None
+    assert store.read(KEY) == bytes(1000)
+
+
+def test_a_draft_that_is_being_written_stays_and_an_abandoned_one_goes(tmp_path: pathlib.Path) -> None:
+    store = Store(tmp_path, limit=5000)
+    drafts = [tmp_path / "00" / name for name in (".written", ".abandoned")]
+    drafts[0].parent.mkdir()
+    for draft in drafts:
+        draft.write_bytes(bytes(3000))
+    os.utime(drafts[1], (1000, 1000))
+    for key in entries(3):
+        store.write(key, bytes(2000))
+    assert [draft.exists() for draft in drafts] == [True, False]
+
+
+def test_an_entry_that_another_process_removes_is_a_miss(tmp_path: pathlib.Path) -> None:
+    """A process that writes beyond the limit all the time, and one that reads: whole entries or none, and no error."""
+    keys = entries(40)
+    program = "import pathlib, sys\nfrom tpu_lowering.runtime.cache.store import Store\n"
+    program += "store = Store(pathlib.Path(sys.argv[1]), limit=20_000)\nprint('ready', flush=True)\n"
+    program += "for _ in range(10):\n    for key in sys.argv[2:]:\n        store.write(key, key.encode() * 40)\n"
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path), *keys], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
+        store, found = Store(tmp_path, limit=20_000), [0, 0]
+        while writer.poll() is None:
+            for key in keys:
+                contents = store.read(key)
+                assert contents in (None, key.encode() * 40)
+                found[contents is None] += 1
+    assert writer.returncode == 0
+    assert min(found) > 0, f"expected hits and misses, got {found}"

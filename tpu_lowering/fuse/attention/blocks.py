@@ -18,7 +18,6 @@ that the first one ended with, so every key is fetched once, 256 MiB in all, and
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -28,6 +27,7 @@ import numpy as np
 
 from tpu_lowering.fuse.attention.masks import MOST, StaticMask
 from tpu_lowering.ir.chips import LANES
+from tpu_lowering.session import Cache
 
 Library = Literal["flash", "splash", "splash_gradient"]
 """A kernel of JAX's; see ``attention.kernels``."""
@@ -110,7 +110,11 @@ class Cost:
         return self.wasteful, self.nbytes, self.scores, self.steps
 
 
-@functools.cache
+_chosen: Cache[Hashable, tuple[Blocks, Cost] | None] = Cache(
+    "fuse.attention.blocks", 1024, "every pair of block sizes is tried on the mask: milliseconds to seconds"
+)
+
+
 def choose(heads: Heads, mask: StaticMask | None, vmem: int, library: Library) -> tuple[Blocks, Cost] | None:
     """The blocks of the rule above, and what they cost; None if none fit.
 
@@ -120,6 +124,11 @@ def choose(heads: Heads, mask: StaticMask | None, vmem: int, library: Library) -
         vmem: bytes of VMEM that the kernel may use.
         library: the kernel that they are for. That of the gradients walks over the blocks of keys first.
     """
+    key = (heads, None if mask is None else mask.digest, vmem, library)
+    return _chosen.find(key, lambda: _cheapest(heads, mask, vmem, library))
+
+
+def _cheapest(heads: Heads, mask: StaticMask | None, vmem: int, library: Library) -> tuple[Blocks, Cost] | None:
     found: list[tuple[Blocks, Cost]] = []
     for queries, keys in itertools.product(sizes(heads.queries), sizes(heads.keys)):
         blocks = Blocks(queries, keys)

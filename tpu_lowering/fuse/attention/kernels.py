@@ -12,7 +12,6 @@ their authors left out:
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -30,9 +29,12 @@ from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.kernels.jax_function import JaxKernel
 from tpu_lowering.lower.precision import exact
+from tpu_lowering.session import kept
+
+TRACED = "a library kernel takes a second to trace, and holds its mask"
 
 
-@functools.cache
+@kept(64, TRACED)
 def splash_kernel(call: AttentionCall) -> JaxKernel:
     """softmax(scale * query @ keyᵀ + biases) @ value, of the keys that a mask leaves."""
 
@@ -46,7 +48,7 @@ def splash_kernel(call: AttentionCall) -> JaxKernel:
     return _kernel("splash_attention", call, run, _operand_types(call), results)
 
 
-@functools.cache
+@kept(64, TRACED)
 def splash_gradient_kernel(call: AttentionCall) -> JaxKernel:
     """Gradients of query, key and value, of that of the result and what the forward gave."""
 
@@ -64,7 +66,7 @@ def splash_gradient_kernel(call: AttentionCall) -> JaxKernel:
     return _kernel("splash_attention_gradient", call, run, types | dict(biases), [call.query, call.key, call.value])
 
 
-@functools.cache
+@kept(64, TRACED)
 def flash_kernel(call: AttentionCall) -> JaxKernel:
     """softmax(scale * query @ keyᵀ + biases) @ value; a query that no key is left of gives ``call.empty``.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -48,6 +49,11 @@ class StaticMask:
     @property
     def is_causal(self) -> bool:
         return not self.bits
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """Equal for equal masks: what is kept by a mask does not keep the mask."""
+        return hashlib.sha256(b"%d %d " % (self.queries, self.keys) + self.bits).digest()
 
     @staticmethod
     def of(seen: np.ndarray[Any, Any]) -> StaticMask:

@@ -6,7 +6,6 @@ of rows are taken apart as ``expand_concatenated`` says.
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
@@ -21,6 +20,7 @@ from tpu_lowering.fuse.space.kinds import holds_rows, kind_of
 from tpu_lowering.ir import arguments, graphs
 from tpu_lowering.ir.boxes import Box, read_box
 from tpu_lowering.normalise.views import normalise_views
+from tpu_lowering.session import kept
 
 ORIGIN = "fused_from"
 """Key of a node's metadata: the name of the operator that it is a part of."""
@@ -49,7 +49,7 @@ def parts_of(node: fx.Node) -> Parts | None:
     return tensors, run
 
 
-@functools.cache
+@kept(4096, "torch takes a millisecond to find one; as many as there are operators")
 def decomposition_of(target: Any) -> Callable[..., Any] | None:
     """Torch's own decomposition of an operator; None if it has none."""
     return compat.registered_decompositions([target]).get(target)

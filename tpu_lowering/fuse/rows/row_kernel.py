@@ -14,6 +14,7 @@ from tpu_lowering.fuse.rows.kernel_source import KernelSource
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
 from tpu_lowering.kernels import jaxprs
+from tpu_lowering.session import kept
 
 READ_ONLY = Access(True, False, False, "an operand of a generated kernel")
 
@@ -43,7 +44,7 @@ class RowKernel(Kernel):
         return load.define(self.name, self.text)[f"{self.name}_launch"]
 
 
-@functools.cache
+@kept(1024, "generated source is compiled by Python and traced once; kernels compare by identity")
 def row_kernel(written: KernelSource, where: str, chip: Chip) -> RowKernel:
     """The kernel of a source; the same object for equal ones."""
     names = [f"operand_{at}" for at in range(len(written.operands))]

@@ -27,6 +27,7 @@ from tpu_lowering.ir import arguments, graphs
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.lower.families import TABLE
+from tpu_lowering.session import Cache
 
 aten = compat.aten
 
@@ -71,12 +72,12 @@ def kind_of(node: fx.Node) -> Kind | None:
         return None
     results = tuple(map(TensorType.of, values))
     key = (node.target, arguments.key(tuple(given.items())), results)
-    if key not in _known:
-        _known[key] = _kind(node.target, given, results)
-    return _known[key]
+    return _known.find(key, lambda: _kind(node.target, given, results))
 
 
-_known: dict[Hashable, Kind | None] = {}
+_known: Cache[Hashable, Kind | None] = Cache(
+    "fuse.space.kinds", 1 << 14, "a row of the table is traced by JAX to see its primitives: milliseconds"
+)
 
 
 def is_constant(node: fx.Node) -> bool:

@@ -1,4 +1,9 @@
-"""A folder of entries that outlive the process: written whole or not at all, checked when they are read."""
+"""A folder of entries that outlive the process: written whole or not at all, checked when they are read.
+
+The folder has a limit. An entry's file says by its time of modification when it was last used; of entries beyond the
+limit the least recently used go. One that another process is about to read may be among them: it reads the whole entry
+or finds none.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,21 @@ import hashlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+
+from tpu_lowering.options import Options
 
 MAGIC = b"tpu_lowering entry 1\n"
+
+ROOM = 0.1
+"""The share of the limit that is free after entries had to go, so that not every write makes some go."""
+
+LOOKS = 16
+"""A write of less than this part of the limit looks at the whole folder once in so many times, by its key."""
+
+ABANDONED = 3600.0
+"""Seconds after which a draft has no process any more that writes it."""
 
 
 def digest(parts: Sequence[bytes | str]) -> str:
@@ -38,8 +55,13 @@ class Store:
     short, that something else wrote, or that cannot be read is as good as none.
     """
 
-    def __init__(self, folder: pathlib.Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: pathlib.Path, limit: int = Options.cache_bytes) -> None:
+        self.folder, self.limit = folder, limit
+
+    @staticmethod
+    def of(options: Options) -> Store | None:
+        """The store that options name, if they name one."""
+        return Store(pathlib.Path(options.cache), options.cache_bytes) if options.cache else None
 
     def path(self, key: str) -> pathlib.Path:
         return self.folder / key[:2] / key
@@ -53,11 +75,17 @@ class Store:
         head = len(MAGIC) + hashlib.sha256().digest_size
         contents = data[head:]
         sound = data[:head] == MAGIC + hashlib.sha256(key.encode() + contents).digest()
+        with contextlib.suppress(OSError):  # gone meanwhile, or not ours to touch
+            os.utime(self.path(key))
         return contents if sound else None
 
     def write(self, key: str, contents: bytes) -> None:
-        """Writes an entry. A folder that cannot be written to costs later processes time, and nothing else."""
+        """Writes an entry. A folder that cannot be written to costs later processes time, and nothing else, and so does
+        an entry that is larger than the limit: it is not kept."""
         path = self.path(key)
+        size = len(MAGIC) + hashlib.sha256().digest_size + len(contents)
+        if size > self.limit:
+            return
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".")
@@ -68,3 +96,32 @@ class Store:
             except OSError:
                 pathlib.Path(draft).unlink(missing_ok=True)
                 raise
+            if size * LOOKS >= self.limit or int(key[-2:], 16) % LOOKS == 0:
+                self._evict(keep=path)
+
+    def _evict(self, keep: pathlib.Path) -> None:
+        """Removes the least recently used entries, if all together are larger than the limit."""
+        found = sorted(_files(self.folder))
+        excess = sum(size for _, size, _ in found) - self.limit
+        if excess <= 0:
+            return
+        excess += int(self.limit * ROOM)
+        for _, size, path in found:
+            if excess <= 0:
+                return
+            if path != str(keep):
+                with contextlib.suppress(OSError):  # another process was first
+                    os.unlink(path)
+                excess -= size
+
+
+def _files(folder: pathlib.Path) -> Iterator[tuple[float, int, str]]:
+    """When each file of a store was last used, its bytes, its path; without drafts that are being written."""
+    for part in os.scandir(folder):
+        if not part.is_dir():
+            continue
+        for entry in os.scandir(part.path):
+            with contextlib.suppress(OSError):
+                facts = entry.stat()
+                if not entry.name.startswith(".") or facts.st_mtime < time.time() - ABANDONED:
+                    yield facts.st_mtime, facts.st_size, entry.path

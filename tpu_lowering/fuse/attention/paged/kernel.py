@@ -7,7 +7,6 @@ the sequence's length.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -22,6 +21,7 @@ from tpu_lowering.ir.kernels import Operand
 from tpu_lowering.ir.types import TensorType, i32
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.lower.precision import exact
+from tpu_lowering.session import kept
 
 """Columns and rows of a tile: a row, and the rows of a page, are copied tile by tile."""
 MOST_KEYS = 512
@@ -75,7 +75,7 @@ def vmem_bytes(keys: int, width: int, itemsize: int, groups: int) -> int:
     return keys * laid_out(width) * (4 * itemsize + 4 * 4) + 4 * groups * laid_out(keys) * 4
 
 
-@functools.cache
+@kept(64, "a library kernel takes a second to trace")
 def paged_kernel(call: PagedCall) -> AttentionKernel:
     """softmax(scale * query @ keyᵀ) @ value for each sequence, of its first keys.
 

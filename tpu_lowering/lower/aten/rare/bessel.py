@@ -21,6 +21,7 @@ import numpy as np
 from numpy.polynomial import chebyshev
 
 from tpu_lowering.lower.aten.naming import enter_unary
+from tpu_lowering.session import kept
 
 Values = Any  # a float64 NumPy array
 Function = Callable[[Values], Values]
@@ -87,7 +88,7 @@ def _wave_parts(order: int) -> tuple[Function, Function]:
     return lambda t: parts(t)[1], q_times_x
 
 
-@functools.cache
+@kept(64, "coefficients of a series, for each type and order")
 def _series(name: str) -> tuple[Series, ...]:
     """The series of a function: near zero, then far out."""
     s, far = _scipy(), (np.finfo(np.float64).tiny, 1.0)
@@ -158,7 +159,7 @@ def _phase(x: float) -> float:
     return 2 / 3 * x * math.sqrt(x)
 
 
-@functools.cache
+@kept(64, "coefficients of a series, for each type and order")
 def _airy_series() -> tuple[Series, Series, Series, Series]:
     """The middle; the decay above, of 1 / phase; P and Q times the phase of the wave below, of 1 / phase^2."""
     s, end = _scipy(), (np.finfo(np.float64).tiny, 1.0)
