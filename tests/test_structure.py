@@ -7,6 +7,8 @@ import pathlib
 
 import pytest
 
+from tests import module_state
+
 ROOT = pathlib.Path(__file__).parent.parent / "tpu_lowering"
 ORDER = (
     "ir",
@@ -73,3 +75,92 @@ def test_files_stay_short(path: pathlib.Path) -> None:
 def test_every_module_says_what_it_is(path: pathlib.Path) -> None:
     tree = ast.parse(path.read_text())
     assert not tree.body or ast.get_docstring(tree), f"{path} has no docstring"
+
+
+GROWING = {
+    # tables in which something is registered for good
+    "analyse.padding.calls.RULES": "rules for padding, entered when their modules are imported",
+    "lower.table.TABLE": "the lowering table, entered when its modules are imported",
+    "lower.table.DRAWS": "the lowering table of random operators",
+    "lower.table.RULES": "the lowering table of operators by the names of their rules",
+    "kernels.registry._implementations": "the user's kernels, for as long as torch has their operators",
+    "kernels.registry._of_libraries": "our kernels for operators of other libraries: a fixed list",
+    "kernels.operators._libraries": "torch forgets an operator with its library object",
+    "bridge.fresh_operators._made": "operators that graphs of other backends call by name, for as long as torch has them",
+    "bridge.fresh_operators._libraries": "torch forgets an operator with its library object",
+    # what has a bound of its own
+    "runtime.device_memory._memories": "one entry a device; what it holds goes with the tensors' storages",
+    "kernels.interpreter_findings._found": "what one run of a program showed: empty before and after",
+    "releases.warn_of_untested": "one entry a runtime: each is warned of once in a process",
+    # single values
+    "backend._numbers": "the number of the next graph",
+    "fuse.space.spaces._numbers": "the number of the next dimension",
+    "ir.forks._owner": "the process that ran JAX first",
+}
+"""Names that hold more after a compilation than before it, other than a ``session.Cache``, each with why."""
+
+OF_PYTHON = {"_fields"}  # of named tuples: documented, in spite of its name
+TREES = {path: ast.parse(path.read_text()) for path in FILES}
+
+
+def test_what_grows_after_import_is_in_the_session() -> None:
+    found = {
+        f"{'.'.join(path.relative_to(ROOT).with_suffix('').parts)}.{name}"
+        for path, tree in TREES.items()
+        for name in module_state.growing_names(tree)
+    }
+    assert found - GROWING.keys() == set(), "declare a session.Cache, with a bound and a reason"
+    assert GROWING.keys() - found == set(), "is in the table and no longer in the package"
+
+
+def test_private_attributes_are_read_in_compat_alone() -> None:
+    ours = {
+        name for path, tree in TREES.items() if "compat" not in path.parts for name in module_state.defined_names(tree)
+    }
+    found = [
+        f"{path.relative_to(ROOT)}:{line} {name}"
+        for path, tree in TREES.items()
+        if "compat" not in path.parts
+        for line, name in module_state.private_attributes(tree)
+        if name not in ours | OF_PYTHON
+    ]
+    assert found == []
+
+
+def test_no_class_is_told_by_the_text_of_its_name() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path, tree in TREES.items()
+        if "compat" not in path.parts
+        for line in module_state.classes_by_text(tree)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("kept = {}\ndef f(x):\n    kept[x] = 1", {"kept"}),
+        ("kept: list[int] = []\ndef f(x):\n    kept.append(x)", {"kept"}),
+        ("TABLE = {1: 2}\ndef f(x):\n    return TABLE[x]", set()),
+        ("TABLE = {}\nTABLE[1] = 2", set()),
+        ("kept = weakref.WeakKeyDictionary()", {"kept"}),
+        ("numbers = itertools.count()", {"numbers"}),
+        ("class A:\n    kept = set()\n    def f(self, x):\n        self.kept.add(x)", {"kept"}),
+        ("@functools.cache\ndef f(x): ...", {"f"}),
+        ("@functools.lru_cache(maxsize=4)\ndef f(*, x): ...", {"f"}),
+        ("@functools.cache\ndef f(): ...", set()),
+        ("last = None\ndef f(x):\n    global last\n    last = x", {"last"}),
+    ],
+)
+def test_what_grows_is_found(source: str, found: set[str]) -> None:
+    assert module_state.growing_names(ast.parse(source)) == found
+
+
+def test_private_attributes_are_found() -> None:
+    source = "op._schema\nself._own\naten._to_copy\ngetattr(op, '_version')\nop.__name__\nop.public"
+    assert [name for _, name in module_state.private_attributes(ast.parse(source))] == ["_schema", "_version"]
+
+
+def test_classes_by_text_are_found() -> None:
+    assert list(module_state.classes_by_text(ast.parse("x = 1\nif type(x).__name__ == 'int': ..."))) == [2]
