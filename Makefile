@@ -4,8 +4,8 @@ BIN := .venv/bin
 export JAX_PLATFORMS := cpu
 export TPU_LOG_DIR := disabled
 
-.PHONY: demo test test-ops test-mistakes test-strides test-models test-newest test-xla test-tpu lint unit sweep bench \
-	bench-xla docs clean
+.PHONY: demo test test-ops test-mistakes test-strides test-models test-memory test-newest test-xla test-tpu lint \
+	unit sweep bench bench-xla docs clean
 
 demo: .venv/demo
 	$(BIN)/python -m tpu_lowering demo
@@ -38,6 +38,10 @@ sweep: .venv/dev
 # Every model of the suite, trained, in inference mode with all passes verified, and generating.
 test-models: .venv/dev
 	TPU_LOWERING_MODELS=all $(BIN)/python -m pytest tests/models -n 2
+
+# 2,000 kernels of two kinds in one process each, compiled and dropped, and the same through JAX alone: how memory grows.
+test-memory: .venv/dev
+	TPU_LOWERING_MEMORY=all $(BIN)/python -m pytest tests/test_memory.py -s
 
 # Today's torch, in an environment of its own, 5.4 GB with its CUDA build: the cases, the passes, the backend, refusals,
 # other backends, and operators' semantics.

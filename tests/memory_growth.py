@@ -1,18 +1,19 @@
 """Compiles many different small kernels in one process, drops each, and says how the process's memory grows.
 
-``python -m tests.memory_growth HOW COUNT`` prints one line of JSON: see ``Growth``.
+``python -m tests.memory_growth HOW COUNT [BOUND]`` prints one line of JSON: see ``Growth``. With a bound no cache of the
+session has more entries, so that few kernels show what is never dropped.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import gc
 import json
 import pathlib
 import resource
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Set
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 import tpu_lowering
-from tpu_lowering.session import SESSION
+from tpu_lowering.session import SESSION, Cache
 
 MIB = 1 << 20
 
@@ -33,7 +34,10 @@ class Growth:
         how: a key of ``KERNELS``.
         count: how many kernels were compiled.
         half, end: MiB of resident memory after half of them, and at the end.
-        objects: for the types of which there are more objects at the end than after half: how many more.
+        objects: for the types of which there is at least one more object for each two kernels of the second half: how
+            many more.
+        containers: for containers of the package's modules, and of objects there, that have more entries at the end than
+            after half: how many more.
         caches: entries of each cache of the session.
     """
 
@@ -42,6 +46,7 @@ class Growth:
     half: float
     end: float
     objects: dict[str, int]
+    containers: dict[str, int]
     caches: dict[str, int]
 
     @property
@@ -82,7 +87,16 @@ def plain(number: int) -> None:
     np.testing.assert_allclose(np.asarray(result), np.tanh(x) * by, rtol=1e-5)
 
 
-KERNELS: dict[str, Callable[[int], None]] = {"operator": operator, "generated": generated, "plain": plain}
+def mixed(number: int) -> None:
+    (operator, generated)[number % 2](number)
+
+
+KERNELS: dict[str, Callable[[int], None]] = {
+    "operator": operator,
+    "generated": generated,
+    "mixed": mixed,
+    "plain": plain,
+}
 
 
 def resident() -> float:
@@ -100,21 +114,41 @@ def objects() -> dict[str, int]:
     return found
 
 
-def measure(how: str, count: int) -> Growth:
+def containers() -> dict[str, int]:
+    """Entries of each container that a module of the package has a name for, or an object that one has a name for."""
+    found: dict[str, int] = {}
+    for place, module in list(sys.modules.items()):
+        for name, value in list(vars(module).items()) if place.startswith("tpu_lowering.") else ():
+            is_ours = type(value).__module__.startswith("tpu_lowering.") and not isinstance(value, Cache)
+            inside = vars(value) if is_ours and hasattr(value, "__dict__") else {}
+            for part, one in {"": value, **inside}.items():
+                if isinstance(one, (Mapping, Set, list, collections.deque)):
+                    found[f"{place}.{name}{'.' + part if part else ''}"] = len(one)
+    return found
+
+
+def more(after: dict[str, int], before: dict[str, int], least: int) -> dict[str, int]:
+    found = {name: count - before.get(name, 0) for name, count in after.items()}
+    return dict(sorted(((name, count) for name, count in found.items() if count >= least), key=lambda one: -one[1]))
+
+
+def measure(how: str, count: int, bound: int | None = None) -> Growth:
     run = KERNELS[how]
-    for number in range(count // 2):
+    run(0)  # imports what is needed
+    for cache in SESSION.caches.values():
+        cache.bound = bound or cache.bound
+    for number in range(1, count // 2):
         run(number)
-    half, before = resident(), objects()
+    half, before = resident(), (objects(), containers())
     for number in range(count // 2, count):
         run(number)
-    end, after = resident(), objects()
-    more = {name: found - before.get(name, 0) for name, found in after.items() if found > before.get(name, 0) + 50}
-    caches = {name: len(cache) for name, cache in SESSION.caches.items() if len(cache)}
-    return Growth(how, count, half, end, dict(sorted(more.items(), key=lambda one: -one[1])[:20]), caches)
+    end, after = resident(), (objects(), containers())
+    kept = {name: len(cache) for name, cache in SESSION.caches.items() if len(cache)}
+    return Growth(how, count, half, end, more(after[0], before[0], count // 4), more(after[1], before[1], 1), kept)
 
 
-def main(arguments: list[str]) -> Any:
-    print(json.dumps(dataclasses.asdict(measure(arguments[0], int(arguments[1])))))
+def main(arguments: list[str]) -> None:
+    print(json.dumps(dataclasses.asdict(measure(arguments[0], *map(int, arguments[1:])))))
 
 
 if __name__ == "__main__":
