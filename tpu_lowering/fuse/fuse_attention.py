@@ -33,10 +33,11 @@ from tpu_lowering.fuse.attention.calls import AttentionCall, Bias
 from tpu_lowering.fuse.attention.kernels import flash_kernel, splash_gradient_kernel, splash_kernel
 from tpu_lowering.fuse.attention.masks import Known
 from tpu_lowering.fuse.attention.paged.sites import PagedPlan, paged_plan
-from tpu_lowering.fuse.attention.plans import SHARE, AttentionPlan, bytes_by_xla, plan_of
+from tpu_lowering.fuse.attention.plans import AttentionPlan, bytes_by_xla, plan_of
 from tpu_lowering.fuse.attention.shared_heads import share_rows
 from tpu_lowering.fuse.attention.sites import Attention, find
 from tpu_lowering.fuse.attention.training import pair_with_gradients
+from tpu_lowering.fuse.xla.heuristics import HEURISTICS
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
@@ -129,7 +130,7 @@ def _call(plan: AttentionPlan, rows: list[fx.Node], chip: Chip) -> AttentionCall
     )
     query, key, value = map(graphs.type_of, rows)
     return AttentionCall(
-        query, key, value, site.scale, plan.blocks, int(SHARE * chip.vmem_bytes),
+        query, key, value, site.scale, plan.blocks, int(HEURISTICS.kernel_share * chip.vmem_bytes),
         graphs.source_line(site.node), chip, plan.mask, site.wants_logsumexp,
         site.leading, biases, tuple(graphs.type_of(term.node) for term in terms), all(t.hides for t in terms),
         any(term.may_exclude for term in terms), any(term.may_outweigh for term in terms), site.empty,

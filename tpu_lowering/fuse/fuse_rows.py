@@ -53,6 +53,7 @@ from tpu_lowering.fuse.rows.row_kernel import RowKernel, row_kernel
 from tpu_lowering.fuse.rows.tiles import STEP_BYTES, BlockValue, TiledSpace, Tiling, tile, tile_products
 from tpu_lowering.fuse.space.row_regions import find_regions, shape_of
 from tpu_lowering.fuse.space.spaces import dims_of
+from tpu_lowering.fuse.xla.heuristics import HEURISTICS
 from tpu_lowering.fuse.xla.kept_in_vmem import is_held
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
@@ -63,11 +64,6 @@ aten = compat.aten
 
 STEPS = (STEP_BYTES, 2 * STEP_BYTES, STEP_BYTES // 2, STEP_BYTES // 4)
 """What one step of a grid may move, in the candidates for a region."""
-
-ALLOWED, PLANNED = 0.75, 0.5
-"""Of VMEM, what a kernel may use, since the compiler keeps values between operations there too, and what its blocks are
-planned for, since the compiler makes temporaries of its own."""
-
 
 NO_PASS = "and one pass over blocks of rows would move no fewer bytes"
 """Why rows without a block stay XLA's."""
@@ -192,7 +188,7 @@ class FuseRows:
         chip = graphs.chip(graph)
         vmem, where = chip.vmem_bytes, graphs.source_line(found.members[0]).partition(" in ")[0]
         kernels: list[RowKernel] = []
-        work = _work(found, int(PLANNED * vmem))
+        work = _work(found, int(HEURISTICS.blocks_share * vmem))
         if found.products:
             least = bytes_apart(found)
             tilings = [tiling for fetched, tiling in tile_products(work) if fetched < least]
@@ -200,7 +196,7 @@ class FuseRows:
             tilings = [tiling for step in STEPS if (tiling := tile(work, step)) is not None]
         for tiling in tilings[: len(STEPS) if self.chooser is not None else 1]:
             writes = write_pass if isinstance(found, BlockPass) else write
-            written = writes(found, tiling, _name(found), int(ALLOWED * vmem))  # type: ignore[arg-type]
+            written = writes(found, tiling, _name(found), int(HEURISTICS.kernel_share * vmem))  # type: ignore[arg-type]
             if written is not None:
                 kernels.append(row_kernel(written, where, chip))
         return list(dict.fromkeys(kernels))

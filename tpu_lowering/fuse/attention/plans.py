@@ -12,18 +12,10 @@ from tpu_lowering.fuse.attention.added_columns import COLUMNS
 from tpu_lowering.fuse.attention.blocks import Blocks, Cost, Heads, Library, choose, laid_out, rounded
 from tpu_lowering.fuse.attention.masks import Known, StaticMask, Term, lengthened, parts, split
 from tpu_lowering.fuse.attention.sites import Attention
+from tpu_lowering.fuse.xla.heuristics import HEURISTICS
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import LANES, Chip
-
-SHARE = 0.75
-"""Of VMEM, what a kernel may use: the compiler keeps values between operations there too."""
-HELD = 0.5
-"""Of VMEM, how large scores may be that XLA is expected to keep there ..."""
-HELD_IN_TRAINING = 0.25
-"""... and how large with all that gradients are made of: weights, and the gradients of weights and scores."""
-PASSES, GRADIENT_PASSES = 4, 8
-"""How often XLA writes or reads all scores, or what is made of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +65,14 @@ def plan_of(site: Attention, chip: Chip, known: Known) -> AttentionPlan | Action
     itemsize = graphs.type_of(query.node).element.numpy.itemsize
     heads = Heads(query.heads, site.groups, query.length, key.length, query.width, site.value.width, itemsize)
     seen, longer = _held(library, heads, mask, terms)
-    chosen = choose(seen, longer, int(SHARE * capacity), library)
+    chosen = choose(seen, longer, int(HEURISTICS.kernel_share * capacity), library)
     if chosen is None:
-        reason = (
-            f"expected blocks that fit {SHARE * capacity / 2**20:g} MiB of VMEM, got rows of {query.width} elements"
-        )
+        most = HEURISTICS.kernel_share * capacity / 2**20
+        reason = f"expected blocks that fit {most:g} MiB of VMEM, got rows of {query.width} elements"
         return Action.on("unfused", site.node, reason, "TL521")
     cost = dataclasses.replace(chosen[1], nbytes=chosen[1].nbytes + _prepared_bytes(heads, seen, site.is_gradient))
-    share = HELD_IN_TRAINING if site.is_gradient or site.wants_logsumexp else HELD
+    is_training = site.is_gradient or site.wants_logsumexp
+    share = HEURISTICS.kept_scores_in_training if is_training else HEURISTICS.kept_scores
     by_xla = bytes_by_xla(heads, site.is_gradient, share * capacity if chip.is_tpu else 0)
     if cost.nbytes >= by_xla:
         is_held = by_xla < bytes_by_xla(heads, site.is_gradient, 0)
@@ -147,7 +139,7 @@ def bytes_by_xla(heads: Heads, is_gradient: bool, held: float) -> int:
         is_gradient: whether it is the gradients.
         held: bytes of scores that stay in VMEM: none on a CPU, which has no such memory.
     """
-    passes = GRADIENT_PASSES if is_gradient else PASSES
+    passes = HEURISTICS.gradient_score_passes if is_gradient else HEURISTICS.score_passes
     operands = heads.operand_bytes * (2 if is_gradient else 1)
     return operands + (passes * heads.score_bytes if heads.score_bytes > held else 0)
 

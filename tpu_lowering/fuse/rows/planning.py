@@ -18,6 +18,7 @@ from tpu_lowering import compat
 from tpu_lowering.fuse.space.kinds import is_constant, kind_of
 from tpu_lowering.fuse.space.row_regions import RowRegion, is_own_product, matrix_product, shape_of, tensor_operands
 from tpu_lowering.fuse.space.spaces import AccessMap, Dim, Run, Space, aligned, dims_of
+from tpu_lowering.fuse.xla.heuristics import HEURISTICS
 from tpu_lowering.fuse.xla.into_users import passes_using
 from tpu_lowering.fuse.xla.layouts import bytes_in_kernel, bytes_of
 from tpu_lowering.fuse.xla.one_pass import is_in_one_pass
@@ -324,7 +325,9 @@ def _passes(plan: RowPlan, node: fx.Node) -> int:
     kind = kind_of(node)
     if kind is None or not ends_pass(plan.region, node) or is_in_one_pass(plan.region, node, plan.outputs):
         return 0
-    return kind.passes
+    if kind.name != "along":
+        return kind.passes
+    return HEURISTICS.rotation_passes if graphs.is_call(node, aten.roll.default) else HEURISTICS.running_sum_passes
 
 
 def ends_pass(region: RowRegion, node: fx.Node) -> bool:

@@ -48,8 +48,7 @@ class Kind:
     Attributes:
         name: which.
         dims: dimensions of the first operand that are reduced, picked from, placed into or computed along, from 0 up.
-        passes: how many reductions follow one on another inside: a variance takes the mean first; of "along", how often
-            XLA reads rows for it.
+        passes: how many reductions follow one on another inside: a variance takes the mean first.
         adds: whether it is nothing but a sum.
     """
 
@@ -126,19 +125,14 @@ def _indexed(target: Any, given: Mapping[str, Any], operands: Sequence[TensorTyp
     return Kind("pick", (dim,), 1) if target is aten.gather.default else Kind("place", (dim,))
 
 
-ROTATION_PASSES, RUNNING_PASSES = 1, 2
-"""How often XLA reads rows at least: to write pieces of them, which are read again; for sums of windows, and to add up
-what comes before each (libtpu 0.0.52 moves six times the least bytes for a running sum)."""
-
-
 def _along(target: Any, given: Mapping[str, Any], source: TensorType, result: TensorType) -> Kind | None:
     rank = len(source.shape)
     if target is aten.roll.default:
         dims = [dim % rank for dim in given["dims"]]
-        return Kind("along", (dims[0],), ROTATION_PASSES) if len(dims) == 1 else None
+        return Kind("along", (dims[0],)) if len(dims) == 1 else None
     dim = given["dim"] % rank if rank else -1
     runs = rank > 0 and source.shape[dim] > 1
-    return Kind("along", (dim,), RUNNING_PASSES) if runs and result.element.torch.is_floating_point else None
+    return Kind("along", (dim,)) if runs and result.element.torch.is_floating_point else None
 
 
 def _reduction(

@@ -7,20 +7,13 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from tpu_lowering.fuse.attention.plans import HELD, HELD_IN_TRAINING
 from tpu_lowering.fuse.rows.planning import RowPlan, nbytes
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_regions import PRODUCTS, shape_of, tensor_operands
 from tpu_lowering.fuse.space.spaces import dims_of
+from tpu_lowering.fuse.xla.heuristics import HEURISTICS
 from tpu_lowering.fuse.xla.layouts import is_view, source_of
 from tpu_lowering.ir.chips import Chip
-
-HELD_PRODUCT = 0.2
-"""Of VMEM, how large products may be that XLA is expected to keep there for what follows them."""
-
-HELD_ROWS = 0.1
-"""Of VMEM, how large rows may be that XLA is expected to keep there wherever they come from: on tpu7x those of an
-encoder with 4096 tokens of 768 bfloat16 elements (6 MiB), whose normalisations then move nothing."""
 
 
 def is_held(found: RowPlan, chip: Chip) -> bool:
@@ -30,13 +23,13 @@ def is_held(found: RowPlan, chip: Chip) -> bool:
     if not chip.is_tpu:
         return False
     if found.products:
-        values, share = list(found.products), HELD_PRODUCT
+        values, share = list(found.products), HEURISTICS.kept_products
     elif values := _whole_between_products(found):
-        share = HELD_IN_TRAINING if len(found.outputs) > 1 else HELD
+        share = HEURISTICS.kept_scores_in_training if len(found.outputs) > 1 else HEURISTICS.kept_scores
     elif values := _whole_from_products(found):
-        share = HELD_PRODUCT
+        share = HEURISTICS.kept_products
     else:
-        values, share = _whole_inside(found), HELD_ROWS
+        values, share = _whole_inside(found), HEURISTICS.kept_rows
     return bool(values) and max(map(nbytes, values)) <= share * chip.vmem_bytes
 
 

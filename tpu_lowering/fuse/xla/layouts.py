@@ -23,8 +23,6 @@ from tpu_lowering.ir.chips import LANES, SUBLANES
 
 aten = compat.aten
 
-"""A tile."""
-
 VIEWS = (aten.reshape.default, aten.permute.default, aten.expand.default)
 
 Order = tuple[int, ...]

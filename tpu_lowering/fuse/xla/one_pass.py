@@ -5,7 +5,7 @@ Of ``exp(x - amax(x)) / sum(...)`` it makes one operation that reads every eleme
 * a row is one of several, along a dimension that is neither the outermost nor alone beside it: [64, 512, 1024], not
   [32768, 1024];
 * what is reduced is used as it is: a mean, a root or a logarithm of it makes another pass;
-* a row has fewer than ``LONG`` elements, and nothing but one result is needed.
+* a row has fewer than ``HEURISTICS.long_row`` elements, and nothing but one result is needed.
 
 So says libtpu 0.0.52 for tpu7x, v5e and v6e, in float32 and bfloat16. A CPU runs kernels for tests alone, and there
 nothing of it counts.
@@ -20,12 +20,10 @@ from torch import fx
 from tpu_lowering import compat
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_regions import RowRegion, shape_of
+from tpu_lowering.fuse.xla.heuristics import HEURISTICS
 from tpu_lowering.ir import graphs
 
 aten = compat.aten
-
-LONG = 8192
-"""Elements of a row that is too long; one of 4096 is not."""
 
 EXTREMES = (aten.amax.default, aten.amin.default)
 
@@ -47,7 +45,7 @@ def is_in_one_pass(region: RowRegion, node: fx.Node, outputs: Collection[fx.Node
     sizes = shape_of(source)
     outer = [size for size in sizes[: kind.dims[0]] if size > 1]
     others = [size for at, size in enumerate(sizes) if size > 1 and at != kind.dims[0]]
-    if not outer or len(others) < 2 or sizes[kind.dims[0]] >= LONG or node in outputs:
+    if not outer or len(others) < 2 or sizes[kind.dims[0]] >= HEURISTICS.long_row or node in outputs:
         return False
     # XLA takes a conversion out of a maximum: what is reduced is then converted before it is used.
     if node.target in EXTREMES and graphs.is_call(source, aten._to_copy.default):

@@ -23,7 +23,6 @@ from tpu_lowering.kernels import jaxprs
 from tpu_lowering.lower.precision import exact
 from tpu_lowering.session import kept
 
-"""Columns and rows of a tile: a row, and the rows of a page, are copied tile by tile."""
 MOST_KEYS = 512
 """Keys of a block, if pages have no more: enough for long copies, few that are fetched beyond a length."""
 

@@ -32,17 +32,13 @@ from tpu_lowering.fuse.attention.masks import parts
 from tpu_lowering.fuse.attention.paged.gathered_pages import Paged, gather_of, paged, same_table
 from tpu_lowering.fuse.attention.paged.kernel import PagedCall, block_of, paged_kernel, vmem_bytes
 from tpu_lowering.fuse.attention.paged.stacked_caches import Places, is_apart, is_part
-from tpu_lowering.fuse.attention.plans import SHARE, unfit
+from tpu_lowering.fuse.attention.plans import unfit
 from tpu_lowering.fuse.attention.sites import Attention
+from tpu_lowering.fuse.xla.heuristics import HEURISTICS
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import LANES, SUBLANES, Chip
 from tpu_lowering.ir.kernels import kernel_call
-
-BY_XLA = 3
-"""How often XLA moves the gathered pages: it reads them, writes them, and reads them again ..."""
-HELD = 0.25
-"""... unless all of them fill less than this share of VMEM, where it keeps them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +87,7 @@ class PagedPlan:
                 scale=site.scale,
                 block=self.block,
                 empty=site.empty,
-                vmem=int(SHARE * chip.vmem_bytes),
+                vmem=int(HEURISTICS.kernel_share * chip.vmem_bytes),
                 where=graphs.source_line(site.node),
                 chip=chip,
             )
@@ -173,22 +169,22 @@ def _unfit_for(site: Attention, key: Paged, places: Places, chip: Chip) -> str:
     entries = key.pages + -key.pages % block_of(key.pages, key.size)
     apart = 1 if places.is_by_head(key.heads) else key.heads
     table = key.sequences * apart * (entries + 1) * 4
-    if table > SHARE * chip.smem_bytes:
-        most = SHARE * chip.smem_bytes / 2**10
+    if table > HEURISTICS.kernel_share * chip.smem_bytes:
+        most = HEURISTICS.kernel_share * chip.smem_bytes / 2**10
         return f"expected a table of pages that fits {most:g} KiB of SMEM, got {table / 2**10:g} KiB"
     itemsize = graphs.type_of(site.query.node).element.numpy.itemsize
     keys = block_of(key.pages, key.size) * key.size
     held = vmem_bytes(keys, key.width, itemsize, site.groups)
-    if held > SHARE * chip.vmem_bytes:
-        most = SHARE * chip.vmem_bytes / 2**20
+    if held > HEURISTICS.kernel_share * chip.vmem_bytes:
+        most = HEURISTICS.kernel_share * chip.vmem_bytes / 2**20
         return f"expected pages that fit {most:g} MiB of VMEM, got {key.size} keys of {key.width} elements"
     return ""
 
 
 def _times_by_xla(site: Attention, key: Paged, chip: Chip) -> int:
     """How often XLA moves the gathered pages."""
-    is_held = chip.is_tpu and 2 * _gathered_bytes(site, key) < HELD * chip.vmem_bytes
-    return 1 if is_held else BY_XLA
+    is_held = chip.is_tpu and 2 * _gathered_bytes(site, key) < HEURISTICS.kept_pages * chip.vmem_bytes
+    return 1 if is_held else HEURISTICS.page_passes
 
 
 def _gathered_bytes(site: Attention, key: Paged) -> int:
