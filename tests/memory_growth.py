@@ -137,11 +137,16 @@ def measure(how: str, count: int, bound: int | None = None) -> Growth:
     run(0)  # imports what is needed
     for cache in SESSION.caches.values():
         cache.bound = bound or cache.bound
-    for number in range(1, count // 2):
-        run(number)
+
+    def compile_all(numbers: range) -> None:
+        for number in numbers:
+            run(number)
+            if number % 100 == 0:
+                print(f"{how} {number}: {resident():.1f} MiB", file=sys.stderr, flush=True)
+
+    compile_all(range(1, count // 2))
     half, before = resident(), (objects(), containers())
-    for number in range(count // 2, count):
-        run(number)
+    compile_all(range(count // 2, count))
     end, after = resident(), (objects(), containers())
     kept = {name: len(cache) for name, cache in SESSION.caches.items() if len(cache)}
     return Growth(how, count, half, end, more(after[0], before[0], count // 4), more(after[1], before[1], 1), kept)

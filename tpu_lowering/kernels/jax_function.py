@@ -72,7 +72,7 @@ class JaxKernel(Kernel):
 
 _lock = threading.Lock()
 _kernels: Cache[Hashable, JaxKernel] = Cache(
-    "kernels.jax_function", 512, "tracing a function takes milliseconds to seconds; each value of a number is a kernel"
+    "kernels.jax_function", 256, "tracing takes milliseconds to seconds, and keeps 0.1 MiB; each number is a kernel"
 )
 _functions = Functions()
 

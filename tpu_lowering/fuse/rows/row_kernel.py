@@ -44,7 +44,7 @@ class RowKernel(Kernel):
         return load.define(self.name, self.text)[f"{self.name}_launch"]
 
 
-@kept(1024, "generated source is compiled by Python and traced once; kernels compare by identity")
+@kept(256, "generated source is compiled by Python and traced once: 0.1 MiB each; kernels compare by identity")
 def row_kernel(written: KernelSource, where: str, chip: Chip) -> RowKernel:
     """The kernel of a source; the same object for equal ones."""
     names = [f"operand_{at}" for at in range(len(written.operands))]
