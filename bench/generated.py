@@ -7,16 +7,21 @@ file of JSON; ``--against`` compares with the file of another commit. Nothing is
 
 from __future__ import annotations
 
+import base64
 import functools
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jax._src.interpreters import mlir
+from jax._src.lib import tpu
+from jax._src.lib.mlir import ir
 
-from bench import against_xla, fusion_cases, fusion_models, models, zoo
+from bench import fusion_cases, fusion_models, models, zoo
 from bench.kernels import KERNELS
 from tpu_lowering import compat
 from tpu_lowering.backend import helion_tpu
@@ -109,8 +114,25 @@ def generated(run: Run, target: str) -> dict[str, Any]:
         "actions": actions.lines,
         "programs": [_without_name(one.source.text, one.program.name) for one in runtime.captured],
         "kernels": [getattr(kernel, "text", "") for one in runtime.captured for kernel in one.source.kernels.values()],
-        "stablehlo": against_xla.digest(runtime.captured),
+        "stablehlo": [_digest(without_locations(one.stablehlo.decode())) for one in runtime.captured],
     }
+
+
+def without_locations(stablehlo: str) -> str:
+    """StableHLO with each Mosaic kernel as text, in place of bytecode that holds the lines of code it was made by."""
+    context = mlir.make_ir_context()
+    context.allow_unregistered_dialects = True
+    tpu.register_dialect(context)
+
+    def as_text(found: re.Match[str]) -> str:
+        with context:
+            return ir.Module.parse(base64.b64decode(found[1])).operation.get_asm(enable_debug_info=False)
+
+    return re.sub(r"(?<=\\22body\\22: \\22)([A-Za-z0-9+/=]+)(?=\\22)", as_text, stablehlo)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _without_name(text: str, name: str) -> str:
@@ -127,7 +149,7 @@ def main(out: pathlib.Path, against: pathlib.Path | None, names: Sequence[str]) 
                 texts[f"{name} ({target})"] = generated(run, target)
                 print(f"{name} ({target})", flush=True)
     out.write_text(json.dumps(texts, indent=1))
-    digest = hashlib.sha256(out.read_bytes()).hexdigest()[:16]
+    digest = _digest(out.read_text())
     kernels = sum(bool(text) for entry in texts.values() for text in entry["kernels"])
     programs = sum(len(entry["programs"]) for entry in texts.values())
     print(f"{len(texts)} cases, {programs} programs, {kernels} generated kernels; digest {digest}")

@@ -1,11 +1,12 @@
-"""``python -m tpu_lowering demo | doctor | explain FILE:FUNCTION | tune FILE:FUNCTION``."""
+"""``python -m tpu_lowering demo | doctor | pipeline | explain | bisect | tune``; see ``--help`` of each."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
-from tpu_lowering import errors
+from tpu_lowering import compat, errors
 from tpu_lowering.report import commands
 
 
@@ -23,6 +24,12 @@ def main(argv: list[str] | None = None) -> int:
         "target", metavar="FILE:FUNCTION", help="FILE's function example_inputs() gives FUNCTION's arguments"
     )
     explain.add_argument("--json", action="store_true", help="print the report as JSON")
+    pipeline = subcommands.add_parser("pipeline", help="print the stages of a program, as options['passes'] takes them")
+    pipeline.add_argument("--target", default="", help="a TPU, such as tpu7x (default: the CPU)")
+    bisect = subcommands.add_parser("bisect", help="find the first stage that changes a function's results, on the CPU")
+    bisect.add_argument("function", metavar="FILE:FUNCTION", help="as for explain")
+    bisect.add_argument("--passes", default="", help="text of a pipeline, as the command pipeline prints it")
+    bisect.add_argument("--fuse", default="always", choices=("always", "tpu", "never"), help="default: always")
     tune = subcommands.add_parser("tune", help="choose forms of a function's regions and kernels with the TPU compiler")
     tune.add_argument("function", metavar="FILE:FUNCTION", help="as for explain")
     tune.add_argument("--target", default="tpu7x", help="a TPU: v4, v5e, v5p, v6e, tpu7x (default)")
@@ -35,11 +42,21 @@ def main(argv: list[str] | None = None) -> int:
             return commands.demo(given.length)
         if given.command == "doctor":
             return commands.doctor()
+        if given.command == "pipeline":
+            return commands.pipeline(given.target)
+        if given.command == "bisect":
+            return commands.bisect(given.function, given.passes, given.fuse)
         if given.command == "tune":
             return commands.tune(given.function, given.target, given.seconds, given.cache, given.configs)
         return commands.explain(given.target, as_json=given.json)
     except errors.TpuLoweringError as error:
         print(error, file=sys.stderr)
+        return 1
+    except compat.BackendCompilerFailed as error:
+        inner: Any = error
+        if not isinstance(inner.inner_exception, errors.TpuLoweringError):
+            raise
+        print(inner.inner_exception, file=sys.stderr)
         return 1
 
 

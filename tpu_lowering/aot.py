@@ -16,8 +16,8 @@ from tpu_lowering.ir import chips
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.kernels import function_values, helion
 from tpu_lowering.kernels.jax_function import first_line
+from tpu_lowering.observers import Observer
 from tpu_lowering.options import Options
-from tpu_lowering.pipeline import Observer
 from tpu_lowering.runtime.aot import compiler
 from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
 from tpu_lowering.runtime.aot.program import TpuProgram

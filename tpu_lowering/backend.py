@@ -18,6 +18,7 @@ from tpu_lowering.ir.chips import Chip
 from tpu_lowering.kernels import helion
 from tpu_lowering.normalise.decompositions import decompositions
 from tpu_lowering.normalise.eager_layouts import with_eagers_layouts
+from tpu_lowering.observers import Observer, Observers
 from tpu_lowering.options import Options
 from tpu_lowering.report.dump import dump_observer
 from tpu_lowering.report.logs import LogObserver
@@ -42,7 +43,7 @@ def helion_tpu(
     *,
     options: Mapping[str, Any] | None = None,
     mode: str | None = None,
-    observers: Sequence[pipeline.Observer] = (),
+    observers: Sequence[Observer] = (),
     runtime: Runtime | None = None,
 ) -> Callable[..., Any]:
     """Compiles one graph from Dynamo; registered under the name ``helion_tpu``.
@@ -66,8 +67,9 @@ def helion_tpu(
     helion.check_calls()
     releases.warn_of_untested()
     chosen = Options.create(options, mode)
+    pipeline.Pipeline.of(chosen)  # refuses a text that is no pipeline
     gradients.refuse_missing_backward(module)
-    observer = pipeline.Observers([*observers, LogObserver(), *dump_observer(chosen.dump)])
+    observer = Observers([*observers, LogObserver(), *dump_observer(chosen.dump)])
     number = next(_numbers)
     if again := recompiles.failed_guard():
         observer.acted(f"graph_{number}", "capture", again)
@@ -88,7 +90,7 @@ def helion_tpu(
         return compile_graph if kernels is None else compat.serializable_compiler(restorable.Restorable, compile_graph)
 
     def chip_of(joint: fx.GraphModule, arguments: Any) -> Chip | None:
-        if chosen.fuse == "never":
+        if chosen.fuse == "never" and not isinstance(chosen.passes, str):
             return None
         where = runtime or runtime_for(joint.graph, "forward", compat.tree_leaves(arguments), chosen)
         return where.chip if pipeline.fuses(chosen, where.chip) else None

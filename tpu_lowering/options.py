@@ -30,7 +30,8 @@ class Options:
             poisoned, and name the pass that changed a result. Slow; for tests and bug reports.
         poison: fill memory that eager leaves undefined with NaN (the largest integer for integer types)
             in the compiled program too.
-        passes: run the optimising passes. False leaves allocations and aliases as the user wrote them.
+        passes: run the optimising passes. False leaves allocations and aliases as the user wrote them. A text names the
+            passes that run, in order, in place of those that are the default: see ``python -m tpu_lowering pipeline``.
         fallback: what an operator without a JAX implementation does: "error" raises a coded error,
             "eager" runs it in eager torch, between two programs; so it does with one whose result's shape
             depends on data.
@@ -64,7 +65,7 @@ class Options:
 
     verify: bool = False
     poison: bool = False
-    passes: bool = True
+    passes: bool | str = True
     fallback: Fallback = "error"
     cpu_kernels: CpuKernels = "vectorized"
     random: Random = "jax"
@@ -83,8 +84,10 @@ class Options:
             if isinstance(given, (str, os.PathLike)):
                 object.__setattr__(self, name, check_folder(name, os.fspath(given)))
         for name, hint in get_type_hints(type(self)).items():
-            if name != "buckets":
+            if name not in ("buckets", "passes"):
                 check_option(name, hint, getattr(self, name))
+        if type(self.passes) not in (bool, str):
+            raise wrong_value("passes", "True, False, or names of passes separated by commas", self.passes)
         if isinstance(self.buckets, list):
             object.__setattr__(self, "buckets", tuple(self.buckets))
         check_buckets(self.buckets)

@@ -1,39 +1,45 @@
-"""The path from a captured graph to a program, as data. Read this file first.
+"""The path from a captured graph to an executable, as a value. Read this file first.
 
-=============  ============================================================================================
-capture        Dynamo's graph, through AOTAutograd, to a forward and a backward graph of ATen operators
-NORMALISE      sizes become numbers; every call form of a kernel becomes ``kernel_call``; random operators become
-               draws from a key; views become boxes
-PASSES         the rewrites, each a value with a name; the only writers of a normalised graph
-lower          every node gets its row in the lowering table
-codegen        the program as readable Python over JAX
-runtime        compiled once, called with the user's tensors
-=============  ============================================================================================
+``Pipeline.of(options, chip)`` is the path for a program; ``str`` of it is a line of text, and ``Pipeline.parse``
+reads such a line::
+
+    specialise,mask_padding,separate_signature,          sizes become numbers; mutated arguments become results
+    drop_checks,call_control_flow,...,define_allocations,              every call form becomes one: ``NORMAL``
+    simplify_views,return_fresh_buffers,...,compare_scattered,         the passes, each optional
+    lower,generate,compile                               a row of the table for every node; Python over JAX; XLA
+
+Steps always run, in their order. Between the last step of normalising and ``lower`` stand passes: each takes a normal
+graph to a normal graph, so any of them can be left out, repeated or moved (``options={"passes": "..."}``).
+``Step.legal`` says what may be in the graph after a step, operator by operator; after each pass it is ``NORMAL``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
 
 from torch import fx
 
 from tpu_lowering import errors
-from tpu_lowering.analyse.padding.roundable_sizes import Padding
-from tpu_lowering.codegen.source import Source
+from tpu_lowering.codegen import source
 from tpu_lowering.fuse.choose.choices import Answer
 from tpu_lowering.fuse.choose.choose_launches import ChooseLaunches
+from tpu_lowering.fuse.compare_scattered import CompareScattered
+from tpu_lowering.fuse.expand_rows import ExpandRows
 from tpu_lowering.fuse.fuse_around_kernels import FuseAroundKernels
 from tpu_lowering.fuse.fuse_attention import FuseAttention
+from tpu_lowering.fuse.fuse_long_rows import FuseLongRows
 from tpu_lowering.fuse.fuse_rows import FuseRows
-from tpu_lowering.ir import graphs, interpreter, invariants, regions
-from tpu_lowering.ir.actions import Action
+from tpu_lowering.fuse.merge_equal import MergeEqual
+from tpu_lowering.ir import graphs, interpreter, legal, regions
 from tpu_lowering.ir.chips import CPU, Chip
-from tpu_lowering.ir.programs import Program, Signature
+from tpu_lowering.ir.programs import Program
 from tpu_lowering.lower import layout
+from tpu_lowering.lower.families import TABLE
+from tpu_lowering.lower.precision import Precision
 from tpu_lowering.normalise import (
     allocations,
     control_flow,
@@ -45,8 +51,8 @@ from tpu_lowering.normalise import (
     specialise,
     views,
 )
-from tpu_lowering.normalise.aliases import APART, Sharing
 from tpu_lowering.normalise.mask_padding import mask_padding
+from tpu_lowering.observers import HearsAnswers, Observer
 from tpu_lowering.options import Options
 from tpu_lowering.passes.assemble_writes import AssembleWrites
 from tpu_lowering.passes.base import Pass
@@ -57,18 +63,36 @@ from tpu_lowering.passes.simplify_views import SimplifyViews
 from tpu_lowering.passes.unflatten_kernels import UnflattenKernels
 from tpu_lowering.runtime.aot.choosing import CompilerChooser
 from tpu_lowering.runtime.cache.store import Store
+from tpu_lowering.stages import Progress, Request, Step
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One step of normalising: a function that edits a module in place, and what holds after it.
+def _each(edit: Callable[[fx.GraphModule, Options], None]) -> Callable[[Request, Progress], Progress]:
+    """A step that edits a module in place. It is given the modules of a graph's regions too, each in turn, those inside
+    others first."""
 
-    It is given the modules of a graph's regions too, each in turn, those inside others first.
-    """
+    def run(request: Request, made: Progress) -> Progress:
+        for part in regions.modules(made.module):
+            edit(part, request.options)
+        return made
 
-    name: str
-    run: Callable[[fx.GraphModule, Options], None]
-    then: tuple[invariants.Invariant, ...]
+    return run
+
+
+def _specialise(request: Request, made: Progress) -> Progress:
+    module = specialise.specialise(request.captured, request.arguments, request.chip)
+    return dataclasses.replace(made, module=module)
+
+
+def _mask_padding(request: Request, made: Progress) -> Progress:
+    if request.padding is None:
+        return made
+    sizes = specialise.sizes_of(request.captured.graph, request.arguments)
+    return dataclasses.replace(made, numbers=mask_padding(made.module, request.padding, sizes))
+
+
+def _separate_signature(request: Request, made: Progress) -> Progress:
+    found = signature.separate_signature(made.module.graph, request.sharing, request.options.verify)
+    return dataclasses.replace(made, signature=found)
 
 
 def _drop_checks(module: fx.GraphModule, options: Options) -> None:
@@ -76,34 +100,72 @@ def _drop_checks(module: fx.GraphModule, options: Options) -> None:
     effects.refuse_writes(module.graph)
 
 
+def _watch_kernels(request: Request, made: Progress) -> Progress:
+    """Before passes, which may put a kernel into another."""
+    calls = [call for part in regions.modules(made.module) for call in graphs.kernel_calls(part.graph)]
+    return dataclasses.replace(made, current=tuple({graphs.kernel_of(call).is_current: None for call in calls}))
+
+
 def _define_allocations(module: fx.GraphModule, options: Options) -> None:
     if allocations.fills_allocations():
         allocations.define_allocations(module.graph)
 
 
+def _lower(request: Request, made: Progress) -> Progress:
+    assert made.signature is not None
+    program = layout.finish(request.name, made.module, made.signature)
+    return dataclasses.replace(made, program=dataclasses.replace(program, numbers=made.numbers))
+
+
+def _generate(request: Request, made: Progress) -> Progress:
+    assert made.program is not None
+    text = source.generate(made.program, request.options.poison, Precision.of_torch())
+    request.observer.compiled(made.program, text)
+    return dataclasses.replace(made, source=text)
+
+
+def _compile(request: Request, made: Progress) -> Progress:
+    assert made.program is not None and made.source is not None and request.runtime is not None
+    request.observer.acted(request.name, "compile", request.runtime.remarks(made.program))
+    return dataclasses.replace(made, runnable=request.runtime.compile(made.program, made.source))
+
+
+CHECKED = legal.SPECIALISED.without(legal.targets("checks", effects.OF_NOTHING)).instead(legal.ANY_ATEN, legal.ATEN)
+CONTROLLED = CHECKED.without(legal.targets("higher-order control flow", control_flow.RULES)).with_(legal.CONTROL)
+INLINED = (
+    CONTROLLED.instead(legal.HIGHER_ORDER, legal.FUNCTIONALIZED)
+    .instead(legal.NAMED_RESULTS, legal.RESULTS)
+    .with_(legal.KERNEL_CALLS)
+)
+DRAWN = INLINED.without(legal.targets("random operators", randomness.OPERATORS)).with_(legal.DRAWS, legal.KEYS)
+CALLED = DRAWN.without(legal.FUNCTIONALIZED)
+NORMAL = CALLED.without(legal.targets("views of memory", views.REMOVED)).with_(legal.BOXES)
+"""After normalising: tensors are values, a kernel has one form of call."""
+LOWERED = NORMAL.instead(legal.ATEN, legal.Operators("operators with a row of the table", TABLE.__contains__))
+
 NORMALISE: tuple[Step, ...] = (
-    Step("drop_checks", _drop_checks, invariants.SPECIALISED),
-    Step(
-        "call_control_flow",
-        lambda module, _: control_flow.normalise_control_flow(module.graph),
-        invariants.SPECIALISED,
-    ),
-    Step("inline_helion_kernels", lambda module, _: helion.normalise_helion(module), invariants.SPECIALISED),
-    Step(
-        "make_draws_explicit",
-        lambda module, options: randomness.make_draws_explicit(module, options.random),
-        invariants.SPECIALISED,
-    ),
-    Step(
-        "call_registered_kernels",
-        lambda module, _: functionalized.normalise_operators(module.graph),
-        invariants.SPECIALISED,
-    ),
-    Step("make_views_explicit", lambda module, _: views.normalise_views(module.graph), invariants.NORMAL),
-    Step("define_allocations", _define_allocations, invariants.NORMAL),
+    Step("specialise", _specialise, legal.SPECIALISED),
+    Step("mask_padding", _mask_padding, legal.SPECIALISED),
+    Step("separate_signature", _separate_signature, legal.SPECIALISED),
+    Step("drop_checks", _each(_drop_checks), CHECKED),
+    Step("call_control_flow", _each(lambda part, _: control_flow.normalise_control_flow(part.graph)), CONTROLLED),
+    Step("inline_helion_kernels", _each(lambda part, _: helion.normalise_helion(part)), INLINED),
+    Step("make_draws_explicit", _each(lambda part, o: randomness.make_draws_explicit(part, o.random)), DRAWN),
+    Step("call_registered_kernels", _each(lambda part, _: functionalized.normalise_operators(part.graph)), CALLED),
+    Step("watch_kernels", _watch_kernels, CALLED),
+    Step("make_views_explicit", _each(lambda part, _: views.normalise_views(part.graph)), NORMAL),
+    Step("define_allocations", _each(_define_allocations), NORMAL),
+)
+AS_WRITTEN = NORMALISE[-1].name
+"""The stage after which a graph is normal, and still as its author wrote it."""
+
+FINISH: tuple[Step, ...] = (
+    Step("lower", _lower, LOWERED),
+    Step("generate", _generate, LOWERED),
+    Step("compile", _compile, LOWERED),
 )
 
-PASSES: tuple[Pass, ...] = (
+BUFFERS: tuple[Pass, ...] = (
     SimplifyViews(),
     ReturnFreshBuffers(),
     DropOverwrittenValues(),
@@ -111,128 +173,154 @@ PASSES: tuple[Pass, ...] = (
     DropDeadAllocations(),
     UnflattenKernels(),
 )
+"""Passes of every program."""
 
 
-def passes(options: Options, chip: Chip, tell: Callable[[Answer], None] | None = None) -> tuple[Pass, ...]:
-    """The passes that a program for a device goes through; "" is the CPU. ``tell`` is told what was chosen by what
-    the TPU compiler says."""
-    if not options.passes:
-        return ()
-    chooser = None
-    if chip.is_tpu and (options.tune or options.cache):
-        store = Store.of(options)
-        compiles, configs = options.tune is not False, options.tune == "configs"
-        seconds = float(options.tune_seconds)
-        chooser = CompilerChooser(chip, store, compiles, configs, seconds, tell)
-    launches: tuple[Pass, ...] = (ChooseLaunches(chooser),) if chip.is_tpu else ()
-    fusion: tuple[Pass, ...] = (FuseAttention(), FuseAroundKernels(), FuseRows(chooser))
-    return PASSES + launches + (fusion if fuses(options, chip) else ())
+def fusion(chooser: CompilerChooser | None = None) -> tuple[Pass, ...]:
+    """Passes that make kernels of operators."""
+    return (
+        FuseAttention(),
+        FuseAroundKernels(),
+        MergeEqual(),
+        ExpandRows(),
+        MergeEqual(),
+        FuseRows(chooser),
+        FuseLongRows(chooser),
+        CompareScattered(),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """The stages of a program, in order.
+
+    Attributes:
+        passes: what stands between normalising and lowering.
+        last: the name of the last stage that runs; "" for all.
+    """
+
+    passes: tuple[Pass, ...] = ()
+    last: str = ""
+
+    @classmethod
+    def of(cls, options: Options, chip: Chip = CPU, tell: Callable[[Answer], None] | None = None) -> Pipeline:
+        """The pipeline of a program for a chip. ``tell`` is told what was chosen by what the TPU
+        compiler says.
+
+        Raises:
+            TpuLoweringError: TL113 for a text in ``options.passes`` that is no pipeline.
+        """
+        chooser = _chooser(options, chip, tell)
+        if isinstance(options.passes, str):
+            return cls.parse(options.passes, chooser)
+        if not options.passes:
+            return cls()
+        launches: tuple[Pass, ...] = (ChooseLaunches(chooser),) if chip.is_tpu else ()
+        return cls(BUFFERS + launches + (fusion(chooser) if _fuses(options, chip) else ()))
+
+    @classmethod
+    def parse(cls, text: str, chooser: CompilerChooser | None = None) -> Pipeline:
+        """The pipeline that a text names: all stages as ``str`` writes them, or passes alone.
+
+        Raises:
+            TpuLoweringError: TL113.
+        """
+        known = {pass_.name: pass_ for pass_ in (*BUFFERS, ChooseLaunches(chooser), *fusion(chooser))}
+        names = [name for name in (part.strip() for part in text.split(",")) if name]
+        before, after = [step.name for step in NORMALISE], [step.name for step in FINISH]
+        if set(names) & {*before, *after}:
+            inner = names[len(before) : len(names) - len(after)]
+            if [*before, *inner, *after] != names or set(inner) & {*before, *after}:
+                wanted = f"{','.join(before)},(passes),{','.join(after)}"
+                raise _wrong_text(f"the steps {wanted} in this order, or passes alone", ",".join(names))
+            names = inner
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                raise _wrong_text(f"some of the passes {', '.join(known)}", f"{name!r}; did you mean {near!r}?")
+        return cls(tuple(known[name] for name in names))
+
+    @property
+    def stages(self) -> tuple[Step | Pass, ...]:
+        every = (*NORMALISE, *self.passes, *FINISH)
+        names = [stage.name for stage in every]
+        return every[: len(names) - names[::-1].index(self.last)] if self.last else every
+
+    def __str__(self) -> str:
+        return ",".join(stage.name for stage in self.stages)
+
+    def up_to(self, last: str) -> Pipeline:
+        """The same, which stops after a stage."""
+        return dataclasses.replace(self, last=last)
+
+    def run(self, request: Request) -> Progress:
+        """Runs the stages.
+
+        Raises:
+            TpuLoweringError: with any code of 2xx, 3xx and 4xx; with 6xx where the runtime compiles for a TPU.
+        """
+        made = Progress(request.captured)
+        request.observer.stage(request.name, "captured", made.module, 0.0)
+        for stage in self.stages:
+            if isinstance(stage, Step):
+                made = _run_step(stage, request, made)
+            else:
+                run_pass(request.name, stage, made.module, request.options, request.observer)
+        return made
+
+
+def run(request: Request) -> Progress:
+    """Takes a request through the pipeline of its options and its runtime; see ``Pipeline.run``."""
+    hears = request.observer if isinstance(request.observer, HearsAnswers) else None
+    tell = None if hears is None else functools.partial(hears.answered, request.name)
+    return Pipeline.of(request.options, request.chip, tell).run(request)
+
+
+def lowered(request: Request) -> Program:
+    """The program of a request, for which no code is generated."""
+    program = Pipeline.of(request.options, request.chip).up_to("lower").run(request).program
+    assert program is not None
+    return program
 
 
 def fuses(options: Options, chip: Chip) -> bool:
-    """Whether kernels are made of operators, for a device."""
-    return options.passes and (options.fuse == "always" or (options.fuse == "tpu" and chip.is_tpu))
+    """Whether attention becomes kernels, for a chip."""
+    return any(isinstance(pass_, FuseAttention) for pass_ in Pipeline.of(options, chip).passes)
 
 
-class Observer(Protocol):
-    """What watches a compilation: ``explain``, dumps and logs. Passes know nothing of them."""
-
-    def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
-        """After a stage: "captured", "specialised", a step's or a pass's name, "lowered"."""
-
-    def acted(self, program: str, name: str, actions: Sequence[Action]) -> None:
-        """After a pass: what it did."""
-
-    def compiled(self, program: Program, source: Source) -> None:
-        """After code generation."""
+def _fuses(options: Options, chip: Chip) -> bool:
+    return options.fuse == "always" or (options.fuse == "tpu" and chip.is_tpu)
 
 
-@runtime_checkable
-class HearsAnswers(Protocol):
-    """An observer that is told, too, what the TPU compiler says of forms, and which of them was taken."""
-
-    def answered(self, program: str, answer: Answer) -> None:
-        """After each question."""
-
-
-class Observers:
-    """Several observers as one."""
-
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self.observers = tuple(observers)
-
-    def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
-        for observer in self.observers:
-            observer.stage(program, stage, module, seconds)
-
-    def acted(self, program: str, name: str, actions: Sequence[Action]) -> None:
-        for observer in self.observers:
-            observer.acted(program, name, actions)
-
-    def compiled(self, program: Program, source: Source) -> None:
-        for observer in self.observers:
-            observer.compiled(program, source)
-
-    def answered(self, program: str, answer: Answer) -> None:
-        for observer in self.observers:
-            if isinstance(observer, HearsAnswers):
-                observer.answered(program, answer)
+def _chooser(options: Options, chip: Chip, tell: Callable[[Answer], None] | None) -> CompilerChooser | None:
+    if not chip.is_tpu or not (options.tune or options.cache):
+        return None
+    store = Store.of(options)
+    compiles, configs = options.tune is not False, options.tune == "configs"
+    return CompilerChooser(chip, store, compiles, configs, float(options.tune_seconds), tell)
 
 
-def run(
-    name: str,
-    captured: fx.GraphModule,
-    arguments: Sequence[Any],
-    options: Options,
-    observer: Observer,
-    chip: Chip = CPU,
-    sharing: Sharing = APART,
-    padding: Padding | None = None,
-) -> Program:
-    """Takes a captured graph to a program, for the sizes of given arguments.
+def _wrong_text(expected: str, got: str) -> errors.TpuLoweringError:
+    remedy = "python -m tpu_lowering pipeline prints the text that is the default; leave passes out of it"
+    return errors.refuse("TL113", "'passes'", f"expected {expected}; got {got}", remedy)
 
-    Args:
-        name: the program's name.
-        captured: graph from AOTAutograd; stays as it is.
-        arguments: tensors (real or fake) and integers that the program will be called with.
-        options: what the user chose.
-        observer: told of every stage.
-        chip: what it is for.
-        sharing: what is known of the memory of its results.
-        padding: how the graph runs with arguments of rounded sizes; None if their sizes are the true ones.
 
-    Raises:
-        TpuLoweringError: with any code of 2xx, 3xx and 4xx.
-    """
-    observer.stage(name, "captured", captured, 0.0)
+def _run_step(step: Step, request: Request, made: Progress) -> Progress:
     began = time.perf_counter()
-    module = specialise.specialise(captured, arguments, chip)
-    numbers: tuple[Any, ...] = ()
-    if padding is not None:
-        numbers = mask_padding(module, padding, specialise.sizes_of(captured.graph, arguments))
-    edge = signature.separate_signature(module.graph, sharing, options.verify)
-    invariants.check(module.graph, invariants.SPECIALISED, "specialised")
-    observer.stage(name, "specialised", module, time.perf_counter() - began)
-    for step in NORMALISE:
-        began = time.perf_counter()
-        for part in regions.modules(module):
-            step.run(part, options)
-            invariants.check(part.graph, step.then, step.name)
-        observer.stage(name, step.name, module, time.perf_counter() - began)
-    calls = [call for part in regions.modules(module) for call in graphs.kernel_calls(part.graph)]
-    current = tuple({graphs.kernel_of(call).is_current: None for call in calls})  # a pass may put a kernel into another
-    hears = observer if isinstance(observer, HearsAnswers) else None
-    tell = None if hears is None else functools.partial(hears.answered, name)
-    for pass_ in passes(options, chip, tell):
-        run_pass(name, pass_, module, options, observer)
-    return dataclasses.replace(_lower(name, module, edge, observer), numbers=numbers, current=current)
+    made = step.run(request, made)
+    seconds = time.perf_counter() - began
+    if made.source is None:  # after that the graph stays as it is
+        for part in regions.modules(made.module):
+            legal.check(part.graph, step.legal, step.name)
+        request.observer.stage(request.name, step.name, made.module, seconds)
+    return made
 
 
 def run_pass(name: str, pass_: Pass, module: fx.GraphModule, options: Options, observer: Observer) -> None:
     """Runs one pass, checks the graph, and with ``verify`` compares results before and after.
 
     Raises:
-        TpuLoweringError: TL402 if the pass broke an invariant, TL401 if it changed a result.
+        TpuLoweringError: TL402 if the graph is not normal after it, TL401 if it changed a result.
     """
     sample = interpreter.random_arguments(module.graph, seed=0) if options.verify else []
     before = interpreter.interpret(module, sample) if options.verify else []
@@ -241,7 +329,7 @@ def run_pass(name: str, pass_: Pass, module: fx.GraphModule, options: Options, o
     actions = [action for part in parts for action in pass_(part.graph)]
     seconds = time.perf_counter() - began
     for part in parts:
-        invariants.check(part.graph, invariants.NORMAL, pass_.name)
+        legal.check(part.graph, NORMAL, pass_.name)
     observer.acted(name, pass_.name, actions)
     observer.stage(name, pass_.name, module, seconds)
     if options.verify:
@@ -253,10 +341,3 @@ def run_pass(name: str, pass_: Pass, module: fx.GraphModule, options: Options, o
                 f"expected equal results before and after the pass, got another value {index} of {name}",
                 "this is a bug of tpu_lowering; please report it with the output of options={'dump': 'folder'}",
             )
-
-
-def _lower(name: str, module: fx.GraphModule, edge: Signature, observer: Observer) -> Program:
-    began = time.perf_counter()
-    program = layout.finish(name, module, edge)
-    observer.stage(name, "lowered", module, time.perf_counter() - began)
-    return program

@@ -30,11 +30,12 @@ from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.operators import is_allocation, is_fill
 from tpu_lowering.ir.printer import print_graph
 from tpu_lowering.ir.programs import Program
-from tpu_lowering.normalise import signature, specialise
+from tpu_lowering.observers import Observers
 from tpu_lowering.options import Options
+from tpu_lowering.stages import Request
 
 CHECKING = {"verify": True, "poison": True}
-NORMALISED = pipeline.NORMALISE[-1].name
+NORMALISED = pipeline.AS_WRITTEN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Stage:
     """A graph after one stage; passes edit the graph in place, so this is what it was then.
 
     Attributes:
-        name: "captured", "specialised", a step's or a pass's name, "lowered".
+        name: "captured", "specialise", a step's or a pass's name, "lower".
         text: the graph, printed.
         allocations: number of allocations.
         fills: number of fills.
@@ -134,7 +135,7 @@ class Record:
     @property
     def after(self) -> Stage:
         """The graph that code was generated for."""
-        return self.only.at("lowered")
+        return self.only.at("lower")
 
     @property
     def actions(self) -> list[Action]:
@@ -258,11 +259,8 @@ def capture(function: Callable[..., Any], *arguments: Any) -> fx.GraphModule:
 def normalised(captured: fx.GraphModule) -> fx.GraphModule:
     """A copy of a captured graph as the passes get it."""
     given = [node.meta["val"] for node in captured.graph.nodes if node.op == "placeholder"]
-    module = specialise.specialise(captured, given)
-    signature.separate_signature(module.graph)
-    for step in pipeline.NORMALISE:
-        step.run(module, Options())
-    return module
+    request = Request("normalised", captured, given, Options(), Observers([]))
+    return pipeline.Pipeline().up_to(pipeline.AS_WRITTEN).run(request).module
 
 
 def refusal(

@@ -16,7 +16,7 @@ def _first_form():
 
 
 def form(record: Record) -> str:
-    (text,) = [stage.text for stage in record.only.stages if stage.name == "specialised"]
+    (text,) = [stage.text for stage in record.only.stages if stage.name == "specialise"]
     return "v1" if "auto_functionalized(" in text and "auto_functionalized_v2(" not in text else text
 
 

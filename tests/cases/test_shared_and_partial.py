@@ -37,6 +37,7 @@ from tpu_lowering.codegen import source
 from tpu_lowering.ir import operators
 from tpu_lowering.options import Options
 from tpu_lowering.runtime.cpu import CpuRuntime
+from tpu_lowering.stages import Request
 
 
 def matrix() -> tuple[torch.Tensor]:
@@ -74,7 +75,7 @@ def unmerged(module: fx.GraphModule) -> fx.GraphModule:
 def run_pipeline(module: fx.GraphModule, arguments: list[torch.Tensor], poison: bool) -> tuple[Graph, list[Any]]:
     """Takes a captured graph through the pipeline; what was observed, and its results."""
     record = Record()
-    program = pipeline.run("inference_0", module, arguments, Options(verify=True, poison=poison), record)
+    program = pipeline.lowered(Request("inference_0", module, arguments, Options(verify=True, poison=poison), record))
     return record.only, CpuRuntime().compile(program, source.generate(program, poison))(list(arguments))
 
 
@@ -108,9 +109,9 @@ def test_b1_merged_allocations_stay_apart(form: Callable[..., Any], function: Ca
     x, y = torch.randn(8, 16), torch.randn(8, 16)
     graph, results = run_pipeline(form(capture(function, x, y)), [x, y], poison)
     compare(tuple(results), function(x, y))
-    assert graph.at("lowered").allocations == 0
-    assert [name for name in graph.at("lowered").aliased if not name.startswith("accumulate")] == []
-    assert len(graph.at("lowered").fresh) == 2
+    assert graph.at("lower").allocations == 0
+    assert [name for name in graph.at("lower").aliased if not name.startswith("accumulate")] == []
+    assert len(graph.at("lower").fresh) == 2
 
 
 def test_b1_merged_allocation_is_one_node_with_two_bases() -> None:

@@ -224,7 +224,7 @@ def test_s3_gradients(function: Callable[..., Any], model: Callable[..., Any]) -
     (result * weight).sum().backward()
     compare((result, own.grad), (wanted, given.grad))
     assert set(record.graphs) == {"forward", "backward"}
-    assert all(graph.at("lowered").allocations == 0 for graph in record.graphs.values())
+    assert all(graph.at("lower").allocations == 0 for graph in record.graphs.values())
 
 
 @with_exps

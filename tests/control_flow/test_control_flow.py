@@ -391,5 +391,5 @@ def test_dumped_program_runs_on_its_own(tmp_path: pathlib.Path) -> None:
     (path,) = tmp_path.rglob("inference_*.py")
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True)
     assert done.stdout.strip() == "['float32[4,3]']", done.stderr
-    graph = next(path.parent.glob("*_lowered.graph")).read_text()
+    graph = next(path.parent.glob("*_lower.graph")).read_text()
     assert "\nregion true_graph_0:\n    %" in graph and "\n    region true_graph_0:\n        %" in graph

@@ -21,8 +21,10 @@ from tpu_lowering.ir import interpreter
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.normalise import specialise
 from tpu_lowering.normalise.decompositions import decompositions
+from tpu_lowering.observers import Observers
 from tpu_lowering.options import Options
 from tpu_lowering.runtime import calling_convention
+from tpu_lowering.stages import Request
 
 GRAPHS = int(os.environ.get("TPU_LOWERING_GRAPHS", "2000")) // 20
 Tensor = torch.Tensor
@@ -99,7 +101,7 @@ def rounded(rounding: Rounding, module: torch.fx.GraphModule, x: Tensor) -> list
     true = specialise.sizes_of(module.graph, [x])
     sizes = rounding.round(true)
     given_ = rounding.arguments(true, sizes, [x])
-    program = pipeline.run("r", module, given_, Options(), pipeline.Observers([]), padding=rounding.padding)
+    program = pipeline.lowered(Request("r", module, given_, Options(), Observers([]), padding=rounding.padding))
     return rounding.call(Interpreted(program), program, (true, sizes), [x], True)([x])
 
 

@@ -30,7 +30,9 @@ class Seen:
         """Nothing of it is kept."""
 
     def acted(self, program: str, name: str, actions: Sequence[Action]) -> None:
-        self.actions += [(program.partition("_")[0], action) for action in actions if name == "fuse_rows"]
+        self.actions += [
+            (program.partition("_")[0], action) for action in actions if name in ("fuse_rows", "fuse_long_rows")
+        ]
 
     def compiled(self, program: Program, source: Source) -> None:
         self.texts += [kernel.text for kernel in source.kernels.values()]  # type: ignore[attr-defined]

@@ -27,7 +27,7 @@ from tests.cases.case_kernels import (
 )
 from tests.cases.harness import capture, normalised
 from tpu_lowering import errors, pipeline
-from tpu_lowering.ir import interpreter, invariants
+from tpu_lowering.ir import interpreter, legal
 from tpu_lowering.ir.printer import print_graph
 from tpu_lowering.passes.base import Pass
 
@@ -129,7 +129,7 @@ def undefined_contents_used(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Ten
     return junk + 1, total
 
 
-PASSES = tuple({pass_.name: pass_ for pass_ in pipeline.PASSES}.values())
+PASSES = tuple({pass_.name: pass_ for pass_ in pipeline.BUFFERS}.values())
 
 
 @functools.cache
@@ -140,8 +140,8 @@ def captured(name: str) -> fx.GraphModule:
 def graph_before(pass_: Pass, name: str, after_others: bool) -> fx.GraphModule:
     """A captured graph, either as it was normalised or as the whole pipeline left it before this pass's last turn."""
     module = normalised(captured(name))
-    last = max(at for at, other in enumerate(pipeline.PASSES) if other == pass_)
-    for earlier in pipeline.PASSES[:last] if after_others else ():
+    last = max(at for at, other in enumerate(pipeline.BUFFERS) if other == pass_)
+    for earlier in pipeline.BUFFERS[:last] if after_others else ():
         earlier(module.graph)
     return module
 
@@ -169,11 +169,11 @@ def test_running_twice_is_running_once(pass_: Pass, name: str, after_others: boo
 def test_graph_stays_normal_and_keeps_its_edge(pass_: Pass, name: str, after_others: bool) -> None:
     """Placeholders keep their names, order and types; results keep their number, shapes and dtypes."""
     module = graph_before(pass_, name, after_others)
-    invariants.check(module.graph, invariants.NORMAL, "normalising")
+    legal.check(module.graph, pipeline.NORMAL, "normalising")
     before = edge(module.graph)
     pass_(module.graph)
     module.graph.lint()
-    invariants.check(module.graph, invariants.NORMAL, pass_.name)
+    legal.check(module.graph, pipeline.NORMAL, pass_.name)
     assert edge(module.graph) == before
 
 

@@ -14,7 +14,9 @@ from tests.property.programs import Instruction, inputs, poisoned, run
 from tpu_lowering import compat, pipeline
 from tpu_lowering.backend import helion_tpu
 from tpu_lowering.ir import interpreter
+from tpu_lowering.observers import Observers
 from tpu_lowering.options import Options
+from tpu_lowering.stages import Request
 
 GRAPHS = int(os.environ.get("TPU_LOWERING_GRAPHS", "2000"))
 SHARDS = 4
@@ -39,7 +41,7 @@ def through_the_passes(program: list[Instruction]) -> list[torch.Tensor]:
 
     with torch.no_grad():
         module = compat.aot_export_joint_simple(traced, tuple(inputs()), trace_joint=False)
-    lowered = pipeline.run("random", module, inputs(), Options(), pipeline.Observers([]))
+    lowered = pipeline.lowered(Request("random", module, inputs(), Options(), Observers([])))
     return interpreter.interpret(lowered.module, inputs())
 
 

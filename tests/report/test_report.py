@@ -172,7 +172,7 @@ def test_dump_holds_every_stage_and_runs_on_its_own(tmp_path: pathlib.Path) -> N
     (folder,) = tmp_path.iterdir()
     stages = [path.name.partition("_")[2] for path in sorted(folder.glob("*.graph"))]
     assert stages[0] == "captured.graph"
-    assert stages[-1] == "lowered.graph"
+    assert stages[-1] == "lower.graph"
     assert "return_fresh_buffers.graph" in stages
     assert "return_fresh_buffers: fresh" in (folder / "actions.txt").read_text()
     program = folder / f"{folder.name}.py"

@@ -85,7 +85,7 @@ def test_regions_compiled_once_are_inlined() -> None:
         return layer(layer(layer(x, weight), weight * 2), weight)
 
     record = check_gradients(function, torch.randn(4, 3), torch.randn(3, 3))
-    assert "invoke_subgraph" not in record.graphs["forward"].at("specialised").text
+    assert "invoke_subgraph" not in record.graphs["forward"].at("specialise").text
 
 
 # Mixed precision --------------------------------------------------------------------------------------

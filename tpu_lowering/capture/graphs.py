@@ -17,17 +17,17 @@ from tpu_lowering.analyse.padding.calls import expression
 from tpu_lowering.analyse.padding.roundable_sizes import Padding
 from tpu_lowering.capture import effects, recompiles
 from tpu_lowering.capture.rounding import Rounding
-from tpu_lowering.codegen import source
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.programs import Program
-from tpu_lowering.lower.precision import Precision
 from tpu_lowering.normalise import randomness, shared_memory, specialise
 from tpu_lowering.normalise.aliases import APART, Sharing
 from tpu_lowering.normalise.mask_padding import number_dtype
+from tpu_lowering.observers import Observer
 from tpu_lowering.options import Options
 from tpu_lowering.runtime.aot.capture import TpuRuntime
 from tpu_lowering.runtime.base import RunnableProgram, Runtime
 from tpu_lowering.runtime.numbered import NumberedProgram
+from tpu_lowering.stages import Request
 
 
 class CapturedGraph:
@@ -51,7 +51,7 @@ class CapturedGraph:
         module: fx.GraphModule,
         examples: Sequence[Any],
         options: Options,
-        observer: pipeline.Observer,
+        observer: Observer,
         runtime: Runtime,
     ) -> None:
         # AOTAutograd's protocol for callables that take one list. On the object, not the class: Dynamo wraps
@@ -169,22 +169,14 @@ class CapturedGraph:
         return self.programs[key]
 
     def _compile(self, name: str, arguments: Sequence[Any]) -> tuple[Program, RunnableProgram]:
+        padding = self.rounding.padding if self.rounding is not None else self.edits
         with compat.disable_current_modes():  # real tensors are computed with here: verifying, constants
-            program = pipeline.run(
-                name,
-                self.module,
-                arguments,
-                self.options,
-                self.observer,
-                chip=self.runtime.chip,
-                sharing=self.sharing,
-                padding=self.rounding.padding if self.rounding is not None else self.edits,
+            made = pipeline.run(
+                Request(name, self.module, arguments, self.options, self.observer, self.runtime, self.sharing, padding)
             )
-            self.current = tuple(dict.fromkeys((*self.current, *program.current)))
-            text = source.generate(program, self.options.poison, Precision.of_torch())
-            self.observer.compiled(program, text)
-            self.observer.acted(program.name, "run", self.runtime.remarks(program))
-            return program, self.runtime.compile(program, text)
+        self.current = tuple(dict.fromkeys((*self.current, *made.current)))
+        assert made.program is not None and made.runnable is not None
+        return made.program, made.runnable
 
 
 def sharing_of(kind: str, graph: fx.Graph) -> Sharing:

@@ -110,7 +110,7 @@ from tpu_lowering.compat.of_torch import (
 from tpu_lowering.compat.operators import aten, prims
 
 if TYPE_CHECKING:
-    from torch._ops import OpOverload, OpOverloadPacket
+    from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
     from torch.utils._pytree import tree_leaves, tree_map
 
     BackendCompilerFailed: type[Exception]
@@ -135,6 +135,7 @@ __all__ = [
     "Conflict",
     "FakeTensor",
     "FakeTensorMode",
+    "HigherOrderOperator",
     "OpOverload",
     "OpOverloadPacket",
     "OutputCode",

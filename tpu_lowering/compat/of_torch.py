@@ -20,6 +20,7 @@ NAMES: dict[str, tuple[str, str, str]] = {
     "FakeTensor": ("torch._subclasses.fake_tensor", "FakeTensor", "values without storage in graphs"),
     "FakeTensorMode": ("torch._subclasses.fake_tensor", "FakeTensorMode", "types of nodes that passes add"),
     "OpOverload": ("torch._ops", "OpOverload", "the type of torch.ops.ns.op.overload"),
+    "HigherOrderOperator": ("torch._ops", "HigherOrderOperator", "the type of torch.ops.higher_order.name"),
     "OpOverloadPacket": ("torch._ops", "OpOverloadPacket", "the type of torch.ops.ns.op"),
     "OutputCode": ("torch._inductor.output_code", "OutputCode", "what AOTAutograd's cache keeps"),
     "aot_autograd": ("torch._dynamo.backends.common", "aot_autograd", "forward and backward graphs"),

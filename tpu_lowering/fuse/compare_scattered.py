@@ -1,4 +1,4 @@
-"""Compare places: a number that is placed into equal elements, one to a row, becomes a comparison of every place.
+"""Compare scattered: a number that is placed into equal elements, one to a row, becomes a comparison of every place.
 
 Before::
 
@@ -16,31 +16,45 @@ the rows; for a scatter it writes them, and on a TPU once more flat (libtpu 0.0.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.fuse.space.kinds import is_constant, kind_of
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
 
 aten = compat.aten
 
 
-def compare_places(graph: fx.Graph) -> None:
-    """Rewrites a graph in place; see the module's docstring."""
-    for node in list(graph.nodes):
-        kind = kind_of(node)
-        if kind is None or kind.name != "place":
-            continue
-        given = graphs.bound(node)
-        if not is_constant(given["self"]):
-            continue
-        rows, (dim,) = given["self"].meta["val"], kind.dims
-        with graphs.inserting_for(node):
-            places = graphs.call(graph, aten.arange.start_step, 0, rows.shape[dim], 1, dtype=torch.int32)
-            shape = [size if at == dim else 1 for at, size in enumerate(rows.shape)]
-            places = graphs.call(graph, aten.reshape.default, places, shape)
-            found = graphs.call(graph, aten.eq.Tensor, places, given["index"])
-            value = graphs.call(graph, aten.full.default, [1] * rows.dim(), given["value"], dtype=rows.dtype)
-            placed = graphs.call(graph, aten.where.self, found, value, given["self"])
-        graphs.replace(node, placed)
+@dataclasses.dataclass(frozen=True)
+class CompareScattered:
+    """See the module's docstring."""
+
+    name: str = "compare_scattered"
+
+    def __call__(self, graph: fx.Graph) -> list[Action]:
+        for node in list(graph.nodes):
+            _compare(graph, node)
+        graphs.eliminate_dead_code(graph)
+        return []
+
+
+def _compare(graph: fx.Graph, node: fx.Node) -> None:
+    kind = kind_of(node)
+    if kind is None or kind.name != "place":
+        return
+    given = graphs.bound(node)
+    if not is_constant(given["self"]):
+        return
+    rows, (dim,) = given["self"].meta["val"], kind.dims
+    with graphs.inserting_for(node):
+        places = graphs.call(graph, aten.arange.start_step, 0, rows.shape[dim], 1, dtype=torch.int32)
+        shape = [size if at == dim else 1 for at, size in enumerate(rows.shape)]
+        places = graphs.call(graph, aten.reshape.default, places, shape)
+        found = graphs.call(graph, aten.eq.Tensor, places, given["index"])
+        value = graphs.call(graph, aten.full.default, [1] * rows.dim(), given["value"], dtype=rows.dtype)
+        placed = graphs.call(graph, aten.where.self, found, value, given["self"])
+    graphs.replace(node, placed)

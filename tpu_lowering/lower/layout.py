@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
@@ -34,14 +35,10 @@ def finish(name: str, module: fx.GraphModule, edge: Signature) -> Program:
     graph = module.graph
     output = graph.output_node()
     results = list(output.args[0])  # type: ignore[arg-type]
-    strides = [spec.stride for spec in edge.outputs if spec.is_computed]
-    for index, stride in enumerate(strides):
-        assert stride is not None
-        result = results[index]
-        order = dense_order(graphs.type_of(result).shape, stride)
-        if order is not None and order != tuple(range(len(order))):
+    for index, order in enumerate(orders_in_memory(edge, [graphs.type_of(result).shape for result in results])):
+        if order is not None:
             with graph.inserting_before(output):
-                results[index] = graphs.call(graph, aten.permute.default, result, list(order))
+                results[index] = graphs.call(graph, aten.permute.default, results[index], list(order))
     output.args = (tuple(results),)
     graphs.eliminate_dead_code(graph)
     for part in modules(module):
@@ -54,6 +51,17 @@ def finish(name: str, module: fx.GraphModule, edge: Signature) -> Program:
     inputs = tuple(at for at, node in enumerate(placeholders) if node.users)
     drawn = tuple(node.meta["drawn"] for node in placeholders if "drawn" in node.meta)
     return Program(inputs, edge, drawn, name=name, module=module)
+
+
+def orders_in_memory(edge: Signature, shapes: Sequence[Sequence[int]]) -> list[tuple[int, ...] | None]:
+    """For each computed result, by its shape: the order of its dimensions in memory; None for row by row, or gaps."""
+    strides = [spec.stride for spec in edge.outputs if spec.is_computed]
+    found: list[tuple[int, ...] | None] = []
+    for shape, stride in zip(shapes, strides, strict=False):  # values of mutated arguments come after the results
+        assert stride is not None
+        order = dense_order(shape, stride)
+        found.append(None if order is None or order == tuple(range(len(order))) else order)
+    return found
 
 
 def _name_zeros(graph: fx.Graph) -> None:

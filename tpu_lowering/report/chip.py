@@ -16,6 +16,7 @@ from tpu_lowering.ir import chips, graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.observers import Observer
 from tpu_lowering.report.report import CompilerView
 from tpu_lowering.runtime.aot import capture, compiler
 from tpu_lowering.runtime.aot.as_written import split_programs
@@ -29,7 +30,7 @@ class Normalised:
         self.modules: list[fx.GraphModule] = []
 
     def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
-        if stage == pipeline.NORMALISE[-1].name:
+        if stage == pipeline.AS_WRITTEN:
             self.modules.append(graphs.copy_module(module))
 
     def acted(self, program: str, name: str, actions: Sequence[Action]) -> None:
@@ -45,7 +46,7 @@ def view(
     kwargs: Mapping[str, Any],
     target: str,
     options: Mapping[str, Any],
-    observer: pipeline.Observer,
+    observer: Observer,
 ) -> CompilerView:
     """Compiles a function for a target both ways; the observer is told of what our backend does.
 

@@ -11,14 +11,18 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from tpu_lowering import errors, releases
 from tpu_lowering.ir import chips
 from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.options import Options
+from tpu_lowering.pipeline import Pipeline
+from tpu_lowering.report import bisect as bisect_
 from tpu_lowering.report import doctor as doctor_
 from tpu_lowering.report import tune as tune_
 from tpu_lowering.report.explain import explain as explain_function
+from tpu_lowering.stages import Step
 
 LONGEST = 128
 """Tokens that the demo's decoder has positions for."""
@@ -92,6 +96,45 @@ def explain(target: str, as_json: bool) -> int:
     else:
         report.print()
     return 0
+
+
+def pipeline(chip: str) -> int:
+    """Prints the pipeline of a program as text, and what is legal after each step.
+
+    Args:
+        chip: a TPU, or a topology; "" for the CPU.
+
+    Raises:
+        TpuLoweringError: TL107 for an unknown chip.
+    """
+    found = Pipeline.of(Options(), chips.find(chip) if chip else chips.CPU)
+    console = Console(soft_wrap=True)
+    console.print(str(found))
+    table = Table("stage", "what may be in the graph after it", box=None)
+    for stage in found.stages:
+        table.add_row(stage.name, "; ".join(stage.legal.names()) if isinstance(stage, Step) else "normal")
+    console.print(table)
+    return 0
+
+
+def bisect(target: str, passes: str, fuse: str) -> int:
+    """Finds the first stage of ``FILE:FUNCTION``'s programs that changes a result, on the CPU.
+
+    Args:
+        target: the function.
+        passes: text of a pipeline; "" for the default one.
+        fuse: as ``Options.fuse``.
+
+    Returns:
+        1 if a result is not as it should be.
+
+    Raises:
+        TpuLoweringError: TL106 if there is no such file, function or inputs, TL113 for a text that is no pipeline.
+    """
+    function, inputs = _function_and_inputs(target)
+    found = bisect_.bisect(function, inputs, options={"fuse": fuse, "passes": passes or True})
+    bisect_.show(found, Console())
+    return 1 if found.differences or found.equals_eager is False else 0
 
 
 def tune(target: str, chip: str, seconds: int, cache: str, configs: bool) -> int:

@@ -44,7 +44,7 @@ class Collector:
 
     def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
         self.seconds[stage] += seconds
-        if stage == pipeline.NORMALISE[-1].name:
+        if stage == pipeline.AS_WRITTEN:
             self._as_written(program, module)
 
     def _as_written(self, program: str, module: fx.GraphModule) -> None:
@@ -199,15 +199,16 @@ def _compiled_and_run(
     for args in calls:
         given_args, given_kwargs = copy.deepcopy((tuple(args), dict(kwargs)))
         results = compiled(*given_args, **given_kwargs)
-        _run_backward(results, fn, (given_args, given_kwargs))
+        run_backward(results, fn, (given_args, given_kwargs))
     return collector.report()
 
 
-def _run_backward(results: Any, fn: Any, given: Any) -> None:
-    """Runs the backward for every leaf that a result depends on, into no one's ``.grad``."""
+def run_backward(results: Any, fn: Any, given: Any) -> Sequence[torch.Tensor | None]:
+    """Gradients for every leaf that a result depends on, into no one's ``.grad``."""
     outputs = [r for r in compat.tree_leaves(results) if isinstance(r, torch.Tensor) and r.requires_grad]
     leaves = [v for v in compat.tree_leaves(given) if isinstance(v, torch.Tensor) and v.requires_grad]
     leaves += list(fn.parameters()) if isinstance(fn, torch.nn.Module) else []
     leaves = [leaf for leaf in leaves if leaf.requires_grad]
-    if outputs and leaves:
-        torch.autograd.grad(outputs, leaves, [torch.ones_like(o) for o in outputs], allow_unused=True)
+    if not outputs or not leaves:
+        return ()
+    return torch.autograd.grad(outputs, leaves, [torch.ones_like(o) for o in outputs], allow_unused=True)

@@ -111,10 +111,8 @@ class CpuProgram:
         forks.refuse_after_fork()
         arguments = self.interface.all_arguments(arguments)
         signature = self.interface.signature
-        with compat.enable_x64(True):
-            given = [arguments[position] for position in self.interface.inputs]
-            inputs = self.imports.take(given)
-            results = jax.block_until_ready(self.compiled(*inputs, *self.constants))
+        given = [arguments[position] for position in self.interface.inputs]
+        results = self.execute(given)
         computed = len(results) - len(signature.mutated)
         tensors = list(map(arrays.to_torch, results[:computed]))
         if signature.mutated:
@@ -122,6 +120,11 @@ class CpuProgram:
                 for position, value in zip(signature.mutated, _new_values(results[computed:], given), strict=True):
                     arguments[position].copy_(value)
         return calling_convention.results(signature, arguments, tensors)
+
+    def execute(self, given: Sequence[torch.Tensor]) -> Sequence[jax.Array]:
+        """What the executable computes of the program's inputs: results, then values of mutated arguments."""
+        with compat.enable_x64(True):
+            return jax.block_until_ready(self.compiled(*self.imports.take(given), *self.constants))
 
 
 def _new_values(values: Sequence[jax.Array], given: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -13,8 +13,10 @@ from torch import fx
 import tpu_lowering
 from tests.fuse.against_eager import Seen
 from tpu_lowering import aot, pipeline
-from tpu_lowering.fuse.choose.choices import Candidates, Choice, Score, best
+from tpu_lowering.fuse.choose.choices import Candidates, Choice, Chooser, Score, best
+from tpu_lowering.fuse.expand_rows import ExpandRows
 from tpu_lowering.fuse.fuse_rows import FuseRows
+from tpu_lowering.fuse.merge_equal import MergeEqual
 from tpu_lowering.fuse.rows.tiles import BlockValue, TiledSpace, fetched_bytes, tile
 from tpu_lowering.fuse.space.spaces import Space
 from tpu_lowering.ir import chips
@@ -90,7 +92,7 @@ def graph_of(fn: object, *args: torch.Tensor) -> fx.GraphModule:
 
     class Keep(Seen):
         def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
-            if stage == pipeline.PASSES[-1].name:
+            if stage == pipeline.BUFFERS[-1].name:
                 found.append(module)
 
     torch.compile(fn, backend=functools.partial(tpu_lowering.backend.helion_tpu, observers=(Keep(),)))(*args)  # type: ignore[call-overload]
@@ -99,7 +101,12 @@ def graph_of(fn: object, *args: torch.Tensor) -> fx.GraphModule:
 
 def fuse(chooser: Says, *args: torch.Tensor) -> list[Action]:
     module = graph_of(lambda x: torch.softmax(x, -1), *args)
-    return FuseRows(chooser)(module.graph)
+    return fuse_rows(chooser, module)
+
+
+def fuse_rows(chooser: Chooser, module: fx.GraphModule) -> list[Action]:
+    passes = (MergeEqual(), ExpandRows(), MergeEqual(), FuseRows(chooser))
+    return [action for pass_ in passes for action in pass_(module.graph)]
 
 
 def test_a_chooser_is_asked_about_several_blocks() -> None:
@@ -122,7 +129,7 @@ def test_what_the_compiler_said_is_kept(tmp_path: pathlib.Path) -> None:
     """A second process does not compile; one that may not compile, and knows nothing, leaves the default."""
     module = graph_of(lambda x: torch.softmax(x, -1), torch.randn(512, 1024))
     asker = Says(None)
-    FuseRows(asker)(module.graph)
+    fuse_rows(asker, module)
     (candidates,) = asker.asked
     target = chips.find("v5e")
     assert CompilerChooser(target, Store(tmp_path), compiles=False).choose(candidates) is None
