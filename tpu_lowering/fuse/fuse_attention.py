@@ -130,11 +130,24 @@ def _call(plan: AttentionPlan, rows: list[fx.Node], chip: Chip) -> AttentionCall
     )
     query, key, value = map(graphs.type_of, rows)
     return AttentionCall(
-        query, key, value, site.scale, plan.blocks, int(HEURISTICS.kernel_share * chip.vmem_bytes),
-        graphs.source_line(site.node), chip, plan.mask, site.wants_logsumexp,
-        site.leading, biases, tuple(graphs.type_of(term.node) for term in terms), all(t.hides for t in terms),
-        any(term.may_exclude for term in terms), any(term.may_outweigh for term in terms), site.empty,
-    )  # fmt: skip
+        query=query,
+        key=key,
+        value=value,
+        scale=site.scale,
+        blocks=plan.blocks,
+        vmem=int(HEURISTICS.kernel_share * chip.vmem_bytes),
+        where=graphs.source_line(site.node),
+        chip=chip,
+        mask=plan.mask,
+        gives_logsumexp=site.wants_logsumexp,
+        leading=site.leading,
+        biases=biases,
+        bias_types=tuple(graphs.type_of(term.node) for term in terms),
+        narrow=all(term.hides for term in terms),
+        excludes=any(term.may_exclude for term in terms),
+        outweighs=any(term.may_outweigh for term in terms),
+        empty=site.empty,
+    )
 
 
 def _given(call: AttentionCall) -> tuple[TensorType, ...]:

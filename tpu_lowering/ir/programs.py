@@ -106,6 +106,10 @@ class Interface:
         """The captured graph's arguments, then what is drawn for this call; ``inputs`` are positions in it."""
         return [*arguments, *(source.take(arguments) for source in self.drawn)]
 
+    def donated_inputs(self) -> tuple[int, ...]:
+        """For each mutated argument that the program takes, its position among the inputs: their buffers may go."""
+        return tuple(self.inputs.index(position) for position in self.signature.mutated if position in self.inputs)
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Program(Interface):

@@ -110,11 +110,6 @@ class DeviceRuntime:
         return DeviceProgram(program, source, self)
 
 
-def donated_inputs(program: Program) -> tuple[int, ...]:
-    """For each mutated argument that the program takes, its position among the program's inputs."""
-    return tuple(program.inputs.index(p) for p in program.signature.mutated if p in program.inputs)
-
-
 def compile_for(program: Program, source: Source, device: Device, kernels: Execution, chip: Chip = CPU) -> Any:
     """The executable of a program for one device, with the buffers of mutated inputs donated."""
     function = load.load(program, source, kernels)
@@ -122,7 +117,7 @@ def compile_for(program: Program, source: Source, device: Device, kernels: Execu
     with scope, compat.enable_x64(True):
         sharding = jax.sharding.SingleDeviceSharding(device)
         specs = load.input_specs(program, sharding)
-        jitted = jax.jit(function, donate_argnums=donated_inputs(program), out_shardings=sharding)
+        jitted = jax.jit(function, donate_argnums=program.donated_inputs(), out_shardings=sharding)
         return jitted.lower(*specs).compile()
 
 
@@ -137,7 +132,7 @@ class DeviceProgram:
         slots = [slot for slot, position in enumerate(program.inputs) if runtime.keeps_results and position in saved]
         self.slots = Slots(self.memory, ahead, runtime.in_backward, frozenset(slots))
         self.compiled = compile_for(program, source, runtime.device, runtime.kernels, runtime.chip)
-        self.donated = donated_inputs(program)
+        self.donated = program.donated_inputs()
         with compat.enable_x64(True):
             self.constants = [put(value, runtime.device) for value in program.constants().values()]
         self.pointers = frozenset(map(_pointer, self.constants))

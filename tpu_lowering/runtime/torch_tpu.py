@@ -56,7 +56,7 @@ class TorchTpuRuntime:
         """
         written = sorted(range(len(program.signature.mutated)), key=program.signature.mutated.__getitem__)
         mutated = [program.signature.mutated[index] for index in written]
-        donated = tuple(program.inputs.index(position) for position in mutated if position in program.inputs)
+        donated = tuple(sorted(program.donated_inputs()))
         refusals.refuse_wide_operands(source, self.chip)
         function = updates_first(program, load.load(program, source, "mosaic"), written)
         try:

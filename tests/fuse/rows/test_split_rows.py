@@ -49,7 +49,7 @@ CASES: dict[str, Case] = {
     "group_norm of sequences": (lambda x, w, b: F.group_norm(x, 3, w, b), ((3, 24, 130), (24,), (24,)), *GROUPS),
     "group_norm without weights": (lambda x: F.group_norm(x, 4), ((3, 24, 12, 12),), *GROUPS),
     "group_norm, silu": (
-        lambda x, w, b: F.silu(F.group_norm(x, 4, w, b)), ((3, 24, 12, 12), (24,), (24,)), GROUPS[0], [],
+        lambda x, w, b: F.silu(F.group_norm(x, 4, w, b)), ((3, 24, 12, 12), (24,), (24,)), *GROUPS,
     ),
     "instance_norm": (
         lambda x, w, b: F.instance_norm(x, None, None, w, b),

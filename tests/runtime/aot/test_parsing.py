@@ -148,7 +148,7 @@ def test_dma_bytes_are_summed_by_direction(tmp_path: pathlib.Path) -> None:
     )
     found = schedule.read_schedule(tmp_path)
     assert found.cycles == {"exp_into.1": 250}
-    assert found.dma == {"exp_into.1": schedule.Dma(256 * 32, 64 * 32)}
+    assert found.dma == {"exp_into.1": hlo.Traffic(256 * 32, 64 * 32)}
     assert schedule.read_schedule(tmp_path, whole=False) == schedule.ScheduleDump({"exp_into.1": 250}, {})
 
 

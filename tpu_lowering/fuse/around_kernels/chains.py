@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.codegen import source
-from tpu_lowering.fuse.rows.block_graph import constant_element, like, split_arguments
+from tpu_lowering.fuse.rows.block_graph import constant_element, on_block
 from tpu_lowering.fuse.space.kinds import HELD, is_constant, kind_of
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
@@ -123,9 +122,7 @@ def write(chain: Chain, block: Shape, name: str) -> str:
         return values[used]
 
     for member in chain.members:
-        given: dict[str, Any] = compat.map_arg(dict(graphs.bound(member)), value)
-        args, kwargs = split_arguments(member, given)
-        values[member] = like(member, graphs.call(graph, member.target, *args, **kwargs))  # type: ignore[arg-type]
+        values[member] = on_block(graph, member, value)
     graph.output((values[chain.result],))
     module = fx.GraphModule({}, graph)
     program = Program(tuple(range(len(chain.inputs))), Signature((), 0, ()), name=name, module=module)

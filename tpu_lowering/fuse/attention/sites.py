@@ -156,9 +156,19 @@ def _fused(node: fx.Node, given: dict[str, Any], results: int, others: tuple[fx.
     terms = (Term(given["attn_mask"]),) if given["attn_mask"] is not None else ()
     leading = tuple(graphs.type_of(operands[0]).shape[:-2])
     return Attention(
-        query, key, value, leading, scale, given["is_causal"], terms, given["dropout_p"] != 0, 0.0, None,
-        tuple(outputs), others,
-    )  # fmt: skip
+        query=query,
+        key=key,
+        value=value,
+        leading=leading,
+        scale=scale,
+        is_causal=given["is_causal"],
+        terms=terms,
+        dropout=given["dropout_p"] != 0,
+        empty=0.0,
+        shared=None,
+        outputs=tuple(outputs),
+        given=others,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,9 +204,19 @@ def _of_pattern(node: fx.Node) -> Attention | None:
         return None
     leading = up.leading if up.leading is not None else tuple(graphs.type_of(query_node).shape[:-2])
     return Attention(
-        query, key, value, leading, scale, False, up.terms, dropout, softmax.empty, shared or up.shared, (result,),
+        query=query,
+        key=key,
+        value=value,
+        leading=leading,
+        scale=scale,
+        is_causal=False,
+        terms=up.terms,
+        dropout=dropout,
+        empty=softmax.empty,
+        shared=shared or up.shared,
+        outputs=(result,),
         written=ExplicitAttention(up.product, up.scale, up.shared, node, result),
-    )  # fmt: skip
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,14 +84,10 @@ class RunningBody(BlockGraph):
         super()._compute(member)
         if member in self.plan.outputs:
             self.after[member] = self._merged(member, self._cast(member, self.values[member], self.before[member]))
-            self.values[member] = self._as_member(member, self.after[member])
-
-    def _as_member(self, member: fx.Node, node: fx.Node) -> fx.Node:
-        """What a reduction has so far, in the dtype of its result."""
-        dtype = member.meta["val"].dtype
-        return node if node.meta["val"].dtype == dtype else self._call(member, aten._to_copy.default, node, dtype=dtype)
+            self.values[member] = self._cast(member, self.after[member], member)
 
     def _cast(self, member: fx.Node, node: fx.Node, like: fx.Node) -> fx.Node:
+        """A value of a member in the dtype of another one."""
         dtype = like.meta["val"].dtype
         return node if node.meta["val"].dtype == dtype else self._call(member, aten._to_copy.default, node, dtype=dtype)
 
@@ -120,7 +116,7 @@ class RunningBody(BlockGraph):
         """A value of each row, computed of what reductions had before the block."""
         kind = kind_of(node)
         if node in self.before:
-            return self._as_member(node, self.before[node])
+            return self._cast(node, self.before[node], node)
         if node not in self.plan.members or kind is None:
             return self.values[node]
         if kind.name == "view":

@@ -166,8 +166,7 @@ class BlockGraph:
 
     def _pointwise(self, member: fx.Node, value: Callable[[fx.Node], fx.Node]) -> fx.Node:
         """A member's operator, with what stands for each of its operands."""
-        args, kwargs = split_arguments(member, compat.map_arg(dict(graphs.bound(member)), value))
-        return like(member, graphs.call(self.graph, member.target, *args, **kwargs))  # type: ignore[arg-type]
+        return on_block(self.graph, member, value)
 
     def _whole(self, member: fx.Node, access: AccessMap) -> fx.Node:
         """The first operand of a member, in full along the dimensions of an access."""
@@ -215,10 +214,10 @@ class BlockGraph:
 
         total = sums(whole)
         if "sum" in compat.schema(member.target).name:
-            return [like(member, total)]
+            return [_like(member, total)]
         mean = self._call(member, aten.div.Scalar, total, size)
         if "var" not in compat.schema(member.target).name:
-            return [like(member, mean)]
+            return [_like(member, mean)]
         correction = given.get("correction")
         away = self._call(member, aten.sub.Tensor, whole, mean)
         squares = sums(self._call(member, aten.mul.Tensor, away, away))
@@ -319,7 +318,13 @@ def split_arguments(node: fx.Node, given: Mapping[str, Any]) -> tuple[list[Any],
     return [value for name, value in given.items() if name not in named], keywords
 
 
-def like(member: fx.Node, node: fx.Node) -> fx.Node:
+def on_block(graph: fx.Graph, member: fx.Node, value: Callable[[fx.Node], fx.Node]) -> fx.Node:
+    """A pointwise member on a block, in a graph of its own, with what stands for each of its operands there."""
+    args, kwargs = split_arguments(member, compat.map_arg(dict(graphs.bound(member)), value))
+    return _like(member, graphs.call(graph, member.target, *args, **kwargs))  # type: ignore[arg-type]
+
+
+def _like(member: fx.Node, node: fx.Node) -> fx.Node:
     """A node that computes a member on a block, in the member's dtype: a scalar tensor promotes nothing, but has
     dimensions in a block."""
     wanted = member.meta["val"].dtype

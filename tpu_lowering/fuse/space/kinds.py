@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from tpu_lowering import compat
+from tpu_lowering import compat, errors
 from tpu_lowering.analyse.pointwise import ELEMENTWISE
 from tpu_lowering.codegen.source import IGNORED
 from tpu_lowering.ir import arguments, graphs
@@ -178,7 +178,8 @@ def _equations(target: Any, given: Mapping[str, Any], results: tuple[TensorType 
     """The JAX primitives of an operator's row in the lowering table, calls taken apart; None if it cannot be traced. A
     result that is None is one that nobody wants."""
     template, types = arguments.split(dict(given), lambda value: isinstance(value, TensorType))
-    out = results[0] if len(compat.schema(target).returns) == 1 else results
+    returns = compat.schema(target).returns
+    out = results[0] if len(returns) == 1 and not isinstance(returns[0].type, torch.ListType) else results
     schema = {argument.name: argument for argument in compat.schema(target).arguments}
 
     def run(*arrays: Any) -> Any:
@@ -189,7 +190,7 @@ def _equations(target: Any, given: Mapping[str, Any], results: tuple[TensorType 
 
     try:
         closed = jaxprs.trace(run, types, [result for result in results if result is not None])
-    except Exception:  # a rule that refuses these arguments belongs to no kernel
+    except (errors.TpuLoweringError, NotImplementedError):  # what a rule refuses belongs to no kernel
         return None
     return None if any(getattr(value, "ndim", 0) for value in closed.consts) else closed.jaxpr.eqns
 

@@ -82,6 +82,5 @@ def lower_for(program: Program, source: Source, chip: Chip) -> Captured:
         raise
     except Exception as error:
         raise refusals.from_message(str(error), type(error).__name__, source, chip) from error
-    mutated = tuple(program.inputs.index(p) for p in program.signature.mutated if p in program.inputs)
     text = str(exported.mlir_module()).replace(program.name, "program")
-    return Captured(program, source, bytes(exported.serialize()), text.encode(), mutated)
+    return Captured(program, source, bytes(exported.serialize()), text.encode(), program.donated_inputs())

@@ -211,7 +211,8 @@ def _split_parenthesis(text: str) -> tuple[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """HBM bytes of one operation by its buffers: operands in HBM read once, results in HBM written once."""
+    """HBM bytes of one operation: by its buffers, operands read once and results written once, or as its schedule
+    copies them."""
 
     read: int
     written: int

@@ -161,8 +161,8 @@ def _entry_operations(compiled: Compiled) -> tuple[EntryOperation, ...]:
         traffic, source = by_operands[operation.name], "operands"
         dma = compiled.schedule.dma.get(operation.name)
         # A schedule that copies less than the operands hold was not dumped whole.
-        if operation.is_kernel and dma is not None and dma.read + dma.written >= traffic.total:
-            traffic, source = hlo.Traffic(dma.read, dma.written), "dma schedule"
+        if operation.is_kernel and dma is not None and dma.total >= traffic.total:
+            traffic, source = dma, "dma schedule"
         cycles = compiled.schedule.cycles.get(operation.name, operation.estimated_cycles)
         moved = (traffic.read, traffic.written, source)
         found.append(

@@ -11,18 +11,12 @@ import dataclasses
 import pathlib
 import re
 
+from tpu_lowering.runtime.aot.hlo import Traffic
+
 GRANULE = 32  # bytes; ``size_in_granules`` of the dump counts these
 
 _CYCLES = re.compile(r"estimated_cycles: (\d+)")
 _DMA = re.compile(rb"dma\.(hbm_to_\w+|\w+_to_hbm)\b[^\n]*?/\*size_in_granules=\*/(\d+)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Dma:
-    """HBM bytes of one operation as its schedule copies them."""
-
-    read: int
-    written: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +29,7 @@ class ScheduleDump:
     """
 
     cycles: dict[str, int]
-    dma: dict[str, Dma]
+    dma: dict[str, Traffic]
 
 
 def read_schedule(folder: pathlib.Path, whole: bool = True) -> ScheduleDump:
@@ -58,7 +52,7 @@ def read_schedule(folder: pathlib.Path, whole: bool = True) -> ScheduleDump:
     return ScheduleDump(cycles, {name: found for name, found in dma.items() if found is not None})
 
 
-def dma_of(path: pathlib.Path) -> Dma | None:
+def dma_of(path: pathlib.Path) -> Traffic | None:
     """Sums the copies of one dump; None if it has a copy whose size is not a constant."""
     read = written = 0
     for line in path.open("rb"):
@@ -74,4 +68,4 @@ def dma_of(path: pathlib.Path) -> Dma | None:
             read += size
         else:
             written += size
-    return Dma(read, written)
+    return Traffic(read, written)
