@@ -26,8 +26,8 @@ from torch import fx
 
 from tpu_lowering.fuse.choose.choices import Chooser
 from tpu_lowering.fuse.replace_by_kernel import replace_by_kernel
-from tpu_lowering.fuse.rows.planning import RowPlan
 from tpu_lowering.fuse.rows.plans_of_graph import plans_of
+from tpu_lowering.fuse.space.row_plans import RowPlan
 from tpu_lowering.fuse.xla.kept_in_vmem import is_held
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action

@@ -15,12 +15,14 @@ from tpu_lowering.fuse.rows.block_graph import BlockGraph, held_as, summed_dims
 from tpu_lowering.fuse.rows.expand import ORIGIN
 from tpu_lowering.fuse.rows.kernel_axes import arranged, as_axes, copied_by_xla, restored
 from tpu_lowering.fuse.rows.kernel_source import KernelSource, plain_form, write
-from tpu_lowering.fuse.rows.planning import RowOperand, RowPlan, base_of, bytes_as_kernel, bytes_by_xla, ends_pass
+from tpu_lowering.fuse.rows.planning import base_of, bytes_as_kernel
 from tpu_lowering.fuse.rows.products import bytes_apart
 from tpu_lowering.fuse.rows.row_kernel import RowKernel, row_kernel
 from tpu_lowering.fuse.rows.tiles import STEP_BYTES, BlockValue, TiledSpace, Tiling, tile, tile_products
+from tpu_lowering.fuse.space.row_plans import RowOperand, RowPlan
 from tpu_lowering.fuse.space.row_regions import shape_of
 from tpu_lowering.fuse.space.spaces import dims_of
+from tpu_lowering.fuse.xla.bytes import bytes_by_xla, ends_pass
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
 from tpu_lowering.fuse.xla.kept_in_vmem import is_held
 from tpu_lowering.ir import graphs

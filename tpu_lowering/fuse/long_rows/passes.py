@@ -22,10 +22,12 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.rows.planning import RowOperand, RowPlan, bound_operand, bytes_by_xla, least_bytes
+from tpu_lowering.fuse.rows.planning import bound_operand, least_bytes
 from tpu_lowering.fuse.space.kinds import is_constant, kind_of
+from tpu_lowering.fuse.space.row_plans import RowOperand, RowPlan
 from tpu_lowering.fuse.space.row_regions import RowRegion, tensor_operands
 from tpu_lowering.fuse.space.spaces import Dim, dims_of
+from tpu_lowering.fuse.xla.bytes import bytes_by_xla
 from tpu_lowering.ir import graphs
 
 aten = compat.aten

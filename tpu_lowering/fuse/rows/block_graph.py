@@ -11,9 +11,9 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.codegen import source
-from tpu_lowering.fuse.rows.planning import Product, RowOperand, RowPlan
 from tpu_lowering.fuse.rows.tiles import Tiling
 from tpu_lowering.fuse.space.kinds import kind_of
+from tpu_lowering.fuse.space.row_plans import Product, RowOperand, RowPlan
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
 from tpu_lowering.fuse.space.spaces import AccessMap, Dim, aligned, dims_of
 from tpu_lowering.ir import graphs

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.rows.planning import Lying, RowPlan, nbytes
 from tpu_lowering.fuse.space.kinds import kind_of
+from tpu_lowering.fuse.space.row_plans import Lying, RowPlan
 from tpu_lowering.fuse.space.row_regions import shape_of
 from tpu_lowering.fuse.space.spaces import AccessMap, Dim, Run, Space, dims_of
-from tpu_lowering.fuse.xla.layouts import Order, order_of, order_wanted
+from tpu_lowering.fuse.xla.layouts import Order, bytes_of, order_of, order_wanted
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, read_box
 from tpu_lowering.ir.chips import LANES, SUBLANES
@@ -71,7 +71,7 @@ def _lying(plan: RowPlan) -> list[tuple[AxisRuns, int]]:
     given = [(node, plan.region.accesses[node], order_wanted(node)) for node in plan.outputs]
     whole = frozenset(plan.region.space.sizes)
     return [
-        (_runs(access, order), nbytes(node))
+        (_runs(access, order), bytes_of(node))
         for node, access, order in taken + given
         if order is not None and dims_of(access) == whole
     ]

@@ -33,8 +33,8 @@ from torch import fx
 from tpu_lowering import compat
 from tpu_lowering.codegen import source
 from tpu_lowering.fuse.rows.block_graph import BlockGraph, distinct, held_as, run_along
-from tpu_lowering.fuse.rows.planning import MemoryAxes, RowOperand, RowPlan
 from tpu_lowering.fuse.rows.tiles import Tiling
+from tpu_lowering.fuse.space.row_plans import MemoryAxes, RowOperand, RowPlan
 from tpu_lowering.fuse.space.spaces import Dim, dims_of
 from tpu_lowering.ir.programs import Output, Program, Signature
 from tpu_lowering.ir.types import TensorType, element_type

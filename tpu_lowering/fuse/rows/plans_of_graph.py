@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from tpu_lowering.fuse.rows.planning import RowPlan, plan
+from tpu_lowering.fuse.rows.planning import plan
 from tpu_lowering.fuse.rows.products import plan_with_products
+from tpu_lowering.fuse.space.row_plans import RowPlan
 from tpu_lowering.fuse.space.row_regions import find_regions
 
 

@@ -19,20 +19,13 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.rows.planning import (
-    Product,
-    RowOperand,
-    RowPlan,
-    bytes_by_xla,
-    computed,
-    ends_pass,
-    least_bytes,
-    nbytes,
-    plan_of,
-)
+from tpu_lowering.fuse.rows.planning import computed, least_bytes, plan_of
 from tpu_lowering.fuse.space.kinds import kind_of
+from tpu_lowering.fuse.space.row_plans import Product, RowOperand, RowPlan
 from tpu_lowering.fuse.space.row_regions import RowRegion, matrix_product, shape_of
 from tpu_lowering.fuse.space.spaces import dims_of
+from tpu_lowering.fuse.xla.bytes import bytes_by_xla, ends_pass
+from tpu_lowering.fuse.xla.layouts import bytes_of
 from tpu_lowering.ir import graphs
 
 aten = compat.aten
@@ -73,10 +66,10 @@ def bytes_apart(plan: RowPlan) -> int:
     whole = plan_of(plan.region, rest)
     assert whole is not None
     factors = {operand for product in plan.products.values() for operand in product.operands()}
-    written = sum(map(nbytes, plan.products)) + sum(nbytes(operand.node) for operand in factors)
+    written = sum(map(bytes_of, plan.products)) + sum(bytes_of(operand.node) for operand in factors)
     if any(ends_pass(plan.region, member) for member in rest):
         return written + min(bytes_by_xla(whole), least_bytes(whole))
-    return written + least_bytes(whole) - 2 * max(map(nbytes, plan.products))
+    return written + least_bytes(whole) - 2 * max(map(bytes_of, plan.products))
 
 
 def _operand(plan: RowPlan, used: fx.Node) -> RowOperand:

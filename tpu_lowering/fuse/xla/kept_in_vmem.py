@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from tpu_lowering.fuse.rows.planning import RowPlan, nbytes
 from tpu_lowering.fuse.space.kinds import kind_of
+from tpu_lowering.fuse.space.row_plans import RowPlan
 from tpu_lowering.fuse.space.row_regions import PRODUCTS, shape_of, tensor_operands
 from tpu_lowering.fuse.space.spaces import dims_of
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
-from tpu_lowering.fuse.xla.layouts import is_view, source_of
+from tpu_lowering.fuse.xla.layouts import bytes_of, is_view, source_of
 from tpu_lowering.ir.chips import Chip
 
 
@@ -30,7 +30,7 @@ def is_held(found: RowPlan, chip: Chip) -> bool:
         share = HEURISTICS.kept_products
     else:
         values, share = _whole_inside(found), HEURISTICS.kept_rows
-    return bool(values) and max(map(nbytes, values)) <= share * chip.vmem_bytes
+    return bool(values) and max(map(bytes_of, values)) <= share * chip.vmem_bytes
 
 
 def _whole_from_products(plan: RowPlan) -> list[fx.Node]:
