@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 
@@ -25,6 +27,7 @@ ORDER = (
     "report",
 )
 FILES = sorted(ROOT.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text()) for path in FILES}
 # `lower` takes the refusal of an operator without implementation from `normalise`; `codegen` and `report` are told
 # of by `pipeline`, which belongs to no folder.
 FREE = {"errors", "compat", "options"}
@@ -65,10 +68,83 @@ def test_private_modules_are_imported_in_compat_alone(path: pathlib.Path) -> Non
         assert allowed or not private, f"{path.name} imports {name}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_files_stay_short(path: pathlib.Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
-    assert path.name != "utils.py"
+ROOMS_OF_FUSE = (
+    "space",
+    "xla",
+    "rows",
+    "long_rows",
+    "around_kernels",
+    "choose",
+    "attention",
+    "attention.training",
+    "attention.paged",
+    "",  # the passes
+)
+
+
+def room_of(module: str) -> str:
+    """The room of a module of ``fuse``, by its full name; "" for the passes."""
+    return module.removeprefix("tpu_lowering.fuse").rpartition(".")[0].removeprefix(".")
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "fuse" in p.parts], ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_of_fuse_import_those_before_them(path: pathlib.Path) -> None:
+    own = ROOMS_OF_FUSE.index(room_of(module_of(path)))
+    for name in MODULES & set(imports(path)):
+        if name.startswith("tpu_lowering.fuse.") and not (ROOT.parent / name.replace(".", "/")).is_dir():
+            assert ROOMS_OF_FUSE.index(room_of(name)) <= own, f"{module_of(path)} imports {name}"
+
+
+def module_of(path: pathlib.Path) -> str:
+    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = set(map(module_of, FILES))
+
+
+def test_no_module_needs_itself() -> None:
+    """Imports of whole modules, at any place in them, run in no circle."""
+    needs = {module_of(path): MODULES & set(imports(path)) - {module_of(path)} for path in FILES}
+    circles = {name: wanted for name, wanted in needs.items() if name not in LATE}
+    assert list(graphlib.TopologicalSorter(circles).static_order())
+
+
+LATE = {
+    "tpu_lowering": "public names are imported at their first use",
+    "tpu_lowering.passes": "`passes.apply` is imported at its first use",
+}
+"""Modules whose imports are made later than their own, each with why."""
+
+SIZES = {"file": 400, "function": 60, "folder": 20}
+LARGE = {
+    "ir": "the vocabulary: one concept a file",
+    "kernels": "one adapter, or one fact of a kernel, a file",
+    "normalise": "one form that AOTAutograd writes a file",
+    "lower/aten": "one family of operators a file",
+}
+"""What is larger than ``SIZES``, each with why."""
+
+
+def sizes() -> Iterator[tuple[str, str, int]]:
+    """Kind, name and size of every file, function and folder."""
+    for path, tree in TREES.items():
+        name = str(path.relative_to(ROOT))
+        yield "file", name, len(path.read_text().splitlines())
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield "function", f"{name}:{node.name}", (node.end_lineno or 0) - node.lineno + 1
+    for folder in {path.parent for path in FILES}:
+        yield "folder", str(folder.relative_to(ROOT)), len(list(folder.glob("*.py")))
+
+
+def test_what_is_large_has_a_reason() -> None:
+    large = {name for kind, name, size in sizes() if size > SIZES[kind]}
+    assert large - LARGE.keys() == set()
+    assert LARGE.keys() - large == set(), "is in the table and no longer large"
+
+
+def test_no_file_is_called_utils() -> None:
+    assert not [path for path in FILES if path.stem in ("utils", "helpers", "misc", "common")]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -100,7 +176,6 @@ GROWING = {
 """Names that hold more after a compilation than before it, other than a ``session.Cache``, each with why."""
 
 OF_PYTHON = {"_fields"}  # of named tuples: documented, in spite of its name
-TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
 
 def test_what_grows_after_import_is_in_the_session() -> None:

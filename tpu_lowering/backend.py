@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import fx
@@ -73,51 +75,80 @@ def helion_tpu(
     number = next(_numbers)
     if again := recompiles.failed_guard():
         observer.acted(f"graph_{number}", "capture", again)
-
     # What comes out of AOTAutograd's cache has no stages to observe.
-    may_keep = bool(chosen.cache) and not (observers or chosen.dump)
-    # Imported where it is needed: it is a subclass of what AOTAutograd's cache takes, a private class.
-    restorable: Any = importlib.import_module("tpu_lowering.capture.restorable") if may_keep else None
+    compilation = _Compilation(number, chosen, observer, runtime, bool(chosen.cache) and not (observers or chosen.dump))
+    if chosen.fallback == "eager":
+        return fallback.compile_around(module, examples, compilation.compile_or_refuse)
+    return compilation.compile_or_refuse(module, examples)
 
-    def compiler(kind: str, kernels: Sequence[KnownKernel] | None) -> Callable[..., Any]:
-        def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
-            if kind == "backward":
-                compat.keep_saved_tensors()
-            where = runtime or runtime_for(graph.graph, kind, arguments, chosen)
-            captured = CapturedGraph(kind, number, graph, arguments, chosen, observer, where)
-            return captured if kernels is None else restorable.of(captured, where, chosen.cache, kernels)
 
-        return compile_graph if kernels is None else compat.serializable_compiler(restorable.Restorable, compile_graph)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Compilation:
+    """How the graphs of one call of the backend are compiled.
 
-    def chip_of(joint: fx.GraphModule, arguments: Any) -> Chip | None:
-        if chosen.fuse == "never" and not isinstance(chosen.passes, str):
-            return None
-        where = runtime or runtime_for(joint.graph, "forward", compat.tree_leaves(arguments), chosen)
-        return where.chip if pipeline.fuses(chosen, where.chip) else None
+    Attributes:
+        number: of the call; part of the programs' names.
+        options: what the user chose.
+        observer: told of every stage.
+        runtime: where programs run; None for where their tensors are.
+        may_keep: whether AOTAutograd's cache may keep them.
+    """
 
-    def compile_whole(part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
-        kernels = known_kernels(part) if may_keep else None
-        with (
-            contextlib.nullcontext() if kernels is None else restorable.autograd_cache(chosen, kernels),
-            effects.coded_refusals(),
-        ):
+    number: int
+    options: Options
+    observer: Observer
+    runtime: Runtime | None
+    may_keep: bool
+
+    def compile_or_refuse(self, part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
+        """A graph compiled; where eager refuses it, what raises eager's exception."""
+        try:
+            mistakes.check_early(part.graph)
+            return self._compile(part, arguments)
+        except mistakes.RefusedByEager as refused:
+            return refused.raise_again
+
+    def _compile(self, part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
+        kernels = known_kernels(part) if self.may_keep else None
+        with self._autograd_cache(kernels), effects.coded_refusals():
             compiled = compat.aot_autograd(
-                fw_compiler=compiler("forward", kernels),
-                bw_compiler=compiler("backward", kernels),
-                inference_compiler=compiler("inference", kernels),
-                partition_fn=partition.partitioner(chip_of),
+                fw_compiler=self._compiler("forward", kernels),
+                bw_compiler=self._compiler("backward", kernels),
+                inference_compiler=self._compiler("inference", kernels),
+                partition_fn=partition.partitioner(self._fusing_chip),
                 decompositions=mistakes.refusing(with_eagers_layouts(decompositions())),
                 keep_inference_input_mutations=True,
             )(part, arguments)
         return gradients.refuse_second_gradients(compiled)
 
-    def compile_or_refuse(part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
-        try:
-            mistakes.check_early(part.graph)
-            return compile_whole(part, arguments)
-        except mistakes.RefusedByEager as refused:
-            return refused.raise_again
+    def _autograd_cache(self, kernels: Sequence[KnownKernel] | None) -> AbstractContextManager[Any]:
+        return contextlib.nullcontext() if kernels is None else _restorable().autograd_cache(self.options, kernels)
 
-    if chosen.fallback == "eager":
-        return fallback.compile_around(module, examples, compile_or_refuse)
-    return compile_or_refuse(module, examples)
+    def _compiler(self, kind: str, kernels: Sequence[KnownKernel] | None) -> Callable[..., Any]:
+        """What AOTAutograd calls with a graph of a kind. ``kernels`` are those that its cache knows it by."""
+
+        def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
+            if kind == "backward":
+                compat.keep_saved_tensors()
+            where = self._runtime(graph, kind, arguments)
+            captured = CapturedGraph(kind, self.number, graph, arguments, self.options, self.observer, where)
+            return captured if kernels is None else _restorable().of(captured, where, self.options.cache, kernels)
+
+        if kernels is None:
+            return compile_graph
+        return compat.serializable_compiler(_restorable().Restorable, compile_graph)
+
+    def _runtime(self, graph: fx.GraphModule, kind: str, arguments: Sequence[Any]) -> Runtime:
+        return self.runtime or runtime_for(graph.graph, kind, arguments, self.options)
+
+    def _fusing_chip(self, joint: fx.GraphModule, arguments: Any) -> Chip | None:
+        """The chip that attention of a joint graph becomes kernels for; None if it stays."""
+        if self.options.fuse == "never" and not isinstance(self.options.passes, str):
+            return None
+        chip = self._runtime(joint, "forward", compat.tree_leaves(arguments)).chip
+        return chip if pipeline.fuses(self.options, chip) else None
+
+
+def _restorable() -> Any:
+    """Imported where it is needed: it has a subclass of what AOTAutograd's cache takes, a private class."""
+    return importlib.import_module("tpu_lowering.capture.restorable")
