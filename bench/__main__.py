@@ -1,5 +1,5 @@
 """``python -m bench``: all benchmarks; ``compare A.json B.json``; ``compile_time``; ``model_compile_time``;
-``helion_examples``; ``generated``; ``cpu``."""
+``long_graphs``; ``helion_examples``; ``generated``; ``cpu``."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench import model_compile_time
 
         return model_compile_time.main(given.rounds, given.models, given.folder or model_compile_time.RESULTS)
+    if given.command == "long_graphs":
+        from bench import long_graphs
+
+        return long_graphs.main(given.out, given.cases, given.largest, given.xla, given.rounds)
     if given.command == "compare":
         from bench import compare
 
@@ -71,6 +75,12 @@ def parser() -> argparse.ArgumentParser:
     models = commands.add_parser("model_compile_time", help="seconds to compile each model, and Inductor's")
     models.add_argument("--rounds", type=int, default=3, help="measurements a side; the median counts (default 3)")
     models.add_argument("--models", nargs="*", default=(), help="names of models (default: all)")
+    long_graphs = commands.add_parser("long_graphs", help="how compile time for a TPU grows with a graph's length")
+    long_graphs.add_argument("--out", type=pathlib.Path, help="a file of JSON to write")
+    long_graphs.add_argument("--cases", nargs="*", default=(), help="parts of names of cases (default: all)")
+    long_graphs.add_argument("--largest", type=int, default=0, help="the longest graph (default: all lengths)")
+    long_graphs.add_argument("--xla", type=int, nargs="*", default=(), help="layers whose decoder libtpu compiles too")
+    long_graphs.add_argument("--rounds", type=int, default=1, help="measurements; the median counts (default 1)")
     examples = commands.add_parser("helion_examples", help="Helion's own examples, ours and Helion's export")
     examples.add_argument("--examples", type=pathlib.Path, required=True, help="a checkout's examples folder")
     examples.add_argument("--target", default="tpu7x", help="the chip to compile for (default tpu7x)")

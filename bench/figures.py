@@ -92,16 +92,14 @@ def total(parts: Sequence[int | None]) -> int | None:
 
 def operand_bytes(program: TpuProgram) -> int:
     """HBM bytes of a program by operands and results, each once."""
-    return sum(
-        traffic.total for traffic in hlo.traffic_by_operands(hlo.entry_operations(program.hlo), program.hlo).values()
-    )
+    return sum(traffic.total for traffic in hlo.traffic_by_operands(hlo.Module.of(program.hlo)).values())
 
 
 def copies_of(program: TpuProgram, shape: Sequence[int]) -> int:
     """How many entry operations of a program copy an array of a shape within HBM."""
     copied = (
         operation
-        for operation in hlo.entry_operations(program.hlo)
+        for operation in hlo.Module.of(program.hlo).entry
         if operation.opcode in ("copy", "copy-start")
         and operation.results
         and operation.results[0].shape == tuple(shape)

@@ -16,7 +16,7 @@ from tpu_lowering.report import chip
 from tpu_lowering.runtime.aot import compiler, refusals
 from tpu_lowering.runtime.aot.program import TpuProgram
 
-NO_SOURCE = Source(text="", kernels={})
+NO_SOURCE = Source("", "", {})
 """The source of a program that was not generated."""
 
 RESERVED_VMEM = 64 << 10  # bytes of VMEM that Helion's launches leave to the compiler; the direct ones do too

@@ -70,12 +70,7 @@ def save(folder: pathlib.Path, program: Program, source: Source) -> pathlib.Path
         The path of the Python file; running it calls the program on ones and prints the result types.
     """
     path = folder / f"{program.name}.py"
-    head, _, rest = source.text.partition("\nfrom tpu_lowering.codegen.names")
-    types_line = "\nfrom tpu_lowering.codegen.names" + rest
-    first, newline, body = types_line.partition("\nfrom tpu_lowering.ir.types import ")
-    line, _, body = body.partition("\n")
-    text = head + first + newline + line + "\n" + LOADER + body + RUNNER.format(name=program.name)
-    path.write_text(text)
+    path.write_text(source.imports + LOADER + source.definitions + RUNNER.format(name=program.name))
     with compat.enable_x64(True):
         for name, kernel in source.kernels.items():
             (folder / f"{program.name}.{name}.jax_export").write_bytes(_export(kernel))

@@ -147,7 +147,7 @@ def _live(found: RowPlan, graph: fx.Graph) -> int:
         if node.op != "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):
             alive |= {node} if tuple(node.meta["val"].shape) == tuple(sizes.values()) else set()
         most = max(most, len(alive))
-        alive -= {used for used in alive if last.get(used) is node}
+        alive -= {used for used in node.all_input_nodes if last[used] is node}
     return most
 
 
@@ -167,11 +167,10 @@ def _replace(graph: fx.Graph, found: RowPlan, kernel: RowKernel, form: Form) -> 
     Returns:
         What took the place of each output.
     """
-    position = {node: at for at, node in enumerate(graph.nodes)}
     members = set(found.members) if form.whole_rows else set()
     new: dict[fx.Node, fx.Node] = {}
     users = [user for node in found.outputs for user in node.users if user not in members]
-    with graphs.inserting_for(found.members[0]), graph.inserting_before(min(users, key=position.__getitem__)):
+    with graphs.inserting_for(found.members[0], before=min(users)):
         given = [
             _given(graph, found, operand, slot.type)
             for operand, slot in zip(found.operands(), kernel.operands, strict=True)

@@ -67,17 +67,36 @@ def type_of(node: fx.Node) -> TensorType:
 
 
 @contextlib.contextmanager
-def inserting_for(node: fx.Node, after: bool = False) -> Generator[fx.Graph]:
-    """Inserts before (or after) a node; new nodes carry its source line."""
-    graph = node.graph
+def inserting_for(node: fx.Node, after: bool = False, before: fx.Node | None = None) -> Generator[fx.Graph]:
+    """Inserts before (or after) a node, or before another one; new nodes carry its source line."""
+    graph, at = node.graph, before or node
     shared = {key: node.meta[key] for key in SHARED_META if key in node.meta}
-    before = set(graph.nodes)
-    with graph.inserting_after(node) if after else graph.inserting_before(node):
+    with recorded(graph) as new, graph.inserting_after(at) if after else graph.inserting_before(at):
         yield graph
-    for new in graph.nodes:
-        if new not in before:
-            for key, value in shared.items():
-                new.meta.setdefault(key, value)
+    for inserted in new:
+        for key, value in shared.items():
+            inserted.meta.setdefault(key, value)
+
+
+@contextlib.contextmanager
+def recorded(graph: fx.Graph) -> Generator[list[fx.Node]]:
+    """The nodes that are made in a scope, in order; to look for them in a long graph takes as long as the graph is."""
+    new: list[fx.Node] = []
+    outer: Callable[..., fx.Node] = graph.create_node
+
+    def create(*args: Any, **kwargs: Any) -> fx.Node:
+        new.append(outer(*args, **kwargs))
+        return new[-1]
+
+    is_nested = "create_node" in vars(graph)
+    graph.create_node = create
+    try:
+        yield new
+    finally:
+        if is_nested:
+            graph.create_node = outer
+        else:
+            del graph.create_node
 
 
 def call(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:

@@ -33,7 +33,7 @@ def test_arguments_are_placed_as_the_compiler_places_them() -> None:
     target = chips.find("tpu7x")
     one = captured(lambda *xs: sum(x.sum() for x in xs), *SHAPES)  # type: ignore[arg-type, return-value]
     compiled = compiler.compile_artifact(one.artifact, target, (), one.source, False)
-    operations = hlo.entry_operations(compiled.hlo)
+    operations = hlo.Module.of(compiled.hlo).entry
     placed = {o.results[0].shape: o.results[0].hbm_bytes for o in operations if o.opcode == "parameter"}
     assert placed == {shape: compact_bytes(shape, 4) for shape in SHAPES}
     assert [shape for shape in SHAPES if order_in_memory(shape) != tuple(range(len(shape)))] == [

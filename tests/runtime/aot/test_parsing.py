@@ -38,7 +38,7 @@ WHOLE, ROW = 64 * 128 * 4, 128 * 4
 
 
 def test_entry_operations_in_schedule_order() -> None:
-    operations = hlo.entry_operations(HLO)
+    operations = hlo.Module.of(HLO).entry
     assert [o.opcode for o in operations if o.moves_bytes] == ["copy", "custom-call:tpu_custom_call", "fusion"]
     (kernel,) = (o for o in operations if o.is_kernel)
     assert (kernel.vmem_bytes, kernel.estimated_cycles, kernel.aliased) == (4096, 77, (1,))
@@ -46,14 +46,14 @@ def test_entry_operations_in_schedule_order() -> None:
 
 
 def test_traffic_counts_what_lives_in_hbm_and_aliases_once() -> None:
-    traffic = hlo.traffic_by_operands(hlo.entry_operations(HLO), HLO)
+    traffic = hlo.traffic_by_operands(hlo.Module.of(HLO))
     assert traffic["x.vmem"] == hlo.Traffic(WHOLE, 0)  # into VMEM
     assert traffic["exp_into.1"] == hlo.Traffic(0, WHOLE)  # reads VMEM, writes the aliased buffer
     assert "empty.1" not in traffic
 
 
 def test_an_update_in_place_counts_its_slice() -> None:
-    traffic = hlo.traffic_by_operands(hlo.entry_operations(HLO), HLO)
+    traffic = hlo.traffic_by_operands(hlo.Module.of(HLO))
     assert traffic["updated"] == hlo.Traffic(ROW + 4, ROW)  # the row, and the index
 
 
@@ -83,15 +83,15 @@ ENTRY %main (x: f32[64,128]) -> f32[64,128] {
 
 
 def test_an_operation_goes_on_over_line_breaks() -> None:
-    operations = hlo.entry_operations(BROKEN)
+    operations = hlo.Module.of(BROKEN).entry
     assert [operation.name for operation in operations] == ["x", "first", "second", "third"]
     assert operations[1].vmem_bytes == 4096
 
 
 def test_a_kernel_that_is_fused_with_its_producer_is_a_kernel() -> None:
-    operations = hlo.entry_operations(BROKEN)
+    operations = hlo.Module.of(BROKEN).entry
     assert [operation.is_kernel for operation in operations] == [False, True, True, False]
-    traffic = hlo.traffic_by_operands(operations, BROKEN)
+    traffic = hlo.traffic_by_operands(hlo.Module.of(BROKEN))
     assert traffic["second"] == hlo.Traffic(WHOLE, WHOLE)
 
 
@@ -122,13 +122,13 @@ async-update(%start, %t, %r)
 
 
 def test_a_gather_on_the_sparse_core_counts_the_rows_it_takes() -> None:
-    traffic = hlo.traffic_by_operands(hlo.entry_operations(OFFLOADED), OFFLOADED)
+    traffic = hlo.traffic_by_operands(hlo.Module.of(OFFLOADED))
     assert traffic == {"update": hlo.Traffic(16 * ROW + 16 * 4, 16 * ROW)}
 
 
 def test_a_text_without_entry_is_refused() -> None:
     with pytest.raises(ValueError, match="expected an HLO module with an ENTRY computation, got none"):
-        hlo.entry_operations("HloModule empty\n")
+        hlo.Module.of("HloModule empty\n")
 
 
 DUMP = """\

@@ -30,7 +30,7 @@ def on_the_chip(program):
     exported, target = program.registered.exported, chips.find("tpu7x")
     assert registered[-1][2] == exported.mlir_module_serialized
     artifact = bytes(exported.serialize())
-    made = compiler.compile_artifact(artifact, target, program.registered.donated, Source("", {}))
+    made = compiler.compile_artifact(artifact, target, program.registered.donated, Source("", "", {}))
     chip = TpuProgram.of("p", target, made, artifact)
     return {
         "operations": [operation.opcode for operation in chip.entry_operations],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -122,7 +123,7 @@ def write(chain: Chain, block: Shape, name: str) -> str:
         return values[used]
 
     for member in chain.members:
-        values[member] = on_block(graph, member, value)
+        values[member] = on_block(functools.partial(graphs.call, graph), member, value)
     graph.output((values[chain.result],))
     module = fx.GraphModule({}, graph)
     program = Program(tuple(range(len(chain.inputs))), Signature((), 0, ()), name=name, module=module)

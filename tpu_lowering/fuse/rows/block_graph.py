@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_plans import Product, RowOperand, RowPlan
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
 from tpu_lowering.fuse.space.spaces import AccessMap, Dim, aligned, dims_of
-from tpu_lowering.ir import graphs
+from tpu_lowering.ir import arguments, graphs
 from tpu_lowering.ir.rows import group_sums, row_product, running_sum
+from tpu_lowering.ir.types import TensorType
 
 aten = compat.aten
 
@@ -49,7 +51,8 @@ class BlockGraph:
     """The graph of a plan's members over one block.
 
     Attributes:
-        module: the graph; its inputs are the operands' blocks, then a mask for each ragged summed dimension.
+        graph: its inputs are the operands' blocks, then a mask for each ragged summed dimension.
+        module: with the graph, for whoever generates code of it.
         masks: those dimensions.
     """
 
@@ -60,6 +63,7 @@ class BlockGraph:
         self.values: dict[Any, fx.Node] = {}
         self.results: dict[Any, list[fx.Node]] = {}
         self.masks: list[Dim] = []
+        self.inferred: dict[Hashable, Any] = {}
         mode = compat.FakeTensorMode()
         names = distinct([operand.node.name for operand in plan.operands()])
         for operand, name in zip(plan.operands(), names, strict=True):
@@ -78,7 +82,10 @@ class BlockGraph:
             self._compute(member)
         self.graph.output(tuple(self._stored(member) for member in plan.outputs))
         graphs.eliminate_dead_code(self.graph)
-        self.module = fx.GraphModule({}, self.graph)
+
+    @functools.cached_property
+    def module(self) -> fx.GraphModule:
+        return fx.GraphModule({}, self.graph)
 
     def _masked_dims(self) -> frozenset[Dim]:
         """The dimensions along which what lies outside of the array must not count."""
@@ -105,16 +112,16 @@ class BlockGraph:
         node = self.values[operand]
         if operand.node.meta["val"].dtype != torch.bool:
             return node
-        wide = graphs.call(self.graph, aten._to_copy.default, node, dtype=torch.int32)
-        return graphs.call(self.graph, aten.ne.Scalar, wide, 0)
+        wide = self._add(aten._to_copy.default, node, dtype=torch.int32)
+        return self._add(aten.ne.Scalar, wide, 0)
 
     def _stored(self, member: fx.Node) -> fx.Node:
         node = self.values[member]
         wanted = self.shape(self.plan.region.accesses[member])
         if shape_of(node) != wanted:
-            node = graphs.call(self.graph, aten.expand.default, node, list(wanted))
+            node = self._add(aten.expand.default, node, list(wanted))
         if node.meta["val"].dtype == torch.bool:
-            node = graphs.call(self.graph, aten._to_copy.default, node, dtype=torch.int8)
+            node = self._add(aten._to_copy.default, node, dtype=torch.int8)
         return node
 
     def _value(self, member: fx.Node, used: fx.Node) -> fx.Node:
@@ -132,8 +139,20 @@ class BlockGraph:
         element = constant_element(node)
         return self._call(node, aten.full.default, [1] * len(self.order), element, dtype=value.dtype)
 
+    def _add(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """A call whose value is inferred once for operands of equal types: all targets are pure."""
+        given = compat.map_arg((args, kwargs), lambda used: _type(used.meta["val"]))
+        key = arguments.key((target, *given))
+        if key not in self.inferred:
+            node = graphs.call(self.graph, target, *args, **kwargs)
+            self.inferred[key] = node.meta["val"]
+            return node
+        node = self.graph.call_function(target, args, kwargs)
+        node.meta["val"] = self.inferred[key]
+        return node
+
     def _call(self, like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        node = graphs.call(self.graph, target, *args, **kwargs)
+        node = self._add(target, *args, **kwargs)
         node.meta |= {key: like.meta[key] for key in graphs.SHARED_META if key in like.meta}
         return node
 
@@ -166,7 +185,7 @@ class BlockGraph:
 
     def _pointwise(self, member: fx.Node, value: Callable[[fx.Node], fx.Node]) -> fx.Node:
         """A member's operator, with what stands for each of its operands."""
-        return on_block(self.graph, member, value)
+        return on_block(self._add, member, value)
 
     def _whole(self, member: fx.Node, access: AccessMap) -> fx.Node:
         """The first operand of a member, in full along the dimensions of an access."""
@@ -285,6 +304,11 @@ class BlockGraph:
         return dims_of(self.plan.region.accesses[used]) if used in self.plan.region.accesses else frozenset()
 
 
+def _type(value: Any) -> Any:
+    """The type of a value, or of each of several."""
+    return tuple(map(TensorType.of, value)) if isinstance(value, (tuple, list)) else TensorType.of(value)
+
+
 def summed_dims(plan: RowPlan) -> frozenset[Dim]:
     """The dimensions that sums over the grid run over."""
     return frozenset(dim for node in plan.members if plan.region.is_sum(node) for dim in plan.region.reductions[node])
@@ -318,10 +342,16 @@ def split_arguments(node: fx.Node, given: Mapping[str, Any]) -> tuple[list[Any],
     return [value for name, value in given.items() if name not in named], keywords
 
 
-def on_block(graph: fx.Graph, member: fx.Node, value: Callable[[fx.Node], fx.Node]) -> fx.Node:
-    """A pointwise member on a block, in a graph of its own, with what stands for each of its operands there."""
+def on_block(call: Callable[..., fx.Node], member: fx.Node, value: Callable[[fx.Node], fx.Node]) -> fx.Node:
+    """A pointwise member on a block, in a graph of its own, with what stands for each of its operands there.
+
+    Args:
+        call: adds a call of a target, with arguments, to that graph.
+        member: what is computed.
+        value: what stands for an operand.
+    """
     args, kwargs = split_arguments(member, compat.map_arg(dict(graphs.bound(member)), value))
-    return _like(member, graphs.call(graph, member.target, *args, **kwargs))  # type: ignore[arg-type]
+    return _like(member, call(member.target, *args, **kwargs))
 
 
 def _like(member: fx.Node, node: fx.Node) -> fx.Node:

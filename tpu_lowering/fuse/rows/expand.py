@@ -7,7 +7,7 @@ of rows are taken apart as ``expand_concatenated`` says.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -56,12 +56,26 @@ def decomposition_of(target: Any) -> Callable[..., Any] | None:
 
 
 def expand(graph: fx.Graph, nodes: Iterable[fx.Node]) -> None:
-    """Takes nodes apart, in place."""
+    """Takes nodes apart, in place. Equal calls on equal types are traced once."""
+    traces: dict[Hashable, fx.Graph] = {}
     for node in nodes:
         parts = parts_of(node)
         assert parts is not None
-        inline(graph, node, *parts)
+        key = _described(node)
+        known = traces.get(key)
+        if known is None:
+            known = traced(graph, *parts)
+            traces |= {key: known} if holds_rows(node) else {}
+        _inline(graph, node, parts[0], known)
     graphs.eliminate_dead_code(graph)
+
+
+def _described(node: fx.Node) -> Hashable:
+    """What tells a call from others, on the types of its operands in place of themselves."""
+    tensors = node.all_input_nodes
+    types = [(used.meta["val"].dtype, used.meta["val"].shape, used.meta["val"].stride()) for used in tensors]
+    places = compat.map_arg((node.args, dict(node.kwargs)), lambda used: arguments.Slot(tensors.index(used)))
+    return arguments.key((node.target, places, types))
 
 
 def merge_equal(graph: fx.Graph) -> None:
@@ -82,11 +96,20 @@ def inline(graph: fx.Graph, node: fx.Node, tensors: list[fx.Node], run: Callable
     Returns:
         The new nodes, which belong to the operator that the node belonged to, if it was a part of one.
     """
-    mode = graphs.fake_mode(graph)
-    with mode, torch.no_grad():
-        traced = make_fx(run)(*(used.meta["val"] for used in tensors))
-    normalise_views(traced.graph)
-    _drop_whole_boxes(traced.graph)
+    return _inline(graph, node, tensors, traced(graph, tensors, run))
+
+
+def traced(graph: fx.Graph, tensors: Sequence[fx.Node], run: Callable[..., Any]) -> fx.Graph:
+    """The graph of a function of some nodes, whose views are boxes and reshapes."""
+    with graphs.fake_mode(graph), torch.no_grad():
+        # Nodes may share a recorded value, which ``make_fx`` would take for one argument.
+        found = make_fx(run)(*(used.meta["val"].detach() for used in tensors)).graph
+    normalise_views(found)
+    _drop_whole_boxes(found)
+    return found
+
+
+def _inline(graph: fx.Graph, node: fx.Node, tensors: Sequence[fx.Node], parts: fx.Graph) -> list[fx.Node]:
     values: dict[Any, fx.Node] = {}
     given = iter(tensors)
     origin = (
@@ -94,14 +117,14 @@ def inline(graph: fx.Graph, node: fx.Node, tensors: list[fx.Node], run: Callable
     )
     origin = node.meta.get(ORIGIN, "pieces" if origin == "cat" else origin)
     with graphs.inserting_for(node):
-        for part in traced.graph.nodes:
+        for part in parts.nodes:
             if part.op == "placeholder":
                 values[part] = next(given)
             elif part.op != "output":
                 values[part] = graph.node_copy(part, values.__getitem__)
                 values[part].meta = {"val": part.meta["val"], ORIGIN: origin, PART_OF: node.name}
-    _replace(graph, node, compat.map_arg(traced.graph.output_node().args[0], values.__getitem__))
-    return [values[part] for part in traced.graph.nodes if part.op == "call_function"]
+    _replace(graph, node, compat.map_arg(parts.output_node().args[0], values.__getitem__))
+    return [values[part] for part in parts.nodes if part.op == "call_function"]
 
 
 def _drop_whole_boxes(graph: fx.Graph) -> None:

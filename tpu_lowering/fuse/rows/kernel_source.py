@@ -59,13 +59,13 @@ class KernelSource:
     results: tuple[TensorType, ...]
 
 
-PLAIN_IMPORTS = "import jax\nimport torch\n"
-IMPORTS = """import jax
-import jax.numpy as jnp
-import torch
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
-"""
+LIBRARIES = (
+    "import jax",
+    "import jax.numpy as jnp",
+    "import torch",
+    "from jax.experimental import pallas as pl",
+    "from jax.experimental.pallas import tpu as pltpu",
+)
 
 
 def write(plan: RowPlan, tiling: Tiling, name: str, vmem_bytes: int) -> KernelSource | None:
@@ -129,7 +129,7 @@ class KernelText:
         """The whole source."""
         count = sum(node.op == "placeholder" for node in self.body_graph.graph.nodes)
         program = Program(tuple(range(count)), Signature((), 0, ()), name=self.name, module=self.body_graph.module)
-        function = source.generate(program).text.replace(PLAIN_IMPORTS, IMPORTS, 1)
+        function = source.generate(program, libraries=LIBRARIES).text
         text = "\n".join([function, "", *self.body(), "", "", *self.launch()]) + "\n"
         space = self.plan.region.space
         operands = [held_type(o.node, [size for _, size in o.in_memory(space)]) for o in self.plan.operands()]

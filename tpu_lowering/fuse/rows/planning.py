@@ -59,45 +59,44 @@ def _is_whole_sum(region: RowRegion, member: fx.Node) -> bool:
 
 def _without_dot_epilogues(region: RowRegion, members: list[fx.Node]) -> list[fx.Node]:
     """Without the pointwise work that XLA fuses into the matrix product which it follows, if that is no dearer."""
-    inside = list(members)
+    inside = dict.fromkeys(members)
     for member in members:
         kind = kind_of(member)
         if kind is None or any(used in inside for used in tensor_operands(member)):
             continue
         if kind.name == "view":
-            inside.remove(member)
+            del inside[member]
         if kind.name != "pointwise":
             continue
         products = [used for used in tensor_operands(member) if is_own_product(used)]
         outside = any(user not in inside for user in member.users)
         saved = sum(2 * bytes_of(used) for used in products) + (bytes_of(member) if outside else 0)
         if products and 2 * bytes_of(member) <= saved:
-            inside.remove(member)
-    return inside
+            del inside[member]
+    return list(inside)
 
 
 def plan_of(region: RowRegion, members: Sequence[fx.Node]) -> RowPlan | None:
     """A plan for some members of a region, less what nothing needs or what is as cheap outside."""
-    kept = list(members)
-    outputs: list[fx.Node] = []
+    inside = set(members)
+    needed: set[fx.Node] = set()
     for member in members:
-        needed = [user for user in member.users if user not in kept]
-        if not needed:
+        if inside.issuperset(member.users):
             continue
         kind = kind_of(member)
         if kind is not None and kind.name == "view":
-            base = base_of(member, kept)
-            outputs += [base] if base in kept and not _is_cheap_again(base, kept) else []
+            base = base_of(member, inside)
+            needed |= {base} if base in inside and not _is_cheap_again(base, inside) else set()
         elif member.target is not operator.getitem and isinstance(member.meta["val"], (tuple, list)):
             continue  # its results are members
-        elif not _is_cheap_again(member, kept):
-            outputs.append(member)
-    outputs = [member for member in kept if member in outputs]
+        elif not _is_cheap_again(member, inside):
+            needed.add(member)
+    outputs = [member for member in members if member in needed]
     live: set[fx.Node] = set()
-    for member in reversed(kept):
-        if member in outputs or any(user in live for user in member.users):
+    for member in reversed(members):
+        if member in needed or not live.isdisjoint(member.users):
             live.add(member)
-    kept = [member for member in kept if member in live]
+    kept = [member for member in members if member in live]
     bound: dict[tuple[fx.Node, fx.Node], RowOperand] = {}
     for member in kept:
         for used in tensor_operands(member):
@@ -116,7 +115,7 @@ def base_of(node: fx.Node, members: Collection[fx.Node]) -> fx.Node:
     return node
 
 
-def _is_cheap_again(member: fx.Node, members: Sequence[fx.Node]) -> bool:
+def _is_cheap_again(member: fx.Node, members: Collection[fx.Node]) -> bool:
     """Whether computing a member again, outside, reads no more than its value would: it is a cast or the like."""
     kind = kind_of(member)
     operands = tensor_operands(member)

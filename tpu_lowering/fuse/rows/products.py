@@ -23,7 +23,7 @@ from tpu_lowering.fuse.rows.planning import computed, least_bytes, plan_of
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_plans import Product, RowOperand, RowPlan
 from tpu_lowering.fuse.space.row_regions import RowRegion, matrix_product, shape_of
-from tpu_lowering.fuse.space.spaces import dims_of
+from tpu_lowering.fuse.space.spaces import Space, dims_of
 from tpu_lowering.fuse.xla.bytes import bytes_by_xla, ends_pass
 from tpu_lowering.fuse.xla.layouts import bytes_of
 from tpu_lowering.ir import graphs
@@ -46,11 +46,17 @@ def plan_with_products(region: RowRegion, made: Collection[fx.Node]) -> RowPlan 
     whole = plan_of(region, computed(region))
     if whole is None:
         return None
-    outside = dict.fromkeys(used for _, used in whole.bound)
-    found = {used: product for used in outside if (product := _product(whole, used, made)) is not None}
+    outside: dict[fx.Node, set[RowOperand]] = {}
+    for (_, used), operand in whole.bound.items():
+        outside.setdefault(used, set()).add(operand)
+    inside = set(whole.members)
+    given = {used: operands.pop() for used, operands in outside.items() if len(operands) == 1}
+    given = {used: operand for used, operand in given.items() if inside.issuperset(used.users)}
+    products = {used: _product(region.space, used, operand, made) for used, operand in given.items()}
+    found = {used: product for used, product in products.items() if product is not None}
     if not found:
         return None
-    accesses = {used: _operand(whole, used).access for used in found} | region.accesses
+    accesses = {used: given[used].access for used in found} | region.accesses
     bound = {key: operand for key, operand in whole.bound.items() if key[1] not in found}
     for used, product in found.items():
         bound |= {(used, operand.node): operand for operand in product.operands()}
@@ -72,17 +78,10 @@ def bytes_apart(plan: RowPlan) -> int:
     return written + least_bytes(whole) - 2 * max(map(bytes_of, plan.products))
 
 
-def _operand(plan: RowPlan, used: fx.Node) -> RowOperand:
-    return next(operand for (_, node), operand in plan.bound.items() if node is used)
-
-
-def _product(plan: RowPlan, used: fx.Node, made: Collection[fx.Node]) -> Product | None:
-    """A plan's operand as a matrix product that nothing else uses, along all dimensions of the plan's region."""
+def _product(space: Space, used: fx.Node, operand: RowOperand, made: Collection[fx.Node]) -> Product | None:
+    """A plan's operand as a matrix product, along all dimensions of the plan's space."""
     node = matrix_product(used)
-    operand = _operand(plan, used)
-    accesses = {o for (_, other), o in plan.bound.items() if other is used}
-    space = plan.region.space
-    if node is None or operand.node is not used or len(accesses) > 1 or not set(used.users) <= set(plan.members):
+    if node is None or operand.node is not used:
         return None
     if dims_of(operand.access) != frozenset(space.sizes) or len(operand.access[-1]) != 1:
         return None

@@ -14,6 +14,7 @@ constant       equal elements that depend on no tensor
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -58,25 +59,76 @@ class Kind:
     adds: bool = False
 
 
+KIND = "kind"
+"""Key of a node's metadata: what was found of it, with what that was read off."""
+
+
 def kind_of(node: fx.Node) -> Kind | None:
-    """What a node is; None for what no row kernel can hold. Memoised by operator and types."""
+    """What a node is; None for what no row kernel can hold. It is looked at once, and again if the node calls something
+    else, with other arguments or on values of other types."""
     if node.op != "call_function" or node.target not in TABLE:
         return None
+    read = (node.target, node.meta.get("val"), *map(_value, node.args), *map(_value, node.kwargs.values()))
+    known = node.meta.get(KIND)
+    if known is not None and len(known[0]) == len(read) and all(map(operator.is_, known[0], read)):
+        return known[1]
+    kind = _kind_by_types(node)
+    if not any(isinstance(item, fx.Node) for value in read if isinstance(value, (list, tuple)) for item in value):
+        node.meta[KIND] = (read, kind)  # metadata is copied, and must not hold another graph's nodes
+    return kind
+
+
+def _value(argument: Any) -> Any:
+    return argument.meta.get("val") if isinstance(argument, fx.Node) else argument
+
+
+def _kind_by_types(node: fx.Node) -> Kind | None:
+    """What a node is, memoised by operator and types."""
     values = _tensors(node.meta.get("val"))
     if not values or any(value.dtype not in HELD for value in values) or any(0 in value.shape for value in values):
         return None
-    given = {name: _described(value) for name, value in graphs.bound(node).items()}
-    taken = [value for name, value in given.items() if isinstance(value, TensorType) and name != "index"]
+    call = _Call.of(node, tuple(map(TensorType.of, values)))
+    taken = [value for name, value in call.given.items() if isinstance(value, TensorType) and name != "index"]
     if any(type_.element.torch not in HELD or 0 in type_.shape for type_ in taken):
         return None
-    results = tuple(map(TensorType.of, values))
-    key = (node.target, arguments.key(tuple(given.items())), results)
-    return _known.find(key, lambda: _kind(node.target, given, results))
+    return _known.find(call, lambda: _kind_of_call(call))
 
 
-_known: Cache[Hashable, Kind | None] = Cache(
-    "fuse.space.kinds", 1 << 14, "a row of the table is traced by JAX to see its primitives: milliseconds"
-)
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """What a node calls, on types in place of values; equal for nodes that are the same.
+
+    Attributes:
+        target: an operator with a row in the table.
+        key: tells its arguments apart.
+        results: their types; None for one that nobody wants.
+        given: the arguments by name.
+    """
+
+    target: Any
+    key: Hashable
+    results: tuple[TensorType | None, ...]
+    given: Mapping[str, Any] = dataclasses.field(compare=False)
+
+    @staticmethod
+    def of(node: fx.Node, results: tuple[TensorType | None, ...]) -> _Call:
+        given = {name: _described(value) for name, value in graphs.bound(node).items()}
+        return _Call(node.target, arguments.key(tuple(given.items())), results, given)
+
+
+def _kind_of_call(call: _Call) -> Kind | None:
+    return _kind(call.target, call.given, tuple(type_ for type_ in call.results if type_ is not None))
+
+
+def _call_holds_rows(call: _Call) -> bool:
+    equations = _equations(call.target, call.given, call.results)
+    names = {equation.primitive.name for equation in equations or ()}
+    return bool(names & REDUCTIONS) and names <= ELEMENTWISE | MOVES | REDUCTIONS | {"transpose"}
+
+
+_TRACED = "a row of the table is traced by JAX to see its primitives: milliseconds"
+_known: Cache[_Call, Kind | None] = Cache("fuse.space.kinds", 1 << 14, _TRACED)
+_rows: Cache[_Call, bool] = Cache("fuse.space.kinds.holds_rows", 1 << 14, _TRACED)
 
 
 def is_constant(node: fx.Node) -> bool:
@@ -203,7 +255,5 @@ def holds_rows(node: fx.Node) -> bool:
     results = tuple(TensorType.of(v) if isinstance(v, torch.Tensor) else None for v in values)
     if node.target not in TABLE or not any(results) or kind_of(node) is not None:
         return False
-    given = {name: _described(value) for name, value in graphs.bound(node).items()}
-    equations = _equations(node.target, given, results)
-    names = {equation.primitive.name for equation in equations or ()}
-    return bool(names & REDUCTIONS) and names <= ELEMENTWISE | MOVES | REDUCTIONS | {"transpose"}
+    call = _Call.of(node, results)
+    return _rows.find(call, lambda: _call_holds_rows(call))

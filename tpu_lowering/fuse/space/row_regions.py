@@ -54,15 +54,10 @@ class RowRegion:
     sources: dict[fx.Node, AccessMap] = dataclasses.field(default_factory=dict)
     whole: frozenset[Dim] = frozenset()
 
-    def copy(self) -> RowRegion:
-        return RowRegion(
-            Space(dict(self.space.sizes)),
-            dict(self.accesses),
-            self.rows,
-            dict(self.reductions),
-            dict(self.sources),
-            self.whole,
-        )
+    def trial(self, operands: Sequence[fx.Node]) -> Trial:
+        """The same space with some of the members alone, to try on it what a node of these operands needs."""
+        accesses = {used: self.accesses[used] for used in operands if used in self.accesses}
+        return Trial(Space(dict(self.space.sizes)), accesses, self.rows, whole=self.whole)
 
     def split(self, splits: Mapping[Dim, Run]) -> bool:
         """Puts others in the place of dimensions, wherever members run along them; False if one must stay whole."""
@@ -84,6 +79,24 @@ class RowRegion:
         return self.is_sum(node) or (node.target is operator.getitem and self.is_sum(node.args[0]))  # type: ignore[arg-type]
 
 
+@dataclasses.dataclass(eq=False)
+class Trial(RowRegion):
+    """A region of which only a node's operands are copied; what happens to it is done to the whole once the node joins.
+
+    Attributes:
+        done: the splits, in order.
+        taken_in: trials of regions that were taken in, whose members are split with its own.
+    """
+
+    done: list[Mapping[Dim, Run]] = dataclasses.field(default_factory=list)
+    taken_in: list[Trial] = dataclasses.field(default_factory=list)
+
+    def split(self, splits: Mapping[Dim, Run]) -> bool:
+        for trial in (self, *self.taken_in) if splits else ():
+            trial.done.append(splits)
+        return super().split(splits)
+
+
 def tensor_operands(node: fx.Node) -> list[fx.Node]:
     """The nodes among a node's arguments that are tensors."""
     return [used for used in node.all_input_nodes if isinstance(used.meta.get("val"), torch.Tensor)]
@@ -99,10 +112,19 @@ def find_regions(graph: fx.Graph) -> list[RowRegion]:
 
 
 class _Finder:
+    """One walk over a graph. A region that is joined with a larger one is merged into it, and what leaves a region is
+    kept with it, so that a node's joining takes no longer in a long region than in a short one.
+
+    Attributes:
+        region_of: the region of each node that is in one.
+        exits: for each region, users of its members that came to be no members themselves.
+    """
+
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
         self.position = {node: at for at, node in enumerate(graph.nodes)}
         self.region_of: dict[fx.Node, RowRegion] = {}
+        self.exits: dict[RowRegion, set[fx.Node]] = {}
 
     def run(self) -> list[RowRegion]:
         for node in self.graph.nodes:
@@ -110,7 +132,9 @@ class _Finder:
                 self._follow(node)
             elif (kind := kind_of(node)) is not None and kind.name != "constant":
                 self._place(node, kind)
-        found = dict.fromkeys(self.region_of.values())
+        found = list(dict.fromkeys(self.region_of.values()))
+        for region in found:
+            region.accesses = dict(sorted(region.accesses.items(), key=lambda item: self.position[item[0]]))
         return [region for region in found if region.rows or any(map(_takes_products, region.accesses))]
 
     def _follow(self, node: fx.Node) -> None:
@@ -118,8 +142,7 @@ class _Finder:
         source = node.args[0]
         region = self.region_of.get(source)  # type: ignore[arg-type]
         if region is not None:
-            region.accesses[node] = region.accesses[source]  # type: ignore[index]
-            self.region_of[node] = region
+            self._add(node, region, region.accesses[source])  # type: ignore[index]
 
     def _place(self, node: fx.Node, kind: Kind) -> None:
         inside = [used for used in tensor_operands(node) if used in self.region_of]
@@ -154,39 +177,43 @@ class _Finder:
         """Joins the regions of a node's operands, and the node to them."""
         if any(self._must_wait(used) for used in tensor_operands(node) if self.region_of.get(used) in regions):
             return False
-        merged = self._merged(node, kind, regions)
-        if merged is None:
+        if len(regions) > 1 and kind.name != "pointwise":
             return False
-        access = self._access(node, kind, merged)
-        if access is None or not self._allows(node, kind, merged, access):
+        if self._comes_back(node, regions):
             return False
-        members = {*merged.accesses, node}
-        if self._comes_back(members, regions):
+        ordered = sorted(regions, key=lambda region: -len(region.space.sizes))
+        trials = [region.trial(tensor_operands(node)) for region in ordered]
+        first = trials[0]
+        if not all(self._take_in(node, first, other) for other in trials[1:]):
             return False
-        for member in merged.accesses:
-            self.region_of[member] = merged
-        self._enter(node, kind, merged, access)
+        access = self._access(node, kind, first)
+        if access is None or not self._allows(node, kind, first, access):
+            return False
+        self._enter(node, kind, self._merged(ordered, trials), access)
         return True
 
     def _must_wait(self, used: fx.Node) -> bool:
         return self.region_of[used].waits(used)
 
-    def _merged(self, node: fx.Node, kind: Kind, regions: Sequence[RowRegion]) -> RowRegion | None:
-        """A new region of all members of some, in the dimensions of the first that has all of them."""
-        if len(regions) == 1:
-            return regions[0].copy()
-        if kind.name != "pointwise":
-            return None
-        ordered = sorted(regions, key=lambda region: -len(region.space.sizes))
-        merged = ordered[0].copy()
-        for other in ordered[1:]:
-            if not self._take_in(node, merged, other.copy()):
-                return None
-        where = {member: self.position[member] for member in merged.accesses}
-        merged.accesses = dict(sorted(merged.accesses.items(), key=lambda item: where[item[0]]))
+    def _merged(self, regions: Sequence[RowRegion], trials: Sequence[Trial]) -> RowRegion:
+        """Does to regions what was done to their trials; the first one, which then has all members."""
+        for region, trial in zip(regions, trials, strict=True):
+            for splits in trial.done:
+                region.split(splits)
+        merged, *others = regions
+        merged.space = trials[0].space
+        for other in others:
+            merged.rows |= other.rows
+            merged.whole |= other.whole
+            merged.accesses |= other.accesses
+            merged.sources |= other.sources
+            merged.reductions |= other.reductions
+            self.region_of |= dict.fromkeys(other.accesses, merged)
+            self.exits[merged].difference_update(other.accesses)
+            self.exits[merged].update(user for user in self.exits.pop(other) if self.region_of.get(user) is not merged)
         return merged
 
-    def _take_in(self, node: fx.Node, merged: RowRegion, other: RowRegion) -> bool:
+    def _take_in(self, node: fx.Node, merged: Trial, other: Trial) -> bool:
         """Takes the members of another region into one, in its dimensions; both are split where only one of them is."""
         for at in range(len(shape_of(node))):
             for region, like in ((merged, other), (other, merged)):
@@ -204,8 +231,7 @@ class _Finder:
         merged.rows |= other.rows
         merged.whole |= other.whole
         merged.accesses |= other.accesses
-        merged.sources |= other.sources
-        merged.reductions |= other.reductions
+        merged.taken_in.append(other)
         return True
 
     def _split_like(self, node: fx.Node, at: int, region: RowRegion, like: RowRegion) -> bool:
@@ -282,26 +308,32 @@ class _Finder:
                 region.reductions[node] = dims
         if kind.name in ("reduction", "pick"):
             access = _reduced(node, kind, access)
+        self._add(node, region, access)
+
+    def _add(self, node: fx.Node, region: RowRegion, access: AccessMap) -> None:
         region.accesses[node] = access
         self.region_of[node] = region
+        exits = self.exits.setdefault(region, set())
+        exits.discard(node)
+        exits.update(node.users)
 
-    def _comes_back(self, members: set[fx.Node], merged: Sequence[RowRegion]) -> bool:
-        """Whether a path leaves a set of nodes and comes back, other regions taken as one node each."""
-        last = max(self.position[member] for member in members)
-        pending = [user for member in members for user in member.users if user not in members]
+    def _comes_back(self, node: fx.Node, merged: Sequence[RowRegion]) -> bool:
+        """Whether a path leaves some regions and comes back, or to a node that is to join them, other regions taken as
+        one node each."""
+        pending = [user for region in merged for user in self.exits[region]]
+        pending = [user for user in pending if user is not node and self.region_of.get(user) not in merged]
         seen: set[Any] = set()
         while pending:
-            node = pending.pop()
-            region = self.region_of.get(node)
-            key = node if region is None or region in merged else region
+            at = pending.pop()
+            region = self.region_of.get(at)
+            key = at if region is None else region
             if key in seen:
                 continue
             seen.add(key)
-            group = [node] if key is node else list(region.accesses)  # type: ignore[union-attr]
-            if key is node and self.position[node] > last:
+            if region is None and self.position[at] > self.position[node]:
                 continue
-            for user in (user for one in group for user in one.users):
-                if user in members:
+            for user in at.users if region is None else self.exits[region]:
+                if user is node or self.region_of.get(user) in merged:
                     return True
                 pending.append(user)
         return False

@@ -29,6 +29,7 @@ def bytes_by_xla(plan: RowPlan) -> int:
     """Each operand read once for every pass that needs it, each output written once; but of an output that is computed
     inside what uses it, what that reads instead of it."""
     level, passes = _levels(plan), collections.defaultdict[fx.Node, set[int]](set)
+    members, outputs = set(plan.members), set(plan.outputs)
     written: dict[fx.Node, int] = {}
     moved = 0
     for sink in plan.members:
@@ -38,11 +39,11 @@ def bytes_by_xla(plan: RowPlan) -> int:
             for at in range(first, max(level[sink], first + 1)):
                 for node in _read_for(plan, sink, at, written):
                     passes[node].add(at)
-        if sink not in plan.outputs:
+        if sink not in outputs:
             continue
         read = _read_for(plan, sink, level[sink], written)
         instead = sum(map(bytes_of, read))
-        if not ends and (users := passes_using(sink, plan.members)):
+        if not ends and (users := passes_using(sink, members)):
             moved += users * (instead - bytes_of(sink))
             continue
         for node in () if ends else read:

@@ -25,7 +25,7 @@ from tpu_lowering.runtime.aot import compiler, hlo
 from tpu_lowering.runtime.aot.program import TpuProgram
 from tpu_lowering.runtime.cache.store import Store, digest, package_digest
 
-NO_SOURCE = Source(text="", kernels={})
+NO_SOURCE = Source("", "", {})
 
 FORM_SECONDS = 180.0
 """What a child may compile one form for, or simulate its schedule: a grid of too many steps takes hours."""
@@ -128,8 +128,8 @@ class CompilerChooser:
         except errors.TpuLoweringError as error:
             return Score(error=f"{error.code}, {error.refusal.reason}"[:200])
         program = TpuProgram.of("form", self.chip, compiled, artifact)
-        operations = hlo.entry_operations(compiled.hlo)
-        by_operands = sum(traffic.total for traffic in hlo.traffic_by_operands(operations, compiled.hlo).values())
+        module = hlo.Module.of(compiled.hlo)
+        by_operands = sum(traffic.total for traffic in hlo.traffic_by_operands(module).values())
         listed = {found.name for found in program.entry_operations if found.bytes_source == "dma schedule"}
-        whole = all(operation.name in listed for operation in operations if operation.is_kernel)
+        whole = all(operation.name in listed for operation in module.entry if operation.is_kernel)
         return Score(program.hbm_bytes, program.schedule_cycles, "", by_operands, whole)

@@ -112,7 +112,7 @@ def compile_artifact(
         bundles = folder / "bundles"
         bundles.mkdir()
         flags = {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_static_llo_profile_to={bundles} {DUMP_BUNDLES}"}
-        has_kernels = any(operation.is_kernel for operation in hlo.entry_operations(text))
+        has_kernels = any(operation.is_kernel for operation in hlo.Module.of(text).entry)
         modules = folder / "modules" if (folder / "modules").exists() else None
         again = has_kernels if simulate is None else simulate
         schedule_folder = folder / "schedule"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 
 BITS = {
     "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32,
@@ -28,6 +29,9 @@ FREE_CALLS = frozenset(("custom-call:AllocateBuffer", "custom-call:ConcatBitcast
 
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", re.DOTALL)
+_COMPUTATION = re.compile(r"^%?([\w.\-]+) \([^\n]*\{$", re.MULTILINE)
+_CALLED = re.compile(r"(?:calls=|to_apply=|called_computations=\{)%?([\w.\-]+)")
+_PARENTHESIS = re.compile(r"[()]")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\n]', re.DOTALL)
 
 
@@ -61,7 +65,7 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One operation of the entry computation.
+    """One operation.
 
     Attributes:
         name: its name in the optimised program.
@@ -74,6 +78,8 @@ class Operation:
         vmem_bytes: scoped VMEM that it uses, as the compiler states it.
         estimated_cycles: cycles of its static schedule, if the compiler states them in the text.
         calls: name of the computation that a fusion runs, or "".
+        called: names of all computations that it runs.
+        parameter: which argument of its computation it is, or None.
     """
 
     name: str
@@ -85,6 +91,8 @@ class Operation:
     vmem_bytes: int
     estimated_cycles: int | None
     calls: str = ""
+    called: tuple[str, ...] = ()
+    parameter: int | None = None
 
     @property
     def is_kernel(self) -> bool:
@@ -106,26 +114,62 @@ class Operation:
         return self.results
 
 
-def entry_operations(text: str) -> tuple[Operation, ...]:
-    """The operations of the entry computation, in the order of the schedule.
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A program, read once.
 
-    Raises:
-        ValueError: the text has no entry computation.
+    Attributes:
+        entry: the operations of the entry computation, in the order of the schedule.
+        computations: those of each other computation by its name, the root last.
     """
-    entry = text.find("\nENTRY ")
-    if entry < 0:
-        raise ValueError("expected an HLO module with an ENTRY computation, got none")
-    matches = (_LINE.match(line) for line in _instructions(text, text.index("{\n", entry)))
-    operations = [_operation(match[1], match[2]) for match in matches if match]
-    return tuple(
-        dataclasses.replace(operation, opcode=KERNEL) if _holds_kernel(operation, text) else operation
-        for operation in operations
-    )
+
+    entry: tuple[Operation, ...]
+    computations: Mapping[str, tuple[Operation, ...]]
+
+    @staticmethod
+    def of(text: str) -> Module:
+        """Reads optimised HLO text.
+
+        Raises:
+            ValueError: the text has no entry computation.
+        """
+        start = text.find("\nENTRY ")
+        if start < 0:
+            raise ValueError("expected an HLO module with an ENTRY computation, got none")
+        computations: dict[str, tuple[Operation, ...]] = {}
+        for header in _COMPUTATION.finditer(text):
+            if header[1] not in computations:
+                computations[header[1]] = _root_last(_operations(text, header.end() - 1))
+        found = [operation for operation, _ in _operations(text, text.index("{\n", start))]
+        entry = [dataclasses.replace(one, opcode=KERNEL) if _holds_kernel(one, computations) else one for one in found]
+        return Module(tuple(entry), computations)
+
+    def called(self, name: str) -> tuple[str, ...]:
+        """A computation's name and those of all that it calls."""
+        found: dict[str, None] = {}
+        pending = [name]
+        while pending:
+            current = pending.pop()
+            if current in self.computations and current not in found:
+                found[current] = None
+                pending += [other for operation in self.computations[current] for other in operation.called]
+        return tuple(found)
 
 
-def _holds_kernel(operation: Operation, text: str) -> bool:
+def _operations(text: str, start: int) -> list[tuple[Operation, bool]]:
+    """The operations of the computation whose body opens at ``start``, and whether each is its root."""
+    matches = (_LINE.match(line) for line in _instructions(text, start))
+    return [(_operation(match[1], match[2]), match[0].lstrip().startswith("ROOT ")) for match in matches if match]
+
+
+def _root_last(operations: list[tuple[Operation, bool]]) -> tuple[Operation, ...]:
+    return tuple(operation for operation, _ in sorted(operations, key=lambda pair: pair[1]))
+
+
+def _holds_kernel(operation: Operation, computations: Mapping[str, tuple[Operation, ...]]) -> bool:
     """Whether an operation is a fusion of a kernel with what makes its operands."""
-    return operation.opcode == "fusion" and any(inner.is_kernel for inner in computation(text, operation.calls))
+    inside = computations.get(operation.calls, ())
+    return operation.opcode == "fusion" and any(inner.is_kernel for inner in inside)
 
 
 def _instructions(text: str, start: int) -> list[str]:
@@ -155,6 +199,8 @@ def _operation(name: str, rest: str) -> Operation:
     aliasing = re.search(r"output_to_operand_aliasing=\{(.*?)\}(?:,|$| )", attributes)
     cycles = re.search(r'"bundle_analysis_data":\{"estimated_cycles":"(\d+)"', attributes)
     op_name = re.search(r'op_name="([^"]*)"', attributes)
+    called = _CALLED.findall(attributes)
+    number = int(arguments) if opcode == "parameter" and arguments.isdecimal() else None
     vmem = re.findall(r'"memory_space":"1","offset":"\d+","size":"(\d+)"', attributes)
     return Operation(
         name=name,
@@ -166,6 +212,8 @@ def _operation(name: str, rest: str) -> Operation:
         vmem_bytes=max(map(int, vmem), default=0),
         estimated_cycles=int(cycles[1]) if cycles else None,
         calls=calls[1] if (calls := re.search(r"calls=%?([\w.\-]+)", attributes)) else "",
+        called=tuple(called),
+        parameter=number,
     )
 
 
@@ -202,10 +250,10 @@ def _split_type(text: str) -> tuple[str, str]:
 def _split_parenthesis(text: str) -> tuple[str, str]:
     """What stands before the parenthesis that closes an open one, and what stands after it."""
     depth = 1
-    for at, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
+    for match in _PARENTHESIS.finditer(text):
+        depth += 1 if match[0] == "(" else -1
         if depth == 0:
-            return text[:at], text[at + 1 :]
+            return text[: match.start()], text[match.end() :]
     return text, ""
 
 
@@ -235,54 +283,40 @@ class Update:
     nbytes: int
 
 
-def update_in_place(operation: Operation, operations: dict[str, Operation], text: str) -> Update | None:
+def update_in_place(operation: Operation, operations: Mapping[str, Operation], module: Module) -> Update | None:
     """The update that an operation makes: a ``dynamic-update-slice``, or a fusion whose result is one."""
     if operation.opcode == "dynamic-update-slice":
         update = operations.get(operation.operands[1])
         return Update(0, sum(array.nbytes for array in update.results)) if update else None
     if operation.opcode != "fusion":
         return None
-    body = computation(text, operation.calls)
+    body = module.computations.get(operation.calls, ())
     by_name = {inner.name: inner for inner in body}
     root = body[-1] if body else None
     if root is None or root.opcode != "dynamic-update-slice":
         return None
     buffer, update = by_name.get(root.operands[0]), by_name.get(root.operands[1])
-    if buffer is None or update is None or buffer.opcode != "parameter":
+    if buffer is None or update is None or buffer.parameter is None:
         return None
-    number = re.search(rf"%{re.escape(buffer.name)} = [^\n]*parameter\((\d+)\)", text)
-    return None if number is None else Update(int(number[1]), sum(array.nbytes for array in update.results))
+    return Update(buffer.parameter, sum(array.nbytes for array in update.results))
 
 
-def slices_read(operation: Operation, text: str) -> dict[int, int]:
+def slices_read(operation: Operation, module: Module) -> dict[int, int]:
     """Bytes that an operation reads of operands which it takes nothing but slices of, by operand position."""
     if operation.opcode in SLICES:
         return {0: sum(array.nbytes for array in operation.written)}
-    body = computation(text, operation.calls) if operation.opcode in ("fusion", KERNEL) else ()
+    body = module.computations.get(operation.calls, ()) if operation.opcode in ("fusion", KERNEL) else ()
     found: dict[int, int] = {}
     for parameter in body:
         users = [inner for inner in body if parameter.name in inner.operands]
-        if parameter.opcode != "parameter" or not users:
+        if parameter.parameter is None or not users:
             continue
         if all(user.opcode in SLICES and user.operands.index(parameter.name) == 0 for user in users):
-            number = re.search(rf"%{re.escape(parameter.name)} = [^\n]*parameter\((\d+)\)", text)
-            if number is not None:
-                found[int(number[1])] = sum(array.nbytes for user in users for array in user.results)
+            found[parameter.parameter] = sum(array.nbytes for user in users for array in user.results)
     return found
 
 
-def computation(text: str, name: str) -> tuple[Operation, ...]:
-    """The operations of a named computation, the root last; empty if there is none of that name."""
-    found = re.search(rf"^%?{re.escape(name)} \([^\n]*\{{$", text, re.MULTILINE)
-    if not name or found is None:
-        return ()
-    lines = _instructions(text, found.end() - 1)
-    matches = [match for line in lines if (match := _LINE.match(line))]
-    matches.sort(key=lambda match: match[0].lstrip().startswith("ROOT "))
-    return tuple(_operation(match[1], match[2]) for match in matches)
-
-
-def offloaded_traffic(update: Operation, operations: dict[str, Operation], text: str) -> Traffic:
+def offloaded_traffic(update: Operation, operations: Mapping[str, Operation], module: Module) -> Traffic:
     """HBM traffic of work that runs on the SparseCore, by the ``async-update`` that hands over its operands.
 
     What it makes are the results of the ``async-done`` that waits for it. Of the table of an offloaded gather only
@@ -290,8 +324,8 @@ def offloaded_traffic(update: Operation, operations: dict[str, Operation], text:
     """
     _, *given = update.operands
     taken: dict[Array, int] = {}
-    for name in called_computations(text, operations[update.operands[0]].calls):
-        body = {inner.name: inner for inner in computation(text, name)}
+    for name in module.called(operations[update.operands[0]].calls):
+        body = {inner.name: inner for inner in module.computations[name]}
         for inner in body.values():
             if inner.opcode == "gather" and inner.operands[0] in body:
                 (table,) = body[inner.operands[0]].results
@@ -302,42 +336,25 @@ def offloaded_traffic(update: Operation, operations: dict[str, Operation], text:
     return Traffic(read, sum(array.hbm_bytes for other in done for array in other.results))
 
 
-def called_computations(text: str, name: str) -> tuple[str, ...]:
-    """A computation's name and those of all that it calls."""
-    found: dict[str, None] = {}
-    pending = [name]
-    while pending:
-        current = pending.pop()
-        body = re.search(rf"^%?{re.escape(current)} \([^\n]*\{{$(.*?)^\}}", text, re.MULTILINE | re.DOTALL)
-        if current and current not in found and body is not None:
-            found[current] = None
-            pending += re.findall(r"(?:calls=|to_apply=|called_computations=\{)%?([\w.\-]+)", body[1])
-    return tuple(found)
-
-
-def traffic_by_operands(operations: tuple[Operation, ...], text: str) -> dict[str, Traffic]:
+def traffic_by_operands(module: Module) -> dict[str, Traffic]:
     """HBM traffic of every entry operation that moves bytes.
 
     An operand and a result that share a buffer count once, as written; of an update in place only the slice
     counts, of an operand that is only sliced or gathered from the slices, and of a prefetch into VMEM nothing is
     written. Exact for XLA's own operations that use all of their other operands; a lower bound for kernels that fetch
     a block more than once.
-
-    Args:
-        operations: from ``entry_operations``.
-        text: the module they come from.
     """
-    by_name = {operation.name: operation for operation in operations}
+    by_name = {operation.name: operation for operation in module.entry}
     traffic: dict[str, Traffic] = {}
-    for operation in operations:
+    for operation in module.entry:
         if not operation.moves_bytes:
             continue
-        update = update_in_place(operation, by_name, text)
+        update = update_in_place(operation, by_name, module)
         untouched = (*operation.aliased, *([] if update is None else [update.position]))
         if operation.opcode == "async-update":
-            traffic[operation.name] = offloaded_traffic(operation, by_name, text)
+            traffic[operation.name] = offloaded_traffic(operation, by_name, module)
             continue
-        sliced = slices_read(operation, text)
+        sliced = slices_read(operation, module)
         read = 0
         for position, name in enumerate(operation.operands):
             if position not in untouched and name in by_name:

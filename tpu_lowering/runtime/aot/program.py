@@ -152,10 +152,10 @@ class TpuProgram:
 
 
 def _entry_operations(compiled: Compiled) -> tuple[EntryOperation, ...]:
-    operations = hlo.entry_operations(compiled.hlo)
-    by_operands = hlo.traffic_by_operands(operations, compiled.hlo)
+    module = hlo.Module.of(compiled.hlo)
+    by_operands = hlo.traffic_by_operands(module)
     found: list[EntryOperation] = []
-    for operation in operations:
+    for operation in module.entry:
         if operation.name not in by_operands:
             continue
         traffic, source = by_operands[operation.name], "operands"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
+import time
 import traceback
 from typing import Any
 
@@ -43,7 +44,10 @@ def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, 
         sharding = jax.sharding.SingleDeviceSharding(device)
         specs = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in exported.in_avals]
         jitted = jax.jit(exported.call, donate_argnums=tuple(request["donate"]))
-        compiled = jitted.trace(*specs).lower(lowering_platforms=("tpu",)).compile()
+        lowered = jitted.trace(*specs).lower(lowering_platforms=("tpu",))
+        began, cpu_began = time.perf_counter(), time.process_time()
+        compiled = lowered.compile()
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     (folder / "optimised.hlo").write_text(text_of(compiled, request["dump"]))
     memory = compiled.memory_analysis()
     fields = ("argument", "output", "temp", "alias", "generated_code")
@@ -51,6 +55,7 @@ def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, 
     facts["peak_bytes"] = int(getattr(memory, "peak_memory_in_bytes", 0))
     facts["device_kind"] = device.device_kind
     facts["devices"] = len(topology.devices)
+    facts["compile_seconds"], facts["compile_cpu_seconds"] = seconds, cpu_seconds
     facts["serialised"] = write_executable(compiled, folder)
     return facts
 

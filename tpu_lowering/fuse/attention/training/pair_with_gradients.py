@@ -97,12 +97,10 @@ def _rewrite(graph: fx.Graph, training: Training, known: Known) -> None:
 @contextlib.contextmanager
 def _inserting_for(node: fx.Node) -> Generator[None]:
     """Inserts before a node, with its source line and what the partitioner reads of it."""
-    before = set(node.graph.nodes)
-    with graphs.inserting_for(node) as graph:
+    with graphs.recorded(node.graph) as new, graphs.inserting_for(node):
         yield
-    for new in graph.nodes:
-        if new not in before:
-            new.meta.update({key: node.meta[key] for key in PARTITIONING if key in node.meta})
+    for inserted in new:
+        inserted.meta.update({key: node.meta[key] for key in PARTITIONING if key in node.meta})
 
 
 def _placed(graph: fx.Graph, rows: Rows, heads: int) -> fx.Node:
