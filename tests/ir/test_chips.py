@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
@@ -9,6 +11,7 @@ from tpu_lowering import compat, errors
 from tpu_lowering.ir import chips
 from tpu_lowering.ir.chips import CHIPS, CPU, LANES, SUBLANES, Chip
 
+EVERY = ", ".join(chip.name for chip in CHIPS)
 NAMES = {
     "v4": ("v4", "V4", "TPU v4", "tpu-v4", "v4-8", "tpu-v4-podslice", "ct4p"),
     "v5e": ("v5e", "TPU v5e", "tpu_v5e", "TPU v5 lite", "TPU v5 Lite", "v5litepod-4", "v5e-8", "tpu-v5-lite-podslice"),
@@ -16,6 +19,10 @@ NAMES = {
     "v6e": ("v6e", "TPU v6e", "TPU v6 lite", "v6e-1", "trillium", "Trillium", "tpu-v6e-slice"),
     "tpu7x": ("tpu7x", "TPU7x", "tpu-7x", "v7x", "TPU v7x", "TPU v7", "tpu7x-4", "ironwood", "Ironwood"),
 }
+
+
+def test_every_chip_has_names_here() -> None:
+    assert list(NAMES) == [chip.name for chip in CHIPS]
 
 
 @pytest.mark.parametrize(("chip", "name"), [(chip, name) for chip, names in NAMES.items() for name in names])
@@ -65,7 +72,7 @@ def test_what_is_no_chip_is_refused_with_the_nearest(name: object, nearest: str)
         chips.find(name)  # pyright: ignore[reportArgumentType]
     assert str(caught.value) == (
         f"[TL107] unknown target: {name!r}\n"
-        f"  why  expected one of v4, v5e, v5p, v6e, tpu7x, or a topology such as 'v5e:2x4', got {name!r}\n"
+        f"  why  expected one of {EVERY}, or a topology such as 'v5e:2x4', got {name!r}\n"
         f'  fix  write target="{nearest}"'
     )
 
@@ -75,7 +82,7 @@ def test_a_device_that_is_no_known_chip_has_no_runtime() -> None:
         chips.of_device("TPU v2", "JAX")
     assert str(caught.value) == (
         "[TL104] device has no runtime: JAX on TPU v2\n"
-        "  why  expected this machine to have one of v4, v5e, v5p, v6e, tpu7x, got TPU v2\n"
+        f"  why  expected this machine to have one of {EVERY}, got TPU v2\n"
         "  fix  run it on a machine that has one; without one, compile it with tpu_lowering.aot_compile"
     )
 
@@ -90,3 +97,14 @@ def test_the_cpu_is_no_tpu_and_stands_in_for_one() -> None:
 def test_clocks_come_from_operations_and_matrix_units() -> None:
     assert round(chips.find("tpu7x").cycles_per_second / 1e9, 2) == 2.2
     assert round(chips.find("v6e").cycles_per_second / 1e9, 2) == 1.75
+
+
+def test_a_name_belongs_to_one_chip() -> None:
+    newest = dataclasses.replace(CHIPS[-1], name="v8", device_kinds=("TPU v8",), other_names=("tpu-V7X",))
+    with pytest.raises(ValueError, match=r"^expected 'tpu-V7X' to be a name of one chip, got tpu7x and v8$"):
+        chips.by_key((*CHIPS, newest))
+
+
+def test_two_spellings_of_a_chip_are_one_name() -> None:
+    twice = dataclasses.replace(CHIPS[0], other_names=("V4", "tpu-v4"))
+    assert chips.by_key([twice])["v4"] is twice

@@ -17,7 +17,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from tests.opinfo.calls import Instance, clone, seed
-from tests.opinfo.tasks import entries
+from tests.opinfo.tasks import chosen_entries
 from tpu_lowering.errors import TpuLoweringError
 
 BACKEND = "helion_tpu"
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--part", default="0/1")
     chosen = parser.parse_args()
     part, parts = map(int, chosen.part.split("/"))
-    known = {name: info for name, info in entries("op").items() if not chosen.only or name in chosen.only}
+    known = chosen_entries("op", chosen.only)
     count: collections.Counter[str] = collections.Counter()
     for name in list(known)[part::parts]:
         for one in endings(name, known[name]):

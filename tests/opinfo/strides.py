@@ -21,7 +21,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.opinfo.calls import Instance, clone, seed, tensors_of
-from tests.opinfo.tasks import entries
+from tests.opinfo.tasks import chosen_entries
 from tpu_lowering.capture import mistakes
 from tpu_lowering.normalise.decompositions import decompositions
 from tpu_lowering.normalise.eager_layouts import with_eagers_layouts
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=SAMPLES)
     chosen = parser.parse_args()
     part, parts = map(int, chosen.part.split("/"))
-    known = {name: info for name, info in entries("op").items() if not chosen.only or name in chosen.only}
+    known = chosen_entries("op", chosen.only)
     count: collections.Counter[str] = collections.Counter()
     for name in list(known)[part::parts]:
         for _, difference in differences(name, known[name], chosen.samples):

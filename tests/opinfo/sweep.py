@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tests.opinfo.tasks import DATABASES, DTYPES, Result, Task, entries, supports
+from tests.opinfo.tasks import DATABASES, DTYPES, Result, Task, chosen_entries, supports
 from tests.opinfo.worker import LIMIT, Worker
 
 
@@ -38,15 +38,12 @@ def arguments() -> argparse.Namespace:
 
 def tasks(chosen: argparse.Namespace) -> list[Task]:
     """The tasks of a command line."""
-    known = entries(chosen.database)
-    for name in chosen.only or ():
-        if name not in known:
-            raise SystemExit(f"expected an entry of {chosen.database}_db, got {name!r}")
+    known = chosen_entries(chosen.database, chosen.only)
     return [
         Task(chosen.database, name, dtype, chosen.grad, chosen.samples, not chosen.quick)
         for dtype in chosen.dtype or ["float32"]
         for name, info in known.items()
-        if (not chosen.only or name in chosen.only) and supports(info, DTYPES[dtype], chosen.grad)
+        if supports(info, DTYPES[dtype], chosen.grad)
     ]
 
 

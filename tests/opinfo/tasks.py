@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,6 +76,19 @@ class Result:
 def full_name(info: Any) -> str:
     """The name of an entry: unique, and what pytest shows."""
     return info.full_name if hasattr(info, "full_name") else info.formatted_name
+
+
+def chosen_entries(database: str, names: Sequence[str] | None) -> dict[str, Any]:
+    """The entries of a command line: those of these full names, or all.
+
+    Raises:
+        SystemExit: for a name that is none.
+    """
+    known = entries(database)
+    for name in names or ():
+        if name not in known:
+            raise SystemExit(f"expected an entry of {database}_db, got {name!r}")
+    return {name: info for name, info in known.items() if not names or name in names}
 
 
 def entries(database: str) -> dict[str, Any]:

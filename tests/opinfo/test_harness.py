@@ -14,7 +14,7 @@ from tests.opinfo import ties
 from tests.opinfo.calls import Call, clone
 from tests.opinfo.compare import Differs, Outcome, compare, execute, same
 from tests.opinfo.expected import complaint
-from tests.opinfo.tasks import Result
+from tests.opinfo.tasks import Result, chosen_entries
 from tests.opinfo.worker import with_state
 
 X = torch.arange(6.0).reshape(2, 3)
@@ -113,3 +113,10 @@ def test_a_setting_that_was_left_changed_fails_the_entry() -> None:
         assert with_state(result, before) == dataclasses.replace(result, code="global", message="changed: threads")
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_command_takes_names_of_entries_alone() -> None:
+    assert list(chosen_entries("op", ["softmax"])) == ["softmax"]
+    assert "softmax" in chosen_entries("op", None)
+    with pytest.raises(SystemExit, match=r"^expected an entry of op_db, got 'foo'$"):
+        chosen_entries("op", ["softmax", "foo"])

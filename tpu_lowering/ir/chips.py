@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+from collections.abc import Sequence
 
 from tpu_lowering import errors
 
@@ -74,7 +75,7 @@ CHIPS = (
 )
 """Every TPU, in the order of their generations."""
 
-TPU7X = CHIPS[-1]
+TPU7X = next(chip for chip in CHIPS if chip.name == "tpu7x")
 CPU = dataclasses.replace(TPU7X, name="cpu", topology="")
 """No TPU. Kernels run on it to be tested: planned for the memory of a tpu7x, and traced with the facts of one."""
 
@@ -85,7 +86,22 @@ def _key(name: str) -> str:
     return re.fullmatch(r"(?:tpu)?(.*?)(?:pod)?(?:slice)?", re.sub(r"[^a-z0-9]", "", plain))[1]  # type: ignore[index]
 
 
-_BY_KEY = {_key(name): chip for chip in CHIPS for name in (chip.name, *chip.device_kinds, *chip.other_names)}
+def by_key(chips: Sequence[Chip]) -> dict[str, Chip]:
+    """Chips by the plain forms of all their names.
+
+    Raises:
+        ValueError: for a name of two chips.
+    """
+    found: dict[str, Chip] = {}
+    for chip in chips:
+        for name in (chip.name, *chip.device_kinds, *chip.other_names):
+            other = found.setdefault(_key(name), chip)
+            if other is not chip:
+                raise ValueError(f"expected {name!r} to be a name of one chip, got {other.name} and {chip.name}")
+    return found
+
+
+_BY_KEY = by_key(CHIPS)
 
 
 def find(name: str) -> Chip:

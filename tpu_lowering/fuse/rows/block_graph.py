@@ -13,12 +13,13 @@ from torch import fx
 from tpu_lowering import compat
 from tpu_lowering.codegen import source
 from tpu_lowering.fuse.rows.tiles import Tiling
+from tpu_lowering.fuse.space.along import ALONG
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_plans import Product, RowOperand, RowPlan
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
 from tpu_lowering.fuse.space.spaces import AccessMap, Dim, aligned, dims_of
 from tpu_lowering.ir import arguments, graphs
-from tpu_lowering.ir.rows import group_sums, row_product, running_sum
+from tpu_lowering.ir.rows import group_sums, row_product
 from tpu_lowering.ir.types import TensorType
 
 aten = compat.aten
@@ -51,6 +52,8 @@ class BlockGraph:
     """The graph of a plan's members over one block.
 
     Attributes:
+        in_kernel: whether a kernel runs it. If not, it is the plain form that XLA compiles to be compared with, and
+            operators along rows stay ATen's.
         graph: its inputs are the operands' blocks, then a mask for each ragged summed dimension.
         module: with the graph, for whoever generates code of it.
         masks: those dimensions.
@@ -244,15 +247,13 @@ class BlockGraph:
         return [variance, mean]
 
     def _along(self, member: fx.Node, dim: int) -> fx.Node:
-        """A rotation or a running sum of whole rows."""
+        """An operator along whole rows."""
         access = self.plan.region.accesses[member]
         whole, position = self._whole(member, access), self.order.index(access[dim][0])
-        if member.target is aten.roll.default:
-            return self._call(member, aten.roll.default, whole, graphs.bound(member)["shifts"], [position])
-        dtype = member.meta["val"].dtype
-        if not self.in_kernel:
-            return self._call(member, aten.cumsum.default, whole, position, dtype=dtype)
-        return self._call(member, running_sum, whole, position - len(self.order), dtype)
+        row = ALONG[member.target]
+        call = row.in_kernel if self.in_kernel else row.plain
+        target, args, keywords = call(graphs.bound(member), position, len(self.order), member.meta["val"].dtype)
+        return self._call(member, target, whole, *args, **keywords)
 
     def _at_index(self, member: fx.Node, name: str) -> fx.Node:
         """``gather`` and ``scatter`` along a row by comparing every place of it with the index."""

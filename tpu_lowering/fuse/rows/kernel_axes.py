@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from tpu_lowering import compat
+from tpu_lowering.fuse.space.along import ALONG
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_plans import Lying, RowPlan
 from tpu_lowering.fuse.space.row_regions import shape_of
@@ -97,7 +98,8 @@ def _is_possible(plan: RowPlan, axes: AxisRuns) -> bool:
     lanes, region = axes[-1], plan.region
     for member in plan.members:
         kind = kind_of(member)
-        if member.target is aten.cumsum.default and region.accesses[member][kind.dims[0]] not in axes[-2:]:  # type: ignore[union-attr]
+        near_lanes = kind is not None and kind.name == "along" and ALONG[member.target].near_lanes
+        if near_lanes and region.accesses[member][kind.dims[0]] not in axes[-2:]:
             return False
         reduced = region.reductions.get(member, frozenset[Dim]())
         for run in axes:

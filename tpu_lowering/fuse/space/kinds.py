@@ -1,4 +1,7 @@
-"""What one node does to an iteration space: found from its types and its JAX primitives, never from its name.
+"""What one node does to an iteration space: found from its types and its JAX primitives.
+
+Operators that these do not tell apart are known by name: ``reshape``, ``expand``, ``permute``, ``gather``, ``scatter``,
+and those of ``along.ALONG``.
 
 =============  =================================================================================================
 pointwise      each element of the result is computed of the same element of every operand, after broadcasting
@@ -6,7 +9,7 @@ view           the same elements in the same order, in other dimensions, or repe
 reduction      dimensions of the first operand are gone (or have size 1), the others are as they were
 pick           of each row one element, at an index given a row: ``gather`` along one dimension
 place          each row with one element replaced, at an index given a row: ``scatter`` along one dimension
-along          each element is computed of other elements of its row: rows rotated (``roll``), running sums (``cumsum``)
+along          each element is computed of other elements of its row, by an operator of ``along.ALONG``
 constant       equal elements that depend on no tensor
 =============  =================================================================================================
 """
@@ -24,6 +27,7 @@ from torch import fx
 from tpu_lowering import compat, errors
 from tpu_lowering.analyse.pointwise import ELEMENTWISE
 from tpu_lowering.codegen.source import IGNORED
+from tpu_lowering.fuse.space.along import ALONG
 from tpu_lowering.ir import arguments, graphs
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
@@ -161,8 +165,9 @@ def _kind(target: Any, given: Mapping[str, Any], results: tuple[TensorType, ...]
         return Kind("view") if in_place else None
     if target in (aten.gather.default, aten.scatter.value) and operands[0].shape:
         return _indexed(target, given, operands)
-    if target in (aten.roll.default, aten.cumsum.default):
-        return _along(target, given, operands[0], results[0])
+    if target in ALONG:
+        dim = ALONG[target].dim(given, operands[0], results[0])
+        return None if dim is None else Kind("along", (dim,))
     if _is_elementwise(target, given, results):
         whole = len(results) == 1 and results[0].shape == torch.broadcast_shapes(*(o.shape for o in operands))
         return Kind("pointwise") if whole else None
@@ -175,16 +180,6 @@ def _indexed(target: Any, given: Mapping[str, Any], operands: Sequence[TensorTyp
     if len(index) != len(operands[0].shape) or index != (*operands[0].shape[:dim], 1, *operands[0].shape[dim + 1 :]):
         return None
     return Kind("pick", (dim,), 1) if target is aten.gather.default else Kind("place", (dim,))
-
-
-def _along(target: Any, given: Mapping[str, Any], source: TensorType, result: TensorType) -> Kind | None:
-    rank = len(source.shape)
-    if target is aten.roll.default:
-        dims = [dim % rank for dim in given["dims"]]
-        return Kind("along", (dims[0],)) if len(dims) == 1 else None
-    dim = given["dim"] % rank if rank else -1
-    runs = rank > 0 and source.shape[dim] > 1
-    return Kind("along", (dim,)) if runs and result.element.torch.is_floating_point else None
 
 
 def _reduction(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from tpu_lowering import compat
+from tpu_lowering.fuse.space.along import ALONG
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_plans import RowPlan
 from tpu_lowering.fuse.space.row_regions import RowRegion
@@ -20,9 +20,6 @@ from tpu_lowering.fuse.xla.heuristics import HEURISTICS
 from tpu_lowering.fuse.xla.into_users import passes_using
 from tpu_lowering.fuse.xla.layouts import bytes_of
 from tpu_lowering.fuse.xla.one_pass import is_in_one_pass
-from tpu_lowering.ir import graphs
-
-aten = compat.aten
 
 
 def bytes_by_xla(plan: RowPlan) -> int:
@@ -64,9 +61,7 @@ def _passes(plan: RowPlan, node: fx.Node) -> int:
     kind = kind_of(node)
     if kind is None or not ends_pass(plan.region, node) or is_in_one_pass(plan.region, node, plan.outputs):
         return 0
-    if kind.name != "along":
-        return kind.passes
-    return HEURISTICS.rotation_passes if graphs.is_call(node, aten.roll.default) else HEURISTICS.running_sum_passes
+    return getattr(HEURISTICS, ALONG[node.target].passes) if kind.name == "along" else kind.passes
 
 
 def _levels(plan: RowPlan) -> dict[fx.Node, int]:
