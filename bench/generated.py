@@ -119,7 +119,8 @@ def generated(run: Run, target: str) -> dict[str, Any]:
 
 
 def without_locations(stablehlo: str) -> str:
-    """StableHLO with each Mosaic kernel as text, in place of bytecode that holds the lines of code it was made by."""
+    """StableHLO without the files and lines of code it was made by, and with each Mosaic kernel as text, in place of
+    bytecode that holds them too."""
     context = mlir.make_ir_context()
     context.allow_unregistered_dialects = True
     tpu.register_dialect(context)
@@ -128,7 +129,9 @@ def without_locations(stablehlo: str) -> str:
         with context:
             return ir.Module.parse(base64.b64decode(found[1])).operation.get_asm(enable_debug_info=False)
 
-    return re.sub(r"(?<=\\22body\\22: \\22)([A-Za-z0-9+/=]+)(?=\\22)", as_text, stablehlo)
+    lines = [line for line in stablehlo.splitlines() if not line.startswith("#loc")]
+    plain = "\n".join(re.sub(r" ?loc\(.*?\)$| loc\(#loc\d*\)", "", line) for line in lines)
+    return re.sub(r"(?<=\\22body\\22: \\22)([A-Za-z0-9+/=]+)(?=\\22)", as_text, plain)
 
 
 def _digest(text: str) -> str:
