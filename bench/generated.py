@@ -30,6 +30,7 @@ from tpu_lowering.kernels import function_values
 from tpu_lowering.runtime.aot.capture import TpuRuntime
 
 TARGETS = ("tpu7x", "v5e")
+"""Of ``bench.TARGETS`` two that differ in VMEM and in the size of matrix units: blocks are planned by these."""
 ZOO = ("llama", "bert", "unet")
 
 Run = Callable[[Callable[..., Any]], Any]

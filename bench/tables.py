@@ -34,17 +34,17 @@ a TPU**. `python -m bench` writes this file; `results.json` beside it has every 
   operation its operands and results as they lie in HBM, padding to tiles included, each once, or the slices it takes
   of them.
 - *device ops*: operations of the compiled programs that move bytes.
-- *at least, us*: HBM bytes over the bandwidth of one device, the time that no run can beat. tpu7x: {tpu7x}, v5e: {v5e},
-  v6e: {v6e} GB/s, from JAX's table of TPUs.
+- *at least, us*: HBM bytes over the bandwidth of one device, the time that no run can beat: from
+  JAX's table of TPUs, in GB/s: {bandwidths}.
 - *cycles*: the compiler's simulated static schedule of the kernels; it knows no contention for HBM.
 """
 
 
-def bandwidths() -> dict[str, str]:
+def bandwidths() -> str:
     """HBM bandwidth of one device of each target, GB/s."""
     from tpu_lowering.ir import chips
 
-    return {name: f"{chips.find(name).hbm_bytes_per_second / 1e9:,.0f}" for name in TARGETS}
+    return ", ".join(f"{name} {chips.find(name).hbm_bytes_per_second / 1e9:,.0f}" for name in TARGETS)
 
 
 def document(entries: Entries) -> str:
@@ -58,7 +58,7 @@ def document(entries: Entries) -> str:
         ("opinfo", opinfo_section),
         ("suite", suite_section),
     )
-    parts = [HEADER.format(**bandwidths()), version_line(entries)]
+    parts = [HEADER.format(bandwidths=bandwidths()), version_line(entries)]
     parts += [build(entries) for group, build in sections if any(key.startswith(f"{group}/") for key in entries)]
     parts.append(failure_section(entries))
     return "\n".join(part for part in parts if part)

@@ -10,7 +10,9 @@ import sys
 
 import pytest
 
+from tests import dotted_names
 from tpu_lowering import errors
+from tpu_lowering.ir.chips import CHIPS
 from tpu_lowering.options import Options
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -79,6 +81,29 @@ def test_every_room_is_on_the_map() -> None:
     }
     text = (ROOT / "CONTRIBUTING.md").read_text()
     assert [str(room) for room in sorted(rooms) if f"{room.relative_to('tpu_lowering')}/`" not in text] == []
+
+
+CHIPS_ARE_LISTED = ("README.md", "docs/devices.md", "docs/ahead_of_time.md", "tpu_lowering/aot.py")
+
+
+@pytest.mark.parametrize("file", CHIPS_ARE_LISTED)
+def test_every_chip_is_listed(file: str) -> None:
+    listed = re.findall(rf"\b{CHIPS[0].name}(?:, \w+)+(?: or \w+)?", (ROOT / file).read_text())
+    assert [re.split(", | or ", found) for found in listed] == [[chip.name for chip in CHIPS]]
+
+
+def test_names_in_docstrings_exist() -> None:
+    """A dotted name is one of the package, or says of which library it is."""
+    found = dotted_names.Index(ROOT / "tpu_lowering")
+    assert [f"{path.relative_to(ROOT)}: {name}" for path, name in found.unknown()] == []
+
+
+def test_a_name_that_is_gone_is_found(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "one.py").write_text('"""See ``other.Gone``, ``one.here`` and ``torch.add``."""\nhere = 1\n')
+    (tmp_path / "other.py").write_text('"""See ``room.one.here`` and ``room.two``."""\n')
+    found = [(path.name, name) for path, name in dotted_names.Index(tmp_path).unknown()]
+    assert found == [("other.py", "room.two"), ("one.py", "other.Gone")]
 
 
 def test_what_is_marked_runs(tmp_path: pathlib.Path) -> None:

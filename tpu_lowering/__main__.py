@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from tpu_lowering import compat, errors
+from tpu_lowering.ir.chips import CHIPS
 from tpu_lowering.report import commands
 
 
@@ -32,7 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     bisect.add_argument("--fuse", default="always", choices=("always", "tpu", "never"), help="default: always")
     tune = subcommands.add_parser("tune", help="choose forms of a function's regions and kernels with the TPU compiler")
     tune.add_argument("function", metavar="FILE:FUNCTION", help="as for explain")
-    tune.add_argument("--target", default="tpu7x", help="a TPU: v4, v5e, v5p, v6e, tpu7x (default)")
+    tune.add_argument(
+        "--target", default="tpu7x", help=f"a TPU: {', '.join(chip.name for chip in CHIPS)} (default tpu7x)"
+    )
     tune.add_argument("--seconds", type=int, default=600, help="no form is compiled after that (default 600)")
     tune.add_argument("--cache", default="", help="folder that keeps the choices, as option cache names it")
     tune.add_argument("--configs", action="store_true", help="give Helion kernels without a config one")

@@ -2,10 +2,10 @@
 
 The wording follows one shape, so that a reader finds the same thing in the same place::
 
-    [TL201] no JAX implementation for ns::op
-      at    model.py:12 in forward: y = torch.ops.ns.op(x)
-      why   expected a kernel registered for ns::op.default, got none
-      fix   decorate a JAX function with @tpu_lowering.register_kernel(torch.ops.ns.op.default)
+    [TL201] operator has no JAX implementation: ns.op.default
+      at   model.py:12 in forward: return torch.ops.ns.op(x)
+      why  expected a JAX function registered for torch.ops.ns.op.default, got none
+      fix  decorate one with @tpu_lowering.register_kernel(torch.ops.ns.op.default), or ...
 
 Codes are stable: once released, a code keeps its meaning. ``CODES`` is the list of all of them; those that are reported
 and not raised have their remedy beside them.

@@ -37,9 +37,9 @@ from tpu_lowering.fuse.merge_equal import MergeEqual
 from tpu_lowering.ir import graphs, interpreter, legal, regions
 from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.programs import Program
-from tpu_lowering.lower import layout
 from tpu_lowering.lower.families import TABLE
 from tpu_lowering.lower.precision import Precision
+from tpu_lowering.lower.program import make_program
 from tpu_lowering.normalise import (
     allocations,
     control_flow,
@@ -113,7 +113,7 @@ def _define_allocations(module: fx.GraphModule, options: Options) -> None:
 
 def _lower(request: Request, made: Progress) -> Progress:
     assert made.signature is not None
-    program = layout.finish(request.name, made.module, made.signature)
+    program = make_program(request.name, made.module, made.signature)
     return dataclasses.replace(made, program=dataclasses.replace(program, numbers=made.numbers))
 
 

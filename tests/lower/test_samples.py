@@ -31,6 +31,7 @@ LEFT_OUT = {
     ("topk", torch.int64): TIES,
 }
 
+# Forward in every dtype of ``SAMPLES`` that torch has samples in.
 POINTWISE = """
     abs acos acosh add addcdiv addcmul angle asin asinh atan atan2 atanh bitwise_and bitwise_left_shift
     bitwise_not bitwise_right_shift ceil clamp copysign cos cosh deg2rad digamma div.floor_rounding
@@ -49,6 +50,7 @@ POINTWISE = """
     nn.functional.softplus nn.functional.softshrink nn.functional.threshold
 """
 
+# Likewise.
 REDUCTIONS = """
     all amax amin any argmax argmin count_nonzero cummax cummin cumprod cumsum kthvalue linalg.vector_norm
     logcumsumexp logsumexp max.reduction_with_dim mean median min.reduction_with_dim mode nanmedian norm prod
@@ -57,6 +59,7 @@ REDUCTIONS = """
     softmax log_softmax
 """
 
+# Forward in float32 and bool.
 MOVEMENT = """
     as_strided as_strided_scatter cat constant_pad_nd diagonal diagonal_scatter expand eye flip full_like gather
     index_add index_copy index_fill index_put index_reduce.prod index_select linspace masked_scatter movedim
@@ -67,6 +70,7 @@ MOVEMENT = """
     t take tile transpose tril triu unbind unflatten unfold unsqueeze view_as_complex zeros_like
 """
 
+# Forward in float32 and bfloat16, and gradients in float32.
 LAYERS = """
     addbmm addmm addmv baddbmm bmm cdist dist einsum grid_sampler_2d inner linalg.cholesky linalg.eigvals linalg.inv
     linalg.lu_solve linalg.slogdet linalg.solve linalg.solve_triangular matmul mm mv nn.functional.bilinear
@@ -81,6 +85,7 @@ LAYERS = """
     special.legendre_polynomial_p
 """
 
+# Forward in float32 alone.
 FACTORS = """
     geqrf hash_tensor linalg.eig linalg.householder_product linalg.ldl_factor_ex linalg.ldl_solve ormqr resize_as_
 """
@@ -94,6 +99,7 @@ FORWARD: dict[str, tuple[torch.dtype, ...]] = {
     **dict.fromkeys(FACTORS.split(), (torch.float32,)),
 }
 
+# Gradients in float32, beside those of ``LAYERS``.
 GRADIENTS = """
     _segment_reduce.lengths _segment_reduce.offsets amax clamp cumprod cumsum div.no_rounding_mode gather index_add index_select linalg.vector_norm log_softmax
     logcumsumexp logsumexp masked_scatter max.reduction_with_dim maximum mean median nn.functional.elu

@@ -15,9 +15,11 @@ import torch
 import tpu_lowering
 from tpu_lowering import backend, errors
 from tpu_lowering.__main__ import main
+from tpu_lowering.ir.chips import CHIPS
 from tpu_lowering.options import Options
 
 X = torch.ones(16)
+EVERY = ", ".join(chip.name for chip in CHIPS)
 
 
 def model(x: torch.Tensor, scale: float = 2.0) -> torch.Tensor:
@@ -57,13 +59,13 @@ CALLS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "aot_compile of a module": (lambda: aot(torch.nn.Linear(2, 2), ()), "TL112", "arguments of Linear.forward: expected arguments for Linear.forward(input: torch.Tensor) -> torch.Tensor, got missing a required argument: 'input'"),
     "aot_compile with kwargs": (lambda: aot(model, (X,), [1]), "TL112", "kwargs: expected a dictionary of keyword arguments, got list"),
     "aot_compile with numbers as names": (lambda: aot(model, (X,), {1: 2}), "TL112", "kwargs: expected a dictionary of keyword arguments, got dict"),
-    "aot_compile for 3": (lambda: aot(model, (X,), target=3), "TL107", "3: expected one of v4, v5e, v5p, v6e, tpu7x, or a topology such as 'v5e:2x4', got 3"),
+    "aot_compile for 3": (lambda: aot(model, (X,), target=3), "TL107", f"3: expected one of {EVERY}, or a topology such as 'v5e:2x4', got 3"),
     "aot_compile donating": (lambda: aot(model, (X,), donate="yes"), "TL112", "donate: expected True or False, got 'yes'"),
     "explain nothing": (lambda: explain(None, X), "TL112", "fn: expected a function or module, got NoneType"),
     "explain with a name": (lambda: explain(model, X, mask=X), "TL112", "arguments of model: expected arguments for model(x: 'torch.Tensor', scale: 'float' = 2.0) -> 'torch.Tensor', got got an unexpected keyword argument 'mask'"),
     "explain further calls": (lambda: explain(model, X, calls=X), "TL112", "calls: expected a list of tuples of arguments, got Tensor"),
     "explain a further call": (lambda: explain(model, X, calls=[X]), "TL112", "args: expected a tuple of the arguments, got a tensor"),
-    "explain for 3": (lambda: explain(model, X, target=3), "TL107", "3: expected one of v4, v5e, v5p, v6e, tpu7x, or a topology such as 'v5e:2x4', got 3"),
+    "explain for 3": (lambda: explain(model, X, target=3), "TL107", f"3: expected one of {EVERY}, or a topology such as 'v5e:2x4', got 3"),
     "explain with options": (lambda: explain(model, X, options=3), "TL102", "options: expected a dictionary of options by their names, got int"),
     "load nothing": (lambda: tpu_lowering.load(None), "TL109", "None: expected a file saved by TpuProgram.save, got TypeError: expected str, bytes or os.PathLike object, not NoneType"),
     "kernel_op without parentheses": (lambda: op(annotated), "TL208", "kernel_op: expected the operator's name, got the function annotated"),

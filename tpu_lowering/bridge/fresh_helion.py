@@ -1,4 +1,4 @@
-"""Operators that call a Helion kernel on memory of their own; see ``kernels.fresh_operators``.
+"""Operators that call a Helion kernel on memory of their own; see ``bridge.fresh_operators``.
 
 ::
 

@@ -122,7 +122,8 @@ class Kernel(abc.ABC):
         return []
 
     def form(self, how: Execution) -> Any:
-        """What generated code calls: ``trace`` under one ``jax.jit``, so that equal calls are traced once."""
+        """What generated code calls: ``trace`` under one ``jax.jit``, so that equal calls are traced once. An operand
+        that is ``None`` becomes a ``kernels.jaxprs.Fresh`` in ``trace``."""
         if how not in self._forms:
             self._forms.setdefault(how, self._jitted(self._for_tpu if how == "mosaic" else self._on_cpu(how)))
         return self._forms[how]

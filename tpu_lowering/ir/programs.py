@@ -31,7 +31,7 @@ class Output:
 
     Attributes:
         stride: strides that eager gives the tensor, in elements; None for a result that is no tensor.
-        shape: the tensor's shape; the program's own result is permuted, see ``lower.layout``.
+        shape: the tensor's shape; the program's own result is permuted, see ``lower.program``.
         constant: the result itself, if it is no tensor (a size, or None for a missing gradient).
         place: where the result lies in memory that an argument or another result holds; the program does not compute
             such a result.

@@ -1,4 +1,4 @@
-"""Read through writes, and drop views that change nothing.
+"""Simplify views: read through writes, and drop views that change nothing.
 
 Before::
 

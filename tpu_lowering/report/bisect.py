@@ -26,7 +26,7 @@ from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.programs import Program, Signature
 from tpu_lowering.ir.random import draw
-from tpu_lowering.lower import layout
+from tpu_lowering.lower.program import orders_in_memory
 from tpu_lowering.options import Options
 from tpu_lowering.report.explain import run_backward
 from tpu_lowering.runtime.cpu import CpuRuntime
@@ -181,7 +181,7 @@ def _draws(module: fx.GraphModule) -> bool:
 
 def _in_memory_order(results: Sequence[torch.Tensor], signature: Signature) -> list[torch.Tensor]:
     """Results as a lowered graph gives them; values of mutated arguments come last, as they are."""
-    orders = layout.orders_in_memory(signature, [value.shape for value in results])
+    orders = orders_in_memory(signature, [value.shape for value in results])
     permuted = [value if order is None else value.permute(order) for value, order in zip(results, orders, strict=False)]
     return [*permuted, *results[len(permuted) :]]
 

@@ -45,7 +45,7 @@ def place_all(outputs: Sequence[Output | None], arguments: Sequence[Any], found:
 
 
 def _restored(spec: Output, tensors: Iterator[torch.Tensor]) -> Any:
-    """A result with eager's strides; see ``layout.finish`` for the order it comes in."""
+    """A result with eager's strides; see ``lower.program.make_program`` for the order it comes in."""
     stride = spec.stride
     if stride is None:
         return spec.constant

@@ -22,7 +22,7 @@ class PaddedLayout:
 
     Attributes:
         shape: true sizes of its dimensions.
-        factors: true sizes of the factors of its dimensions, in order; see ``analyse.layouts``.
+        factors: true sizes of the factors of its dimensions, in order; see ``analyse.padding.layouts``.
         rounded: their rounded sizes.
         counts: how many factors make up each dimension.
     """

@@ -115,7 +115,7 @@ class XlaProgram:
 def in_logical_order(program: Program, function: Callable[..., Any]) -> Callable[..., tuple[jax.Array, ...]]:
     """A program's function with results in the shapes that the caller expects.
 
-    A program permutes results into eager's storage order (see ``lower.layout``); tensors of torch_xla have none.
+    A program permutes results into eager's storage order (see ``lower.program``); tensors of torch_xla have none.
     """
     computed = [spec for spec in program.signature.outputs if spec.is_computed]
 

@@ -84,6 +84,7 @@ def mixed_pieces(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 Case = tuple[Callable[..., Any], tuple[tuple[int, ...], ...], list[str], list[str]]
+"""A function, shapes of its arguments, and all row kernels of the forward and of the backward, in order."""
 CASES: dict[str, Case] = {
     "softmax": (lambda x: torch.softmax(x, -1), ((ROWS, ROW),), ["softmax_rows"], ["softmax_backward_data_rows"]),
     "softmax of columns": (

@@ -15,6 +15,7 @@ import torch
 from jax.experimental import pallas as pl
 
 import tpu_lowering
+from tpu_lowering.ir.chips import CHIPS
 from tpu_lowering.runtime.aot import compiler
 
 MIB = 1 << 20
@@ -55,6 +56,7 @@ def model(x):
 
 
 X = torch.empty(1024, 1024)  # 4 MiB
+NAMES = [chip.name for chip in CHIPS]
 
 
 def test_the_kernel_is_all_there_is() -> None:
@@ -74,7 +76,7 @@ def test_without_passes_the_aliased_operand_is_fetched() -> None:
     assert (program.hbm_bytes_read, program.hbm_bytes_written) == (8 * MIB, 4 * MIB)
 
 
-@pytest.mark.parametrize("target", ["v4", "v5e", "v5p", "v6e", "v5e:2x4"])
+@pytest.mark.parametrize("target", [*NAMES, "v5e:2x4"])
 def test_every_target_compiles(target: str) -> None:
     program = tpu_lowering.aot_compile(model, (X,), target=target)
     assert program.hbm_bytes >= 8 * MIB
@@ -137,7 +139,7 @@ def test_a_gather_on_the_sparse_core_is_read_from_the_dump() -> None:
 def test_too_much_vmem_is_refused() -> None:
     assert refusal(one_block, torch.empty(8192, 8192), target="v5e") == (
         "[TL601] kernel needs more VMEM than the chip has: exp_in_one_block\n"
-        "  at   test_aot.py:118 in one_block: exp_in_one_block(x, out)\n"
+        "  at   test_aot.py:120 in one_block: exp_in_one_block(x, out)\n"
         "  why  expected at most 128.0 MiB of VMEM on v5e, got 256.0 MiB\n"
         "  fix  choose smaller block sizes, or fewer or narrower operands in one block"
     )
@@ -152,7 +154,7 @@ def test_blocks_that_fit_no_tile_are_refused() -> None:
 def test_float64_is_refused() -> None:
     assert refusal(model, torch.empty(64, 128, dtype=torch.float64), target="tpu7x") == (
         "[TL603] dtype is not supported on the chip: argument 'x' of exp_into\n"
-        "  at   test_aot.py:53 in model: exp_into(x, out)\n"
+        "  at   test_aot.py:54 in model: exp_into(x, out)\n"
         "  why  expected element types of at most 32 bits on tpu7x, got f64[64, 128]\n"
         "  fix  convert it before the kernel: x.float() for float64, x.int() for int64"
     )
@@ -161,7 +163,7 @@ def test_float64_is_refused() -> None:
 def test_an_unknown_target_is_refused() -> None:
     assert refusal(model, X, target="v99") == (
         "[TL107] unknown target: 'v99'\n"
-        "  why  expected one of v4, v5e, v5p, v6e, tpu7x, or a topology such as 'v5e:2x4', got 'v99'\n"
+        f"  why  expected one of {', '.join(NAMES)}, or a topology such as 'v5e:2x4', got 'v99'\n"
         '  fix  write target="tpu7x"'
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from tests.runtime.torch_tpu.tpu_alone import DEVICE, run
+from tpu_lowering.ir.chips import CHIPS
 
 DECODE = """
 def step(q, keys, values, position):
@@ -282,7 +283,7 @@ def test_refusals() -> None:
     assert found["chip"] == "\n".join(
         (
             "[TL104] device has no runtime: torch_tpu on TPU",
-            "  why  expected this machine to have one of v4, v5e, v5p, v6e, tpu7x, got TPU",
+            f"  why  expected this machine to have one of {', '.join(chip.name for chip in CHIPS)}, got TPU",
             "  fix  run it on a machine that has one; without one, compile it with tpu_lowering.aot_compile",
         )
     )

@@ -1,7 +1,7 @@
 """Which sizes of a graph may be rounded up, and what each operator needs so that its valid results stay exact.
 
 The claim about every value: its *valid* elements, those whose every coordinate lies among the first ones of its
-factor (see ``analyse.layouts``), are what they are without rounding; the others are undefined, NaN included. An
+factor (see ``analyse.padding.layouts``), are what they are without rounding; the others are undefined, NaN included. An
 operator's rule proves the claim for its results from the claim for its operands, if need be with edits: an operand's
 undefined elements are replaced by a value that does not matter (0 to a sum), or a size that is used as a number is
 replaced by the true one, which the program is told when it runs. What no rule proves is not rounded.

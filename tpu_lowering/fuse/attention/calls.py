@@ -17,7 +17,7 @@ from tpu_lowering.ir.types import TensorType, f32
 
 @dataclasses.dataclass(frozen=True)
 class Bias:
-    """What one operand adds to the scores; see ``attention_masks.Term``.
+    """What one operand adds to the scores; see ``attention.masks.Term``.
 
     Attributes:
         value, where: as there.

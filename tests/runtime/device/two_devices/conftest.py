@@ -1,4 +1,4 @@
-"""Tests that need two CPU devices of JAX's; ``tests/devices/test_two_devices.py`` runs them in a process that has."""
+"""Tests that need two CPU devices of JAX's; ``tests/runtime/device/test_two_devices.py`` runs them in a process that has."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class PagedCall:
     Attributes:
         query: type [sequences * heads, 1, width], and of the result.
         pages: type of keys and of values: [heads, pages, page, width], or [1, pages, page, width] with ...
-        places: ... the numbers of pages as ``attention_places.Places`` has them: (start, head_step, page_step); None if
+        places: ... the numbers of pages as ``stacked_caches.Places`` has them: (start, head_step, page_step); None if
             they are by head.
         heads: of the keys.
         numbers: how many pages a head has; the table has numbers of them.

@@ -23,7 +23,7 @@ aten = compat.aten
 OWN = (kernel_call, read_box, write_box, derive_key, pack_key, unpack_key, operator.getitem, *CONTROL_FLOW)
 
 
-def finish(name: str, module: fx.GraphModule, edge: Signature) -> Program:
+def make_program(name: str, module: fx.GraphModule, edge: Signature) -> Program:
     """Makes a program of a rewritten graph, in place.
 
     A dense result whose strides are not row-major leaves the program permuted into storage order, so
