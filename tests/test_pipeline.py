@@ -170,7 +170,7 @@ def test_bisecting_finds_a_wrong_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bisecting_finds_wrong_code(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(program: Any, *given: Any) -> Any:
         made = generate(program, *given)
-        return dataclasses.replace(made, text=made.text.replace("aten.mul(arg0_1, 2", "aten.mul(arg0_1, 3"))
+        return dataclasses.replace(made, definitions=made.definitions.replace("mul(arg0_1, 2", "mul(arg0_1, 3"))
 
     generate = pipeline.source.generate
     monkeypatch.setattr(pipeline.source, "generate", wrong)
