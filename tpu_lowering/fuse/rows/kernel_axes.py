@@ -98,8 +98,8 @@ def _is_possible(plan: RowPlan, axes: AxisRuns) -> bool:
     lanes, region = axes[-1], plan.region
     for member in plan.members:
         kind = kind_of(member)
-        near_lanes = kind is not None and kind.name == "along" and ALONG[member.target].near_lanes
-        if near_lanes and region.accesses[member][kind.dims[0]] not in axes[-2:]:
+        near = kind.dims if kind is not None and kind.name == "along" and ALONG[member.target].near_lanes else ()
+        if any(region.accesses[member][dim] not in axes[-2:] for dim in near):
             return False
         reduced = region.reductions.get(member, frozenset[Dim]())
         for run in axes:
