@@ -1,0 +1,1 @@
+"""From Dynamo's graph to captured graphs, each compiled for the sizes it is called with."""

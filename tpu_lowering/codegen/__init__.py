@@ -1,0 +1,1 @@
+"""A program as Python source over JAX, and that source as a callable."""
