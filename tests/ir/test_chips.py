@@ -31,6 +31,7 @@ def test_a_chip_is_found_by_any_of_its_names(chip: str, name: str) -> None:
     assert chips.find(name) is chips.find(chip)
 
 
+@pytest.mark.skipif(not hasattr(pltpu, "get_tpu_info"), reason="JAX 0.7 has no table of TPUs to compare with")
 @pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: chip.name)
 def test_figures_are_those_of_jax_in_every_spelling(chip: Chip) -> None:
     for kind in chip.device_kinds:
