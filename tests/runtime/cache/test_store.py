@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+import tpu_lowering
 from tpu_lowering.runtime.cache.store import Store, digest, package_digest
 
 KEY = digest(["an entry"])
@@ -155,3 +156,15 @@ def test_an_entry_that_another_process_removes_is_a_miss(tmp_path: pathlib.Path)
                 found[contents is None] += 1
     assert writer.returncode == 0
     assert min(found) > 0, f"expected hits and misses, got {found}"
+
+
+def test_the_digest_of_the_package_reads_every_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: set[pathlib.Path] = set()
+
+    def watched(path: pathlib.Path) -> bytes:
+        read.add(path)
+        return b""
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", watched)
+    package_digest.__wrapped__()
+    assert read == set(pathlib.Path(tpu_lowering.__file__).parent.rglob("*.py"))

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
+import tpu_lowering
 from tpu_lowering.options import Options
 
 MAGIC = b"tpu_lowering entry 1\n"
@@ -43,7 +44,7 @@ def digest(parts: Sequence[bytes | str]) -> str:
 @functools.cache
 def package_digest() -> str:
     """Digest of this package's sources: generated code calls them, so entries of others are not ours."""
-    root = pathlib.Path(__file__).parent.parent
+    root = pathlib.Path(tpu_lowering.__file__).parent
     files = sorted(root.rglob("*.py"))
     return digest([part for file in files for part in (str(file.relative_to(root)), file.read_bytes())])
 
