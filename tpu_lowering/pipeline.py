@@ -204,8 +204,7 @@ class Pipeline:
 
     @classmethod
     def of(cls, options: Options, chip: Chip = CPU, tell: Callable[[Answer], None] | None = None) -> Pipeline:
-        """The pipeline of a program for a chip. ``tell`` is told what was chosen by what the TPU
-        compiler says.
+        """The pipeline of a program for a chip. ``tell`` is told what was chosen by what the TPU compiler says.
 
         Raises:
             TpuLoweringError: TL113 for a text in ``options.passes`` that is no pipeline.
@@ -216,7 +215,8 @@ class Pipeline:
         if not options.passes:
             return cls()
         launches: tuple[Pass, ...] = (ChooseLaunches(chooser),) if chip.is_tpu else ()
-        return cls(BUFFERS + launches + (fusion(chooser) if _fuses(options, chip) else ()))
+        fuses = options.fuse == "always" or (options.fuse == "tpu" and chip.is_tpu)
+        return cls(BUFFERS + launches + (fusion(chooser) if fuses else ()))
 
     @classmethod
     def parse(cls, text: str, chooser: CompilerChooser | None = None) -> Pipeline:
@@ -286,10 +286,6 @@ def lowered(request: Request) -> Program:
 def fuses(options: Options, chip: Chip) -> bool:
     """Whether attention becomes kernels, for a chip."""
     return any(isinstance(pass_, FuseAttention) for pass_ in Pipeline.of(options, chip).passes)
-
-
-def _fuses(options: Options, chip: Chip) -> bool:
-    return options.fuse == "always" or (options.fuse == "tpu" and chip.is_tpu)
 
 
 def _chooser(options: Options, chip: Chip, tell: Callable[[Answer], None] | None) -> CompilerChooser | None:

@@ -87,9 +87,9 @@ def replace_by_kernel(
     if graphs.chip(graph).is_tpu and bytes_as_kernel(found) + copied >= by_xla + copied_anyway:
         reason = f"the kernel would move {model}, and rows that lie otherwise {copied / 2**20:.1f} more"
         return Action.on("unfused", last, reason, "TL608")
-    choice, name = None, name_of(found, form)
+    choice = None
     if chooser is not None:
-        choice = chooser.choose(Candidates(plain_form(found, name), tuple(kernels)))
+        choice = chooser.choose(Candidates(plain_form(found, name_of(found, form)), tuple(kernels)))
     choice = choice or Choice(0, model)
     if choice.kernel is None:
         return Action.on("unfused", last, choice.reason, "TL608")
@@ -104,7 +104,7 @@ def _kernels(graph: fx.Graph, found: RowPlan, chooser: Chooser | None, form: For
     """The kernel of default blocks; where there is a choice, those of others too."""
     chip = graphs.chip(graph)
     vmem, where = chip.vmem_bytes, graphs.source_line(found.members[0]).partition(" in ")[0]
-    kernels: list[RowKernel] = []
+    name, kernels = name_of(found, form), list[RowKernel]()
     work = _work(found, int(HEURISTICS.blocks_share * vmem), form)
     if found.products:
         least = bytes_apart(found)
@@ -112,7 +112,7 @@ def _kernels(graph: fx.Graph, found: RowPlan, chooser: Chooser | None, form: For
     else:
         tilings = [tiling for step in STEPS if (tiling := tile(work, step)) is not None]
     for tiling in tilings[: len(STEPS) if chooser is not None else 1]:
-        written = form.write(found, tiling, name_of(found, form), int(HEURISTICS.kernel_share * vmem))
+        written = form.write(found, tiling, name, int(HEURISTICS.kernel_share * vmem))
         if written is not None:
             kernels.append(row_kernel(written, where, chip))
     return list(dict.fromkeys(kernels))

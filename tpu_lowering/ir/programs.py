@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -119,13 +119,11 @@ class Program(Interface):
         name: unique in its compilation: ``forward_0``, ``backward_0``, ...
         module: the graph; its output is a flat tuple of nodes: tensor results, then mutated values.
         numbers: expressions in true sizes, of a program for rounded ones: further arguments, after the caller's.
-        current: of each kernel, whether what it read when it was traced is still so; see ``ir.kernels.Kernel``.
     """
 
     name: str
     module: fx.GraphModule
     numbers: tuple[Any, ...] = ()
-    current: tuple[Callable[[], bool], ...] = ()
 
     def input_nodes(self) -> list[fx.Node]:
         """Placeholders of the arguments that the program takes."""
