@@ -7,30 +7,28 @@ runtime compiles itself goes by the estimates of ``tpu_lowering/fuse``; these ar
 from __future__ import annotations
 
 import collections
-import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from bench import fusion_models, opinfo, zoo
 from bench.figures import Figures
 from bench.kernels import KERNELS
-from tpu_lowering import aot, compat
-from tpu_lowering.backend import helion_tpu
+from bench.programs import captured_training
+from tpu_lowering import aot
 from tpu_lowering.ir import chips
 from tpu_lowering.ir.chips import Chip
-from tpu_lowering.kernels import function_values
-from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
+from tpu_lowering.observers import Observer
+from tpu_lowering.runtime.aot.capture import Captured
 from tpu_lowering.runtime.aot.program import TpuProgram
 
 FUSE = {"xla": "never", "fused": "tpu"}
 """The rows, and the option ``fuse`` of each."""
 
-Capture = Callable[[Chip, str], Sequence[Captured]]
-"""Captures the programs of a case for a target, with an option ``fuse``."""
+Capture = Callable[..., Sequence[Captured]]
+"""Captures the programs of a case for a target, with an option ``fuse`` and, if given, observers."""
 
 
 def of_operator(name: str, dtype: torch.dtype) -> Capture:
@@ -45,26 +43,32 @@ def of_operator(name: str, dtype: torch.dtype) -> Capture:
     return capture
 
 
+def of_function(fn: Callable[..., Any], example: Callable[[], Sequence[Any]]) -> Capture:
+    """A function without gradients; ``example`` makes its arguments."""
+
+    def capture(target: Chip, fuse: str, observers: Sequence[Observer] = ()) -> list[Captured]:
+        return [aot.capture(fn, example(), {}, target, {"fuse": fuse}, observers)]
+
+    return capture
+
+
 def of_kernel(name: str) -> Capture:
     """One of the nine Helion kernels in its model."""
     (case,) = (case for case in KERNELS if case.name == name)
-
-    def capture(target: Chip, fuse: str) -> list[Captured]:
-        return [aot.capture(case.model, case.example(False), {}, target, {"fuse": fuse}, ())]
-
-    return capture
+    return of_function(case.model, lambda: case.example(False))
 
 
 def of_zoo(name: str, training: bool) -> Capture:
     """A model of the suite at its toy sizes: its forward, or forward and backward of its loss."""
     chosen = zoo.MODELS[name]
 
-    def capture(target: Chip, fuse: str) -> list[Captured]:
+    def capture(target: Chip, fuse: str, observers: Sequence[Observer] = ()) -> list[Captured]:
         torch.manual_seed(0)
         model, inputs = chosen.build(), chosen.inputs()
         if training:
-            return captured_training(model, lambda model: chosen.step(model, inputs)[0], target, fuse)
-        return [aot.capture(lambda **given: chosen.result(model(**given)), (), inputs, target, {"fuse": fuse}, ())]
+            return captured_training(model, lambda model: chosen.step(model, inputs)[0], target, fuse, observers)
+        function = lambda **given: chosen.result(model(**given))  # noqa: E731
+        return [aot.capture(function, (), inputs, target, {"fuse": fuse}, observers)]
 
     return capture
 
@@ -79,17 +83,6 @@ def of_model(name: str) -> Capture:
         return [aot.capture(lambda ids: model(input_ids=ids).logits, (tokens,), {}, target, {"fuse": fuse}, ())]
 
     return capture
-
-
-def captured_training(
-    model: nn.Module, loss: Callable[[nn.Module], torch.Tensor], target: Chip, fuse: str
-) -> list[Captured]:
-    """The forward and the backward of a loss."""
-    runtime = TpuRuntime(target)
-    backend = functools.partial(helion_tpu, options={"fuse": fuse}, runtime=runtime)
-    with compat.cold_dynamo(), function_values.allowed():
-        torch.compile(loss, backend=backend, fullgraph=True, dynamic=False)(model).backward()
-    return runtime.captured
 
 
 def run(capture: Capture, row: str, target: str, quick: bool = False) -> dict[str, Any]:

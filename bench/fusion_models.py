@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import transformers
 from torch import nn
 
-from tpu_lowering import aot, compat
-from tpu_lowering.backend import helion_tpu
+from bench.programs import captured_training
+from tpu_lowering import aot
 from tpu_lowering.ir import chips
-from tpu_lowering.kernels import function_values
-from tpu_lowering.runtime.aot.capture import TpuRuntime
+from tpu_lowering.ir.chips import Chip
+from tpu_lowering.observers import Observer
+from tpu_lowering.runtime.aot.capture import Captured
 from tpu_lowering.runtime.aot.program import TpuProgram
 
 
@@ -42,17 +42,17 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor]]] = {
 GOAL = 0.75
 
 
-def training_programs(name: str, target: str, fuse: str) -> list[TpuProgram]:
+def captured_step(name: str, target: Chip, fuse: str, observers: Sequence[Observer] = ()) -> list[Captured]:
     """The forward and the backward of a model's loss, with generated kernels ("tpu") or without ("never")."""
-    chosen = chips.find(target)
     model, tokens = MODELS[name]()
-    model = model.to(torch.bfloat16)
-    runtime = TpuRuntime(chosen)
-    backend = functools.partial(helion_tpu, options={"fuse": fuse}, runtime=runtime)
 
     def loss(model: nn.Module) -> torch.Tensor:
         return model(input_ids=tokens, labels=tokens).loss
 
-    with compat.cold_dynamo(), function_values.allowed():
-        torch.compile(loss, backend=backend, fullgraph=True, dynamic=False)(model).backward()
-    return [aot.compile_captured(captured, chosen, True, simulate=False) for captured in runtime.captured]
+    return captured_training(model.to(torch.bfloat16), loss, target, fuse, observers)
+
+
+def training_programs(name: str, target: str, fuse: str) -> list[TpuProgram]:
+    """The same, compiled."""
+    chosen = chips.find(target)
+    return [aot.compile_captured(one, chosen, True, simulate=False) for one in captured_step(name, chosen, fuse)]

@@ -13,28 +13,21 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from jax._src.interpreters import mlir
 from jax._src.lib import tpu
 from jax._src.lib.mlir import ir
 
-from bench import fusion_cases, fusion_models, models, zoo
+from bench import fusion_cases, fusion_models, models
+from bench.against_xla import FUSE, Capture, of_function, of_kernel, of_zoo
 from bench.kernels import KERNELS
-from tpu_lowering import compat
-from tpu_lowering.backend import helion_tpu
 from tpu_lowering.ir import chips
-from tpu_lowering.kernels import function_values
-from tpu_lowering.runtime.aot.capture import TpuRuntime
 
 TARGETS = ("tpu7x", "v5e")
 """Of ``bench.TARGETS`` two that differ in VMEM and in the size of matrix units: blocks are planned by these."""
 ZOO = ("llama", "bert", "unet")
-
-Run = Callable[[Callable[..., Any]], Any]
-"""Runs a case with a backend."""
 
 
 class Actions:
@@ -54,68 +47,26 @@ class Actions:
         pass
 
 
-def forward(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Run:
-    """A case without gradients."""
-
-    def run(backend: Callable[..., Any]) -> None:
-        with torch.no_grad():
-            torch.compile(function, backend=backend, fullgraph=True, dynamic=False)(*args, **(kwargs or {}))
-
-    return run
-
-
-def training(name: str) -> Run:
-    """A training step of a model of ``bench.fusion_models``."""
-
-    def run(backend: Callable[..., Any]) -> None:
-        model, tokens = fusion_models.MODELS[name]()
-        model = model.to(torch.bfloat16)
-        loss = torch.compile(
-            lambda model: model(input_ids=tokens, labels=tokens).loss, backend=backend, fullgraph=True, dynamic=False
-        )
-        loss(model).backward()
-
-    return run
-
-
-def of_zoo(name: str, step: str) -> Run:
-    """A model of the suite: its forward, or a training step."""
-
-    def run(backend: Callable[..., Any]) -> None:
-        torch.manual_seed(0)
-        chosen = zoo.MODELS[name]
-        model, inputs = chosen.build(), chosen.inputs()
-        if step == "forward":
-            return forward(lambda **given: chosen.result(model(**given)), (), inputs)(backend)
-        loss = torch.compile(
-            lambda model: chosen.step(model, inputs)[0], backend=backend, fullgraph=True, dynamic=False
-        )
-        return loss(model).backward()
-
-    return run
-
-
-def cases() -> dict[str, Run]:
+def cases() -> dict[str, Capture]:
     """Every case by its name."""
-    found = {f"kernel {case.name}": forward(case.model, case.example(False)) for case in KERNELS}
-    found |= {f"fusion {case.name}": forward(case.fn, case.example()) for case in fusion_cases.CASES}
-    found |= {name: training(name) for name in fusion_models.MODELS}
-    found |= {f"{name}, {step}": of_zoo(name, step) for name in ZOO for step in ("forward", "training step")}
-    found["decode step"] = forward(*models.decode_step())
-    return found
+    found = {f"kernel {case.name}": of_kernel(case.name) for case in KERNELS}
+    found |= {f"fusion {case.name}": of_function(case.fn, case.example) for case in fusion_cases.CASES}
+    found |= {name: functools.partial(fusion_models.captured_step, name) for name in fusion_models.MODELS}
+    for name in ZOO:
+        found |= {f"{name}, forward": of_zoo(name, False), f"{name}, training step": of_zoo(name, True)}
+    step, args = models.decode_step()
+    return {**found, "decode step": of_function(step, lambda: args)}
 
 
-def generated(run: Run, target: str) -> dict[str, Any]:
+def generated(capture: Capture, target: str) -> dict[str, Any]:
     """What is generated for one case."""
-    runtime, actions = TpuRuntime(chips.find(target)), Actions()
-    backend = functools.partial(helion_tpu, runtime=runtime, observers=(actions,))
-    with compat.cold_dynamo(), function_values.allowed():
-        run(backend)
+    actions = Actions()
+    captured = capture(chips.find(target), FUSE["fused"], (actions,))
     return {
         "actions": actions.lines,
-        "programs": [_without_name(one.source.text, one.program.name) for one in runtime.captured],
-        "kernels": [getattr(kernel, "text", "") for one in runtime.captured for kernel in one.source.kernels.values()],
-        "stablehlo": [_digest(without_locations(one.stablehlo.decode())) for one in runtime.captured],
+        "programs": [_without_name(one.source.text, one.program.name) for one in captured],
+        "kernels": [getattr(kernel, "text", "") for one in captured for kernel in one.source.kernels.values()],
+        "stablehlo": [_digest(without_locations(one.stablehlo.decode())) for one in captured],
     }
 
 
@@ -126,13 +77,12 @@ def without_locations(stablehlo: str) -> str:
     context.allow_unregistered_dialects = True
     tpu.register_dialect(context)
 
-    def as_text(found: re.Match[str]) -> str:
+    def as_text(module: str | bytes) -> str:
         with context:
-            return ir.Module.parse(base64.b64decode(found[1])).operation.get_asm(enable_debug_info=False)
+            return ir.Module.parse(module).operation.get_asm(enable_debug_info=False)
 
-    lines = [line for line in stablehlo.splitlines() if not line.startswith("#loc")]
-    plain = "\n".join(re.sub(r" ?loc\(.*?\)$| loc\(#loc\d*\)", "", line) for line in lines)
-    return re.sub(r"(?<=\\22body\\22: \\22)([A-Za-z0-9+/=]+)(?=\\22)", as_text, plain)
+    body = r"(?<=\\22body\\22: \\22)([A-Za-z0-9+/=]+)(?=\\22)"
+    return re.sub(body, lambda found: as_text(base64.b64decode(found[1])), as_text(stablehlo))
 
 
 def _digest(text: str) -> str:
@@ -147,10 +97,10 @@ def _without_name(text: str, name: str) -> str:
 def main(out: pathlib.Path, against: pathlib.Path | None, names: Sequence[str]) -> int:
     """Writes the file; compares; gives the exit code."""
     texts: dict[str, Any] = {}
-    for name, run in cases().items():
+    for name, capture in cases().items():
         if not names or any(wanted in name for wanted in names):
             for target in TARGETS:
-                texts[f"{name} ({target})"] = generated(run, target)
+                texts[f"{name} ({target})"] = generated(capture, target)
                 print(f"{name} ({target})", flush=True)
     out.write_text(json.dumps(texts, indent=1))
     digest = _digest(out.read_text())

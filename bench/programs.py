@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.export
+import torch
+from torch import nn
 
-from tpu_lowering import aot, errors
+from tpu_lowering import aot, compat, errors
+from tpu_lowering.backend import helion_tpu
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import chips
-from tpu_lowering.kernels import jaxprs
+from tpu_lowering.ir.chips import Chip
+from tpu_lowering.kernels import function_values, jaxprs
+from tpu_lowering.observers import Observer
 from tpu_lowering.report import chip
 from tpu_lowering.runtime.aot import compiler, refusals
+from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
 from tpu_lowering.runtime.aot.program import TpuProgram
 
 NO_SOURCE = Source("", "", {})
@@ -42,6 +49,21 @@ def fusion(fn: Callable[..., Any], args: Sequence[Any], target: str, fuse: str, 
     compiler.require_libtpu()
     captured = aot.capture(fn, args, {}, chosen, {"fuse": fuse}, ())
     return [aot.compile_captured(captured, chosen, True, simulate)]
+
+
+def captured_training(
+    model: nn.Module,
+    loss: Callable[[nn.Module], torch.Tensor],
+    target: Chip,
+    fuse: str,
+    observers: Sequence[Observer] = (),
+) -> list[Captured]:
+    """The forward and the backward of a loss; ``fuse`` is the backend's option."""
+    runtime = TpuRuntime(target)
+    backend = functools.partial(helion_tpu, options={"fuse": fuse}, runtime=runtime, observers=observers)
+    with compat.cold_dynamo(), function_values.allowed():
+        torch.compile(loss, backend=backend, fullgraph=True, dynamic=False)(model).backward()
+    return runtime.captured
 
 
 def direct(fn: Callable[..., Any], args: Sequence[Any], target: str) -> list[TpuProgram]:
