@@ -29,7 +29,7 @@ class Captured:
         program: the program.
         source: its generated source.
         artifact: its StableHLO with Mosaic kernels inside, as ``jax.export`` serialises it.
-        stablehlo: the same as text without source locations; equal for equal programs.
+        stablehlo: the same as text, source locations included: equal for equal programs of the same lines.
         mutated_inputs: for each mutated argument, its position among the program's inputs.
     """
 
