@@ -132,12 +132,13 @@ def _compile(request: Request, made: Progress) -> Progress:
 
 CHECKED = legal.SPECIALISED.without(legal.targets("checks", effects.OF_NOTHING)).instead(legal.ANY_ATEN, legal.ATEN)
 CONTROLLED = CHECKED.without(legal.targets("higher-order control flow", control_flow.RULES)).with_(legal.CONTROL)
-INLINED = (
-    CONTROLLED.instead(legal.HIGHER_ORDER, legal.FUNCTIONALIZED)
+INLINED = CONTROLLED.instead(legal.HIGHER_ORDER, legal.FUNCTIONALIZED).with_(legal.KERNEL_CALLS, legal.REPEATED_DRAWS)
+RANDOM = legal.targets("random operators", randomness.OPERATORS)
+DRAWN = (
+    INLINED.without(legal.REPEATED_DRAWS, RANDOM)
     .instead(legal.NAMED_RESULTS, legal.RESULTS)
-    .with_(legal.KERNEL_CALLS)
+    .with_(legal.DRAWS, legal.KEYS)
 )
-DRAWN = INLINED.without(legal.targets("random operators", randomness.OPERATORS)).with_(legal.DRAWS, legal.KEYS)
 CALLED = DRAWN.without(legal.FUNCTIONALIZED)
 NORMAL = CALLED.without(legal.targets("views of memory", views.REMOVED)).with_(legal.BOXES)
 """After normalising: tensors are values, a kernel has one form of call."""

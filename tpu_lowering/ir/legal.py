@@ -193,6 +193,10 @@ def _functionalized() -> tuple[Any, Any]:
     return compat.auto_functionalized, compat.auto_functionalized_v2
 
 
+def _repeats_a_draw(target: Any) -> bool:
+    return isinstance(target, compat.HigherOrderOperator) and target in compat.random_state_operators()
+
+
 NAMED_RESULTS = Operators("results of calls, by number or name", lambda target: target is operator.getitem)
 RESULTS = Operators("results of calls", lambda target: target is operator.getitem, _takes_one_of_a_tuple)
 ATEN = Operators("functional operators of torch", lambda target: isinstance(target, compat.OpOverload), _writes_nothing)
@@ -200,6 +204,7 @@ ANY_ATEN = Operators("operators of torch", lambda target: isinstance(target, com
 HIGHER_ORDER = Operators("higher-order operators", lambda target: isinstance(target, compat.HigherOrderOperator))
 FUNCTIONALIZED = Operators("functionalized calls", lambda target: target in _functionalized())
 KERNEL_CALLS = Operators("kernel calls", lambda target: target is kernel_call, _matches_its_kernel)
+REPEATED_DRAWS = Operators("random operators that are computed twice", _repeats_a_draw)
 CONTROL = targets("control flow", CONTROL_FLOW, _has_regions)
 DRAWS = Operators("draws", lambda target: target is draw, _has_a_key)
 KEYS = targets("random keys", (derive_key, pack_key, unpack_key))

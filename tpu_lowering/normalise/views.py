@@ -265,5 +265,5 @@ RULES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node]] = {
     **dict.fromkeys(RESHAPES, _reshape),
 }
 
-REMOVED: frozenset[Any] = frozenset((*RULES, *VIEWS_OF_COPIES)) - {aten.reshape.default, aten.as_strided.default}
+REMOVED: frozenset[Any] = frozenset((*RULES, *VIEWS_OF_COPIES)) - {aten.reshape.default, *STRIDED}
 """What is not in a graph any more: every form of a view but the one that it is written in."""

@@ -58,7 +58,9 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int]
     command = [sys.executable, "-m", "tests.fuse.xla.probes", json.dumps(wanted), str(path)]
     root = pathlib.Path(__file__).parents[3]
     dump = {"XLA_FLAGS": f"--xla_dump_to={path.parent / 'dump'} --xla_dump_hlo_as_text"}
-    subprocess.run(command, check=True, cwd=root, env={**os.environ, **compiler.ENVIRONMENT, **dump})
+    environment = {**os.environ, **compiler.ENVIRONMENT, **dump}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
     return {name: (all_bytes, least) for name, (all_bytes, least) in json.loads(path.read_text()).items()}
 
 

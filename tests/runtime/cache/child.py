@@ -1,6 +1,6 @@
 """One process of a test: compiles a function with a cache folder, prints results and how often XLA compiled.
 
-``python child.py CASE FOLDER [OPTION=VALUE ...]``; prints one line of JSON. Where torch's precompilation is on, what it
+``python -m tests.runtime.cache.child CASE FOLDER [OPTION=VALUE ...]``; prints one line of JSON. Where torch's precompilation is on, what it
 found is kept for later processes.
 """
 

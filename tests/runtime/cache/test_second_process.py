@@ -14,14 +14,16 @@ import torch
 
 from tpu_lowering.runtime.cache.store import Store
 
-CHILD = pathlib.Path(__file__).with_name("child.py")
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 def start(case: str, folder: pathlib.Path, *settings: str, **variables: str) -> subprocess.Popen[str]:
     folders = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "torch")}
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", **folders, **variables}
-    command = [sys.executable, str(CHILD), case, str(folder / "ours"), *settings]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    command = [sys.executable, "-m", "tests.runtime.cache.child", case, str(folder / "ours"), *settings]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+    )
 
 
 def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
