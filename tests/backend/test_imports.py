@@ -1,4 +1,4 @@
-"""Arguments that come with every call are imported once; changes of them are seen."""
+"""Arrays are made for places in memory, not for calls; what lies there is read anew by every call."""
 
 from __future__ import annotations
 
@@ -8,59 +8,85 @@ import weakref
 import jax
 import torch
 
-from tpu_lowering import compat
-from tpu_lowering.runtime.imported_arguments import Imports
+from tpu_lowering.ir.types import f32
+from tpu_lowering.runtime.imported_arguments import PLACES, Imports
 
 
 def take(imports: Imports, tensor: torch.Tensor) -> jax.Array:
-    with compat.enable_x64(True):
-        return imports.take([tensor])[0]
+    return imports.take([tensor])[0]
 
 
-def test_a_tensor_that_comes_again_is_kept() -> None:
-    imports, weight = Imports(1), torch.ones(64, 64)
+def test_a_place_has_one_array() -> None:
+    imports, weight = Imports([f32[64, 64]]), torch.ones(64, 64)
+    first = take(imports, weight)
+    assert first.unsafe_buffer_pointer() == weight.data_ptr()
+    assert take(imports, weight) is first
+    assert take(imports, weight.view(64, 64)) is first
+
+
+def test_another_tensor_at_the_place_is_read() -> None:
+    imports, weight = Imports([f32[64, 64]]), torch.ones(64, 64)
+    first = take(imports, weight)
+    with torch.no_grad():
+        weight.fill_(2)
+    assert take(imports, weight.detach()) is first
+    assert float(first[0, 0]) == 2
+
+
+def test_new_memory_is_seen() -> None:
+    imports, weight = Imports([f32[64, 64]]), torch.ones(64, 64)
     take(imports, weight)
-    second = take(imports, weight)
-    assert take(imports, weight) is second
-
-
-def test_a_tensor_that_comes_once_is_not_kept() -> None:
-    imports, first = Imports(1), torch.ones(64, 64)
-    alive = weakref.ref(first)
-    take(imports, first)
-    del first
-    gc.collect()
-    assert alive() is None
-    assert float(take(imports, torch.zeros(64, 64))[0, 0]) == 0
-
-
-def test_updates_in_place_and_new_memory_are_seen() -> None:
-    imports, weight = Imports(1), torch.ones(64, 64)
-    for _ in range(3):
-        take(imports, weight)
-    weight.fill_(2)
-    assert float(take(imports, weight)[0, 0]) == 2
     weight.data = torch.full((64, 64), 3.0)
     assert float(take(imports, weight)[0, 0]) == 3
-    weight.data = torch.full((8, 8), 4.0)
-    assert take(imports, weight).shape == (8, 8)
 
 
-def test_a_column_major_tensor_is_copied_anew() -> None:
-    imports, weight = Imports(1), torch.ones(64, 32).T
-    for _ in range(3):
-        take(imports, weight)
-    weight.fill_(2)
-    assert float(take(imports, weight)[0, 0]) == 2
+def test_places_are_few() -> None:
+    imports, tensors = Imports([f32[64, 64]]), [torch.full((64, 64), float(value)) for value in range(3 * PLACES)]
+    for _ in range(2):
+        for value, tensor in enumerate(tensors):
+            assert float(take(imports, tensor)[0, 0]) == value
+            assert len(imports.slots[0].places) <= PLACES
 
 
-def test_memory_is_given_back_with_the_tensor() -> None:
-    imports, weight = Imports(1), torch.ones(64, 64)
+def test_what_is_not_row_major_is_copied_for_each_call() -> None:
+    imports, memory = Imports([f32[64, 64]]), torch.arange(4096.0).reshape(64, 64)
+    rows, columns = take(imports, memory), take(imports, memory.T)
+    assert float(rows[0, 1]) == 1 and float(columns[0, 1]) == 64
+    memory.fill_(2)
+    assert float(take(imports, memory.T)[0, 1]) == 2
+    assert float(take(imports, memory)[0, 1]) == 2
+
+
+def test_a_lazy_sign_is_not_the_memory() -> None:
+    imports, memory = Imports([f32[64]]), torch.ones(64, dtype=torch.complex64)
+    imaginary = torch.view_as_real(memory).contiguous()[:, 0].contiguous()
+    assert float(take(imports, imaginary)[0]) == 1
+    assert float(take(imports, torch._neg_view(imaginary))[0]) == -1
+
+
+def test_memory_that_xla_cannot_take_is_copied() -> None:
+    imports, memory = Imports([f32[64]]), torch.arange(65.0)
+    assert float(take(imports, memory[1:])[0]) == 1
+    memory[1] = 7
+    assert float(take(imports, memory[1:])[0]) == 7
+    assert imports.slots[0].places == {}
+
+
+def test_no_tensor_is_kept() -> None:
+    imports, weight = Imports([f32[64, 64]]), torch.ones(64, 64)
+    alive = weakref.ref(weight)
     for _ in range(3):
         take(imports, weight)
     del weight
     gc.collect()
-    assert imports.slots == [None]
+    assert alive() is None
+    other = torch.zeros(64, 64)
+    assert float(take(imports, other)[0, 0]) == 0
+
+
+def test_nothing_in_an_empty_tensor() -> None:
+    imports = Imports([f32[0, 3]])
+    assert take(imports, torch.ones(0, 3)).shape == (0, 3)
 
 
 def test_parameters_changed_between_calls() -> None:

@@ -7,13 +7,15 @@ import dataclasses
 import functools
 import inspect
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.experimental
 import jax.extend
+import numpy as np
 
+from tpu_lowering import errors
 from tpu_lowering.compat.lookup import private
 
 # JAX: names that its older releases lack -----------------------------------------------------------------
@@ -245,58 +247,107 @@ def _in_float32(run: Any, copies: Any) -> Any:
     return known[names[0]]
 
 
-def executable_bytes(compiled: Any) -> tuple[list[int], bytes] | None:
-    """What another process needs to load a ``jax.stages.Compiled``: the arguments that the executable takes, and XLA's
-    serialised form. JAX's own way to do so pickles; ``None`` if this executable has no such form."""
+# JAX: calling programs on the CPU -----------------------------------------------------------------------
+@functools.cache
+def cpu_device() -> jax.Device:
+    """A CPU device that runs a program in the thread that calls it.
+
+    It belongs to a client of our own. JAX's hands each program to another thread, whose waking costs more than a small
+    program; its flag for that is one for all of the process. JAX's first CPU device, where a release makes no client.
+    """
+    why = "programs that run in the thread that calls them"
+    try:
+        client = private("jaxlib", "jaxlib.xla_client", "make_cpu_client", why)(asynchronous=False)
+    except (errors.TpuLoweringError, TypeError):
+        return jax.devices("cpu")[0]
+    return client.local_devices()[0]  # type: ignore[no-any-return]
+
+
+class CpuArrays:
+    """Makes arrays of one type on ``cpu_device()``."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self.shape, self.dtype = shape, dtype
+        self._put = _quick_put(shape, dtype)
+
+    def over(self, memory: Any) -> jax.Array:
+        """An array in the memory of a NumPy array, which it holds; a copy of it, where XLA cannot take it as it is.
+
+        JAX's public ways, ``device_put`` and DLPack, look at each array for many times as long.
+        """
+        if self._put is not None:
+            return self._put(memory)
+        with enable_x64(True):
+            return jax.device_put(memory, cpu_device())
+
+
+def _quick_put(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Makes an array over memory, as ``CpuArrays.over``; None in a release without the names for it."""
+    why = "arrays in the memory of tensors"
+    try:
+        put = private("jaxlib", "jaxlib._jax", "batched_device_put", why)
+        shared = private("jaxlib", "jaxlib._jax", "HostBufferSemantics", why).ZERO_COPY
+        aval = private("jax", "jax._src.core", "ShapedArray", why)(shape, dtype)
+        device = cpu_device()
+        rest = (jax.sharding.SingleDeviceSharding(device), [device])
+
+        def over(memory: Any) -> Any:
+            return put(aval, rest[0], [memory], rest[1], True, False, shared, True)
+
+        over(np.zeros(shape, dtype))
+    except (errors.TpuLoweringError, TypeError, AttributeError):
+        return None
+    return over
+
+
+def as_dlpack(array: jax.Array) -> Any:
+    """An array's memory as a DLPack capsule, for a reader on the CPU; by the public way in a release without it."""
+    try:
+        export = private("jaxlib", "jaxlib._jax", "buffer_to_dlpack_managed_tensor", "results without a copy")
+    except errors.TpuLoweringError:
+        return array.__dlpack__()
+    return export(array)
+
+
+def direct_call(compiled: Any) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None:
+    """Calls a ``jax.stages.Compiled`` with arrays on its device, without JAX's checks of each.
+
+    None for one that needs more than arrays: with calls back into Python, effects, or constants of JAX's.
+    """
     unloaded = getattr(compiled._executable, "_unloaded_executable", None)
     if unloaded is None or unloaded.host_callbacks or unloaded.mut is not None or compiled._params.const_args:
         return None
-    data = unloaded.backend.serialize_executable(unloaded.xla_executable)
-    return sorted(unloaded.kept_var_idx), bytes(data)
+    if unloaded.ordered_effects or unloaded.unordered_effects:
+        return None
+    return call_of_executable(compiled.runtime_executable())
 
 
-def executable_from_bytes(data: bytes, kept: Sequence[int], inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
-    """A ``jax.stages.Compiled`` from ``executable_bytes``, for JAX's first CPU device.
+def call_of_executable(executable: Any) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]]:
+    """Calls what XLA compiled for one device."""
+    run = executable.execute_sharded
 
-    Args:
-        data: XLA's serialised form.
-        kept: positions of the inputs that the executable takes.
-        inputs: a ``jax.ShapeDtypeStruct`` for each input.
-        outputs: the same for each output.
+    def call(arrays: Sequence[jax.Array]) -> Sequence[jax.Array]:
+        return [shards[0] for shards in run(arrays).disassemble_into_single_device_arrays()]
+
+    return call
+
+
+def executable_bytes(compiled: Any) -> bytes | None:
+    """XLA's serialised form of a ``jax.stages.Compiled``; JAX's own way to write one down pickles.
+
+    None if this executable has no such form; see ``direct_call``.
     """
-    why = "programs compiled by an earlier process"
-    device = jax.devices("cpu")[0]
-    devices = private("jaxlib", "jaxlib.xla_client", "DeviceList", why)((device,))
-    unloaded = private("jax", "jax._src.interpreters.pxla", "UnloadedMeshExecutable", why)
-    shaped = private("jax", "jax._src.core", "ShapedArray", why)
-    sharding = jax.sharding.SingleDeviceSharding(device)
-    taken = [shaped(inputs[at].shape, inputs[at].dtype) for at in kept]
-    executable = unloaded(
-        xla_executable=device.client.deserialize_executable(data, executable_devices=devices),
-        device_list=devices,
-        backend=device.client,
-        input_avals=taken,
-        input_shardings=[sharding] * len(taken),
-        output_avals=[shaped(output.shape, output.dtype) for output in outputs],
-        output_shardings=[sharding] * len(outputs),
-        committed=True,
-        name="tpu_lowering",
-        unordered_effects=[],
-        ordered_effects=[],
-        keepalive=[],
-        host_callbacks=[],
-        kept_var_idx=set(kept),
-        mut=None,
-        xla_in_layouts=[None] * len(taken),
-        dispatch_in_layouts=[None] * len(taken),
-        xla_out_layouts=[None] * len(outputs),
-        all_args_info=None,
-        pgle_profiler=None,
-    ).load()
-    structure = jax.tree_util.tree_structure
-    information = private("jax", "jax._src.stages", "ArgInfo", why)
-    described = (tuple(information(shaped(x.shape, x.dtype), False) for x in inputs), {})
-    return jax.stages.Compiled(executable, [], described, structure((0,) * len(outputs)), no_kwargs=True)
+    if direct_call(compiled) is None:
+        return None
+    executable = compiled.runtime_executable()
+    return bytes(executable.client.serialize_executable(executable))
+
+
+def executable_from_bytes(data: bytes) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]]:
+    """What ``executable_bytes`` wrote, as a function of arrays on ``cpu_device()``."""
+    device = cpu_device()
+    devices = private("jaxlib", "jaxlib.xla_client", "DeviceList", "programs compiled by an earlier process")((device,))
+    return call_of_executable(device.client.deserialize_executable(data, executable_devices=devices))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,33 +33,36 @@ def to_jax(tensor: torch.Tensor) -> jax.Array:
 
     The array must not outlive a mutation of the tensor that the reader should not see.
     """
-    tensor = tensor.detach()
-    if tensor.is_conj() or tensor.is_neg():
-        tensor = tensor.resolve_conj().resolve_neg()
+    tensor = row_major(tensor)
     if tensor.numel() == 0:
         return jax.numpy.zeros(tuple(tensor.shape), TensorType.of(tensor).dtype)
-    if not tensor.is_contiguous():
-        tensor = tensor.contiguous()
     # A dimension of size 1 may have any stride; JAX would take it for another layout.
     return jax.dlpack.from_dlpack(tensor.reshape(-1).view(tensor.shape))
 
 
-SMALL = 1 << 14  # bytes that are copied faster than an array is made of them
-
-# What numpy has under the same name; the others come as types of JAX's own.
-NUMPY = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.bool, torch.uint8)
-
-
-def is_small(tensor: torch.Tensor) -> bool:
-    """Whether ``to_numpy`` takes a tensor, and JAX copies the result in less time than it takes to import."""
-    return tensor.dtype in NUMPY and 0 < tensor.nbytes <= SMALL and tensor.is_contiguous() and not tensor.is_neg()
+def row_major(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with the same contents, row-major and without a lazy sign or conjugate; the same one if it is so."""
+    tensor = tensor.detach()
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    return tensor.contiguous()
 
 
-def to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """The tensor's memory, for one call of a compiled JAX function; it holds the tensor."""
-    memory: Any = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
-    memory.tensor = tensor
-    return np.frombuffer(memory, TensorType.of(tensor).dtype).reshape(tensor.shape)
+def memory(tensor: torch.Tensor, type_: TensorType, hold: bool) -> npt.NDArray[Any]:
+    """The memory of a tensor as a NumPy array.
+
+    Args:
+        tensor: row-major; see ``row_major``.
+        type_: its type.
+        hold: whether the tensor lives as long as the array. Without, the array is an address: to be read only while a
+            tensor is known to lie there.
+    """
+    if not type_.nbytes:
+        return np.zeros(type_.shape, type_.dtype)
+    found: Any = (ctypes.c_char * type_.nbytes).from_address(tensor.data_ptr())
+    if hold:
+        found.tensor = tensor
+    return np.frombuffer(found, type_.dtype).reshape(type_.shape)
 
 
 def to_torch(array: jax.Array) -> torch.Tensor:
@@ -67,15 +70,20 @@ def to_torch(array: jax.Array) -> torch.Tensor:
     element = element_type(array.dtype)
     assert element is not None
     tensor = torch.empty(array.shape, dtype=element.torch)
-    if array.size:
-        array.block_until_ready()
-        ctypes.memmove(tensor.data_ptr(), array.unsafe_buffer_pointer(), tensor.nbytes)
+    copy_into(tensor, array, tensor.nbytes)
     return tensor
 
 
+def copy_into(tensor: torch.Tensor, array: jax.Array, nbytes: int) -> None:
+    """Copies the elements of an array on the CPU to a tensor's memory, which is dense, one after the other."""
+    array.block_until_ready()
+    if nbytes:
+        ctypes.memmove(tensor.data_ptr(), array.unsafe_buffer_pointer(), nbytes)
+
+
 def borrowed(array: jax.Array) -> torch.Tensor:
-    """A torch tensor in the memory of an array on the CPU, to be read while the array lives."""
-    return torch.from_dlpack(array) if array.size else to_torch(array)
+    """A torch tensor in the memory of an array on the CPU, which it holds. It cannot be resized."""
+    return torch.from_dlpack(compat.as_dlpack(array.block_until_ready())) if array.size else to_torch(array)
 
 
 def poisoned(type_: TensorType) -> torch.Tensor:

@@ -35,12 +35,14 @@ class Output:
         constant: the result itself, if it is no tensor (a size, or None for a missing gradient).
         place: where the result lies in memory that an argument or another result holds; the program does not compute
             such a result.
+        is_saved: whether only a backward gets the tensor, and nobody can ask it to be resized.
     """
 
     stride: tuple[int, ...] | None
     shape: tuple[int, ...] = ()
     constant: Any = None
     place: MemoryPlace | None = None
+    is_saved: bool = False
 
     @classmethod
     def of(cls, value: torch.Tensor, place: MemoryPlace | None = None) -> Output:

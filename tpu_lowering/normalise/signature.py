@@ -6,6 +6,8 @@ results of the graph, and the caller of the program writes them back; nothing in
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -14,7 +16,7 @@ from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.programs import Output, Signature
 from tpu_lowering.normalise import aliases
-from tpu_lowering.normalise.aliases import APART, Sharing
+from tpu_lowering.normalise.aliases import APART, Alias, Sharing
 
 aten = compat.aten
 
@@ -46,8 +48,9 @@ def separate_signature(graph: fx.Graph, sharing: Sharing = APART, verify: bool =
     results = [*given, *aliases.hidden_bases(given, aliases.find(graph, given, final, sharing), sharing)]
     found = aliases.find(graph, results, final, sharing)
     bases = aliases.positions(graph, results, found)
+    saved = _saved(found, bases, sharing, len(given))
     outputs = tuple(
-        _constant_or_computed(result) if alias is None
+        _constant_or_computed(result, at in saved) if alias is None
         else alias.output(bases[alias.base], sharing.tracked and at < sharing.seen)
         for at, (result, alias) in enumerate(zip(results, found, strict=True))
     )  # fmt: skip
@@ -93,7 +96,15 @@ def _misplaced(result: fx.Node, spec: Output) -> errors.TpuLoweringError:
     )
 
 
-def _constant_or_computed(result: Any) -> Output:
+def _saved(found: Sequence[Alias | None], bases: Mapping[Any, int], sharing: Sharing, returned: int) -> set[int]:
+    """The results that nobody but a backward gets, nor a view of them."""
+    if not sharing.views:
+        return set()
+    shown = {bases[alias.base] for alias in found[: sharing.seen] if alias is not None and alias.base.op != "placeholder"}
+    return set(range(sharing.seen, returned)) - shown
+
+
+def _constant_or_computed(result: Any, is_saved: bool) -> Output:
     if aliases.is_tensor(result):
-        return Output.of(result.meta["val"])
+        return dataclasses.replace(Output.of(result.meta["val"]), is_saved=is_saved)
     return Output(None, constant=result.meta.get("val") if isinstance(result, fx.Node) else result)

@@ -7,7 +7,7 @@ than 1.2e-38 in float32 (2.2e-308 in float64) is 0, as operand and as result. A 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,13 +20,18 @@ from tpu_lowering.ir import arrays, forks
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import CPU
 from tpu_lowering.ir.kernels import Execution
-from tpu_lowering.ir.programs import Interface, Program
+from tpu_lowering.ir.programs import Interface, Output, Program, dense_order
+from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import interpreter_findings
 from tpu_lowering.runtime import calling_convention
 from tpu_lowering.runtime.cache import executables
 from tpu_lowering.runtime.cache.executables import Stored
 from tpu_lowering.runtime.cache.store import Store
 from tpu_lowering.runtime.imported_arguments import Imports
+
+
+Call = Callable[[Sequence[jax.Array]], Sequence[jax.Array]]
+"""Runs a program on arrays of ``compat.cpu_device()``."""
 
 
 class CpuRuntime:
@@ -47,31 +52,32 @@ class CpuRuntime:
         calling_convention.check_devices(arguments)
 
     def compile(self, program: Program, source: Source) -> CpuProgram:
-        with compat.enable_x64(True):
-            constants = list(program.constants().values())
-            compiled, stored = self._compiled(program, source)
-            if self.kernels == "tpu_interpret":
-                compiled = functools.partial(interpreter_findings.watched, compiled)
-            return CpuProgram(program, constants, compiled, stored)
+        inputs, outputs = load.input_specs(program), program.types()
+        run, stored = self._compiled(program, source, inputs, outputs)
+        if self.kernels == "tpu_interpret":
+            run = functools.partial(interpreter_findings.watched, run)
+        constants = list(program.constants().values())
+        return CpuProgram(program, list(map(TensorType.of, inputs)), outputs, constants, run, stored)
 
-    def _compiled(self, program: Program, source: Source) -> tuple[Any, Stored | None]:
-        """The program as an executable, from the store, or compiled and stored; and its place there.
+    def _compiled(
+        self, program: Program, source: Source, inputs: Sequence[jax.ShapeDtypeStruct], types: Sequence[TensorType]
+    ) -> tuple[Call, Stored | None]:
+        """The program as something to be called, from the store, or compiled and stored; and its place there.
 
         Without kernels the source says it all, so a program that is in the store is not even traced. What a kernel
         computes is known only when it has been traced; such a program is looked up by its lowered form.
         """
         if self.store is None:
-            return _lowered(program, source, self.kernels).compile(), None
+            return _call(_lowered(program, source, self.kernels).compile()), None
         lowered = _lowered(program, source, self.kernels) if source.kernels else None
         kind, text = ("source", source.text) if lowered is None else ("lowered", lowered.as_text())
-        inputs = load.input_specs(program)
-        outputs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in program.types()]
+        outputs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in types]
         stored = Stored(executables.key(kind, [text, repr(inputs), repr(outputs)]), inputs, outputs)
-        found = executables.load(self.store, stored)
+        found = executables.load(self.store, stored.key)
         if found is not None:
             return found, stored
         compiled = (lowered or _lowered(program, source, self.kernels)).compile()
-        return compiled, stored if executables.save(self.store, stored.key, compiled) else None
+        return _call(compiled), stored if executables.save(self.store, stored.key, compiled) else None
 
     def remarks(self, program: Program) -> list[Action]:
         return calling_convention.interpreted_calls(program) if self.kernels == "vectorized" else []
@@ -80,24 +86,34 @@ class CpuRuntime:
 class CpuProgram:
     """A compiled program.
 
-    Calling it is thread-safe: it holds no state but the compiled code, the program's constants, and the arrays of
-    arguments that come with every call.
+    Calling it is thread-safe: it holds no state but the compiled code, the program's constants, and arrays over the
+    places in memory where its arguments lay.
     """
 
     def __init__(
-        self, interface: Interface, constants: Sequence[torch.Tensor], compiled: Any, stored: Stored | None = None
+        self,
+        interface: Interface,
+        inputs: Sequence[TensorType],
+        outputs: Sequence[TensorType],
+        constants: Sequence[torch.Tensor],
+        run: Call,
+        stored: Stored | None = None,
     ) -> None:
-        """Made inside ``compat.enable_x64(True)``.
-
+        """
         Args:
             interface: how the program is called.
-            constants: what the executable takes after the program's inputs.
-            compiled: the executable.
+            inputs: the types of what the executable takes: the program's inputs, then constants.
+            outputs: those of what it gives: results, then values of mutated arguments.
+            constants: see ``inputs``.
+            run: calls the executable.
             stored: its place in a store.
         """
-        self.interface, self.compiled, self.stored = interface, compiled, stored
-        self.imports = Imports(len(interface.inputs))
-        self.constants = [arrays.to_jax(value) for value in constants]
+        self.interface, self.run, self.stored = interface, run, stored
+        self.imports = Imports(inputs[: len(interface.inputs)])
+        self.constant_tensors = [arrays.row_major(value) for value in constants]
+        self.constants = Imports(inputs[len(interface.inputs) :]).take(self.constant_tensors)
+        computed = [spec for spec in interface.signature.outputs if spec.is_computed]
+        self.results = [_Result(spec, type_) for spec, type_ in zip(computed, outputs, strict=False)]
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
         """Runs the program.
@@ -109,28 +125,58 @@ class CpuProgram:
             The results, with the strides eager gives them. Mutated arguments have been written back to.
         """
         forks.refuse_after_fork()
-        arguments = self.interface.all_arguments(arguments)
+        if self.interface.drawn:
+            arguments = self.interface.all_arguments(arguments)
         signature = self.interface.signature
         given = [arguments[position] for position in self.interface.inputs]
-        results = self.execute(given)
-        computed = len(results) - len(signature.mutated)
-        tensors = list(map(arrays.to_torch, results[:computed]))
+        computed = self.execute(given)
+        tensors = [result.of(array) for result, array in zip(self.results, computed, strict=False)]
         if signature.mutated:
             with torch.no_grad():
-                for position, value in zip(signature.mutated, _new_values(results[computed:], given), strict=True):
+                new = _new_values(computed[len(tensors) :], given)
+                for position, value in zip(signature.mutated, new, strict=True):
                     arguments[position].copy_(value)
+        if len(tensors) == len(signature.outputs) == signature.returned:
+            return tensors
         return calling_convention.results(signature, arguments, tensors)
 
     def execute(self, given: Sequence[torch.Tensor]) -> Sequence[jax.Array]:
-        """What the executable computes of the program's inputs: results, then values of mutated arguments."""
-        with compat.enable_x64(True):
-            return jax.block_until_ready(self.compiled(*self.imports.take(given), *self.constants))
+        """What the executable computes of the program's inputs: results, then values of mutated arguments.
+
+        It is there when this returns: results wait for it, and inputs that are freed would be read too late.
+        """
+        return jax.block_until_ready(self.run([*self.imports.take(given), *self.constants]))
+
+
+class _Result:
+    """How a tensor is made of one that a program computed: with eager's strides, in memory of its own.
+
+    What only a backward gets stays where XLA put it.
+    """
+
+    SMALL = 1 << 16  # bytes that are copied in less time than torch takes to see another's memory
+
+    def __init__(self, spec: Output, type_: TensorType) -> None:
+        assert spec.stride is not None
+        self.shape, self.stride, self.dtype, self.nbytes = spec.shape, spec.stride, type_.element.torch, type_.nbytes
+        self.is_dense = dense_order(spec.shape, spec.stride) is not None
+        self.stays = spec.is_saved and self.is_dense and self.nbytes > self.SMALL
+
+    def of(self, array: jax.Array) -> torch.Tensor:
+        """The tensor; the array has its elements in the order in which they lie in memory."""
+        if self.stays:
+            return arrays.borrowed(array).as_strided(self.shape, self.stride)
+        if not self.is_dense:
+            return calling_convention.strided_copy(arrays.to_torch(array), self.stride)
+        tensor = torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
+        arrays.copy_into(tensor, array, self.nbytes)
+        return tensor
 
 
 def _new_values(values: Sequence[jax.Array], given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """New values of mutated arguments, to be read while ``values`` live.
 
-    JAX hands an input that is returned unchanged out as the same buffer. Such a value is copied, or it would change
+    XLA may give an input that is returned unchanged out as the same buffer. Such a value is copied, or it would change
     with the argument that it was.
     """
     taken = {tensor.data_ptr() for tensor in given} if len(values) > 1 else set[int]()
@@ -141,9 +187,19 @@ def _new_values(values: Sequence[jax.Array], given: Sequence[torch.Tensor]) -> l
 
 
 def _lowered(program: Program, source: Source, kernels: Execution) -> Any:
-    """The program as StableHLO, for JAX's first CPU device: where JAX finds a TPU or GPU, that is its default."""
-    device = jax.devices("cpu")[0]
+    """The program as StableHLO, for ``compat.cpu_device()``: where JAX finds a TPU or GPU, that is its default."""
+    device = compat.cpu_device()
     sharding = jax.sharding.SingleDeviceSharding(device)
     specs = load.input_specs(program, sharding)
     with compat.enable_x64(True), jax.default_device(device):
-        return jax.jit(load.load(program, source, kernels)).lower(*specs)
+        return jax.jit(load.load(program, source, kernels), keep_unused=True).lower(*specs)
+
+
+def _call(compiled: Any) -> Call:
+    """Calls what JAX compiled: directly, where arrays are all that it needs."""
+    return compat.direct_call(compiled) or functools.partial(_call_by_jax, compiled)
+
+
+def _call_by_jax(compiled: Any, given: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    with compat.enable_x64(True):
+        return compiled(*given)

@@ -1,56 +1,56 @@
-"""Arguments as JAX arrays: parameters and buffers are imported once, not for every call."""
+"""Arguments as JAX arrays: one is made for a place in memory, not for every call."""
 
 from __future__ import annotations
 
-import dataclasses
-import weakref
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir import arrays
+from tpu_lowering.ir.types import TensorType
+
+PLACES = 4
+"""Of one argument: parameters stay where they are, and memory that is freed is soon given out again."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Kept:
-    """A tensor that was seen in a slot, and its array if it was seen twice in a row."""
+class _Slot:
+    """One argument of a program, and arrays over the places where it lay."""
 
-    tensor: weakref.ref[torch.Tensor]
-    place: Hashable
-    array: jax.Array | None
+    def __init__(self, type_: TensorType) -> None:
+        self.type = type_
+        self.arrays = compat.CpuArrays(type_.shape, type_.dtype)
+        self.places: dict[int, jax.Array] = {}
+
+    def take(self, tensor: torch.Tensor) -> jax.Array:
+        place, tensor = tensor.data_ptr(), arrays.row_major(tensor)
+        stays = tensor.data_ptr() == place
+        array = self.arrays.over(arrays.memory(tensor, self.type, hold=not stays))
+        if stays and self.type.nbytes and array.unsafe_buffer_pointer() == place:
+            if len(self.places) == PLACES:
+                self.places = {}
+            self.places[place] = array
+        return array
 
 
 class Imports:
     """The arrays of a program's arguments, one slot each.
 
-    A tensor that comes a second time in a row, at the same place in memory, is a parameter or a buffer: its array is
-    kept as long as the tensor lives. The array shares the tensor's memory, so an update in place is seen; where JAX
-    had to copy, nothing is kept. Slots are replaced whole, so that threads may share them.
+    A kept array holds nothing: it is read in calls alone whose argument lies, alive, at that place, so an update in
+    place is seen. Where an argument is not row-major, or XLA copied it, an array is made for each call. Threads may
+    share the slots.
     """
 
-    def __init__(self, count: int) -> None:
-        self.slots: list[_Kept | None] = [None] * count
+    def __init__(self, types: Sequence[TensorType]) -> None:
+        self.slots = [_Slot(type_) for type_ in types]
 
-    def take(self, tensors: Sequence[Any]) -> list[Any]:
-        """The arrays of a call's arguments, for that call alone; the caller holds ``compat.enable_x64(True)``."""
-        return [self._take(slot, tensor) for slot, tensor in enumerate(tensors)]
-
-    def _take(self, slot: int, tensor: torch.Tensor) -> Any:
-        kept = self.slots[slot]
-        if kept is None or kept.tensor() is not tensor:
-            self.slots[slot] = _Kept(weakref.ref(tensor), None, None)
-            return arrays.to_numpy(tensor) if arrays.is_small(tensor) else arrays.to_jax(tensor)
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if kept.array is not None and kept.place == place:
-            return kept.array
-        array = arrays.to_jax(tensor)
-        if tensor.numel() and array.unsafe_buffer_pointer() == tensor.data_ptr():
-            slots = self.slots
-
-            def forget(_: weakref.ref[torch.Tensor]) -> None:
-                slots[slot] = None
-
-            self.slots[slot] = _Kept(weakref.ref(tensor, forget), place, array)
-        return array
+    def take(self, tensors: Sequence[torch.Tensor]) -> list[jax.Array]:
+        """The arrays of a call's arguments, to be read while these live."""
+        found: list[jax.Array] = []
+        for slot, tensor in zip(self.slots, tensors, strict=False):
+            array = slot.places.get(tensor.data_ptr())
+            if array is None or not tensor.is_contiguous() or tensor.is_neg() or tensor.is_conj():
+                array = slot.take(tensor)
+            found.append(array)
+        return found

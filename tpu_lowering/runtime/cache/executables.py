@@ -9,7 +9,7 @@ import os
 import pathlib
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ def surroundings() -> str:
 
 @functools.cache
 def _of_process() -> str:
-    client = jax.devices("cpu")[0].client
+    client = compat.cpu_device().client
     versions = {package: version(package) for package in PACKAGES}
     return json.dumps(
         [versions, client.platform_version, os.environ.get("XLA_FLAGS", ""), package_digest(), _processor()]
@@ -77,17 +77,13 @@ def save(store: Store, key: str, compiled: Any) -> bool:
     has to be lowered in each process.
     """
     called = set(CALLED.findall(compiled.as_text()))
-    found = compat.executable_bytes(compiled) if called <= OWN_CALLS else None
-    if found is not None:
-        kept, data = found
-        store.write(key, json.dumps(kept).encode() + b"\n" + data)
-    return found is not None
+    data = compat.executable_bytes(compiled) if called <= OWN_CALLS else None
+    if data is not None:
+        store.write(key, data)
+    return data is not None
 
 
-def load(store: Store, stored: Stored) -> Any | None:
-    """The executable as something to be called, as ``jax.stages.Compiled`` is; None if there is no sound entry."""
-    contents = store.read(stored.key)
-    if contents is None:
-        return None
-    head, _, data = contents.partition(b"\n")
-    return compat.executable_from_bytes(data, json.loads(head), stored.inputs, stored.outputs)
+def load(store: Store, key: str) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None:
+    """The executable under a key, as a function of arrays on ``compat.cpu_device()``; None if there is no sound one."""
+    data = store.read(key)
+    return None if data is None else compat.executable_from_bytes(data)

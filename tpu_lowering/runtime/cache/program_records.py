@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import torch
 
-from tpu_lowering import compat
+from tpu_lowering.ir import arrays
 from tpu_lowering.ir.programs import Interface, MemoryPlace, Output, Signature
-from tpu_lowering.ir.types import element_type
+from tpu_lowering.ir.types import TensorType, element_type
 from tpu_lowering.kernels.fingerprints import Followed
 from tpu_lowering.runtime.cache import executables
 from tpu_lowering.runtime.cache.known_kernels import KnownKernel
@@ -37,7 +37,7 @@ def save(store: Store, program: CpuProgram, kernels: Sequence[KnownKernel] = ())
     plain = all(type(output.constant) in PLAIN for output in interface.signature.outputs)
     if program.stored is None or interface.drawn or not plain:
         return None
-    constants = [np.asarray(value) for value in program.constants]
+    constants = [arrays.memory(value, TensorType.of(value), hold=True) for value in program.constant_tensors]
     described = {
         "surroundings": digest([executables.surroundings()]),
         "executable": program.stored.key,
@@ -70,14 +70,14 @@ def load(store: Store, key: str) -> tuple[CpuProgram, tuple[Followed, ...]]:
         raise LookupError(f"expected a record of these versions, flags and this processor under {key}, got another")
     kernels = tuple(KnownKernel(**kernel).followed() for kernel in described["kernels"])
     inputs, outputs = (list(map(_type, described[name])) for name in ("inputs", "outputs"))
-    with compat.enable_x64(True):
-        stored = executables.Stored(described["executable"], inputs, outputs)
-        compiled = executables.load(store, stored)
-        if compiled is None:
-            raise LookupError(f"expected an executable under {stored.key}, got none")
-        constants = _constants(list(map(_type, described["constants"])), data)
-        interface = Interface(tuple(described["taken"]), _signature_from_json(described["signature"]))
-        return CpuProgram(interface, constants, compiled, stored), kernels
+    stored = executables.Stored(described["executable"], inputs, outputs)
+    run = executables.load(store, stored.key)
+    if run is None:
+        raise LookupError(f"expected an executable under {stored.key}, got none")
+    constants = _constants(list(map(_type, described["constants"])), data)
+    interface = Interface(tuple(described["taken"]), _signature_from_json(described["signature"]))
+    types = (list(map(TensorType.of, specs)) for specs in (inputs, outputs))
+    return CpuProgram(interface, *types, constants, run, stored), kernels
 
 
 def _spec(value: Any) -> list[Any]:
@@ -114,7 +114,8 @@ def _signature_from_json(described: dict[str, Any]) -> Signature:
         stride, place = output["stride"], output["place"]
         if place is not None:
             place = MemoryPlace(**{**place, "dtype": getattr(torch, place["dtype"])})
+        described_stride = None if stride is None else tuple(stride)
         outputs.append(
-            Output(None if stride is None else tuple(stride), tuple(output["shape"]), output["constant"], place)
+            Output(described_stride, tuple(output["shape"]), output["constant"], place, output["is_saved"])
         )
     return Signature(tuple(outputs), described["returned"], tuple(described["mutated"]))
