@@ -171,6 +171,7 @@ GROWING = {
     # single values
     "backend._numbers": "the number of the next graph",
     "fuse.space.spaces._numbers": "the number of the next dimension",
+    "ir.forks._is_owner": "whether this is the process that ran JAX first",
     "ir.forks._owner": "the process that ran JAX first",
 }
 """Names that hold more after a compilation than before it, other than a ``session.Cache``, each with why."""

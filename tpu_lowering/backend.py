@@ -110,24 +110,29 @@ class _Compilation:
 
     def _compile(self, part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         kernels = known_kernels(part) if self.may_keep else None
+        kinds: set[str] = set()
         with self._autograd_cache(kernels), effects.coded_refusals():
             compiled = compat.aot_autograd(
-                fw_compiler=self._compiler("forward", kernels),
-                bw_compiler=self._compiler("backward", kernels),
-                inference_compiler=self._compiler("inference", kernels),
+                fw_compiler=self._compiler("forward", kernels, kinds),
+                bw_compiler=self._compiler("backward", kernels, kinds),
+                inference_compiler=self._compiler("inference", kernels, kinds),
                 partition_fn=partition.partitioner(self._fusing_chip),
                 decompositions=mistakes.refusing(with_eagers_layouts(decompositions())),
                 keep_inference_input_mutations=True,
             )(part, arguments)
-        return gradients.refuse_second_gradients(compiled)
+        return compiled if kinds == {"inference"} else gradients.refuse_second_gradients(compiled)
 
     def _autograd_cache(self, kernels: Sequence[KnownKernel] | None) -> AbstractContextManager[Any]:
         return contextlib.nullcontext() if kernels is None else _restorable().autograd_cache(self.options, kernels)
 
-    def _compiler(self, kind: str, kernels: Sequence[KnownKernel] | None) -> Callable[..., Any]:
-        """What AOTAutograd calls with a graph of a kind. ``kernels`` are those that its cache knows it by."""
+    def _compiler(self, kind: str, kernels: Sequence[KnownKernel] | None, kinds: set[str]) -> Callable[..., Any]:
+        """What AOTAutograd calls with a graph of a kind, which is entered into ``kinds``.
+
+        ``kernels`` are those that its cache knows the graph by.
+        """
 
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
+            kinds.add(kind)
             if kind == "backward":
                 compat.keep_saved_tensors()
             where = self._runtime(graph, kind, arguments)

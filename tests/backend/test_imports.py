@@ -8,8 +8,7 @@ import weakref
 import jax
 import torch
 
-from tpu_lowering.ir.types import f32
-from tpu_lowering.runtime.imported_arguments import PLACES, Imports
+from tpu_lowering.runtime.imported_arguments import PLACES, Imports, Input
 
 
 def take(imports: Imports, tensor: torch.Tensor) -> jax.Array:
@@ -17,7 +16,7 @@ def take(imports: Imports, tensor: torch.Tensor) -> jax.Array:
 
 
 def test_a_place_has_one_array() -> None:
-    imports, weight = Imports([f32[64, 64]]), torch.ones(64, 64)
+    imports, weight = Imports([Input.of(torch.empty(64, 64))]), torch.ones(64, 64)
     first = take(imports, weight)
     assert first.unsafe_buffer_pointer() == weight.data_ptr()
     assert take(imports, weight) is first
@@ -25,7 +24,7 @@ def test_a_place_has_one_array() -> None:
 
 
 def test_another_tensor_at_the_place_is_read() -> None:
-    imports, weight = Imports([f32[64, 64]]), torch.ones(64, 64)
+    imports, weight = Imports([Input.of(torch.empty(64, 64))]), torch.ones(64, 64)
     first = take(imports, weight)
     with torch.no_grad():
         weight.fill_(2)
@@ -34,22 +33,34 @@ def test_another_tensor_at_the_place_is_read() -> None:
 
 
 def test_new_memory_is_seen() -> None:
-    imports, weight = Imports([f32[64, 64]]), torch.ones(64, 64)
+    imports, weight = Imports([Input.of(torch.empty(64, 64))]), torch.ones(64, 64)
     take(imports, weight)
     weight.data = torch.full((64, 64), 3.0)
     assert float(take(imports, weight)[0, 0]) == 3
 
 
 def test_places_are_few() -> None:
-    imports, tensors = Imports([f32[64, 64]]), [torch.full((64, 64), float(value)) for value in range(3 * PLACES)]
+    imports, tensors = (
+        Imports([Input.of(torch.empty(64, 64))]),
+        [torch.full((64, 64), float(value)) for value in range(3 * PLACES)],
+    )
     for _ in range(2):
         for value, tensor in enumerate(tensors):
             assert float(take(imports, tensor)[0, 0]) == value
-            assert len(imports.slots[0].places) <= PLACES
+            assert len(imports.places[0][0].known) <= PLACES
 
 
-def test_what_is_not_row_major_is_copied_for_each_call() -> None:
-    imports, memory = Imports([f32[64, 64]]), torch.arange(4096.0).reshape(64, 64)
+def test_memory_is_taken_in_its_own_order() -> None:
+    columns = torch.arange(6.0).reshape(2, 3).T.contiguous().T
+    imports = Imports([Input.of(columns)])
+    first = take(imports, columns)
+    assert first.unsafe_buffer_pointer() == columns.data_ptr() and first.shape == (3, 2)
+    assert take(imports, columns) is first
+    assert float(take(imports, torch.arange(6.0).reshape(2, 3))[1, 0]) == 1
+
+
+def test_a_tensor_in_another_order_is_copied_for_each_call() -> None:
+    imports, memory = Imports([Input.of(torch.empty(64, 64))]), torch.arange(4096.0).reshape(64, 64)
     rows, columns = take(imports, memory), take(imports, memory.T)
     assert float(rows[0, 1]) == 1 and float(columns[0, 1]) == 64
     memory.fill_(2)
@@ -58,22 +69,22 @@ def test_what_is_not_row_major_is_copied_for_each_call() -> None:
 
 
 def test_a_lazy_sign_is_not_the_memory() -> None:
-    imports, memory = Imports([f32[64]]), torch.ones(64, dtype=torch.complex64)
+    imports, memory = Imports([Input.of(torch.empty(64))]), torch.ones(64, dtype=torch.complex64)
     imaginary = torch.view_as_real(memory).contiguous()[:, 0].contiguous()
     assert float(take(imports, imaginary)[0]) == 1
     assert float(take(imports, torch._neg_view(imaginary))[0]) == -1
 
 
 def test_memory_that_xla_cannot_take_is_copied() -> None:
-    imports, memory = Imports([f32[64]]), torch.arange(65.0)
+    imports, memory = Imports([Input.of(torch.empty(64))]), torch.arange(65.0)
     assert float(take(imports, memory[1:])[0]) == 1
     memory[1] = 7
     assert float(take(imports, memory[1:])[0]) == 7
-    assert imports.slots[0].places == {}
+    assert imports.places[0][0].known == {}
 
 
 def test_no_tensor_is_kept() -> None:
-    imports, weight = Imports([f32[64, 64]]), torch.ones(64, 64)
+    imports, weight = Imports([Input.of(torch.empty(64, 64))]), torch.ones(64, 64)
     alive = weakref.ref(weight)
     for _ in range(3):
         take(imports, weight)
@@ -85,7 +96,7 @@ def test_no_tensor_is_kept() -> None:
 
 
 def test_nothing_in_an_empty_tensor() -> None:
-    imports = Imports([f32[0, 3]])
+    imports = Imports([Input.of(torch.empty(0, 3))])
     assert take(imports, torch.ones(0, 3)).shape == (0, 3)
 
 

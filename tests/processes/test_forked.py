@@ -121,13 +121,13 @@ def test_workers_of_a_data_loader_compile_what_they_call(tmp_path: pathlib.Path)
 def test_the_text_of_a_forked_process() -> None:
     from tpu_lowering.ir import forks
 
-    before = forks._owner
+    before = forks._owner, forks._is_owner
     try:
-        forks._owner = 1
+        forks._owner, forks._is_owner = 1, False
         with pytest.raises(errors.TpuLoweringError) as caught:
             forks.refuse_after_fork()
     finally:
-        forks._owner = before
+        forks._owner, forks._is_owner = before
     head, *rest = str(caught.value).splitlines()
     assert head.startswith("[TL111] process was forked after JAX had run: process ") and head.endswith("forked from 1")
     assert rest == [

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.export
+import torch
 
 from tpu_lowering import compat
 from tpu_lowering.codegen.source import Source
@@ -79,10 +80,14 @@ def save(folder: pathlib.Path, program: Program, source: Source) -> pathlib.Path
     return path
 
 
+def input_values(program: Program) -> list[torch.Tensor]:
+    """What a program takes: inputs, fake, then constants."""
+    return [node.meta["val"] for node in program.input_nodes()] + list(program.constants().values())
+
+
 def input_specs(program: Program, sharding: jax.sharding.Sharding | None = None) -> list[jax.ShapeDtypeStruct]:
-    """What a program takes, as JAX lowers for it: inputs, then constants."""
-    values = [node.meta["val"] for node in program.input_nodes()] + list(program.constants().values())
-    types = [TensorType.of(value) for value in values]
+    """What a program takes, as JAX lowers for it."""
+    types = [TensorType.of(value) for value in input_values(program)]
     return [jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding) for t in types]
 
 

@@ -10,6 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from tpu_lowering.compat import of_torch
 from tpu_lowering.compat.lookup import missing, private
+from tpu_lowering.compat.of_executables import (
+    CpuArrays,
+    as_dlpack,
+    cpu_device,
+    direct_call,
+    executable_bytes,
+    executable_from_bytes,
+)
 from tpu_lowering.compat.of_helion import (
     bind_helion,
     carried_functions,
@@ -27,21 +35,15 @@ from tpu_lowering.compat.of_helion import (
 from tpu_lowering.compat.of_jax import (
     TYPED_NUMBERS,
     Conflict,
-    CpuArrays,
-    as_dlpack,
     bind,
     block_extents,
     blocked_array,
     blocked_sizes,
     chip_scope,
     compiler_params,
-    cpu_device,
-    direct_call,
     discharged,
     empty,
     enable_x64,
-    executable_bytes,
-    executable_from_bytes,
     flash_attention_sums,
     grid_scope,
     interpreter_conflicts,
@@ -137,6 +139,7 @@ __all__ = [
     "TYPED_NUMBERS",
     "BackendCompilerFailed",
     "Conflict",
+    "CpuArrays",
     "FakeTensor",
     "FakeTensorMode",
     "HigherOrderOperator",
@@ -146,12 +149,12 @@ __all__ = [
     "ResultsOfForward",
     "aot_autograd",
     "aot_export_joint_simple",
+    "as_dlpack",
     "aten",
     "auto_functionalized",
     "auto_functionalized_v2",
     "autograd_cache",
     "below_autograd",
-    "as_dlpack",
     "bind",
     "bind_helion",
     "block_extents",

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from tpu_lowering import compat
@@ -48,35 +47,17 @@ def row_major(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous()
 
 
-def memory(tensor: torch.Tensor, type_: TensorType, hold: bool) -> npt.NDArray[Any]:
-    """The memory of a tensor as a NumPy array.
-
-    Args:
-        tensor: row-major; see ``row_major``.
-        type_: its type.
-        hold: whether the tensor lives as long as the array. Without, the array is an address: to be read only while a
-            tensor is known to lie there.
-    """
-    if not type_.nbytes:
-        return np.zeros(type_.shape, type_.dtype)
-    found: Any = (ctypes.c_char * type_.nbytes).from_address(tensor.data_ptr())
-    if hold:
-        found.tensor = tensor
-    return np.frombuffer(found, type_.dtype).reshape(type_.shape)
-
-
 def to_torch(array: jax.Array) -> torch.Tensor:
     """A row-major torch tensor with the values of an array on the CPU, in memory of its own."""
     element = element_type(array.dtype)
     assert element is not None
     tensor = torch.empty(array.shape, dtype=element.torch)
-    copy_into(tensor, array, tensor.nbytes)
+    copy_into(tensor, array.block_until_ready(), tensor.nbytes)
     return tensor
 
 
 def copy_into(tensor: torch.Tensor, array: jax.Array, nbytes: int) -> None:
-    """Copies the elements of an array on the CPU to a tensor's memory, which is dense, one after the other."""
-    array.block_until_ready()
+    """Copies the elements of an array that is there, on the CPU, to a tensor's dense memory, one after the other."""
     if nbytes:
         ctypes.memmove(tensor.data_ptr(), array.unsafe_buffer_pointer(), nbytes)
 

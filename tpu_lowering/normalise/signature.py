@@ -100,7 +100,9 @@ def _saved(found: Sequence[Alias | None], bases: Mapping[Any, int], sharing: Sha
     """The results that nobody but a backward gets, nor a view of them."""
     if not sharing.views:
         return set()
-    shown = {bases[alias.base] for alias in found[: sharing.seen] if alias is not None and alias.base.op != "placeholder"}
+    shown = {
+        bases[alias.base] for alias in found[: sharing.seen] if alias is not None and alias.base.op != "placeholder"
+    }
     return set(range(sharing.seen, returned)) - shown
 
 

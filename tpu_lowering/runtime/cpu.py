@@ -27,8 +27,7 @@ from tpu_lowering.runtime import calling_convention
 from tpu_lowering.runtime.cache import executables
 from tpu_lowering.runtime.cache.executables import Stored
 from tpu_lowering.runtime.cache.store import Store
-from tpu_lowering.runtime.imported_arguments import Imports
-
+from tpu_lowering.runtime.imported_arguments import Imports, Input
 
 Call = Callable[[Sequence[jax.Array]], Sequence[jax.Array]]
 """Runs a program on arrays of ``compat.cpu_device()``."""
@@ -52,15 +51,15 @@ class CpuRuntime:
         calling_convention.check_devices(arguments)
 
     def compile(self, program: Program, source: Source) -> CpuProgram:
-        inputs, outputs = load.input_specs(program), program.types()
+        inputs, outputs = list(map(Input.of, load.input_values(program))), program.types()
         run, stored = self._compiled(program, source, inputs, outputs)
         if self.kernels == "tpu_interpret":
             run = functools.partial(interpreter_findings.watched, run)
         constants = list(program.constants().values())
-        return CpuProgram(program, list(map(TensorType.of, inputs)), outputs, constants, run, stored)
+        return CpuProgram(program, inputs, outputs, constants, run, stored)
 
     def _compiled(
-        self, program: Program, source: Source, inputs: Sequence[jax.ShapeDtypeStruct], types: Sequence[TensorType]
+        self, program: Program, source: Source, inputs: Sequence[Input], outputs: Sequence[TensorType]
     ) -> tuple[Call, Stored | None]:
         """The program as something to be called, from the store, or compiled and stored; and its place there.
 
@@ -68,16 +67,15 @@ class CpuRuntime:
         computes is known only when it has been traced; such a program is looked up by its lowered form.
         """
         if self.store is None:
-            return _call(_lowered(program, source, self.kernels).compile()), None
-        lowered = _lowered(program, source, self.kernels) if source.kernels else None
+            return _call(_lowered(program, source, inputs, self.kernels).compile(), outputs), None
+        lowered = _lowered(program, source, inputs, self.kernels) if source.kernels else None
         kind, text = ("source", source.text) if lowered is None else ("lowered", lowered.as_text())
-        outputs = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in types]
         stored = Stored(executables.key(kind, [text, repr(inputs), repr(outputs)]), inputs, outputs)
-        found = executables.load(self.store, stored.key)
+        found = executables.load(self.store, stored)
         if found is not None:
             return found, stored
-        compiled = (lowered or _lowered(program, source, self.kernels)).compile()
-        return _call(compiled), stored if executables.save(self.store, stored.key, compiled) else None
+        compiled = (lowered or _lowered(program, source, inputs, self.kernels)).compile()
+        return _call(compiled, outputs), stored if executables.save(self.store, stored.key, compiled) else None
 
     def remarks(self, program: Program) -> list[Action]:
         return calling_convention.interpreted_calls(program) if self.kernels == "vectorized" else []
@@ -93,7 +91,7 @@ class CpuProgram:
     def __init__(
         self,
         interface: Interface,
-        inputs: Sequence[TensorType],
+        inputs: Sequence[Input],
         outputs: Sequence[TensorType],
         constants: Sequence[torch.Tensor],
         run: Call,
@@ -102,17 +100,18 @@ class CpuProgram:
         """
         Args:
             interface: how the program is called.
-            inputs: the types of what the executable takes: the program's inputs, then constants.
-            outputs: those of what it gives: results, then values of mutated arguments.
+            inputs: what the executable takes: the program's inputs, then constants.
+            outputs: the types of what it gives: results, then values of mutated arguments.
             constants: see ``inputs``.
             run: calls the executable.
             stored: its place in a store.
         """
         self.interface, self.run, self.stored = interface, run, stored
         self.imports = Imports(inputs[: len(interface.inputs)])
-        self.constant_tensors = [arrays.row_major(value) for value in constants]
-        self.constants = Imports(inputs[len(interface.inputs) :]).take(self.constant_tensors)
+        self.constants = list(constants)
+        self.constant_arrays = Imports(inputs[len(interface.inputs) :]).take(self.constants)
         computed = [spec for spec in interface.signature.outputs if spec.is_computed]
+        self.computes_all = len(computed) == len(interface.signature.outputs) == interface.signature.returned
         self.results = [_Result(spec, type_) for spec, type_ in zip(computed, outputs, strict=False)]
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
@@ -136,16 +135,19 @@ class CpuProgram:
                 new = _new_values(computed[len(tensors) :], given)
                 for position, value in zip(signature.mutated, new, strict=True):
                     arguments[position].copy_(value)
-        if len(tensors) == len(signature.outputs) == signature.returned:
+        if self.computes_all:
             return tensors
         return calling_convention.results(signature, arguments, tensors)
 
     def execute(self, given: Sequence[torch.Tensor]) -> Sequence[jax.Array]:
         """What the executable computes of the program's inputs: results, then values of mutated arguments.
 
-        It is there when this returns: results wait for it, and inputs that are freed would be read too late.
+        All is there when this returns: inputs that are freed would be read too late.
         """
-        return jax.block_until_ready(self.run([*self.imports.take(given), *self.constants]))
+        computed = self.run(self.imports.take(given) + self.constant_arrays)
+        for array in computed:
+            array.block_until_ready()
+        return computed
 
 
 class _Result:
@@ -186,18 +188,23 @@ def _new_values(values: Sequence[jax.Array], given: Sequence[torch.Tensor]) -> l
     ]
 
 
-def _lowered(program: Program, source: Source, kernels: Execution) -> Any:
+def _lowered(program: Program, source: Source, inputs: Sequence[Input], kernels: Execution) -> Any:
     """The program as StableHLO, for ``compat.cpu_device()``: where JAX finds a TPU or GPU, that is its default."""
     device = compat.cpu_device()
     sharding = jax.sharding.SingleDeviceSharding(device)
-    specs = load.input_specs(program, sharding)
+    function = load.load(program, source, kernels)
+
+    def of_memory(*given: jax.Array) -> Any:
+        return function(*(input_.logical(array) for input_, array in zip(inputs, given, strict=True)))
+
+    of_memory.__name__ = program.name
     with compat.enable_x64(True), jax.default_device(device):
-        return jax.jit(load.load(program, source, kernels), keep_unused=True).lower(*specs)
+        return jax.jit(of_memory, keep_unused=True).lower(*(input_.spec(sharding) for input_ in inputs))
 
 
-def _call(compiled: Any) -> Call:
+def _call(compiled: Any, types: Sequence[TensorType]) -> Call:
     """Calls what JAX compiled: directly, where arrays are all that it needs."""
-    return compat.direct_call(compiled) or functools.partial(_call_by_jax, compiled)
+    return compat.direct_call(compiled, types) or functools.partial(_call_by_jax, compiled)
 
 
 def _call_by_jax(compiled: Any, given: Sequence[jax.Array]) -> Sequence[jax.Array]:

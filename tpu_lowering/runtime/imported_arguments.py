@@ -1,56 +1,114 @@
-"""Arguments as JAX arrays: one is made for a place in memory, not for every call."""
+"""Arguments as JAX arrays, as they lie in memory: one is made for a place, not for every call."""
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
 import torch
 
 from tpu_lowering import compat
 from tpu_lowering.ir import arrays
+from tpu_lowering.ir.programs import dense_order
 from tpu_lowering.ir.types import TensorType
 
-PLACES = 4
-"""Of one argument: parameters stay where they are, and memory that is freed is soon given out again."""
+PLACES = 8
+"""For one argument: parameters stay where they are, and memory that is freed is soon given out again."""
 
 
-class _Slot:
-    """One argument of a program, and arrays over the places where it lay."""
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What an executable takes for an argument: the dense memory of a tensor, in the order of its elements there.
 
-    def __init__(self, type_: TensorType) -> None:
-        self.type = type_
-        self.arrays = compat.CpuArrays(type_.shape, type_.dtype)
-        self.places: dict[int, jax.Array] = {}
+    Attributes:
+        type: of the array; its dimensions are the tensor's in storage order.
+        order: the tensor's dimensions in storage order, outermost first.
+        stride: the tensor's strides. One with others is copied.
+    """
 
-    def take(self, tensor: torch.Tensor) -> jax.Array:
-        place, tensor = tensor.data_ptr(), arrays.row_major(tensor)
+    type: TensorType
+    order: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, value: torch.Tensor) -> Input:
+        """The input for tensors laid out as one, fake or real; row-major for one that is not dense."""
+        type_ = TensorType.of(value)
+        order = dense_order(value.shape, value.stride()) or tuple(range(value.ndim))
+        inside = [1]
+        for dim in reversed(order):
+            inside.append(inside[-1] * max(1, type_.shape[dim]))
+        strides = dict(zip(reversed(order), inside, strict=False))
+        stored = TensorType(type_.element, tuple(type_.shape[dim] for dim in order))
+        return cls(stored, order, tuple(strides[dim] for dim in range(value.ndim)))
+
+    def spec(self, sharding: jax.sharding.Sharding | None = None) -> jax.ShapeDtypeStruct:
+        """The array's type, as JAX lowers for it."""
+        return jax.ShapeDtypeStruct(self.type.shape, self.type.dtype, sharding=sharding)
+
+    def logical(self, array: Any) -> Any:
+        """The array with dimensions in the tensor's order, while JAX traces."""
+        return jax.numpy.transpose(array, [self.order.index(dim) for dim in range(len(self.order))])
+
+
+class _Places:
+    """Arrays for one kind of input, over the places where arguments of a program lay.
+
+    Attributes:
+        input: the kind.
+        count: how many arguments are of it.
+        known: the arrays by address.
+    """
+
+    def __init__(self, input_: Input) -> None:
+        self.input, self.count = input_, 0
+        self.known: dict[int, jax.Array] = {}
+        self.arrays = compat.CpuArrays(input_.type.shape, input_.type.dtype)
+        self.memory = ctypes.c_char * input_.type.nbytes
+
+    def make(self, tensor: torch.Tensor) -> jax.Array:
+        """An array with the contents of a tensor."""
+        place, type_ = tensor.data_ptr(), self.input.type
+        if not type_.nbytes:
+            return self.arrays.over(np.zeros(type_.shape, type_.dtype))
+        if tensor.stride() != self.input.stride or tensor.is_neg() or tensor.is_conj():
+            tensor = arrays.row_major(tensor.detach().permute(self.input.order))
         stays = tensor.data_ptr() == place
-        array = self.arrays.over(arrays.memory(tensor, self.type, hold=not stays))
-        if stays and self.type.nbytes and array.unsafe_buffer_pointer() == place:
-            if len(self.places) == PLACES:
-                self.places = {}
-            self.places[place] = array
+        memory: Any = self.memory.from_address(tensor.data_ptr())
+        if not stays:
+            memory.tensor = tensor
+        array = self.arrays.over(np.ndarray(type_.shape, type_.dtype, memory))
+        if stays and array.unsafe_buffer_pointer() == place:
+            if len(self.known) >= PLACES * self.count:
+                self.known.clear()
+            self.known[place] = array
         return array
 
 
 class Imports:
-    """The arrays of a program's arguments, one slot each.
+    """The arrays of a program's arguments.
 
     A kept array holds nothing: it is read in calls alone whose argument lies, alive, at that place, so an update in
-    place is seen. Where an argument is not row-major, or XLA copied it, an array is made for each call. Threads may
-    share the slots.
+    place is seen. Where an argument is laid out otherwise, or XLA copied it, an array is made for each call. Threads
+    may share all this.
     """
 
-    def __init__(self, types: Sequence[TensorType]) -> None:
-        self.slots = [_Slot(type_) for type_ in types]
+    def __init__(self, inputs: Sequence[Input]) -> None:
+        kinds = {input_: _Places(input_) for input_ in inputs}
+        self.places = [(kinds[input_], input_.stride) for input_ in inputs]
+        for places, _ in self.places:
+            places.count += 1
 
     def take(self, tensors: Sequence[torch.Tensor]) -> list[jax.Array]:
         """The arrays of a call's arguments, to be read while these live."""
         found: list[jax.Array] = []
-        for slot, tensor in zip(self.slots, tensors, strict=False):
-            array = slot.places.get(tensor.data_ptr())
-            if array is None or not tensor.is_contiguous() or tensor.is_neg() or tensor.is_conj():
-                array = slot.take(tensor)
+        for (places, stride), tensor in zip(self.places, tensors, strict=False):
+            array = places.known.get(tensor.data_ptr())
+            if array is None or tensor.stride() != stride or tensor.is_neg() or tensor.is_conj():
+                array = places.make(tensor)
             found.append(array)
         return found

@@ -15,9 +15,11 @@ from typing import Any
 import jax
 
 from tpu_lowering import compat
+from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import settings
 from tpu_lowering.releases import version
 from tpu_lowering.runtime.cache.store import Store, digest, package_digest
+from tpu_lowering.runtime.imported_arguments import Input
 
 CALLED = re.compile(r'custom_call_target="([^"]*)"')
 OWN_CALLS = {"TopK"}
@@ -61,13 +63,13 @@ class Stored:
 
     Attributes:
         key: see ``key``.
-        inputs: the type of each argument.
+        inputs: what it takes.
         outputs: the type of each result.
     """
 
     key: str
-    inputs: Sequence[jax.ShapeDtypeStruct]
-    outputs: Sequence[jax.ShapeDtypeStruct]
+    inputs: Sequence[Input]
+    outputs: Sequence[TensorType]
 
 
 def save(store: Store, key: str, compiled: Any) -> bool:
@@ -83,7 +85,7 @@ def save(store: Store, key: str, compiled: Any) -> bool:
     return data is not None
 
 
-def load(store: Store, key: str) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None:
-    """The executable under a key, as a function of arrays on ``compat.cpu_device()``; None if there is no sound one."""
-    data = store.read(key)
-    return None if data is None else compat.executable_from_bytes(data)
+def load(store: Store, stored: Stored) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None:
+    """An executable as a function of arrays on ``compat.cpu_device()``; None if there is no sound one."""
+    data = store.read(stored.key)
+    return None if data is None else compat.executable_from_bytes(data, stored.outputs)

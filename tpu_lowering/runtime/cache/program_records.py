@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir import arrays
 from tpu_lowering.ir.programs import Interface, MemoryPlace, Output, Signature
 from tpu_lowering.ir.types import TensorType, element_type
@@ -22,6 +23,7 @@ from tpu_lowering.runtime.cache import executables
 from tpu_lowering.runtime.cache.known_kernels import KnownKernel
 from tpu_lowering.runtime.cache.store import Store, digest
 from tpu_lowering.runtime.cpu import CpuProgram
+from tpu_lowering.runtime.imported_arguments import Input
 
 PLAIN = (bool, int, float, type(None))
 
@@ -37,11 +39,12 @@ def save(store: Store, program: CpuProgram, kernels: Sequence[KnownKernel] = ())
     plain = all(type(output.constant) in PLAIN for output in interface.signature.outputs)
     if program.stored is None or interface.drawn or not plain:
         return None
-    constants = [arrays.memory(value, TensorType.of(value), hold=True) for value in program.constant_tensors]
+    with compat.enable_x64(True), compat.disable_current_modes():  # AOTAutograd's fake tensors
+        constants = [np.asarray(arrays.to_jax(value)) for value in program.constants]
     described = {
         "surroundings": digest([executables.surroundings()]),
         "executable": program.stored.key,
-        "inputs": list(map(_spec, program.stored.inputs)),
+        "inputs": [[_spec(one.type), one.order, one.stride] for one in program.stored.inputs],
         "outputs": list(map(_spec, program.stored.outputs)),
         "taken": interface.inputs,
         "signature": _signature_as_json(interface.signature),
@@ -69,33 +72,33 @@ def load(store: Store, key: str) -> tuple[CpuProgram, tuple[Followed, ...]]:
     if described["surroundings"] != digest([executables.surroundings()]):
         raise LookupError(f"expected a record of these versions, flags and this processor under {key}, got another")
     kernels = tuple(KnownKernel(**kernel).followed() for kernel in described["kernels"])
-    inputs, outputs = (list(map(_type, described[name])) for name in ("inputs", "outputs"))
+    inputs = [Input(_type(spec), tuple(order), tuple(stride)) for spec, order, stride in described["inputs"]]
+    outputs = list(map(_type, described["outputs"]))
     stored = executables.Stored(described["executable"], inputs, outputs)
-    run = executables.load(store, stored.key)
+    run = executables.load(store, stored)
     if run is None:
         raise LookupError(f"expected an executable under {stored.key}, got none")
     constants = _constants(list(map(_type, described["constants"])), data)
     interface = Interface(tuple(described["taken"]), _signature_from_json(described["signature"]))
-    types = (list(map(TensorType.of, specs)) for specs in (inputs, outputs))
-    return CpuProgram(interface, *types, constants, run, stored), kernels
+    return CpuProgram(interface, inputs, outputs, constants, run, stored), kernels
 
 
 def _spec(value: Any) -> list[Any]:
     return [str(value.dtype), list(value.shape)]
 
 
-def _type(spec: Sequence[Any]) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(tuple(spec[1]), jax.numpy.dtype(spec[0]))
+def _type(spec: Sequence[Any]) -> TensorType:
+    element = element_type(jax.numpy.dtype(spec[0]))
+    assert element is not None
+    return element[tuple(spec[1])]
 
 
-def _constants(specs: Sequence[jax.ShapeDtypeStruct], data: bytes) -> list[torch.Tensor]:
+def _constants(types: Sequence[TensorType], data: bytes) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
-    for spec in specs:
-        element = element_type(spec.dtype)
-        assert element is not None
-        size = spec.size * spec.dtype.itemsize
-        memory = torch.frombuffer(bytearray(data[:size]), dtype=element.torch) if size else torch.empty(0)
-        found.append(memory.to(element.torch).reshape(spec.shape))
+    for type_ in types:
+        size, dtype = type_.nbytes, type_.element.torch
+        memory = torch.frombuffer(bytearray(data[:size]), dtype=dtype) if size else torch.empty(0)
+        found.append(memory.to(dtype).reshape(type_.shape))
         data = data[size:]
     return found
 
@@ -115,7 +118,5 @@ def _signature_from_json(described: dict[str, Any]) -> Signature:
         if place is not None:
             place = MemoryPlace(**{**place, "dtype": getattr(torch, place["dtype"])})
         described_stride = None if stride is None else tuple(stride)
-        outputs.append(
-            Output(described_stride, tuple(output["shape"]), output["constant"], place, output["is_saved"])
-        )
+        outputs.append(Output(described_stride, tuple(output["shape"]), output["constant"], place, output["is_saved"]))
     return Signature(tuple(outputs), described["returned"], tuple(described["mutated"]))

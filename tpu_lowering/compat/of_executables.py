@@ -1,0 +1,129 @@
+"""Private names of JAX that call its executables on the CPU in few steps: a client, arrays, results."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tpu_lowering import errors
+from tpu_lowering.compat import of_jax
+from tpu_lowering.compat.lookup import private
+
+
+@functools.cache
+def cpu_device() -> Any:
+    """A CPU device that runs a program in the thread that calls it.
+
+    It belongs to a client of our own. JAX's hands each program to another thread, whose waking costs more than a small
+    program; its flag for that is one for all of the process. JAX's first CPU device, where a release makes no client.
+    """
+    why = "programs that run in the thread that calls them"
+    try:
+        client = private("jaxlib", "jaxlib.xla_client", "make_cpu_client", why)(asynchronous=False)
+    except (errors.TpuLoweringError, TypeError):
+        return jax.devices("cpu")[0]
+    return client.local_devices()[0]
+
+
+class CpuArrays:
+    """Makes arrays of one type on ``cpu_device()``."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self.shape, self.dtype = shape, dtype
+        self._put = _quick_put(shape, dtype)
+
+    def over(self, memory: Any) -> jax.Array:
+        """An array in the memory of a NumPy array, which it holds; a copy of it, where XLA cannot take it as it is.
+
+        JAX's public ways, ``device_put`` and DLPack, look at each array for many times as long.
+        """
+        if self._put is not None:
+            return self._put(memory)
+        with of_jax.enable_x64(True):
+            return jax.device_put(memory, cpu_device())
+
+
+def _quick_put(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Makes an array over memory, as ``CpuArrays.over``; None in a release without the names for it."""
+    why = "arrays in the memory of tensors"
+    try:
+        put = private("jaxlib", "jaxlib._jax", "batched_device_put", why)
+        shared = private("jaxlib", "jaxlib._jax", "HostBufferSemantics", why).ZERO_COPY
+        aval = _shaped_array(why)(shape, dtype)
+        device = cpu_device()
+        rest = (jax.sharding.SingleDeviceSharding(device), [device])
+
+        def over(memory: Any) -> Any:
+            return put(aval, rest[0], [memory], rest[1], True, False, shared, True)
+
+        over(np.zeros(shape, dtype))
+    except (errors.TpuLoweringError, TypeError, AttributeError):
+        return None
+    return over
+
+
+def as_dlpack(array: jax.Array) -> Any:
+    """An array's memory as a DLPack capsule, for a reader on the CPU; by the public way in a release without it."""
+    try:
+        export = private("jaxlib", "jaxlib._jax", "buffer_to_dlpack_managed_tensor", "results without a copy")
+    except errors.TpuLoweringError:
+        return array.__dlpack__()
+    return export(array)
+
+
+def direct_call(compiled: Any, types: Sequence[Any]) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None:
+    """Calls a ``jax.stages.Compiled`` with arrays on its device, without JAX's checks of each.
+
+    Args:
+        compiled: the executable.
+        types: shape and dtype of each result.
+
+    Returns:
+        None for one that needs more than arrays: with calls back into Python, effects, or constants of JAX's.
+    """
+    unloaded = getattr(compiled._executable, "_unloaded_executable", None)
+    if unloaded is None or unloaded.host_callbacks or unloaded.mut is not None or compiled._params.const_args:
+        return None
+    if unloaded.ordered_effects or unloaded.unordered_effects:
+        return None
+    return _call_of_executable(compiled.runtime_executable(), types)
+
+
+def _call_of_executable(executable: Any, types: Sequence[Any]) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]]:
+    """Calls what XLA compiled for one device, with arrays of it; results are of ``types``."""
+    run = executable.execute_sharded
+    sharding = jax.sharding.SingleDeviceSharding(cpu_device())
+    why = "results of programs"
+    handler, shaped = private("jaxlib", "jaxlib._jax", "array_result_handler", why), _shaped_array(why)
+    handlers = [handler(shaped(t.shape, t.dtype), sharding, True, True) for t in types]
+
+    def call(arrays: Sequence[jax.Array]) -> Sequence[jax.Array]:
+        return run(arrays).consume_with_handlers(handlers)  # type: ignore[no-any-return]
+
+    return call
+
+
+def _shaped_array(why: str) -> Any:
+    return private("jax", "jax._src.core", "ShapedArray", why)
+
+
+def executable_bytes(compiled: Any) -> bytes | None:
+    """XLA's serialised form of a ``jax.stages.Compiled``; JAX's own way to write one down pickles.
+
+    None if this executable has no such form; see ``direct_call``.
+    """
+    if direct_call(compiled, ()) is None:
+        return None
+    executable = compiled.runtime_executable()
+    return bytes(executable.client.serialize_executable(executable))
+
+
+def executable_from_bytes(data: bytes, types: Sequence[Any]) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]]:
+    """What ``executable_bytes`` wrote, as a function of arrays on ``cpu_device()``; results are of ``types``."""
+    device = cpu_device()
+    devices = private("jaxlib", "jaxlib.xla_client", "DeviceList", "programs compiled by an earlier process")((device,))
+    return _call_of_executable(device.client.deserialize_executable(data, executable_devices=devices), types)
