@@ -12,6 +12,7 @@ from tpu_lowering.compat import of_torch
 from tpu_lowering.compat.lookup import missing, private
 from tpu_lowering.compat.of_executables import (
     CpuArrays,
+    aliases,
     as_dlpack,
     cpu_device,
     direct_call,
@@ -61,6 +62,7 @@ from tpu_lowering.compat.of_jax import (
 from tpu_lowering.compat.of_objects import (
     can_decompose,
     function_behind,
+    is_alone_in_memory,
     is_compiled_backward,
     is_static_input,
     overload_name,
@@ -147,6 +149,7 @@ __all__ = [
     "OpOverloadPacket",
     "OutputCode",
     "ResultsOfForward",
+    "aliases",
     "aot_autograd",
     "aot_export_joint_simple",
     "as_dlpack",
@@ -198,6 +201,7 @@ __all__ = [
     "helion_key",
     "helion_operators",
     "interpreter_conflicts",
+    "is_alone_in_memory",
     "is_compiled_backward",
     "is_left_in_hbm",
     "is_out_operator",

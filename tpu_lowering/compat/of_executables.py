@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +34,6 @@ class CpuArrays:
     """Makes arrays of one type on ``cpu_device()``."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
-        self.shape, self.dtype = shape, dtype
         self._put = _quick_put(shape, dtype)
 
     def over(self, memory: Any) -> jax.Array:
@@ -46,19 +46,24 @@ class CpuArrays:
         with of_jax.enable_x64(True):
             return jax.device_put(memory, cpu_device())
 
+    def copy(self, memory: Any) -> jax.Array | None:
+        """An array with the contents of a NumPy array, in memory of XLA's own; None in a release that may share it."""
+        return None if self._put is None else self._put(memory, own=True).block_until_ready()
+
 
 def _quick_put(shape: tuple[int, ...], dtype: Any) -> Any:
     """Makes an array over memory, as ``CpuArrays.over``; None in a release without the names for it."""
     why = "arrays in the memory of tensors"
     try:
         put = private("jaxlib", "jaxlib._jax", "batched_device_put", why)
-        shared = private("jaxlib", "jaxlib._jax", "HostBufferSemantics", why).ZERO_COPY
+        semantics = private("jaxlib", "jaxlib._jax", "HostBufferSemantics", why)
+        shared, copied = (True, False, semantics.ZERO_COPY), (True, True, semantics.IMMUTABLE_ONLY_DURING_CALL)
         aval = _shaped_array(why)(shape, dtype)
         device = cpu_device()
-        rest = (jax.sharding.SingleDeviceSharding(device), [device])
+        sharding, devices = jax.sharding.SingleDeviceSharding(device), [device]
 
-        def over(memory: Any) -> Any:
-            return put(aval, rest[0], [memory], rest[1], True, False, shared, True)
+        def over(memory: Any, own: bool = False) -> Any:
+            return put(aval, sharding, [memory], devices, *(copied if own else shared), True)
 
         over(np.zeros(shape, dtype))
     except (errors.TpuLoweringError, TypeError, AttributeError):
@@ -109,6 +114,13 @@ def _call_of_executable(executable: Any, types: Sequence[Any]) -> Callable[[Sequ
 
 def _shaped_array(why: str) -> Any:
     return private("jax", "jax._src.core", "ShapedArray", why)
+
+
+def aliases(compiled: Any) -> dict[int, int]:
+    """For each result of a ``jax.stages.Compiled`` that takes an argument's memory, the argument's position."""
+    _, _, head = compiled.as_text().partition("\n")[0].partition("input_output_alias={")
+    found = re.findall(r"\{(\d*)\}: \((\d+), \{\}", head.partition(", entry_computation_layout")[0])
+    return {int(result or 0): int(argument) for result, argument in found}
 
 
 def executable_bytes(compiled: Any) -> bytes | None:

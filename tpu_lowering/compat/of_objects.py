@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from tpu_lowering import errors
 from tpu_lowering.compat.lookup import private
 
 
@@ -60,3 +62,18 @@ def is_compiled_backward(node: Any) -> bool:
     module, why = "torch._functorch._aot_autograd.schemas", "backward of a compiled graph"
     known = private("torch", module, "ViewAndMutationMeta", why)
     return isinstance(getattr(getattr(node, "_forward_cls", None), "metadata", None), known)
+
+
+def _holders(tensor: torch.Tensor) -> tuple[int, int, int]:
+    storage = tensor.untyped_storage()
+    count = private("torch", "torch._C", "_storage_Use_Count", "buffers that are updated in place")
+    return tensor._use_count(), count(storage._cdata), sys.getrefcount(storage)  # type: ignore[attr-defined]
+
+
+def is_alone_in_memory(tensor: torch.Tensor) -> bool:
+    """Whether nobody but this tensor's own owners can reach its memory: no view, no ``.data``, no storage object, no
+    DLPack capsule, nothing that was saved for a backward. False in a release that does not tell."""
+    try:
+        return _holders(tensor) == _holders(torch.empty(1))
+    except (errors.TpuLoweringError, AttributeError):
+        return False

@@ -6,14 +6,17 @@ than 1.2e-38 in float32 (2.2e-308 in float64) is 0, as operand and as result. A 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import torch
 
 from tpu_lowering import compat
+from tpu_lowering.analyse.partial_updates import updated_in_part
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import arrays, forks
@@ -21,13 +24,13 @@ from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import CPU
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.programs import Interface, Output, Program, dense_order
-from tpu_lowering.ir.types import TensorType
+from tpu_lowering.ir.types import TensorType, i32
 from tpu_lowering.kernels import interpreter_findings
-from tpu_lowering.runtime import calling_convention
+from tpu_lowering.runtime import calling_convention, owned_memory
 from tpu_lowering.runtime.cache import executables
-from tpu_lowering.runtime.cache.executables import Stored
 from tpu_lowering.runtime.cache.store import Store
-from tpu_lowering.runtime.imported_arguments import Imports, Input
+from tpu_lowering.runtime.cpu_rewrites import multiplies_rows, rewritten
+from tpu_lowering.runtime.imported_arguments import Imports, Input, Places
 
 Call = Callable[[Sequence[jax.Array]], Sequence[jax.Array]]
 """Runs a program on arrays of ``compat.cpu_device()``."""
@@ -51,68 +54,122 @@ class CpuRuntime:
         calling_convention.check_devices(arguments)
 
     def compile(self, program: Program, source: Source) -> CpuProgram:
-        inputs, outputs = list(map(Input.of, load.input_values(program))), program.types()
-        run, stored = self._compiled(program, source, inputs, outputs)
+        updates = () if self.kernels == "tpu_interpret" else _updates(program)
+        plan = Plan.of(program, updates)
+        found = self._compiled(program, source, plan)
+        if found is None:
+            plan = Plan.of(program, ())
+            found = self._compiled(program, source, plan)
+        assert found is not None
+        run, stored = found
         if self.kernels == "tpu_interpret":
             run = functools.partial(interpreter_findings.watched, run)
-        constants = list(program.constants().values())
-        return CpuProgram(program, inputs, outputs, constants, run, stored)
+        return CpuProgram(program, plan, list(program.constants().values()), run, stored)
 
-    def _compiled(
-        self, program: Program, source: Source, inputs: Sequence[Input], outputs: Sequence[TensorType]
-    ) -> tuple[Call, Stored | None]:
-        """The program as something to be called, from the store, or compiled and stored; and its place there.
+    def _compiled(self, program: Program, source: Source, plan: Plan) -> tuple[Call, str | None] | None:
+        """The program as something to be called, from the store, or compiled and stored; and its key there.
 
         Without kernels the source says it all, so a program that is in the store is not even traced. What a kernel
         computes is known only when it has been traced; such a program is looked up by its lowered form.
+
+        None for a program with updates that XLA does not make in place.
         """
         if self.store is None:
-            return _call(_lowered(program, source, inputs, self.kernels).compile(), outputs), None
-        lowered = _lowered(program, source, inputs, self.kernels) if source.kernels else None
+            compiled = _lowered(program, source, plan, self.kernels).compile()
+            run = _call(compiled, plan)
+            return None if run is None else (run, None)
+        lowered = _lowered(program, source, plan, self.kernels) if source.kernels else None
         kind, text = ("source", source.text) if lowered is None else ("lowered", lowered.as_text())
-        stored = Stored(executables.key(kind, [text, repr(inputs), repr(outputs)]), inputs, outputs)
-        found = executables.load(self.store, stored)
+        key = executables.key(kind, [text, repr(plan)])
+        found = executables.load(self.store, key, plan.outputs)
         if found is not None:
-            return found, stored
-        compiled = (lowered or _lowered(program, source, inputs, self.kernels)).compile()
-        return _call(compiled, outputs), stored if executables.save(self.store, stored.key, compiled) else None
+            return found, key
+        compiled = (lowered or _lowered(program, source, plan, self.kernels)).compile()
+        run = _call(compiled, plan)
+        return None if run is None else (run, key if executables.save(self.store, key, compiled) else None)
 
     def remarks(self, program: Program) -> list[Action]:
         return calling_convention.interpreted_calls(program) if self.kernels == "vectorized" else []
+
+
+TURNS = Input(i32[()], (), ())
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What an executable takes and gives, in its order.
+
+    It takes inputs that are read, constants, how many turns an update takes (see ``cpu_rewrites``) if there is one, and
+    inputs that are updated. It gives the updated values, results, and new values of other mutated arguments.
+
+    Attributes:
+        inputs: what it takes.
+        outputs: the types of what it gives.
+        read: for each input that is only read, its position among the program's.
+        updates: for each updated one its position in ``signature.mutated`` and among the program's inputs.
+    """
+
+    inputs: tuple[Input, ...]
+    outputs: tuple[TensorType, ...]
+    read: tuple[int, ...]
+    updates: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, program: Program, updates: tuple[tuple[int, int], ...]) -> Plan:
+        inputs, types = list(map(Input.of, load.input_values(program))), program.types()
+        updated = [at for _, at in updates]
+        read = tuple(at for at in range(len(program.inputs)) if at not in updated)
+        taken = [*(inputs[at] for at in read), *inputs[len(program.inputs) :], *([TURNS] if updates else [])]
+        first = len(types) - len(program.signature.mutated)
+        moved = [first + mutated for mutated, _ in updates]
+        outputs = [inputs[at].type for at in updated] + [type_ for at, type_ in enumerate(types) if at not in moved]
+        return cls((*taken, *(inputs[at] for at in updated)), tuple(outputs), read, updates)
+
+    def aliases(self) -> dict[int, int]:
+        """For each output that takes the memory of an input, that input's position."""
+        return {at: len(self.inputs) - len(self.updates) + at for at in range(len(self.updates))}
+
+
+def _updates(program: Program) -> tuple[tuple[int, int], ...]:
+    """The large inputs that a program updates in part, as ``Plan`` has them."""
+    found = [(program.inputs.index(program.signature.mutated[at]), at) for at in updated_in_part(program)]
+    types = [TensorType.of(node.meta["val"]) for node in program.input_nodes()]
+    return tuple((at, input_) for input_, at in sorted(found) if types[input_].nbytes >= owned_memory.LEAST_BYTES)
 
 
 class CpuProgram:
     """A compiled program.
 
     Calling it is thread-safe: it holds no state but the compiled code, the program's constants, and arrays over the
-    places in memory where its arguments lay.
+    places in memory where its arguments lay. What it updates in place has a lock of its own.
     """
 
     def __init__(
-        self,
-        interface: Interface,
-        inputs: Sequence[Input],
-        outputs: Sequence[TensorType],
-        constants: Sequence[torch.Tensor],
-        run: Call,
-        stored: Stored | None = None,
+        self, interface: Interface, plan: Plan, constants: Sequence[torch.Tensor], run: Call, stored: str | None = None
     ) -> None:
         """
         Args:
             interface: how the program is called.
-            inputs: what the executable takes: the program's inputs, then constants.
-            outputs: the types of what it gives: results, then values of mutated arguments.
-            constants: see ``inputs``.
+            plan: what the executable takes and gives.
+            constants: what it takes after the inputs that are read.
             run: calls the executable.
-            stored: its place in a store.
+            stored: its key in a store.
         """
-        self.interface, self.run, self.stored = interface, run, stored
-        self.imports = Imports(inputs[: len(interface.inputs)])
+        self.interface, self.plan, self.run, self.stored = interface, plan, run, stored
+        read, updated = len(plan.read), len(plan.updates)
+        self.imports = Imports(plan.inputs[:read])
+        self.updated = [Places(input_) for input_ in plan.inputs[len(plan.inputs) - updated :]]
         self.constants = list(constants)
-        self.constant_arrays = Imports(inputs[len(interface.inputs) :]).take(self.constants)
+        self.constant_arrays = Imports(plan.inputs[read : read + len(self.constants)]).take(self.constants)
+        if updated:
+            self.constant_arrays.append(compat.CpuArrays((), TURNS.type.dtype).over(np.ones((), TURNS.type.dtype)))
         computed = [spec for spec in interface.signature.outputs if spec.is_computed]
         self.computes_all = len(computed) == len(interface.signature.outputs) == interface.signature.returned
-        self.results = [_Result(spec, type_) for spec, type_ in zip(computed, outputs, strict=False)]
+        self.results = [_Result(spec, type_) for spec, type_ in zip(computed, plan.outputs[updated:], strict=False)]
+        at_once = {mutated for mutated, _ in plan.updates}
+        self.copied = [at for number, at in enumerate(interface.signature.mutated) if number not in at_once]
+        self.reads = [interface.inputs[at] for at in plan.read]
+        self.writes = [interface.inputs[at] for _, at in plan.updates]
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
         """Runs the program.
@@ -126,28 +183,68 @@ class CpuProgram:
         forks.refuse_after_fork()
         if self.interface.drawn:
             arguments = self.interface.all_arguments(arguments)
-        signature = self.interface.signature
-        given = [arguments[position] for position in self.interface.inputs]
-        computed = self.execute(given)
+        if self.writes:
+            computed = self._update([arguments[position] for position in self.writes], arguments)
+        else:
+            computed = self._execute(arguments, ())
         tensors = [result.of(array) for result, array in zip(self.results, computed, strict=False)]
-        if signature.mutated:
+        if self.copied:
+            given = [arguments[position] for position in self.interface.inputs]
             with torch.no_grad():
                 new = _new_values(computed[len(tensors) :], given)
-                for position, value in zip(signature.mutated, new, strict=True):
+                for position, value in zip(self.copied, new, strict=True):
                     arguments[position].copy_(value)
         if self.computes_all:
             return tensors
-        return calling_convention.results(signature, arguments, tensors)
+        return calling_convention.results(self.interface.signature, arguments, tensors)
 
-    def execute(self, given: Sequence[torch.Tensor]) -> Sequence[jax.Array]:
-        """What the executable computes of the program's inputs: results, then values of mutated arguments.
+    def _execute(self, arguments: Sequence[Any], donated: Sequence[jax.Array]) -> Sequence[jax.Array]:
+        """What the executable computes.
 
         All is there when this returns: inputs that are freed would be read too late.
         """
-        computed = self.run(self.imports.take(given) + self.constant_arrays)
+        taken = self.imports.take([arguments[position] for position in self.reads])
+        computed = self.run([*taken, *self.constant_arrays, *donated])
         for array in computed:
             array.block_until_ready()
         return computed
+
+    def _update(self, updated: Sequence[torch.Tensor], arguments: Sequence[Any]) -> Sequence[jax.Array]:
+        """Runs the program and updates some arguments: in place where XLA owns their memory, else by a copy.
+
+        Returns:
+            What it computes beside them.
+        """
+        owners = [
+            owned_memory.memory_of(tensor, places.input) for tensor, places in zip(updated, self.updated, strict=True)
+        ]
+        with owned_memory.held(owners):
+            donated = [
+                places.over(tensor) if owner is None else owner.array
+                for tensor, places, owner in zip(updated, self.updated, owners, strict=True)
+            ]
+            computed = self._execute(arguments, donated)
+            new = zip(updated, owners, self.updated, computed[: len(updated)], strict=True)
+            for tensor, owner, places, value in new:
+                if owner is None:
+                    places.write_back(tensor, value)
+                else:
+                    owner.replace(value, tensor)
+        return computed[len(updated) :]
+
+    def execute(self, given: Sequence[torch.Tensor]) -> Sequence[jax.Array]:
+        """What the program computes of its inputs, and writes nowhere: results, then values of mutated arguments."""
+        arguments: list[Any] = [None] * (1 + max(self.interface.inputs, default=0))
+        for position, tensor in zip(self.interface.inputs, given, strict=True):
+            arguments[position] = tensor
+        donated = [places.over(arguments[at]) for places, at in zip(self.updated, self.writes, strict=True)]
+        computed = list(self._execute(arguments, donated))
+        updated = {mutated: computed[at] for at, (mutated, _) in enumerate(self.plan.updates)}
+        others = iter(computed[len(updated) + len(self.results) :])
+        mutated = [
+            updated[at] if at in updated else next(others) for at in range(len(self.interface.signature.mutated))
+        ]
+        return [*computed[len(updated) : len(updated) + len(self.results)], *mutated]
 
 
 class _Result:
@@ -188,23 +285,42 @@ def _new_values(values: Sequence[jax.Array], given: Sequence[torch.Tensor]) -> l
     ]
 
 
-def _lowered(program: Program, source: Source, inputs: Sequence[Input], kernels: Execution) -> Any:
+def _lowered(program: Program, source: Source, plan: Plan, kernels: Execution) -> Any:
     """The program as StableHLO, for ``compat.cpu_device()``: where JAX finds a TPU or GPU, that is its default."""
     device = compat.cpu_device()
     sharding = jax.sharding.SingleDeviceSharding(device)
     function = load.load(program, source, kernels)
+    updated, count = [at for _, at in plan.updates], len(program.inputs)
+    read = [*plan.read, *range(count, count + len(program.constants()))]
+    first = len(program.types()) - len(program.signature.mutated)
+    new = [first + mutated for mutated, _ in plan.updates]
 
     def of_memory(*given: jax.Array) -> Any:
-        return function(*(input_.logical(array) for input_, array in zip(inputs, given, strict=True)))
+        logical = [input_.logical(array) for input_, array in zip(plan.inputs, given, strict=True)]
+        arguments = [
+            logical[at] for _, at in sorted(zip([*read, *updated], [*range(len(read)), *donated], strict=True))
+        ]
+        if updated or multiplies_rows(program):
+            turns = given[len(read)] if updated else None
+            results = rewritten(function, load.input_specs(program), updated)(turns, *arguments)
+        else:
+            results = function(*arguments)
+        stored = [plan.inputs[at].stored(results[position]) for at, position in zip(donated, new, strict=True)]
+        return (*stored, *(result for position, result in enumerate(results) if position not in new))
 
     of_memory.__name__ = program.name
+    donated = tuple(range(len(plan.inputs) - len(updated), len(plan.inputs)))
     with compat.enable_x64(True), jax.default_device(device):
-        return jax.jit(of_memory, keep_unused=True).lower(*(input_.spec(sharding) for input_ in inputs))
+        jitted = jax.jit(of_memory, keep_unused=True, donate_argnums=donated)
+        return jitted.lower(*(input_.spec(sharding) for input_ in plan.inputs))
 
 
-def _call(compiled: Any, types: Sequence[TensorType]) -> Call:
-    """Calls what JAX compiled: directly, where arrays are all that it needs."""
-    return compat.direct_call(compiled, types) or functools.partial(_call_by_jax, compiled)
+def _call(compiled: Any, plan: Plan) -> Call | None:
+    """Calls what JAX compiled: directly, where arrays are all that it needs; None if it does not update in place."""
+    direct = compat.direct_call(compiled, plan.outputs)
+    if plan.updates and (direct is None or compat.aliases(compiled) != plan.aliases()):
+        return None
+    return direct or functools.partial(_call_by_jax, compiled)
 
 
 def _call_by_jax(compiled: Any, given: Sequence[jax.Array]) -> Sequence[jax.Array]:

@@ -54,8 +54,12 @@ class Input:
         """The array with dimensions in the tensor's order, while JAX traces."""
         return jax.numpy.transpose(array, [self.order.index(dim) for dim in range(len(self.order))])
 
+    def stored(self, array: Any) -> Any:
+        """The opposite of ``logical``."""
+        return jax.numpy.transpose(array, self.order)
 
-class _Places:
+
+class Places:
     """Arrays for one kind of input, over the places where arguments of a program lay.
 
     Attributes:
@@ -72,6 +76,15 @@ class _Places:
 
     def make(self, tensor: torch.Tensor) -> jax.Array:
         """An array with the contents of a tensor."""
+        array, place = self.over(tensor), tensor.data_ptr()
+        if self.input.type.nbytes and array.unsafe_buffer_pointer() == place:
+            if len(self.known) >= PLACES * self.count:
+                self.known.clear()
+            self.known[place] = array
+        return array
+
+    def over(self, tensor: torch.Tensor) -> jax.Array:
+        """An array over a tensor's memory, or over that of a copy, which it holds."""
         place, type_ = tensor.data_ptr(), self.input.type
         if not type_.nbytes:
             return self.arrays.over(np.zeros(type_.shape, type_.dtype))
@@ -81,12 +94,18 @@ class _Places:
         memory: Any = self.memory.from_address(tensor.data_ptr())
         if not stays:
             memory.tensor = tensor
-        array = self.arrays.over(np.ndarray(type_.shape, type_.dtype, memory))
-        if stays and array.unsafe_buffer_pointer() == place:
-            if len(self.known) >= PLACES * self.count:
-                self.known.clear()
-            self.known[place] = array
-        return array
+        return self.arrays.over(np.ndarray(type_.shape, type_.dtype, memory))
+
+    def copy(self, tensor: torch.Tensor) -> jax.Array | None:
+        """An array with the contents of a tensor that is laid out as the input, in memory of XLA's own; see
+        ``compat.CpuArrays``."""
+        memory = self.memory.from_address(tensor.data_ptr())
+        return self.arrays.copy(np.ndarray(self.input.type.shape, self.input.type.dtype, memory))
+
+    def write_back(self, tensor: torch.Tensor, value: jax.Array) -> None:
+        """Writes a value, in storage order, to an argument."""
+        with torch.no_grad():
+            tensor.permute(self.input.order).copy_(arrays.borrowed(value))
 
 
 class Imports:
@@ -98,7 +117,7 @@ class Imports:
     """
 
     def __init__(self, inputs: Sequence[Input]) -> None:
-        kinds = {input_: _Places(input_) for input_ in inputs}
+        kinds = {input_: Places(input_) for input_ in inputs}
         self.places = [(kinds[input_], input_.stride) for input_ in inputs]
         for places, _ in self.places:
             places.count += 1

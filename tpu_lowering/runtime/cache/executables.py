@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import os
@@ -19,7 +18,6 @@ from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import settings
 from tpu_lowering.releases import version
 from tpu_lowering.runtime.cache.store import Store, digest, package_digest
-from tpu_lowering.runtime.imported_arguments import Input
 
 CALLED = re.compile(r'custom_call_target="([^"]*)"')
 OWN_CALLS = {"TopK"}
@@ -57,21 +55,6 @@ def key(kind: str, parts: Sequence[str]) -> str:
     return digest([kind, surroundings(), *parts])
 
 
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """An executable's place in a store, and its types.
-
-    Attributes:
-        key: see ``key``.
-        inputs: what it takes.
-        outputs: the type of each result.
-    """
-
-    key: str
-    inputs: Sequence[Input]
-    outputs: Sequence[TensorType]
-
-
 def save(store: Store, key: str, compiled: Any) -> bool:
     """Writes a ``jax.stages.Compiled``; returns whether it could be.
 
@@ -85,7 +68,15 @@ def save(store: Store, key: str, compiled: Any) -> bool:
     return data is not None
 
 
-def load(store: Store, stored: Stored) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None:
-    """An executable as a function of arrays on ``compat.cpu_device()``; None if there is no sound one."""
-    data = store.read(stored.key)
-    return None if data is None else compat.executable_from_bytes(data, stored.outputs)
+def load(
+    store: Store, key: str, outputs: Sequence[TensorType]
+) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None:
+    """An executable as a function of arrays on ``compat.cpu_device()``; None if there is no sound one.
+
+    Args:
+        store: where it is.
+        key: see ``key``.
+        outputs: the type of each result.
+    """
+    data = store.read(key)
+    return None if data is None else compat.executable_from_bytes(data, outputs)

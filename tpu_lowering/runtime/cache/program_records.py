@@ -22,7 +22,7 @@ from tpu_lowering.kernels.fingerprints import Followed
 from tpu_lowering.runtime.cache import executables
 from tpu_lowering.runtime.cache.known_kernels import KnownKernel
 from tpu_lowering.runtime.cache.store import Store, digest
-from tpu_lowering.runtime.cpu import CpuProgram
+from tpu_lowering.runtime.cpu import CpuProgram, Plan
 from tpu_lowering.runtime.imported_arguments import Input
 
 PLAIN = (bool, int, float, type(None))
@@ -43,9 +43,11 @@ def save(store: Store, program: CpuProgram, kernels: Sequence[KnownKernel] = ())
         constants = [np.asarray(arrays.to_jax(value)) for value in program.constants]
     described = {
         "surroundings": digest([executables.surroundings()]),
-        "executable": program.stored.key,
-        "inputs": [[_spec(one.type), one.order, one.stride] for one in program.stored.inputs],
-        "outputs": list(map(_spec, program.stored.outputs)),
+        "executable": program.stored,
+        "inputs": [[_spec(one.type), one.order, one.stride] for one in program.plan.inputs],
+        "outputs": list(map(_spec, program.plan.outputs)),
+        "read": program.plan.read,
+        "updates": program.plan.updates,
         "taken": interface.inputs,
         "signature": _signature_as_json(interface.signature),
         "constants": [_spec(value) for value in constants],
@@ -74,13 +76,14 @@ def load(store: Store, key: str) -> tuple[CpuProgram, tuple[Followed, ...]]:
     kernels = tuple(KnownKernel(**kernel).followed() for kernel in described["kernels"])
     inputs = [Input(_type(spec), tuple(order), tuple(stride)) for spec, order, stride in described["inputs"]]
     outputs = list(map(_type, described["outputs"]))
-    stored = executables.Stored(described["executable"], inputs, outputs)
-    run = executables.load(store, stored)
+    updates = tuple((mutated, at) for mutated, at in described["updates"])
+    plan = Plan(tuple(inputs), tuple(outputs), tuple(described["read"]), updates)
+    run = executables.load(store, described["executable"], outputs)
     if run is None:
-        raise LookupError(f"expected an executable under {stored.key}, got none")
+        raise LookupError(f"expected an executable under {described['executable']}, got none")
     constants = _constants(list(map(_type, described["constants"])), data)
     interface = Interface(tuple(described["taken"]), _signature_from_json(described["signature"]))
-    return CpuProgram(interface, inputs, outputs, constants, run, stored), kernels
+    return CpuProgram(interface, plan, constants, run, described["executable"]), kernels
 
 
 def _spec(value: Any) -> list[Any]:
