@@ -166,6 +166,7 @@ GROWING = {
     "bridge.fresh_operators._libraries": "torch forgets an operator with its library object",
     # what has a bound of its own
     "runtime.device_memory._memories": "one entry a device; what it holds goes with the tensors' storages",
+    "runtime.owned_memory._known": "one entry for a moved buffer; goes with the tensor's storage",
     "kernels.interpreter_findings._found": "what one run of a program showed: empty before and after",
     "releases.warn_of_untested": "one entry a runtime: each is warned of once in a process",
     # single values

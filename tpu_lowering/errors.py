@@ -106,6 +106,10 @@ _TABLE: dict[str, str | tuple[str, str]] = {
         "nothing to do for a workspace or a list of which some change; else write to it, or leave it out of "
         "mutates_args",
     ),
+    "TL509": (
+        "buffer updated in place: from the first call on its storage cannot be resized",
+        "nothing to do, unless it is to be resized or freed early: then give the function a view of it",
+    ),
     "TL511": (
         "size not rounded up: padding could change a result",
         "nothing to do if few sizes are met; else write the line with operators that have a rule for padding",

@@ -25,7 +25,7 @@ INTO_FIRST: frozenset[Any] = frozenset((
 
 
 def updated_in_part(program: Program) -> tuple[int, ...]:
-    """Positions in ``signature.mutated`` of arguments that the program takes and whose value it updates in part."""
+    """Positions in ``Signature.mutated`` of arguments that the program takes and whose value it updates in part."""
     values = program.output_nodes()[len(program.output_nodes()) - len(program.signature.mutated) :]
     placeholders = [node for node in program.module.graph.nodes if node.op == "placeholder"]
     pairs = [(value, placeholders[position]) for value, position in zip(values, program.signature.mutated, strict=True)]

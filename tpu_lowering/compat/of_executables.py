@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from tpu_lowering import errors
-from tpu_lowering.compat import of_jax
 from tpu_lowering.compat.lookup import private
+from tpu_lowering.compat.of_jax import enable_x64
 
 
 @functools.cache
@@ -43,7 +43,7 @@ class CpuArrays:
         """
         if self._put is not None:
             return self._put(memory)
-        with of_jax.enable_x64(True):
+        with enable_x64(True):
             return jax.device_put(memory, cpu_device())
 
     def copy(self, memory: Any) -> jax.Array | None:

@@ -21,6 +21,7 @@ Kind = Literal[
     "unfused",
     "launched",
     "interpreted",
+    "updated",
 ]
 
 
@@ -33,7 +34,8 @@ class Action:
             stays), "moved" (an equivalent form was chosen), "unwritten" (a declared write is never made), "exact" (a
             size is not rounded up), "recompiled" (something was compiled again), "fused" (operators became a kernel),
             "unfused" (they could have, but did not), "launched" (a kernel's launch has another form than its config
-            says), "interpreted" (a kernel runs in an interpreter, which is slow).
+            says), "interpreted" (a kernel runs in an interpreter, which is slow), "updated" (an argument is updated in
+            place).
         node: name of the node it is about.
         where: the user's source line.
         code: a code of ``errors.CODES`` for a refusal or remark, else "".

@@ -14,12 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.analyse.partial_updates import updated_in_part
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.ir import arrays, forks
+from tpu_lowering.ir import arrays, forks, graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import CPU
 from tpu_lowering.ir.kernels import Execution
@@ -54,8 +55,7 @@ class CpuRuntime:
         calling_convention.check_devices(arguments)
 
     def compile(self, program: Program, source: Source) -> CpuProgram:
-        updates = () if self.kernels == "tpu_interpret" else _updates(program)
-        plan = Plan.of(program, updates)
+        plan = Plan.of(program, self._updates(program))
         found = self._compiled(program, source, plan)
         if found is None:
             plan = Plan.of(program, ())
@@ -89,7 +89,16 @@ class CpuRuntime:
         return None if run is None else (run, key if executables.save(self.store, key, compiled) else None)
 
     def remarks(self, program: Program) -> list[Action]:
-        return calling_convention.interpreted_calls(program) if self.kernels == "vectorized" else []
+        interpreted = calling_convention.interpreted_calls(program) if self.kernels == "vectorized" else []
+        return [*interpreted, *(_in_place(program.input_nodes()[at]) for _, at in self._updates(program))]
+
+    def _updates(self, program: Program) -> tuple[tuple[int, int], ...]:
+        """The large inputs that a program updates in part, as ``Plan`` has them."""
+        if self.kernels == "tpu_interpret":
+            return ()
+        found = [(program.inputs.index(program.signature.mutated[at]), at) for at in updated_in_part(program)]
+        types = [TensorType.of(node.meta["val"]) for node in program.input_nodes()]
+        return tuple((at, input_) for input_, at in sorted(found) if types[input_].nbytes >= owned_memory.LEAST_BYTES)
 
 
 TURNS = Input(i32[()], (), ())
@@ -106,7 +115,7 @@ class Plan:
         inputs: what it takes.
         outputs: the types of what it gives.
         read: for each input that is only read, its position among the program's.
-        updates: for each updated one its position in ``signature.mutated`` and among the program's inputs.
+        updates: for each updated one its position in ``Signature.mutated`` and among the program's inputs.
     """
 
     inputs: tuple[Input, ...]
@@ -130,11 +139,10 @@ class Plan:
         return {at: len(self.inputs) - len(self.updates) + at for at in range(len(self.updates))}
 
 
-def _updates(program: Program) -> tuple[tuple[int, int], ...]:
-    """The large inputs that a program updates in part, as ``Plan`` has them."""
-    found = [(program.inputs.index(program.signature.mutated[at]), at) for at in updated_in_part(program)]
-    types = [TensorType.of(node.meta["val"]) for node in program.input_nodes()]
-    return tuple((at, input_) for input_, at in sorted(found) if types[input_].nbytes >= owned_memory.LEAST_BYTES)
+def _in_place(argument: fx.Node) -> Action:
+    size = TensorType.of(argument.meta["val"]).nbytes
+    reason = f"its {size:,} bytes are moved to memory of XLA's own, if nothing else looks at them"
+    return Action("updated", argument.name, graphs.source_line(argument), "TL509", reason, size)
 
 
 class CpuProgram:

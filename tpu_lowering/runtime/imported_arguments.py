@@ -99,7 +99,7 @@ class Places:
     def copy(self, tensor: torch.Tensor) -> jax.Array | None:
         """An array with the contents of a tensor that is laid out as the input, in memory of XLA's own; see
         ``compat.CpuArrays``."""
-        memory = self.memory.from_address(tensor.data_ptr())
+        memory: Any = self.memory.from_address(tensor.data_ptr())
         return self.arrays.copy(np.ndarray(self.input.type.shape, self.input.type.dtype, memory))
 
     def write_back(self, tensor: torch.Tensor, value: jax.Array) -> None:
