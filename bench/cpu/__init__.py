@@ -1,3 +1,3 @@
 """Speed on this machine's CPU: ours beside plain JAX, eager, both of Inductor's backends and Helion's launcher."""
 
-SECTIONS = ("kernels", "dispatch", "models", "cache", "layers", "profiles")
+SECTIONS = ("kernels", "dispatch", "decode", "models", "cache", "layers", "profiles")

@@ -1,4 +1,5 @@
-"""What a call costs beside its arithmetic: a kernel of one block, and three small layers at batch 1.
+"""What a call costs beside its arithmetic: a kernel of one block, an operator or two, three small layers at batch 1,
+and a training step of forty.
 
 ``bare`` is the least that a torch user of a jitted JAX function pays: the activations come in by DLPack and the
 result goes back so; parameters are JAX arrays already.
@@ -6,6 +7,7 @@ result goes back so; parameters are JAX arrays already.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -75,16 +77,59 @@ def mlp() -> Case:
     return Case(called, called, mlp_of, (1, WIDTH), parameters)
 
 
-CASES = {"one_block": one_block, "mlp": mlp}
+def one_op() -> Case:
+    def called(x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(x) * 2 + 1
+
+    return Case(called, called, lambda x: jnp.sin(x) * 2 + 1, (8, 128))
+
+
+CASES: dict[str, Callable[[], Case] | None] = {"one_op": one_op, "one_block": one_block, "mlp": mlp, "linear_40": None}
+"""None: measured by ``measure_training``."""
+
+LAYERS, NARROW, BATCH = 40, 32, 4
 
 
 def measure(name: str, rounds: int, calls: int = CALLS) -> dict[str, Any]:
     """The entry of one case; seconds of its sides are those of one call."""
-    case = CASES[name]()
+    made = CASES[name]
+    if made is None:
+        return measure_training(rounds, max(1, calls // 10))
+    case = made()
     x = torch.randn(case.shape, generator=torch.Generator().manual_seed(1))
     builders = {side: functools.partial(build, case, side, x) for side in SIDES}
     measured = sides.Sides(builders).measure(rounds, calls)
     return {"sides": measured, "note": f"float32 {list(case.shape)}, {calls} calls a sample"}
+
+
+def measure_training(rounds: int, calls: int) -> dict[str, Any]:
+    """The entry of forward and backward of many small layers."""
+    torch.manual_seed(0)
+    parts = [part for _ in range(LAYERS) for part in (nn.Linear(NARROW, NARROW), nn.Tanh())]
+    model, x = nn.Sequential(*parts), torch.randn(BATCH, NARROW)
+    backends = {"ours": "helion_tpu", "inductor": "inductor", "eager": "eager"}
+    builders = {side: functools.partial(build_training, model, x, backend) for side, backend in backends.items()}
+    note = f"{LAYERS} layers of {NARROW}, batch {BATCH}, forward and backward, {calls} calls a sample"
+    return {"sides": sides.Sides(builders).measure(rounds, calls), "note": note}
+
+
+def build_training(model: nn.Module, x: torch.Tensor, backend: str) -> Callable[[], Any]:
+    """A step of one side; its gradients have been compared with eager's."""
+    with torch.inference_mode(False):
+        run = copy.deepcopy(model)
+    if backend != "eager":
+        run = torch.compile(run, backend=backend, fullgraph=True)
+
+    def step() -> list[torch.Tensor]:
+        with torch.inference_mode(False), torch.enable_grad():
+            run.zero_grad()
+            run(x).sum().backward()
+        return [parameter.grad for parameter in run.parameters() if parameter.grad is not None]
+
+    with torch.inference_mode(False), torch.enable_grad():
+        expected = list(torch.autograd.grad(model(x).sum(), list(model.parameters())))
+    torch.testing.assert_close(step(), expected, rtol=1e-4, atol=1e-5)
+    return step
 
 
 def build(case: Case, side: str, x: torch.Tensor) -> Callable[[], Any]:

@@ -14,10 +14,11 @@ from bench.store import Entry
 
 Entries = Mapping[str, Entry]
 
-PLAIN_LIMIT = 1.5
+PLAIN_LIMIT = 1.2
 INTERPRET_LIMIT = 30.0
-DISPATCH_LIMIT = 1.25
-EAGER_MEAN, INDUCTOR_MEAN, INDUCTOR_EACH = 1.0, 0.9, 0.6
+DISPATCH_LIMITS = {"one_op": 1.25, "mlp": 1.25, "linear_40": 1.2}
+DECODE_LIMIT = 1.1
+EAGER_MEAN, INDUCTOR_MEAN, INDUCTOR_EACH = 1.0, 1.0, 0.8
 CACHE_LIMIT = 0.35
 LINEAR_LIMIT = 0.99
 
@@ -82,9 +83,21 @@ def kernel_goals(entries: Entries) -> list[Goal]:
 
 def dispatch_goals(entries: Entries) -> list[Goal]:
     return [
-        _goal(f"{name}: ours / bare", ratio(entry, "ours", "bare"), DISPATCH_LIMIT)
+        _goal(f"{name}: ours / inductor", ratio(entry, "ours", "inductor"), DISPATCH_LIMITS[name])
         for name, entry in cases(entries, "dispatch").items()
+        if name in DISPATCH_LIMITS
     ]
+
+
+def decode_goals(entries: Entries) -> list[Goal]:
+    """Against the better of eager and Inductor."""
+    found: list[Goal] = []
+    for name, entry in cases(entries, "decode").items():
+        known = [(one["median"], which) for which in ("eager", "inductor") if (one := side(entry, which)) is not None]
+        if known:
+            best = min(known)[1]
+            found.append(_goal(f"decode, {name}: ours / {best}", ratio(entry, "ours", best), DECODE_LIMIT))
+    return found
 
 
 def speeds(entries: Entries, than: str) -> dict[str, float]:
@@ -136,6 +149,7 @@ def layer_goals(entries: Entries) -> list[Goal]:
 GOALS: Mapping[str, Callable[[Entries], Sequence[Goal]]] = {
     "kernels": kernel_goals,
     "dispatch": dispatch_goals,
+    "decode": decode_goals,
     "models": model_goals,
     "cache": cache_goals,
     "layers": layer_goals,

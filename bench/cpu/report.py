@@ -32,6 +32,7 @@ TITLES = {
     "kernels": "Kernels: milliseconds a call",
     "small": "Kernels at 1,024 elements: milliseconds a call, and Helion's launcher",
     "dispatch": "Dispatch: microseconds a call",
+    "decode": "Decode steps, caches updated at one position: milliseconds a step",
     "models": "Models, forward in inference mode: milliseconds a call",
     "cache": "Cache: seconds to the first result of a process",
     "layers": "Compile time by layers",
@@ -118,6 +119,10 @@ def sheets(entries: Entries) -> Iterator[Sheet]:
         names = ("ours", "bare", "jax", "eager", "inductor")
         pairs = [("ours", "bare"), ("ours", "eager"), ("ours", "inductor")]
         yield compared(TITLES["dispatch"], dispatch, names, pairs, 1e6)
+    decode = cases(entries, "decode")
+    if decode:
+        pairs = [("ours", "eager"), ("ours", "inductor")]
+        yield compared(TITLES["decode"], decode, ("ours", "eager", "inductor"), pairs, 1e3)
     models = cases(entries, "models")
     if models:
         names = ("ours", "eager", "inductor", "inductor_pallas")

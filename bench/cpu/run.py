@@ -28,7 +28,13 @@ def cases_of(section: str) -> list[str]:
 
         return list(PLAIN)
     if section == "dispatch":
-        return ["one_block", "mlp"]
+        from bench.cpu.dispatch import CASES
+
+        return list(CASES)
+    if section == "decode":
+        from bench.cpu.decode import CASES
+
+        return list(CASES)
     if section in ("models", "profiles"):
         from bench.zoo import MODELS
 

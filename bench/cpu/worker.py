@@ -22,7 +22,7 @@ def main() -> None:
     """Serves. Nothing that an earlier run cached on disk is used."""
     os.environ[VARIABLE] = ""
     warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
-    for section in ("kernels", "dispatch", "models", "layers", "profiles"):
+    for section in ("kernels", "dispatch", "decode", "models", "layers", "profiles"):
         importlib.import_module(f"bench.cpu.{section}")
     model_compile_time.serve(measure, SECONDS)
 

@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from tpu_lowering import compat
 from tpu_lowering.runtime import owned_memory
 
 ROWS, WIDTH = 64, 256  # 64 KiB, the least that is moved
@@ -293,3 +294,40 @@ def test_any_history_is_eagers() -> None:
             torch.testing.assert_close(ours.seen(), eagers.seen(), rtol=0, atol=0)
 
     check()
+
+
+def interrupt(*_: Any, **__: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def interrupted_before_arrays(call: compat.DirectCall, arrays: Any, kept: compat.Results) -> Any:
+    kept.raw.append(call._run(arrays))
+    interrupt()
+
+
+INTERRUPTIONS: dict[str, tuple[type, str, Callable[..., Any]]] = {
+    "when the program ended": (compat.DirectCall, "into", interrupted_before_arrays),
+    "before the array is entered": (owned_memory.OwnedMemory, "replace", interrupt),
+}
+
+
+@pytest.mark.parametrize(("owner", "name", "instead"), INTERRUPTIONS.values(), ids=INTERRUPTIONS)
+def test_an_interruption_loses_nothing(
+    owner: type, name: str, instead: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ctrl-C does it."""
+    run, ours = compiled(), buffer()
+    run(ours, AT, ROW)
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, instead)
+        with pytest.raises(KeyboardInterrupt):
+            run(ours, AT + 1, ROW)
+    gc.collect()
+    others = [torch.full((ROWS, WIDTH), -1.0) for _ in range(8)]  # memory that was freed would be theirs
+    expected = buffer()
+    expected[3:5] = 1.0
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+    run(ours, AT + 2, ROW)
+    expected[5] = 1.0
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+    assert is_moved(ours) and len(others) == 8

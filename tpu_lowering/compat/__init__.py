@@ -12,6 +12,8 @@ from tpu_lowering.compat import of_torch
 from tpu_lowering.compat.lookup import missing, private
 from tpu_lowering.compat.of_executables import (
     CpuArrays,
+    DirectCall,
+    Results,
     aliases,
     as_dlpack,
     cpu_device,
@@ -142,12 +144,14 @@ __all__ = [
     "BackendCompilerFailed",
     "Conflict",
     "CpuArrays",
+    "DirectCall",
     "FakeTensor",
     "FakeTensorMode",
     "HigherOrderOperator",
     "OpOverload",
     "OpOverloadPacket",
     "OutputCode",
+    "Results",
     "ResultsOfForward",
     "aliases",
     "aot_autograd",

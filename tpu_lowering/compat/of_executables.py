@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -80,7 +82,56 @@ def as_dlpack(array: jax.Array) -> Any:
     return export(array)
 
 
-def direct_call(compiled: Any, types: Sequence[Any]) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None:
+class DirectCall:
+    """Calls what XLA compiled for ``cpu_device()`` with arrays of it, without JAX's checks of each."""
+
+    def __init__(self, executable: Any, types: Sequence[Any]) -> None:
+        """
+        Args:
+            executable: the executable.
+            types: shape and dtype of each result.
+        """
+        self._run = executable.execute_sharded
+        sharding = jax.sharding.SingleDeviceSharding(cpu_device())
+        why = "results of programs"
+        handler, shaped = private("jaxlib", "jaxlib._jax", "array_result_handler", why), _shaped_array(why)
+        self._handlers = [handler(shaped(t.shape, t.dtype), sharding, True, True) for t in types]
+        self._arrays = operator.methodcaller("consume_with_handlers", self._handlers)
+
+    def __call__(self, arrays: Sequence[jax.Array]) -> Sequence[jax.Array]:
+        return self._run(arrays).consume_with_handlers(self._handlers)  # type: ignore[no-any-return]
+
+    def into(self, arrays: Sequence[jax.Array], kept: Results) -> Sequence[jax.Array]:
+        """Calls it, and puts what it gives into ``kept``, so that an interruption cannot lose it.
+
+        Python looks for signals when a call is over, before its result is anywhere. It does not inside of
+        ``list.extend``.
+        """
+        kept.raw.extend(map(self._run, (arrays,)))
+        kept.arrays.extend(map(self._arrays, kept.raw))
+        return kept.arrays[0]
+
+
+@dataclasses.dataclass
+class Results:
+    """What one call gave.
+
+    Attributes:
+        raw: XLA's results, if the executable has run.
+        arrays: these as arrays, if they have been made of them.
+    """
+
+    raw: list[Any] = dataclasses.field(default_factory=list)
+    arrays: list[Sequence[jax.Array]] = dataclasses.field(default_factory=list)
+
+    def recovered(self, call: DirectCall) -> Sequence[jax.Array] | None:
+        """The arrays of a call that was interrupted; None if the executable has not run."""
+        if self.raw and not self.arrays:
+            self.arrays.extend(map(call._arrays, self.raw))
+        return self.arrays[0] if self.arrays else None
+
+
+def direct_call(compiled: Any, types: Sequence[Any]) -> DirectCall | None:
     """Calls a ``jax.stages.Compiled`` with arrays on its device, without JAX's checks of each.
 
     Args:
@@ -95,21 +146,7 @@ def direct_call(compiled: Any, types: Sequence[Any]) -> Callable[[Sequence[jax.A
         return None
     if unloaded.ordered_effects or unloaded.unordered_effects:
         return None
-    return _call_of_executable(compiled.runtime_executable(), types)
-
-
-def _call_of_executable(executable: Any, types: Sequence[Any]) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]]:
-    """Calls what XLA compiled for one device, with arrays of it; results are of ``types``."""
-    run = executable.execute_sharded
-    sharding = jax.sharding.SingleDeviceSharding(cpu_device())
-    why = "results of programs"
-    handler, shaped = private("jaxlib", "jaxlib._jax", "array_result_handler", why), _shaped_array(why)
-    handlers = [handler(shaped(t.shape, t.dtype), sharding, True, True) for t in types]
-
-    def call(arrays: Sequence[jax.Array]) -> Sequence[jax.Array]:
-        return run(arrays).consume_with_handlers(handlers)  # type: ignore[no-any-return]
-
-    return call
+    return DirectCall(compiled.runtime_executable(), types)
 
 
 def _shaped_array(why: str) -> Any:
@@ -134,8 +171,8 @@ def executable_bytes(compiled: Any) -> bytes | None:
     return bytes(executable.client.serialize_executable(executable))
 
 
-def executable_from_bytes(data: bytes, types: Sequence[Any]) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]]:
-    """What ``executable_bytes`` wrote, as a function of arrays on ``cpu_device()``; results are of ``types``."""
+def executable_from_bytes(data: bytes, types: Sequence[Any]) -> DirectCall:
+    """What ``executable_bytes`` wrote, whose results are of ``types``."""
     device = cpu_device()
     devices = private("jaxlib", "jaxlib.xla_client", "DeviceList", "programs compiled by an earlier process")((device,))
-    return _call_of_executable(device.client.deserialize_executable(data, executable_devices=devices), types)
+    return DirectCall(device.client.deserialize_executable(data, executable_devices=devices), types)

@@ -4,9 +4,9 @@ On the way to JAX nothing is copied where the layout allows: it goes through DLP
 memory, so anything else is copied first. Callers hold ``compat.enable_x64(True)`` while they import, or 64-bit values
 would be narrowed. Arguments of programs take a quicker way, see ``runtime.imported_arguments``.
 
-On the way to torch everything is copied that somebody can get hold of. Memory that torch did not allocate cannot be resized or freed by the tensor's
-owner, which ``resize_``, ``out=`` and FSDP do; nor can a tensor's that was once seen as a NumPy array
-(``tensor.numpy()``), so that is never made of a caller's tensor.
+On the way to torch everything is copied that somebody can get hold of. Memory that torch did not allocate cannot be
+resized or freed by the tensor's owner, which ``resize_``, ``out=`` and FSDP do; nor can a tensor's that was once seen
+as a NumPy array (``tensor.numpy()``), so that is never made of a caller's tensor.
 """
 
 from __future__ import annotations

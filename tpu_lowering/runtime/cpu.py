@@ -206,13 +206,15 @@ class CpuProgram:
             return tensors
         return calling_convention.results(self.interface.signature, arguments, tensors)
 
-    def _execute(self, arguments: Sequence[Any], donated: Sequence[jax.Array]) -> Sequence[jax.Array]:
-        """What the executable computes.
+    def _execute(
+        self, arguments: Sequence[Any], donated: Sequence[jax.Array], kept: compat.Results | None = None
+    ) -> Sequence[jax.Array]:
+        """What the executable computes; entered into ``kept`` at once, if that is given.
 
         All is there when this returns: inputs that are freed would be read too late.
         """
-        taken = self.imports.take([arguments[position] for position in self.reads])
-        computed = self.run([*taken, *self.constant_arrays, *donated])
+        taken = [*self.imports.take([arguments[position] for position in self.reads]), *self.constant_arrays, *donated]
+        computed = self.run(taken) if kept is None else self.run.into(taken, kept)  # type: ignore[attr-defined]
         for array in computed:
             array.block_until_ready()
         return computed
@@ -227,11 +229,12 @@ class CpuProgram:
             owned_memory.memory_of(tensor, places.input) for tensor, places in zip(updated, self.updated, strict=True)
         ]
         with owned_memory.held(owners):
+            kept = compat.Results()
             donated = [
-                places.over(tensor) if owner is None else owner.array
-                for tensor, places, owner in zip(updated, self.updated, owners, strict=True)
+                places.over(tensor) if owner is None else owner.given(self.run, kept, at)
+                for at, (tensor, places, owner) in enumerate(zip(updated, self.updated, owners, strict=True))
             ]
-            computed = self._execute(arguments, donated)
+            computed = self._execute(arguments, donated, kept)
             new = zip(updated, owners, self.updated, computed[: len(updated)], strict=True)
             for tensor, owner, places, value in new:
                 if owner is None:

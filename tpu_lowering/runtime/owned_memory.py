@@ -39,20 +39,41 @@ class OwnedMemory:
     Attributes:
         input: how an executable takes it.
         address: where it is.
-        array: the array that is there now; to be replaced by what an executable makes of it, under ``lock``.
         lock: held while a program runs on it.
     """
 
     def __init__(self, input_: Input, array: jax.Array) -> None:
-        self.input, self.array = input_, array
+        self.input, self._array = input_, array
         self.address = array.unsafe_buffer_pointer()
         self.lock = threading.Lock()
+        self._call: tuple[compat.DirectCall, compat.Results, int] | None = None
+
+    def given(self, call: Any, kept: compat.Results, position: int) -> jax.Array:
+        """The array, to be donated to a call; ``replace`` follows, unless the call is interrupted.
+
+        Args:
+            call: a ``compat.DirectCall``.
+            kept: where it puts what it gives.
+            position: of the array's next value among that.
+
+        Raises:
+            RuntimeError: an earlier call failed and took the memory with it.
+        """
+        if self._call is not None:
+            earlier, results, at = self._call
+            found = results.recovered(earlier)
+            if found is not None:
+                self._array = found[at]
+            elif self._array.is_deleted():
+                raise RuntimeError("expected a buffer whose last update ended, got one whose update failed half-way")
+        self._call = (call, kept, position)
+        return self._array
 
     def replace(self, array: jax.Array, tensor: torch.Tensor) -> None:
-        """Enters what an executable made of the array, at its place; autograd is told that the tensor changed."""
+        """Enters what a call made of the array, at its place; autograd is told that the tensor changed."""
         if array.unsafe_buffer_pointer() != self.address:
             raise RuntimeError(f"expected an update in place at {self.address}, got one elsewhere")
-        self.array = array
+        self._array, self._call = array, None
         if not tensor.is_inference():
             torch.autograd.graph.increment_version(tensor)
 

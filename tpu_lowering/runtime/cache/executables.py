@@ -8,10 +8,8 @@ import os
 import pathlib
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import jax
 
 from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
@@ -68,10 +66,8 @@ def save(store: Store, key: str, compiled: Any) -> bool:
     return data is not None
 
 
-def load(
-    store: Store, key: str, outputs: Sequence[TensorType]
-) -> Callable[[Sequence[jax.Array]], Sequence[jax.Array]] | None:
-    """An executable as a function of arrays on ``compat.cpu_device()``; None if there is no sound one.
+def load(store: Store, key: str, outputs: Sequence[TensorType]) -> compat.DirectCall | None:
+    """An executable, to be called; None if there is no sound one.
 
     Args:
         store: where it is.
