@@ -91,7 +91,7 @@ class DirectCall:
             executable: the executable.
             types: shape and dtype of each result.
         """
-        self._run = executable.execute_sharded
+        self.executable, self._run = executable, executable.execute_sharded
         sharding = jax.sharding.SingleDeviceSharding(cpu_device())
         why = "results of programs"
         handler, shaped = private("jaxlib", "jaxlib._jax", "array_result_handler", why), _shaped_array(why)

@@ -68,6 +68,19 @@ def largest(run: Callable[..., Any]) -> list[torch.Tensor]:
     return list(run(lambda x: tuple(torch.topk(x.sin(), 3)))(torch.randn(4, 32)))
 
 
+def updates(run: Callable[..., Any]) -> list[torch.Tensor]:
+    """A buffer that is updated in place."""
+    cache, rows = torch.zeros(64, 256), torch.randn(1, 256)
+
+    def function(cache: torch.Tensor, at: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        cache.index_copy_(0, at, rows)
+        return cache.sum(0)
+
+    compiled = run(function)
+    with torch.inference_mode():
+        return [*(compiled(cache, torch.tensor([at]), rows) for at in range(3)), cache]
+
+
 def dynamic(run: Callable[..., Any]) -> list[torch.Tensor]:
     compiled = run(lambda x: x.cos() * x.shape[0], dynamic=True)
     return [compiled(torch.randn(size, 3)) for size in (4, 6)]
@@ -117,7 +130,8 @@ def gradient(run: Callable[..., Any]) -> list[torch.Tensor]:
 
 
 CASES = {
-    case.__name__: case for case in (plain, inference, views, largest, dynamic, training, factorised, kernel, gradient)
+    case.__name__: case
+    for case in (plain, inference, views, largest, updates, dynamic, training, factorised, kernel, gradient)
 }
 
 

@@ -40,7 +40,7 @@ def entries(folder: pathlib.Path) -> list[pathlib.Path]:
     return [path for path in (folder / "ours").rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("case", ["plain", "largest", "training", "kernel", "launch", "gradient"])
+@pytest.mark.parametrize("case", ["plain", "largest", "updates", "training", "kernel", "launch", "gradient"])
 def test_nothing_is_compiled_again(case: str, tmp_path: pathlib.Path) -> None:
     first, second = run(case, tmp_path), run(case, tmp_path)
     assert first["compilations"] > 0
