@@ -20,6 +20,7 @@ from tpu_lowering.compat.of_executables import (
     direct_call,
     executable_bytes,
     executable_from_bytes,
+    made_to_stay,
 )
 from tpu_lowering.compat.of_helion import (
     bind_helion,
@@ -216,6 +217,7 @@ __all__ = [
     "jaxprs_in",
     "keep_saved_tensors",
     "largest_size",
+    "made_to_stay",
     "map_arg",
     "min_cut_partition",
     "missing",

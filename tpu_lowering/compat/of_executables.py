@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -30,6 +31,20 @@ def cpu_device() -> Any:
     except (errors.TpuLoweringError, TypeError):
         return jax.devices("cpu")[0]
     return client.local_devices()[0]
+
+
+def made_to_stay(make: Callable[..., jax.Array], *arguments: Any) -> jax.Array:
+    """An array that a program keeps, made in a thread of its own.
+
+    An array holds the code of all functions on the stack that it was made under. Of Dynamo's code the compiled function
+    hangs, and of that the program: nothing of them would ever be freed.
+    """
+    return _maker().submit(make, *arguments).result()
+
+
+@functools.cache
+def _maker() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "tpu_lowering")
 
 
 class CpuArrays:

@@ -1,4 +1,4 @@
-"""The embedded runtime: programs on JAX's CPU backend, called with the user's torch tensors.
+"""The embedded runtime: programs that XLA compiled for the CPU, called with the user's torch tensors.
 
 XLA sets its threads to flush denormal numbers, as ``torch.set_flush_denormal(True)`` does in eager: what is smaller
 than 1.2e-38 in float32 (2.2e-308 in float64) is 0, as operand and as result. A TPU has no denormal numbers either.
@@ -38,7 +38,7 @@ Call = Callable[[Sequence[jax.Array]], Sequence[jax.Array]]
 
 
 class CpuRuntime:
-    """JAX's CPU backend, in this process.
+    """The CPU, in this process.
 
     Attributes:
         kernels: how Pallas kernels run.
@@ -174,8 +174,8 @@ class CpuProgram:
         computed = [spec for spec in interface.signature.outputs if spec.is_computed]
         self.computes_all = len(computed) == len(interface.signature.outputs) == interface.signature.returned
         self.results = [_Result(spec, type_) for spec, type_ in zip(computed, plan.outputs[updated:], strict=False)]
-        at_once = {mutated for mutated, _ in plan.updates}
-        self.copied = [at for number, at in enumerate(interface.signature.mutated) if number not in at_once]
+        in_place = {mutated for mutated, _ in plan.updates}
+        self.copied = [at for number, at in enumerate(interface.signature.mutated) if number not in in_place]
         self.reads = [interface.inputs[at] for at in plan.read]
         self.writes = [interface.inputs[at] for _, at in plan.updates]
 

@@ -65,11 +65,13 @@ class Places:
     Attributes:
         input: the kind.
         count: how many arguments are of it.
-        known: the arrays by address.
+        seen: addresses that an argument lay at.
+        known: arrays by address, of those that one lay at twice.
     """
 
     def __init__(self, input_: Input) -> None:
         self.input, self.count = input_, 0
+        self.seen: set[int] = set()
         self.known: dict[int, jax.Array] = {}
         self.arrays = compat.CpuArrays(input_.type.shape, input_.type.dtype)
         self.memory = ctypes.c_char * input_.type.nbytes
@@ -78,9 +80,13 @@ class Places:
         """An array with the contents of a tensor."""
         array, place = self.over(tensor), tensor.data_ptr()
         if self.input.type.nbytes and array.unsafe_buffer_pointer() == place:
-            if len(self.known) >= PLACES * self.count:
-                self.known.clear()
-            self.known[place] = array
+            places = self.known if place in self.seen else self.seen
+            if len(places) >= PLACES * self.count:
+                places.clear()
+            if places is self.known:
+                self.known[place] = compat.made_to_stay(self.over, tensor)
+            else:
+                self.seen.add(place)
         return array
 
     def over(self, tensor: torch.Tensor) -> jax.Array:
