@@ -243,3 +243,14 @@ def test_a_result_that_is_a_view_of_a_mutated_argument() -> None:
         return x[1:], x.sum()
 
     check(model, torch.arange(6.0).reshape(3, 2))
+
+
+def test_what_a_forward_saves_of_its_arguments_is_the_callers() -> None:
+    """The same buffers of torch_xla's, not copies."""
+    weight, x = (t.requires_grad_() for t in on_xla([torch.randn(8, 8), torch.randn(4, 8)]))
+    settle()
+    result = compiled(lambda x, weight: torch.tanh(x @ weight))(x, weight)
+    saved = result.grad_fn.saved_tensors
+    torch_xla.sync()
+    pointer = torch_xla._XLAC._unsafe_buffer_pointer
+    assert {pointer(x), pointer(weight)} <= {pointer(tensor) for tensor in saved}
