@@ -154,7 +154,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         measured = interleave({"ours": Local(ours), "eager": Local(eager)}, rounds)
         (program,) = runtime.programs
         spent, theirs = seconds_of(ours), eager_seconds_of(eager)
-    known = instructions_of(program.run.executable.hlo_modules()[0].to_string())
+    known = instructions_of(program.run.text())
     spent = {one: seconds for one, seconds in spent.items() if one in known}
     slowest = sorted(spent, key=lambda one: -spent[one])[:SLOWEST]
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -27,22 +28,12 @@ def cases_of(section: str) -> list[str]:
         from bench.cpu.plain import PLAIN
 
         return list(PLAIN)
-    if section == "dispatch":
-        from bench.cpu.dispatch import CASES
-
-        return list(CASES)
-    if section == "decode":
-        from bench.cpu.decode import CASES
-
-        return list(CASES)
     if section in ("models", "profiles"):
         from bench.zoo import MODELS
 
         return list(MODELS)
-    if section == "cache":
-        from bench.cpu.cache import CASES
-
-        return list(CASES)
+    if section in ("dispatch", "decode", "cache"):
+        return list(importlib.import_module(f"bench.cpu.{section}").CASES)
     return ["blocks"]
 
 

@@ -51,7 +51,7 @@ def test_places_are_few() -> None:
     for _ in range(2):
         for value, tensor in enumerate(tensors):
             assert float(take(imports, tensor)[0, 0]) == value
-            assert len(imports.places[0][0].known) <= PLACES
+            assert len(imports.places[0].known) <= PLACES
 
 
 def test_memory_is_taken_in_its_own_order() -> None:
@@ -85,7 +85,7 @@ def test_memory_that_xla_cannot_take_is_copied() -> None:
     assert float(take(imports, memory[1:])[0]) == 1
     memory[1] = 7
     assert float(take(imports, memory[1:])[0]) == 7
-    assert imports.places[0][0].known == {}
+    assert imports.places[0].known == {}
 
 
 def test_no_tensor_is_kept() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import io
-import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -166,21 +166,13 @@ def test_in_a_graph_that_records_gradients() -> None:
 def test_threads_share_a_cache() -> None:
     run, ours = compiled(), buffer()
     run(ours, AT, ROW)
-    failures: list[BaseException] = []
 
     def work(number: int) -> None:
-        try:
-            for _ in range(50):
-                run(ours, torch.tensor([number]), torch.full((1, WIDTH), float(number)))
-        except BaseException as error:
-            failures.append(error)
+        for _ in range(50):
+            run(ours, torch.tensor([number]), torch.full((1, WIDTH), float(number)))
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(8)))  # raises what a thread raised
     expected = buffer()
     expected[:8] = torch.arange(8.0)[:, None]
     torch.testing.assert_close(ours, expected, rtol=0, atol=0)

@@ -19,7 +19,7 @@ class Kept(CpuRuntime):
 
     def compile(self, program: Program, source: Source) -> CpuProgram:
         compiled = super().compile(program, source)
-        self.text: str = compiled.run.executable.hlo_modules()[0].to_string()
+        self.text: str = compiled.run.text()
         return compiled
 
 

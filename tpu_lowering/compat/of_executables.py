@@ -51,7 +51,8 @@ class CpuArrays:
     """Makes arrays of one type on ``cpu_device()``."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
-        self._put = _quick_put(shape, dtype)
+        self._put = _quick_put()
+        self._aval = None if self._put is None else _shaped_array("arrays in the memory of tensors")(shape, dtype)
 
     def over(self, memory: Any) -> jax.Array:
         """An array in the memory of a NumPy array, which it holds; a copy of it, where XLA cannot take it as it is.
@@ -59,30 +60,30 @@ class CpuArrays:
         JAX's public ways, ``device_put`` and DLPack, look at each array for many times as long.
         """
         if self._put is not None:
-            return self._put(memory)
+            return self._put(self._aval, memory)
         with enable_x64(True):
             return jax.device_put(memory, cpu_device())
 
     def copy(self, memory: Any) -> jax.Array | None:
         """An array with the contents of a NumPy array, in memory of XLA's own; None in a release that may share it."""
-        return None if self._put is None else self._put(memory, own=True).block_until_ready()
+        return None if self._put is None else self._put(self._aval, memory, own=True).block_until_ready()
 
 
-def _quick_put(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Makes an array over memory, as ``CpuArrays.over``; None in a release without the names for it."""
+@functools.cache
+def _quick_put() -> Any:
+    """Makes an array of a type over memory, as ``CpuArrays.over``; None in a release without the names for it."""
     why = "arrays in the memory of tensors"
     try:
         put = private("jaxlib", "jaxlib._jax", "batched_device_put", why)
         semantics = private("jaxlib", "jaxlib._jax", "HostBufferSemantics", why)
         shared, copied = (True, False, semantics.ZERO_COPY), (True, True, semantics.IMMUTABLE_ONLY_DURING_CALL)
-        aval = _shaped_array(why)(shape, dtype)
         device = cpu_device()
         sharding, devices = jax.sharding.SingleDeviceSharding(device), [device]
 
-        def over(memory: Any, own: bool = False) -> Any:
+        def over(aval: Any, memory: Any, own: bool = False) -> Any:
             return put(aval, sharding, [memory], devices, *(copied if own else shared), True)
 
-        over(np.zeros(shape, dtype))
+        over(_shaped_array(why)((), np.dtype(np.float32)), np.zeros((), np.float32))
     except (errors.TpuLoweringError, TypeError, AttributeError):
         return None
     return over
@@ -90,11 +91,15 @@ def _quick_put(shape: tuple[int, ...], dtype: Any) -> Any:
 
 def as_dlpack(array: jax.Array) -> Any:
     """An array's memory as a DLPack capsule, for a reader on the CPU; by the public way in a release without it."""
+    return _dlpack_export()(array)
+
+
+@functools.cache
+def _dlpack_export() -> Callable[[jax.Array], Any]:
     try:
-        export = private("jaxlib", "jaxlib._jax", "buffer_to_dlpack_managed_tensor", "results without a copy")
+        return private("jaxlib", "jaxlib._jax", "buffer_to_dlpack_managed_tensor", "results without a copy")
     except errors.TpuLoweringError:
-        return array.__dlpack__()
-    return export(array)
+        return operator.methodcaller("__dlpack__")
 
 
 class DirectCall:
@@ -115,6 +120,10 @@ class DirectCall:
 
     def __call__(self, arrays: Sequence[jax.Array]) -> Sequence[jax.Array]:
         return self._run(arrays).consume_with_handlers(self._handlers)  # type: ignore[no-any-return]
+
+    def text(self) -> str:
+        """The executable as optimised HLO."""
+        return self.executable.hlo_modules()[0].to_string()  # type: ignore[no-any-return]
 
     def into(self, arrays: Sequence[jax.Array], kept: Results) -> Sequence[jax.Array]:
         """Calls it, and puts what it gives into ``kept``, so that an interruption cannot lose it.

@@ -74,19 +74,20 @@ class CpuRuntime:
 
         None for a program with updates that XLA does not make in place.
         """
-        if self.store is None:
-            compiled = _lowered(program, source, plan, self.kernels).compile()
-            run = _call(compiled, plan)
-            return None if run is None else (run, None)
-        lowered = _lowered(program, source, plan, self.kernels) if source.kernels else None
-        kind, text = ("source", source.text) if lowered is None else ("lowered", lowered.as_text())
-        key = executables.key(kind, [text, repr(plan)])
-        found = executables.load(self.store, key, plan.outputs)
-        if found is not None:
-            return found, key
+        lowered, key = None, ""
+        if self.store is not None:
+            lowered = _lowered(program, source, plan, self.kernels) if source.kernels else None
+            kind, text = ("source", source.text) if lowered is None else ("lowered", lowered.as_text())
+            key = executables.key(kind, [text, repr(plan)])
+            found = executables.load(self.store, key, plan.outputs)
+            if found is not None:
+                return found, key
         compiled = (lowered or _lowered(program, source, plan, self.kernels)).compile()
         run = _call(compiled, plan)
-        return None if run is None else (run, key if executables.save(self.store, key, compiled) else None)
+        if run is None:
+            return None
+        is_stored = self.store is not None and executables.save(self.store, key, compiled)
+        return run, key if is_stored else None
 
     def remarks(self, program: Program) -> list[Action]:
         interpreted = calling_convention.interpreted_calls(program) if self.kernels == "vectorized" else []
@@ -129,14 +130,19 @@ class Plan:
         updated = [at for _, at in updates]
         read = tuple(at for at in range(len(program.inputs)) if at not in updated)
         taken = [*(inputs[at] for at in read), *inputs[len(program.inputs) :], *([TURNS] if updates else [])]
-        first = len(types) - len(program.signature.mutated)
-        moved = [first + mutated for mutated, _ in updates]
-        outputs = [inputs[at].type for at in updated] + [type_ for at, type_ in enumerate(types) if at not in moved]
+        new = _new_at(program, updates)
+        outputs = [inputs[at].type for at in updated] + [type_ for at, type_ in enumerate(types) if at not in new]
         return cls((*taken, *(inputs[at] for at in updated)), tuple(outputs), read, updates)
 
     def aliases(self) -> dict[int, int]:
         """For each output that takes the memory of an input, that input's position."""
         return {at: len(self.inputs) - len(self.updates) + at for at in range(len(self.updates))}
+
+
+def _new_at(program: Program, updates: tuple[tuple[int, int], ...]) -> list[int]:
+    """Positions of updated values among what a program gives: mutated values are the last of that."""
+    first = len(program.types()) - len(program.signature.mutated)
+    return [first + mutated for mutated, _ in updates]
 
 
 def _in_place(argument: fx.Node) -> Action:
@@ -225,9 +231,7 @@ class CpuProgram:
         Returns:
             What it computes beside them.
         """
-        owners = [
-            owned_memory.memory_of(tensor, places.input) for tensor, places in zip(updated, self.updated, strict=True)
-        ]
+        owners = [owned_memory.memory_of(tensor, places) for tensor, places in zip(updated, self.updated, strict=True)]
         with owned_memory.held(owners):
             kept = compat.Results()
             donated = [
@@ -303,8 +307,7 @@ def _lowered(program: Program, source: Source, plan: Plan, kernels: Execution) -
     function = load.load(program, source, kernels)
     updated, count = [at for _, at in plan.updates], len(program.inputs)
     read = [*plan.read, *range(count, count + len(program.constants()))]
-    first = len(program.types()) - len(program.signature.mutated)
-    new = [first + mutated for mutated, _ in plan.updates]
+    new = _new_at(program, plan.updates)
 
     def of_memory(*given: jax.Array) -> Any:
         logical = [input_.logical(array) for input_, array in zip(plan.inputs, given, strict=True)]

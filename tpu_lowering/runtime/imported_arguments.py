@@ -46,6 +46,10 @@ class Input:
         stored = TensorType(type_.element, tuple(type_.shape[dim] for dim in order))
         return cls(stored, order, tuple(strides[dim] for dim in range(value.ndim)))
 
+    def fits(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor's memory is laid out as the input, and holds the tensor's values."""
+        return tensor.stride() == self.stride and not tensor.is_neg() and not tensor.is_conj()
+
     def spec(self, sharding: jax.sharding.Sharding | None = None) -> jax.ShapeDtypeStruct:
         """The array's type, as JAX lowers for it."""
         return jax.ShapeDtypeStruct(self.type.shape, self.type.dtype, sharding=sharding)
@@ -74,7 +78,7 @@ class Places:
         self.seen: set[int] = set()
         self.known: dict[int, jax.Array] = {}
         self.arrays = compat.CpuArrays(input_.type.shape, input_.type.dtype)
-        self.memory = ctypes.c_char * input_.type.nbytes
+        self._bytes = ctypes.c_char * input_.type.nbytes
 
     def make(self, tensor: torch.Tensor) -> jax.Array:
         """An array with the contents of a tensor."""
@@ -94,19 +98,22 @@ class Places:
         place, type_ = tensor.data_ptr(), self.input.type
         if not type_.nbytes:
             return self.arrays.over(np.zeros(type_.shape, type_.dtype))
-        if tensor.stride() != self.input.stride or tensor.is_neg() or tensor.is_conj():
+        if not self.input.fits(tensor):
             tensor = arrays.row_major(tensor.detach().permute(self.input.order))
-        stays = tensor.data_ptr() == place
-        memory: Any = self.memory.from_address(tensor.data_ptr())
-        if not stays:
+        memory = self.memory_at(tensor.data_ptr())
+        if tensor.data_ptr() != place:
             memory.tensor = tensor
         return self.arrays.over(np.ndarray(type_.shape, type_.dtype, memory))
 
     def copy(self, tensor: torch.Tensor) -> jax.Array | None:
         """An array with the contents of a tensor that is laid out as the input, in memory of XLA's own; see
         ``compat.CpuArrays``."""
-        memory: Any = self.memory.from_address(tensor.data_ptr())
+        memory = self.memory_at(tensor.data_ptr())
         return self.arrays.copy(np.ndarray(self.input.type.shape, self.input.type.dtype, memory))
+
+    def memory_at(self, address: int) -> Any:
+        """Memory as a buffer of Python's, which holds nothing but what is made an attribute of it."""
+        return self._bytes.from_address(address)
 
     def write_back(self, tensor: torch.Tensor, value: jax.Array) -> None:
         """Writes a value, in storage order, to an argument."""
@@ -124,16 +131,16 @@ class Imports:
 
     def __init__(self, inputs: Sequence[Input]) -> None:
         kinds = {input_: Places(input_) for input_ in inputs}
-        self.places = [(kinds[input_], input_.stride) for input_ in inputs]
-        for places, _ in self.places:
+        self.places = [kinds[input_] for input_ in inputs]
+        for places in self.places:
             places.count += 1
 
     def take(self, tensors: Sequence[torch.Tensor]) -> list[jax.Array]:
         """The arrays of a call's arguments, to be read while these live."""
         found: list[jax.Array] = []
-        for (places, stride), tensor in zip(self.places, tensors, strict=False):
+        for places, tensor in zip(self.places, tensors, strict=True):
             array = places.known.get(tensor.data_ptr())
-            if array is None or tensor.stride() != stride or tensor.is_neg() or tensor.is_conj():
+            if array is None or not places.input.fits(tensor):
                 array = places.make(tensor)
             found.append(array)
         return found

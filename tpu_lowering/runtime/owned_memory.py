@@ -12,7 +12,6 @@ storage cannot be resized.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import threading
 import weakref
 from collections.abc import Generator, Sequence
@@ -78,21 +77,20 @@ class OwnedMemory:
             torch.autograd.graph.increment_version(tensor)
 
 
-def memory_of(tensor: torch.Tensor, input_: Input) -> OwnedMemory | None:
+def memory_of(tensor: torch.Tensor, places: Places) -> OwnedMemory | None:
     """The memory of an argument that is about to be updated; None where it stays the tensor's.
 
     Args:
         tensor: the argument.
-        input_: how the executable takes it.
+        places: makes arrays of it, as the executable takes it.
     """
-    known = _known.get(tensor.data_ptr())
+    known, input_ = _known.get(tensor.data_ptr()), places.input
     if known is not None:
-        same = known.input == input_ and tensor.stride() == input_.stride and not tensor.is_neg()
-        return known if same else None
+        return known if known.input == input_ and input_.fits(tensor) else None
     if not _may_move(tensor, input_):
         return None
     with _moving:
-        return _known.get(tensor.data_ptr()) or (_moved(tensor, input_) if _may_move(tensor, input_) else None)
+        return _known.get(tensor.data_ptr()) or (_moved(tensor, places) if _may_move(tensor, input_) else None)
 
 
 def _may_move(tensor: torch.Tensor, input_: Input) -> bool:
@@ -100,21 +98,20 @@ def _may_move(tensor: torch.Tensor, input_: Input) -> bool:
     if size < LEAST_BYTES or type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.requires_grad:
         return False
     storage = tensor.untyped_storage()
-    whole = storage.nbytes() == size and tensor.storage_offset() == 0 and tensor.stride() == input_.stride
-    lazy = tensor.is_neg() or tensor.is_conj()
+    whole = storage.nbytes() == size and tensor.storage_offset() == 0 and input_.fits(tensor)
     own = storage.resizable() and not storage.is_shared() and not tensor.is_pinned()
     del storage
-    return whole and own and not lazy and compat.is_alone_in_memory(tensor)
+    return whole and own and compat.is_alone_in_memory(tensor)
 
 
-def _moved(tensor: torch.Tensor, input_: Input) -> OwnedMemory | None:
-    array = Places(input_).copy(tensor)
+def _moved(tensor: torch.Tensor, places: Places) -> OwnedMemory | None:
+    array = places.copy(tensor)
     if array is None:
         return None
-    owner = OwnedMemory(input_, array)
-    held: Any = (ctypes.c_char * input_.type.nbytes).from_address(owner.address)
-    held.owner = owner
-    storage = torch.frombuffer(held, dtype=torch.uint8).untyped_storage()
+    owner = OwnedMemory(places.input, array)
+    memory = places.memory_at(owner.address)
+    memory.owner = owner
+    storage = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
     with torch.no_grad(), torch.inference_mode(tensor.is_inference()):
         tensor.set_(storage, 0, tensor.shape, tensor.stride())  # type: ignore[call-overload]
     _known[owner.address] = owner

@@ -1,7 +1,7 @@
 """One process of a test: compiles a function with a cache folder, prints results and how often XLA compiled.
 
-``python -m tests.runtime.cache.child CASE FOLDER [OPTION=VALUE ...]``; prints one line of JSON. Where torch's precompilation is on, what it
-found is kept for later processes.
+``python -m tests.runtime.cache.child CASE FOLDER [OPTION=VALUE ...]``; prints one line of JSON. Where
+torch's precompilation is on, what it found is kept for later processes.
 """
 
 from __future__ import annotations
