@@ -251,6 +251,6 @@ def test_what_a_forward_saves_of_its_arguments_is_the_callers() -> None:
     settle()
     result = compiled(lambda x, weight: torch.tanh(x @ weight))(x, weight)
     saved = result.grad_fn.saved_tensors
-    torch_xla.sync()
+    torch_xla.sync(wait=True)  # a buffer has no address before its program has run
     pointer = torch_xla._XLAC._unsafe_buffer_pointer
     assert {pointer(x), pointer(weight)} <= {pointer(tensor) for tensor in saved}
