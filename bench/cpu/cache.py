@@ -14,10 +14,10 @@ import sys
 import tempfile
 from typing import Any
 
-from bench.cpu.first_result import KERNEL, TRAINING
+from bench.cpu.first_result import KERNEL, SMALL, TRAINING
 from bench.cpu.timing import described, entry
 
-CASES = ("llama", f"llama{TRAINING}", KERNEL)
+CASES = (SMALL, KERNEL, "llama", f"llama{TRAINING}")
 BACKENDS = {"ours": "helion_tpu", "inductor": "inductor"}
 PRECOMPILED = ", precompiled"
 VARIABLE = "TPU_LOWERING_CACHE_DIR"

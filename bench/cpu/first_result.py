@@ -15,17 +15,20 @@ from collections.abc import Callable
 from typing import Any
 
 KERNEL = "kernel"
+SMALL = "one_op"
 TRAINING = " training"
 IMPORTS = ("torch", "torch._dynamo", "torch._inductor.compile_fx", "jax", "tpu_lowering.backend", "bench.cpu.sides")
+MODULES = {KERNEL: ("bench.cpu.kernels",), SMALL: ()}
+"""What is imported for a case; for a model, the suite."""
 
 
 def main(case: str, backend: str) -> dict[str, float]:
     """Measures in this process, which must have imported nothing yet."""
     began = time.perf_counter()
-    for name in (*IMPORTS, "bench.cpu.kernels" if case == KERNEL else "bench.zoo"):
+    for name in (*IMPORTS, *MODULES.get(case, ("bench.zoo",))):
         importlib.import_module(name)
     trained = case.endswith(TRAINING)
-    function, arguments = kernel(backend) if case == KERNEL else model(case.removesuffix(TRAINING), trained)
+    function, arguments = _built(case, backend, trained)
     ready = time.perf_counter()
     import torch
 
@@ -37,6 +40,23 @@ def main(case: str, backend: str) -> dict[str, float]:
     if torch._dynamo.config.caching_precompile:
         torch.compiler.save_cache_artifacts()
     return {"total": ended - began, "first": ended - ready}
+
+
+def _built(case: str, backend: str, trained: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    if case == KERNEL:
+        return kernel(backend)
+    return small() if case == SMALL else model(case.removesuffix(TRAINING), trained)
+
+
+def one_op(x: Any) -> Any:
+    return x.sin() * 2 + 1
+
+
+def small() -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A program of one loop, and its input."""
+    import torch
+
+    return one_op, (torch.ones(8, 128),)
 
 
 def kernel(backend: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
