@@ -1,11 +1,12 @@
-"""The forward of every model of the suite in inference mode, wider and deeper than the tests have them."""
+"""Models of the suite, wider and deeper than the tests have them: a forward in inference mode, or a training step."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import unittest.mock
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from bench import zoo
 from bench.cpu import sides
 
-SIDES = ("eager", "ours", "inductor", "inductor_pallas")
+SIDES = ("eager", "ours", "inductor")
 
 WIDTH, DEPTH, LENGTH = 4, 2, 8
 """How many times the suite's: hidden size 256, 4 layers, sequences of 128."""
@@ -66,31 +67,64 @@ def longer_inputs(chosen: zoo.Model) -> zoo.Inputs:
         return chosen.inputs()
 
 
-def measure(name: str, rounds: int, small: bool = False) -> dict[str, Any]:
-    """The entry of one model; ``small`` leaves it as the suite has it.
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What is measured of a model.
 
-    Sides that have a process of their own make the same model there, from the same seed.
+    Attributes:
+        trained: forward and backward of its loss; else its forward in inference mode.
+        dtype: of its parameters, buffers and inputs, where they are floats.
+        tolerance: relative and absolute, of results and gradients, against eager's.
     """
+
+    trained: bool = False
+    dtype: torch.dtype = torch.float32
+    tolerance: float = 1e-4
+
+
+def measure(name: str, rounds: int, small: bool = False, form: Form = Form()) -> dict[str, Any]:
+    """The entry of one model; ``small`` leaves it as the suite has it."""
 
     def build(side: str) -> Callable[[], Any]:
         chosen = zoo.MODELS[name]
         with torch.inference_mode(False):
             torch.manual_seed(0)
             model = chosen.build() if small else enlarge(chosen.build())
-            model, inputs = model.eval(), chosen.inputs() if small else longer_inputs(chosen)
+            model, inputs = model.train(form.trained), chosen.inputs() if small else longer_inputs(chosen)
+            model = model.to(form.dtype)
+            inputs = {key: x.to(form.dtype) if x.is_floating_point() else x for key, x in inputs.items()}
         seen.update(parameters=sum(p.numel() for p in model.parameters()), inputs=_shapes(inputs))
         step, arguments = chosen.step.__func__, (chosen, model, inputs)
-        check = sides.closeness(step(*arguments), 1e-4, 1e-4)
+        run = trained if form.trained else called
+        check = sides.closeness(run(step, arguments)(), form.tolerance, form.tolerance)
         if side == "eager":
-            return sides.called(step, arguments, check)
-        if side == "inductor_pallas":
-            return sides.pallas_of_inductor(step, arguments, check)
-        return sides.called(sides.compiled(step, "helion_tpu" if side == "ours" else side), arguments, check)
+            return run(step, arguments)
+        compiled = run(sides.compiled(step, "helion_tpu" if side == "ours" else side), arguments)
+        check(compiled())
+        return compiled
 
     seen: dict[str, Any] = {}
-    measured = sides.Sides({side: functools.partial(build, side) for side in SIDES}).measure(rounds)
+    built = sides.Sides({side: functools.partial(build, side) for side in SIDES})
+    measured = built.measure(rounds, inference=not form.trained)
     note = f"{seen['parameters'] / 1e6:.2f} M parameters, {seen['inputs']}"
     return {"sides": measured, "note": note}
+
+
+def called(step: Callable[..., Any], arguments: Sequence[Any]) -> Callable[[], Any]:
+    return functools.partial(step, *arguments)
+
+
+def trained(step: Callable[..., Any], arguments: Sequence[Any]) -> Callable[[], Any]:
+    """A function that computes a loss and its gradients, and returns both."""
+    model = arguments[1]
+
+    def run() -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+        model.zero_grad()
+        loss, _ = step(*arguments)
+        loss.backward()
+        return loss.detach(), [parameter.grad for parameter in model.parameters()]
+
+    return run
 
 
 def _shapes(inputs: zoo.Inputs) -> str:

@@ -32,7 +32,7 @@ def draw(entries: Entries) -> Figure | None:
             "plain",
             ("interpret", "inductor_pallas", "eager", "inductor", "ours"),
         ),
-        ("time over eager's", models, "eager", ("inductor_pallas", "inductor", "ours")),
+        ("time over eager's", models, "eager", ("inductor", "ours")),
     ]
     panels = [panel for panel in panels if panel[1]]
     if not panels:

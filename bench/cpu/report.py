@@ -34,6 +34,8 @@ TITLES = {
     "dispatch": "Dispatch: microseconds a call",
     "decode": "Decode steps, caches updated at one position: milliseconds a step",
     "models": "Models, forward in inference mode: milliseconds a call",
+    "training": "Models, a training step, forward and backward: milliseconds a step",
+    "bfloat16": "Models in bfloat16, forward in inference mode: milliseconds a call",
     "cache": "Cache: seconds to the first result of a process",
     "layers": "Compile time by layers",
 }
@@ -123,11 +125,10 @@ def sheets(entries: Entries) -> Iterator[Sheet]:
     if decode:
         pairs = [("ours", "eager"), ("ours", "inductor")]
         yield compared(TITLES["decode"], decode, ("ours", "eager", "inductor"), pairs, 1e3)
-    models = cases(entries, "models")
-    if models:
-        names = ("ours", "eager", "inductor", "inductor_pallas")
-        pairs = [("eager", "ours"), ("inductor", "ours"), ("inductor_pallas", "ours")]
-        yield compared(TITLES["models"], models, names, pairs, 1e3)
+    for section in ("models", "training", "bfloat16"):
+        if models := cases(entries, section):
+            pairs = [("eager", "ours"), ("inductor", "ours")]
+            yield compared(TITLES[section], models, ("ours", "eager", "inductor"), pairs, 1e3)
     cache = cases(entries, "cache")
     if cache:
         for how in ("", PRECOMPILED):

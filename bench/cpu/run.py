@@ -28,7 +28,7 @@ def cases_of(section: str) -> list[str]:
         from bench.cpu.plain import PLAIN
 
         return list(PLAIN)
-    if section in ("models", "profiles"):
+    if section in ("models", "training", "bfloat16", "profiles"):
         from bench.zoo import MODELS
 
         return list(MODELS)

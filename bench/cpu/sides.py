@@ -86,13 +86,18 @@ class Sides:
         except Exception as error:
             self.errors[name] = described(error)
 
-    def measure(self, rounds: int, calls: int | None = None) -> dict[str, Any]:
+    def measure(self, rounds: int, calls: int | None = None, inference: bool = True) -> dict[str, Any]:
         """Builds the sides of this process, measures all in turns, and ends the other processes.
+
+        Args:
+            rounds: samples a side.
+            calls: a sample; None for as many as take some time.
+            inference: whether in torch's inference mode.
 
         Returns:
             The entries of all sides, by name.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(inference):
             for name, builder in self.local.items():
                 self._add(name, lambda build=builder: Local(build()))
             measured = interleave(self.sides, rounds, calls)

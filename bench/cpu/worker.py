@@ -8,6 +8,7 @@ import warnings
 from typing import Any
 
 from bench import model_compile_time
+from bench.cpu import SECTIONS
 from bench.cpu.cache import VARIABLE
 
 SECONDS = 1800.0  # for one case
@@ -22,7 +23,7 @@ def main() -> None:
     """Serves. Nothing that an earlier run cached on disk is used."""
     os.environ[VARIABLE] = ""
     warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
-    for section in ("kernels", "dispatch", "decode", "models", "layers", "profiles"):
+    for section in SECTIONS:
         importlib.import_module(f"bench.cpu.{section}")
     model_compile_time.serve(measure, SECONDS)
 

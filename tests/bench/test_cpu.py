@@ -159,7 +159,7 @@ def test_every_case_that_is_listed_can_be_measured() -> None:
         "kernels": kernels.CASES,
         "dispatch": dispatch.CASES,
         "decode": decode.CASES,
-        "models": zoo.MODELS,
+        **dict.fromkeys(("models", "training", "bfloat16"), zoo.MODELS),
         "cache": cache.CASES,
     }
     known |= {"layers": layers.CASES, "profiles": zoo.MODELS}
