@@ -31,6 +31,7 @@ _TABLE: dict[str, str | tuple[str, str]] = {
     "TL111": "process was forked after JAX had run",
     "TL112": "function called with the wrong arguments",
     "TL113": "text that is no pipeline",
+    "TL114": "buffer lost in a call that failed",
     # 2xx: kernels
     "TL201": "operator has no JAX implementation",
     "TL202": "kernel result has the wrong shape or dtype",

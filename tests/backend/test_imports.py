@@ -114,3 +114,19 @@ def test_parameters_changed_between_calls() -> None:
             model.weight += step
         model.weight = torch.nn.Parameter(torch.randn(8, 8))
         torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_memory_that_holds_other_values_is_copied() -> None:
+    """A conjugate view lies where its base lies, with the same strides."""
+    imports, base = Imports([Input.of(torch.empty(8, 8, dtype=torch.complex64))]), torch.full((8, 8), 1 + 2j)
+    take(imports, base)
+    assert complex(take(imports, base)[0, 0]) == 1 + 2j
+    assert complex(take(imports, base.conj())[0, 0]) == 1 - 2j
+
+
+def test_memory_of_negated_values_is_copied() -> None:
+    base = torch.full((8, 8), 1 + 2j)
+    imports, imaginary = Imports([Input.of(base.imag)]), torch.conj(base).imag
+    assert imaginary.is_neg()
+    take(imports, base.imag)
+    assert float(take(imports, imaginary)[0, 0]) == -2

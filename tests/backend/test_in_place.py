@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tpu_lowering import compat
+from tpu_lowering import compat, errors
 from tpu_lowering.runtime import owned_memory
 
 ROWS, WIDTH = 64, 256  # 64 KiB, the least that is moved
@@ -323,3 +323,25 @@ def test_an_interruption_loses_nothing(
     expected[5] = 1.0
     torch.testing.assert_close(ours, expected, rtol=0, atol=0)
     assert is_moved(ours) and len(others) == 8
+
+
+def test_a_failed_call_that_took_the_buffer_is_told() -> None:
+    """A program that fails after XLA has taken the memory over leaves nothing to read or to update."""
+
+    def fails(call: compat.DirectCall, arrays: Any, kept: compat.Results) -> Any:
+        call._run(arrays)
+        raise RuntimeError("out of memory")
+
+    run, ours = compiled(), buffer()
+    run(ours, AT, ROW)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(compat.DirectCall, "into", fails)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run(ours, AT + 1, ROW)
+    with pytest.raises(errors.TpuLoweringError) as raised:
+        run(ours, AT + 2, ROW)
+    assert str(raised.value) == (
+        f"[TL114] buffer lost in a call that failed: float32[{ROWS}, {WIDTH}]\n"
+        "  why  expected a buffer whose last update ended, got one that a failed call had taken\n"
+        "  fix  make the buffer anew, and find out why the call before failed"
+    )

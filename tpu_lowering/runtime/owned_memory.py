@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import torch
 
-from tpu_lowering import compat
+from tpu_lowering import compat, errors
 from tpu_lowering.runtime.imported_arguments import Input, Places
 
 LEAST_BYTES = 1 << 16
@@ -56,7 +56,7 @@ class OwnedMemory:
             position: of the array's next value among that.
 
         Raises:
-            RuntimeError: an earlier call failed and took the memory with it.
+            TpuLoweringError: TL114, if an earlier call failed and took the memory with it.
         """
         if self._call is not None:
             earlier, results, at = self._call
@@ -64,7 +64,13 @@ class OwnedMemory:
             if found is not None:
                 self._array = found[at]
             elif self._array.is_deleted():
-                raise RuntimeError("expected a buffer whose last update ended, got one whose update failed half-way")
+                type_ = self.input.type
+                raise errors.refuse(
+                    "TL114",
+                    f"{type_.dtype}{list(type_.shape)}",
+                    "expected a buffer whose last update ended, got one that a failed call had taken",
+                    "make the buffer anew, and find out why the call before failed",
+                )
         self._call = (call, kept, position)
         return self._array
 
