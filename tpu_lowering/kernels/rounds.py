@@ -51,6 +51,14 @@ class Store:
 Unit = Node | Rounds | Store
 
 
+def rounds_of(operand: Any, rounds: Mapping[Any, Rounds]) -> Rounds | None:
+    """The rounds whose results an operand is: as one, or as a tuple of one a round."""
+    if isinstance(operand, Rounds):
+        return operand
+    found = rounds.get(operand[0]) if isinstance(operand, tuple) and not is_literal(operand[0]) else None
+    return found if found is not None and found.results == operand else None
+
+
 class Values:
     """Values while a straight line is evaluated."""
 
@@ -147,9 +155,8 @@ class Values:
 
     def _with_axis(self, operand: Rounds | tuple[Any, ...], axis: int) -> jax.Array:
         """An operand of which each round has its own, with a dimension for them."""
-        if isinstance(operand, tuple):
-            together = None if is_literal(operand[0]) else self.rounds.get(operand[0])
-            if together is not None and together.results == operand:
-                return self._with_axis(together, axis)
-            return jnp.stack([jnp.asarray(self.of(atom), atom.aval.dtype) for atom in operand], axis)
-        return jnp.moveaxis(self.together[operand], operand.axis, axis)
+        together = rounds_of(operand, self.rounds)
+        if together is not None:
+            return jnp.moveaxis(self.together[together], together.axis, axis)
+        assert isinstance(operand, tuple)
+        return jnp.stack([jnp.asarray(self.of(atom), atom.aval.dtype) for atom in operand], axis)

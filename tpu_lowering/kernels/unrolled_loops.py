@@ -25,7 +25,7 @@ import jax
 from tpu_lowering.analyse.pointwise import ELEMENTWISE
 from tpu_lowering.ir.jaxprs import CALLS, is_literal, mentions
 from tpu_lowering.kernels.evaluation import STEP, evaluate
-from tpu_lowering.kernels.rounds import REDUCTIONS, Rounds, Store, Unit, Values
+from tpu_lowering.kernels.rounds import REDUCTIONS, Rounds, Store, Unit, Values, rounds_of
 from tpu_lowering.kernels.straight_line import SLICES, Node, StraightLine, identity
 
 MERGED = ELEMENTWISE | REDUCTIONS | {"broadcast_in_dim"}
@@ -104,7 +104,8 @@ class _Loops:
             rounds = pending.pop()
             if rounds not in kept:
                 kept.add(rounds)
-                pending += [operand for operand in rounds.operands if isinstance(operand, Rounds)]
+                given = (rounds_of(operand, self.rounds) for operand in rounds.operands)
+                pending += [operand for operand in given if operand is not None]
         self.rounds = {result: rounds for result, rounds in self.rounds.items() if rounds in kept}
 
     def _alike(self, rounds: Rounds) -> Iterator[tuple[Node, ...]]:
