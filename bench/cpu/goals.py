@@ -17,6 +17,7 @@ from bench.store import Entry
 Entries = Mapping[str, Entry]
 
 PLAIN_LIMIT = 1.2
+DISPATCHED = "8x128"  # the size at which a call from torch takes longer than what it computes
 INTERPRET_LIMIT = 30.0
 DISPATCH_LIMITS = {"one_op": 1.25, "mlp": 1.25, "linear_40": 1.2}
 DECODE_LIMIT = 1.1
@@ -75,13 +76,22 @@ def _goal(what: str, found: Ratio | None, limit: float, at_most: bool = True) ->
 def kernel_goals(entries: Entries) -> list[Goal]:
     goals: list[Goal] = []
     for name, entry in cases(entries, "kernels").items():
-        plain = [form for form in entry.get("sides", {}) if form.startswith("plain")] or ["plain"]
-        goals += [_goal(f"{name}: ours / {form}", ratio(entry, "ours", form), PLAIN_LIMIT) for form in plain]
+        goals += _plain_goals(name, entry)
+        for size, smaller in entry.get("sizes", {}).items():
+            goals += _plain_goals(f"{name}, {size}", smaller)
         if entry.get("blocks", 64) >= 64:
             goals.append(
                 _goal(f"{name}: interpret / ours", ratio(entry, "interpret", "ours"), INTERPRET_LIMIT, at_most=False)
             )
     return goals
+
+
+def _plain_goals(what: str, entry: Mapping[str, Any]) -> list[Goal]:
+    """What a program computes against each plain form, and its whole call, where that is no matter of dispatch."""
+    measured = entry.get("sides", {})
+    forms = [form for form in measured if form.startswith("plain")] or ["plain"]
+    ours = [one for one in ("ours", "compute") if one in measured and (one != "ours" or DISPATCHED not in what)]
+    return [_goal(f"{what}: {one} / {form}", ratio(entry, one, form), PLAIN_LIMIT) for one in ours for form in forms]
 
 
 def dispatch_goals(entries: Entries) -> list[Goal]:

@@ -21,16 +21,17 @@ HEADER = """# Speed on the CPU
 is taken within each round, and is given as the median over the rounds with its quartiles.
 
 - *ours*: `torch.compile(backend="helion_tpu")`. *interpret*: the same with `cpu_kernels="interpret"`.
+- *compute*: our program under `jax.jit`, on JAX arrays: *ours* without the call from torch and the copy of its results.
 - *plain*: the same computation in `jax.numpy` under `jax.jit`, on JAX arrays.
 - *Inductor*: `backend="inductor"` of the PyTorch that the kernel replaces, in C++; *Inductor, Pallas*: the same with
   `cpu_backend = "pallas"`, which runs in Pallas's interpreter and traces anew in every call.
-- *Helion*: Helion's own launcher of the kernel, in Pallas's interpreter, at 1,024 elements.
+- *Helion*: Helion's own launcher of the kernel, in Pallas's interpreter.
 - *precompiled*: with torch's own precompilation (`TORCH_CACHING_PRECOMPILE=1`), which keeps what Dynamo found.
 """
 
 TITLES = {
     "kernels": "Kernels: milliseconds a call",
-    "small": "Kernels at 1,024 elements: milliseconds a call, and Helion's launcher",
+    "sizes": "Kernels at smaller sizes: milliseconds a call, and Helion's launcher",
     "dispatch": "Dispatch: microseconds a call",
     "decode": "Decode steps, caches updated at one position: milliseconds a step",
     "models": "Models, forward in inference mode: milliseconds a call",
@@ -105,17 +106,22 @@ def sheets(entries: Entries) -> Iterator[Sheet]:
     """All tables that there are results for."""
     kernels = cases(entries, "kernels")
     if kernels:
-        names = ("ours", "plain", "plain_blocked", "eager", "inductor", "inductor_pallas", "interpret")
-        pairs = [("ours", "plain"), ("ours", "plain_blocked"), ("ours", "eager"), ("ours", "inductor")]
+        names = ("ours", "compute", "plain", "plain_blocked", "eager", "inductor", "inductor_pallas", "interpret")
+        pairs = [("ours", "plain"), ("compute", "plain"), ("compute", "plain_blocked"), ("ours", "eager")]
+        pairs += [("ours", "inductor")]
         pairs += [("interpret", "ours"), ("inductor_pallas", "ours")]
         noted = {
             name: {**entry, "note": f"{entry.get('note')}, {entry.get('blocks')} blocks"}
             for name, entry in kernels.items()
         }
         yield compared(TITLES["kernels"], noted, names, pairs, 1e3)
-    small = {name: entry["small"] for name, entry in kernels.items() if "small" in entry}
-    if small:
-        yield compared(TITLES["small"], small, ("ours", "helion"), [("helion", "ours")], 1e3)
+    smaller = {
+        f"{name}, {size}": found for name, entry in kernels.items() for size, found in entry.get("sizes", {}).items()
+    }
+    if smaller:
+        names = ("ours", "compute", "plain", "plain_blocked", "helion")
+        pairs = [("compute", "plain"), ("compute", "plain_blocked"), ("ours", "compute"), ("helion", "ours")]
+        yield compared(TITLES["sizes"], smaller, names, pairs, 1e3)
     dispatch = cases(entries, "dispatch")
     if dispatch:
         names = ("ours", "bare", "jax", "eager", "inductor")

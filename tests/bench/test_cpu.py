@@ -32,8 +32,12 @@ def results() -> dict[str, dict[str, Any]]:
     failed = {"error": "ValueError: no such kernel"}
     fast, slow = side(0.012, 0.024, 0.012), side(0.010, 0.020, 0.010)
     kernel = entry(ours=fast, plain=slow, eager=slow, inductor=slow, interpret=side(0.48), inductor_pallas=failed)
+    sizes = {
+        "8x128": entry(ours=side(1e-4), compute=side(1.1e-5), plain=side(1e-5), helion=side(0.25)),
+        "512x512": entry(ours=side(3e-4), compute=side(2e-4), plain=side(2e-4)),
+    }
     return {
-        "kernels/exp": {**kernel, "blocks": 64, "small": entry(ours=side(1e-4), helion=side(0.25))},
+        "kernels/exp": {**kernel, "blocks": 64, "sizes": sizes},
         "dispatch/mlp": entry(ours=side(2e-4), bare=side(1e-4), jax=side(5e-5), eager=side(2e-5), inductor=side(4e-5)),
         "decode/16 MiB": entry(ours=side(2e-3), eager=side(4e-3), inductor=side(2.5e-3)),
         "models/llama": entry(ours=side(0.01), eager=side(0.02), inductor=side(0.005)),
@@ -91,6 +95,9 @@ def test_goals_are_met_or_missed() -> None:
     found = {goal.what: (goal.found, goal.met) for goal in report.all_goals(results())}
     assert found == {
         "exp: ours / plain": (1.2, True),
+        "exp, 8x128: compute / plain": (1.1, True),
+        "exp, 512x512: ours / plain": (pytest.approx(1.5), False),
+        "exp, 512x512: compute / plain": (1.0, True),
         "exp: interpret / ours": (40.0, True),
         "mlp: ours / inductor": (pytest.approx(5.0), False),
         "decode, 16 MiB: ours / inductor": (pytest.approx(0.8), True),
@@ -234,11 +241,22 @@ def test_models_are_enlarged_by_their_configs() -> None:
 def test_a_small_kernel_is_measured() -> None:
     from bench.cpu import kernels
 
-    found = kernels.measure("exp", 1, ("ours", "eager", "interpret"), small=True)
-    assert set(found["sides"]) == {"plain", "ours", "eager", "interpret"}
-    for one in found["sides"].values():
+    found = kernels.measure("exp", 1, ("ours", "compute", "eager", "interpret"), ("512x512", "8x128"))
+    assert set(found["sides"]) == {"plain", "ours", "compute", "eager", "interpret"}
+    (other,) = found["sizes"].values()
+    assert set(other["sides"]) == {"plain", "ours", "compute"} and other["note"] == "float32 [512, 512]"
+    for one in (*found["sides"].values(), *other["sides"].values()):
         assert one["median"] > 0, one
     assert found["blocks"] == 1
+
+
+@pytest.mark.parametrize("name", ["flash_attention", "welford"])
+def test_kernels_compute_alone_at_the_smallest_size(name: str) -> None:
+    """A program with constants, and one with a length below a block; the sides compare their own results."""
+    from bench.cpu import kernels
+
+    found = kernels.measure(name, 1, ("compute",), ("8x128",))
+    assert all(one.get("median", 0) > 0 for one in found["sides"].values()), found
 
 
 def test_a_wrong_result_is_no_figure() -> None:

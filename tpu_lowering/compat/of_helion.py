@@ -135,3 +135,14 @@ def bind_helion(kernel: Any, values: Sequence[Any]) -> Any:
 def helion_config(bound: Any) -> Any:
     """The one config that a bound kernel's author gave, or None if Helion is to find it."""
     return bound._user_provided_config()
+
+
+def helion_extents(bound: Any) -> list[int | None]:
+    """The extent of the dimension behind each size of a config's blocks; None if it is not one known number."""
+    sizes = [bound.env.block_sizes[item.block_id].size for item in bound.config_spec.block_sizes]
+    return [size if isinstance(size, int) and size > 0 else None for size in sizes]
+
+
+def helion_nodes(bound: Any) -> list[Any]:
+    """The nodes of the graphs that Helion generates device code from: of the grid's body, of loops and of branches."""
+    return [node for info in bound.host_function.device_ir.graphs for node in info.graph.nodes]

@@ -25,6 +25,7 @@ from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import configs, settings
 from tpu_lowering.kernels.fingerprints import follow
+from tpu_lowering.kernels.fitted_blocks import fitted
 from tpu_lowering.kernels.freshness import Watch
 from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.kernels.launch import Launch, Variant
@@ -194,7 +195,9 @@ def _trace(call: _HostCall) -> HostGraph:
     host = _under(call, bound, config)
     for launch in host.launches:
         launch.access  # noqa: B018  (refuses device code that cannot be traced before the kernel is used)
-    if own or not call.chip.is_tpu:
+    if not call.chip.is_tpu:
+        return _with_fitted_blocks(call, bound, config, host)
+    if own:
         return host
     others = configs.others(bound.config_spec, config)
 
@@ -205,18 +208,37 @@ def _trace(call: _HostCall) -> HostGraph:
     return HostGraph(host.module, launches)
 
 
+def _with_fitted_blocks(call: _HostCall, bound: Any, config: Any, host: HostGraph) -> HostGraph:
+    """The host graph, whose launches know those with blocks that end where their dimensions end."""
+    smaller = fitted(bound, config)
+    if smaller is None:
+        return host
+    other = _under(call, bound, smaller)
+    launches = [
+        dataclasses.replace(launch, fitted=_of_the_same_host_code(host, other, at))
+        for at, launch in enumerate(host.launches)
+    ]
+    return HostGraph(host.module, tuple(launches))
+
+
 def _variant(call: _HostCall, host: HostGraph, config: Any, index: int) -> Launch:
     """A launch under another config.
 
     Raises:
         ValueError: under it the kernel has other host code.
     """
-    other = _under(call, call.bound(), config)
-    launch, old = other.launches[index], host.launches[index]
-    same = other.module.code == host.module.code and len(other.launches) == len(host.launches)
-    if not same or (launch.operands, launch.results) != (old.operands, old.results):
+    launch = _of_the_same_host_code(host, _under(call, call.bound(), config), index)
+    if launch is None:
         raise ValueError("expected host code that no config changes, got other host code")
     return launch
+
+
+def _of_the_same_host_code(host: HostGraph, other: HostGraph, index: int) -> Launch | None:
+    """A launch of another host graph; None if that is not one of the same host code and operands."""
+    if other.module.code != host.module.code or len(other.launches) != len(host.launches):
+        return None
+    launch, old = other.launches[index], host.launches[index]
+    return launch if (launch.operands, launch.results) == (old.operands, old.results) else None
 
 
 def _under(call: _HostCall, bound: Any, config: Any) -> HostGraph:

@@ -69,6 +69,8 @@ class Launch(Kernel):
         flat: whether a pipeline inside the steps of the grid is a dimension of the grid instead, where it can be;
             see ``flat_grids``.
         variants: launches under other configs; none for a kernel that has a config of its own.
+        fitted: what runs as plain JAX: the launch with blocks that end where their dimensions end; None if these do,
+            or if it is not known to compute the same; see ``fitted_blocks``.
     """
 
     device_function: types.FunctionType
@@ -79,6 +81,7 @@ class Launch(Kernel):
     facts: Mapping[str, Any]
     flat: bool = False
     variants: tuple[Variant, ...] = ()
+    fitted: Launch | None = None
 
     @staticmethod
     def create(
@@ -179,7 +182,7 @@ class Launch(Kernel):
         values = [jaxprs.Fresh(o.type) if o.result is not None else jaxprs.spec_of(o.type) for o in self.operands]
         with jaxprs.kernel_scope([*(slot.type for slot in self.operands), *self.results], self.chip):
             found = _PallasCall(self, values).flat_form()
-        return None if found is None else dataclasses.replace(self, flat=True, variants=())
+        return None if found is None else dataclasses.replace(self, flat=True, variants=(), fitted=None)
 
     @property
     def carried(self) -> int:
@@ -247,7 +250,7 @@ class Launch(Kernel):
         if 0 in self.grid or all(0 in result.shape for result in self.results):
             return tuple(v.materialise() if isinstance(v, jaxprs.Fresh) else v for v in values[-len(self.results) :])
         with jaxprs.kernel_scope([*(slot.type for slot in self.operands), *self.results], self.chip):
-            return self._call(values, how)
+            return (self.fitted or self if how == "vectorized" else self)._call(values, how)
 
     def _call(self, values: Sequence[Any], how: Execution) -> tuple[jax.Array, ...]:
         """The ``pallas_call``: outputs given as ``Fresh`` have no operand, others are aliased to theirs."""

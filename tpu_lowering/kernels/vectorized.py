@@ -21,7 +21,7 @@ from tpu_lowering import compat
 from tpu_lowering.analyse import grids, pallas
 from tpu_lowering.analyse.grids import DimWindow, GridSchedule, GridWindow
 from tpu_lowering.ir.jaxprs import with_array_literals
-from tpu_lowering.kernels import slices
+from tpu_lowering.kernels import slices, unrolled_loops
 from tpu_lowering.kernels.evaluation import evaluate_step
 
 
@@ -85,7 +85,8 @@ class _VectorizedCall:
     def __init__(self, equation: Any, values: Sequence[jax.Array]) -> None:
         self.mapping = equation.params["grid_mapping"]
         self.schedule: GridSchedule = grids.schedule(equation)
-        self.closed, self.scratch = compat.discharged(with_array_literals(equation.params["jaxpr"]), self.mapping)
+        closed, self.scratch = compat.discharged(with_array_literals(equation.params["jaxpr"]), self.mapping)
+        self.closed = unrolled_loops.merged(closed)
         bounds, first = self.mapping.num_dynamic_grid_bounds, pallas.first_input(self.mapping)
         self.scalars, self.inputs = list(values[bounds:first]), list(values[first:])
         dynamic = iter(values[:bounds])
