@@ -262,11 +262,12 @@ class Pipeline:
         """
         made = Progress(request.captured)
         request.observer.stage(request.name, "captured", made.module, 0.0)
+        checked = legal.Checked()
         for stage in self.stages:
             if isinstance(stage, Step):
-                made = _run_step(stage, request, made)
+                made = _run_step(stage, request, made, checked)
             else:
-                run_pass(request.name, stage, made.module, request.options, request.observer)
+                run_pass(request.name, stage, made.module, request.options, request.observer, checked)
         return made
 
 
@@ -302,18 +303,20 @@ def _wrong_text(expected: str, got: str) -> errors.TpuLoweringError:
     return errors.refuse("TL113", "'passes'", f"expected {expected}; got {got}", remedy)
 
 
-def _run_step(step: Step, request: Request, made: Progress) -> Progress:
+def _run_step(step: Step, request: Request, made: Progress, checked: legal.Checked) -> Progress:
     began = time.perf_counter()
     made = step.run(request, made)
     seconds = time.perf_counter() - began
     if made.source is None:  # after that the graph stays as it is
         for part in regions.modules(made.module):
-            legal.check(part.graph, step.legal, step.name)
+            legal.check(part.graph, step.legal, step.name, checked)
         request.observer.stage(request.name, step.name, made.module, seconds)
     return made
 
 
-def run_pass(name: str, pass_: Pass, module: fx.GraphModule, options: Options, observer: Observer) -> None:
+def run_pass(
+    name: str, pass_: Pass, module: fx.GraphModule, options: Options, observer: Observer, checked: legal.Checked
+) -> None:
     """Runs one pass, checks the graph, and with ``verify`` compares results before and after.
 
     Raises:
@@ -326,7 +329,7 @@ def run_pass(name: str, pass_: Pass, module: fx.GraphModule, options: Options, o
     actions = [action for part in parts for action in pass_(part.graph)]
     seconds = time.perf_counter() - began
     for part in parts:
-        legal.check(part.graph, NORMAL, pass_.name)
+        legal.check(part.graph, NORMAL, pass_.name, checked)
     observer.acted(name, pass_.name, actions)
     observer.stage(name, pass_.name, module, seconds)
     if options.verify:

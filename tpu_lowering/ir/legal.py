@@ -73,22 +73,29 @@ class Legal:
         """The classes in words."""
         return tuple(one.name for one in self.operators)
 
-    def broken_by(self, graph: fx.Graph) -> str | None:
-        """The first thing in a graph that is not legal, in words; None if there is none."""
+    def broken_by(self, graph: fx.Graph, checked: Checked) -> str | None:
+        """The first thing in a graph that is not legal, in words; None if there is none. Adds to what was checked."""
         known: dict[Any, Operators | str] = {}
+        records: Records = {}
+        before = checked.records.get(graph, {})
+        changed: set[fx.Node] = set()
         for node in graph.nodes:
+            target, found = node.target, None
             if node.op == "call_function":
-                found = known.get(node.target)
+                found = known.get(target)
                 if found is None:
-                    found = known[node.target] = self._class_of(node.target)
-                broken = f"a call of {node.target}, {found}" if isinstance(found, str) else found.check(node)
-            elif node.op in ("call_method", "call_module"):
-                broken = f"a node of kind {node.op}"
-            else:
-                broken = None
-            broken = broken or _broken_type(node)
+                    found = known[target] = self._class_of(target)
+            records[node] = record = (found, target, node.args, node.kwargs, node.meta.get("val"))
+            if node not in before or not all(map(operator.is_, record, before[node])):
+                changed.add(node)
+                changed.update(node.users)
+        if changed or list(records) != list(before):
+            graph.lint()
+        for node in records if changed else ():
+            broken = _broken(node, records[node][0]) if node in changed else None
             if broken is not None:
                 return f"{node.name} is {broken}" if broken.startswith("a ") else f"{node.name} {broken}"
+        checked.records[graph] = records
         return None
 
     def _class_of(self, target: Any) -> Operators | str:
@@ -106,15 +113,32 @@ def targets(name: str, known: Collection[Any], check: Check = lambda node: None)
     return Operators(name, lambda target: target in listed, check)
 
 
-def check(graph: fx.Graph, legal: Legal, stage: str) -> None:
+Records = dict[fx.Node, tuple[Any, ...]]
+"""What a node's check read: the class of its target, the target, arguments and keywords, and its value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What was found to be legal in graphs, in their order. After a stage only those nodes are looked at again that it
+    made or changed, and their users."""
+
+    records: dict[fx.Graph, Records] = dataclasses.field(default_factory=dict)
+
+
+def check(graph: fx.Graph, legal: Legal, stage: str, checked: Checked | None = None) -> None:
     """Checks a graph after a stage: every node stands after what it uses, and all that is in it is legal.
+
+    Args:
+        graph: the graph.
+        legal: what may be in it.
+        stage: which.
+        checked: of the stages before, added to; None if there were none.
 
     Raises:
         TpuLoweringError: TL402, naming the stage and the node.
     """
     try:
-        graph.lint()
-        broken = legal.broken_by(graph)
+        broken = legal.broken_by(graph, Checked() if checked is None else checked)
     except RuntimeError as error:
         broken = str(error)
     if broken is not None:
@@ -124,6 +148,14 @@ def check(graph: fx.Graph, legal: Legal, stage: str) -> None:
             f"expected what is legal after {stage}, got: {broken}",
             "this is a bug of tpu_lowering; please report it with the output of options={'dump': 'folder'}",
         )
+
+
+def _broken(node: fx.Node, found: Operators | str | None) -> str | None:
+    """What is wrong with a node whose target is of a class, or of none, which a text then says."""
+    broken = f"a node of kind {node.op}" if node.op in ("call_method", "call_module") else None
+    if found is not None:
+        broken = f"a call of {node.target}, {found}" if isinstance(found, str) else found.check(node)
+    return broken or _broken_type(node)
 
 
 def _broken_type(node: fx.Node) -> str | None:

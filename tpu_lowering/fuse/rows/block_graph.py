@@ -88,7 +88,7 @@ class BlockGraph:
 
     @functools.cached_property
     def module(self) -> fx.GraphModule:
-        return fx.GraphModule({}, self.graph)
+        return graphs.module_of({}, self.graph)
 
     def _masked_dims(self) -> frozenset[Dim]:
         """The dimensions along which what lies outside of the array must not count."""
