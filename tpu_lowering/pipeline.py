@@ -15,11 +15,13 @@ graph to a normal graph, so any of them can be left out, repeated or moved (``op
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from torch import fx
 
@@ -264,10 +266,11 @@ class Pipeline:
         request.observer.stage(request.name, "captured", made.module, 0.0)
         checked = legal.Checked()
         for stage in self.stages:
-            if isinstance(stage, Step):
-                made = _run_step(stage, request, made, checked)
-            else:
-                run_pass(request.name, stage, made.module, request.options, request.observer, checked)
+            with contextlib.nullcontext() if stage is FINISH[-1] else _uncollected():
+                if isinstance(stage, Step):
+                    made = _run_step(stage, request, made, checked)
+                else:
+                    run_pass(request.name, stage, made.module, request.options, request.observer, checked)
         return made
 
 
@@ -296,6 +299,20 @@ def _chooser(options: Options, chip: Chip, tell: Callable[[Answer], None] | None
     store = Store.of(options)
     compiles, configs = options.tune is not False, options.tune == "configs"
     return CompilerChooser(chip, store, compiles, configs, float(options.tune_seconds), tell)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Generator[None]:
+    """A scope in which Python does not look for unreachable cycles. What a stage makes lives on, and grows with the
+    graph: it sets off full collections, each of which walks all that torch and JAX hold, for a second or more. Those
+    wait for whoever runs next. XLA's compile step, which takes minutes, is outside of it."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _wrong_text(expected: str, got: str) -> errors.TpuLoweringError:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
+from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.ir import arguments
@@ -101,3 +102,18 @@ def _layout(value: Any) -> Layout:
     if not is_plain or value.is_conj() or value.is_neg():
         raise _Unknown
     return Layout(value.dtype, tuple(value.shape), value.stride(), value.storage_offset(), value.device)
+
+
+def by_type(value: Any) -> Hashable:
+    """A key of nested arguments in which a node counts by the dtype and shape of its value."""
+    if isinstance(value, fx.Node):
+        return _type(value.meta.get("val"))
+    if isinstance(value, (list, tuple)):
+        return (list, *map(by_type, value))
+    return arguments.key(value)
+
+
+def _type(value: Any) -> Hashable:
+    if isinstance(value, torch.Tensor):
+        return (value.dtype, value.shape)
+    return (tuple, *map(_type, value)) if isinstance(value, (list, tuple)) else arguments.key(value)

@@ -75,28 +75,37 @@ class Legal:
 
     def broken_by(self, graph: fx.Graph, checked: Checked) -> str | None:
         """The first thing in a graph that is not legal, in words; None if there is none. Adds to what was checked."""
-        known: dict[Any, Operators | str] = {}
-        records: Records = {}
-        before = checked.records.get(graph, {})
+        before, known = checked.graphs.get(graph, ({}, {}))
+        records = {node: (node.target, node.args, node.kwargs, node.meta.get("val")) for node in graph.nodes}
         changed: set[fx.Node] = set()
-        for node in graph.nodes:
-            target, found = node.target, None
-            if node.op == "call_function":
-                found = known.get(target)
-                if found is None:
-                    found = known[target] = self._class_of(target)
-            records[node] = record = (found, target, node.args, node.kwargs, node.meta.get("val"))
-            if node not in before or not all(map(operator.is_, record, before[node])):
+        for node, (target, args, kwargs, value) in records.items():
+            old = before.get(node)
+            if old is None or old[3] is not value or old[1] is not args or old[2] is not kwargs or old[0] is not target:
                 changed.add(node)
                 changed.update(node.users)
         if changed or list(records) != list(before):
             graph.lint()
+        classes = {target: self._class_of(target) for target in known}
+        others = {target for target, found in classes.items() if found is not known[target]}
+        if others:
+            changed.update(node for node in records if node.op == "call_function" and node.target in others)
         for node in records if changed else ():
-            broken = _broken(node, records[node][0]) if node in changed else None
+            broken = self._broken(node, classes) if node in changed else None
             if broken is not None:
                 return f"{node.name} is {broken}" if broken.startswith("a ") else f"{node.name} {broken}"
-        checked.records[graph] = records
+        checked.graphs[graph] = records, classes
         return None
+
+    def _broken(self, node: fx.Node, classes: dict[Any, Operators | str]) -> str | None:
+        """What is wrong with a node; adds to the classes of targets."""
+        if node.op == "call_function":
+            found = classes.get(node.target)
+            if found is None:
+                found = classes[node.target] = self._class_of(node.target)
+            broken = f"a call of {node.target}, {found}" if isinstance(found, str) else found.check(node)
+        else:
+            broken = f"a node of kind {node.op}" if node.op in ("call_method", "call_module") else None
+        return broken or _broken_type(node)
 
     def _class_of(self, target: Any) -> Operators | str:
         """The class of a target, or why it has none."""
@@ -113,16 +122,19 @@ def targets(name: str, known: Collection[Any], check: Check = lambda node: None)
     return Operators(name, lambda target: target in listed, check)
 
 
-Records = dict[fx.Node, tuple[Any, ...]]
-"""What a node's check read: the class of its target, the target, arguments and keywords, and its value."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What was found to be legal in graphs, in their order. After a stage only those nodes are looked at again that it
-    made or changed, and their users."""
+    """What was found to be legal. After a stage only those nodes are looked at again that it made or changed, their
+    users, and those whose targets are of another class from there on.
 
-    records: dict[fx.Graph, Records] = dataclasses.field(default_factory=dict)
+    Attributes:
+        graphs: of each graph what its nodes' checks read, in order (target, arguments, keywords, value), and the
+            classes of targets.
+    """
+
+    graphs: dict[fx.Graph, tuple[dict[fx.Node, tuple[Any, ...]], dict[Any, Operators | str]]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 def check(graph: fx.Graph, legal: Legal, stage: str, checked: Checked | None = None) -> None:
@@ -148,14 +160,6 @@ def check(graph: fx.Graph, legal: Legal, stage: str, checked: Checked | None = N
             f"expected what is legal after {stage}, got: {broken}",
             "this is a bug of tpu_lowering; please report it with the output of options={'dump': 'folder'}",
         )
-
-
-def _broken(node: fx.Node, found: Operators | str | None) -> str | None:
-    """What is wrong with a node whose target is of a class, or of none, which a text then says."""
-    broken = f"a node of kind {node.op}" if node.op in ("call_method", "call_module") else None
-    if found is not None:
-        broken = f"a call of {node.target}, {found}" if isinstance(found, str) else found.check(node)
-    return broken or _broken_type(node)
 
 
 def _broken_type(node: fx.Node) -> str | None:

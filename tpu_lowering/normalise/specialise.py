@@ -164,7 +164,7 @@ def refuse_dtypes(node: fx.Node, value: Any) -> None:
     Raises:
         TpuLoweringError: TL302 for one that JAX does not have.
     """
-    for leaf in compat.tree_leaves(value):
+    for leaf in (value,) if isinstance(value, torch.Tensor) else compat.tree_leaves(value):
         if isinstance(leaf, torch.Tensor) and element_type(leaf.dtype) is None:
             what = "an input" if node.op == "placeholder" else str(node.target)
             raise errors.refuse(

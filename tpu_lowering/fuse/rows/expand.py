@@ -85,7 +85,7 @@ def merge_equal(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if kind_of(node) is None:
             continue
-        described = arguments.key((node.target, tuple(node.args), tuple(sorted(node.kwargs.items()))))
+        described = (node.target, arguments.key(node.args), *map(arguments.key, sorted(node.kwargs.items())))
         first = known.setdefault(described, node)
         if first is not node:
             graphs.replace(node, first)
