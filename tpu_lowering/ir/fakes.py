@@ -7,10 +7,9 @@ lie alike.
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -23,8 +22,7 @@ from tpu_lowering.session import Cache
 CPU = torch.device("cpu")
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """Where the elements of a tensor lie; all are numbers.
 
     Attributes:
@@ -41,16 +39,41 @@ class Layout:
     offset: int = 0
     device: torch.device = CPU
 
+    @staticmethod
+    def of(value: Any) -> Layout:
+        """That of a tensor."""
+        return Layout(value.dtype, value.shape, value.stride(), value.storage_offset(), value.device)
+
     def fake(self, mode: Any) -> torch.Tensor:
         """A fake tensor in memory of its own; views count from ``offset``."""
-        span = self.offset + 1 + sum(max(n - 1, 0) * step for n, step in zip(self.shape, self.stride, strict=True))
         with compat.no_dispatch():
             if self.offset == 0:
                 value = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
             else:
+                last = sum(max(n - 1, 0) * step for n, step in zip(self.shape, self.stride, strict=True))
+                span = self.offset + 1 + last
                 value = torch.empty(span, dtype=self.dtype, device="meta")
                 value = value.as_strided(self.shape, self.stride, self.offset)
             return compat.FakeTensor(mode, value, self.device)
+
+
+class Values:
+    """The values of a graph's nodes: one fake tensor a layout, all of one mode. What a value is the value of, only the
+    node says that has it.
+
+    Attributes:
+        mode: the fake mode.
+    """
+
+    def __init__(self, mode: Any) -> None:
+        self.mode = mode
+        self._known: dict[Layout, torch.Tensor] = {}
+
+    def of(self, layout: Layout) -> torch.Tensor:
+        """The fake tensor of a layout."""
+        if layout not in self._known:
+            self._known[layout] = layout.fake(self.mode)
+        return self._known[layout]
 
 
 _inferred: Cache[Hashable, Layout | tuple[Layout, ...]] = Cache(
@@ -58,17 +81,17 @@ _inferred: Cache[Hashable, Layout | tuple[Layout, ...]] = Cache(
 )
 
 
-def infer(mode: Any, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def infer(values: Values, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The fake value of a call on nodes."""
-    values, keywords = compat.map_arg((tuple(args), kwargs), lambda node: node.meta["val"])
-    if target is operator.getitem:
-        return values[0][values[1]]
-    key = _key(mode, target, args, kwargs)
+    key = _key(values.mode, target, args, kwargs)
     known = None if key is None else _inferred.get(key)
     if known is not None:
-        return known.fake(mode) if isinstance(known, Layout) else tuple(layout.fake(mode) for layout in known)
-    with mode, torch.no_grad():
-        result = target(*values, **keywords)
+        return values.of(known) if isinstance(known, Layout) else tuple(map(values.of, known))
+    given, keywords = compat.map_arg((tuple(args), kwargs), lambda node: node.meta["val"])
+    if target is operator.getitem:
+        return given[0][given[1]]
+    with values.mode, torch.no_grad():
+        result = target(*given, **keywords)
     layouts = None if key is None else _layouts(result)
     if layouts is not None:
         _inferred.put(key, layouts)
@@ -84,7 +107,7 @@ def _key(mode: Any, target: Any, args: Sequence[Any], kwargs: dict[str, Any]) ->
     if mode.shape_env is not None or not (target in (read_box, write_box) or isinstance(target, compat.OpOverload)):
         return None
     try:
-        return arguments.key((target, compat.map_arg((tuple(args), kwargs), lambda node: _layout(node.meta["val"]))))
+        return (target, *(_described(given, _layout) for given in (args, *kwargs.items())))
     except _Unknown:
         return None
 
@@ -101,15 +124,22 @@ def _layout(value: Any) -> Layout:
     is_plain = isinstance(value, compat.FakeTensor) and value.layout == torch.strided and value.constant is None
     if not is_plain or value.is_conj() or value.is_neg():
         raise _Unknown
-    return Layout(value.dtype, tuple(value.shape), value.stride(), value.storage_offset(), value.device)
+    return Layout.of(value)
 
 
 def by_type(value: Any) -> Hashable:
     """A key of nested arguments in which a node counts by the dtype and shape of its value."""
+    return _described(value, _type)
+
+
+def _described(value: Any, of: Callable[[Any], Hashable]) -> Hashable:
+    """A key of nested arguments in which a node counts by what is said of its value."""
     if isinstance(value, fx.Node):
-        return _type(value.meta.get("val"))
+        return of(value.meta.get("val"))
     if isinstance(value, (list, tuple)):
-        return (list, *map(by_type, value))
+        return (list, *(_described(item, of) for item in value))
+    if isinstance(value, dict):
+        return (dict, *(_described(item, of) for item in value.items()))
     return arguments.key(value)
 
 

@@ -103,7 +103,7 @@ def call(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any)
 
     Targets are pure: an ATen overload, ``read_box``, ``write_box``, ``kernel_call`` or ``getitem``.
     """
-    value = fakes.infer(fake_mode(graph), target, args, kwargs)
+    value = fakes.infer(values_of(graph), target, args, kwargs)
     node = graph.call_function(target, args, kwargs)
     node.meta["val"] = value
     return node
@@ -121,6 +121,16 @@ def converted(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
     return node if same else call(graph, compat.aten._to_copy.default, node, dtype=dtype)
 
 
+VALUES = "values"
+"""Key of a module's metadata: the ``fakes.Values`` of its graph; ``normalise.specialise`` sets it."""
+
+
+def values_of(graph: fx.Graph) -> fakes.Values:
+    """Where the values of a graph's nodes are from."""
+    known = None if graph.owning_module is None else graph.owning_module.meta.get(VALUES)
+    return fakes.Values(fake_mode(graph)) if known is None else known
+
+
 def fake_mode(graph: fx.Graph) -> Any:
     """The one fake mode that all values of a graph belong to; a new one for a graph without tensors."""
     for node in graph.nodes:
@@ -134,8 +144,7 @@ def fake_mode(graph: fx.Graph) -> Any:
 def lay_out_like(node: fx.Node, base: fx.Node) -> None:
     """Records that a node is a new value of the memory of ``base``, in whose strides later views are given."""
     value = base.meta["val"]
-    layout = fakes.Layout(value.dtype, tuple(value.shape), value.stride(), value.storage_offset())
-    node.meta["val"] = layout.fake(value.fake_mode)
+    node.meta["val"] = fakes.Layout.of(value)._replace(device=fakes.CPU).fake(value.fake_mode)
 
 
 def replace(old: fx.Node, new: fx.Node) -> None:

@@ -169,7 +169,7 @@ class _Drawing:
 def _drawing(node: fx.Node, given: Sequence[Any]) -> _Drawing:
     """What a call ``(overload, *arguments)`` draws."""
     overload, args = given[0], list(given[1:])
-    value = fakes.infer(graphs.fake_mode(node.graph), overload, args, node.kwargs)
+    value = fakes.infer(graphs.values_of(node.graph), overload, args, node.kwargs)
     if overload in MAKERS:
         overload, *numbers = MAKERS[overload](*args)
         return _Drawing(node, value, overload, (Like.of(value), *numbers))

@@ -61,7 +61,7 @@ def _copy(module: fx.GraphModule, substitution: _Substitution) -> fx.GraphModule
         new.meta = {**node.meta, "val": value, "memory": memory_of(recorded)}
         nodes[node] = value if is_number else new
     specialised = graphs.module_of(module, copied)
-    specialised.meta["chip"] = substitution.chip
+    specialised.meta |= {"chip": substitution.chip, graphs.VALUES: substitution.values}
     return specialised
 
 
@@ -75,7 +75,7 @@ class _Substitution:
 
     def __init__(self, graph: fx.Graph, arguments: Sequence[Any], chip: Chip) -> None:
         self.chip = chip
-        self.mode = compat.FakeTensorMode(allow_non_fake_inputs=True)
+        self.values = fakes.Values(compat.FakeTensorMode(allow_non_fake_inputs=True))
         self.numbers: dict[sympy.Symbol, Any] = {}
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         pairs = [(node.meta.get("val"), argument) for node, argument in zip(placeholders, arguments, strict=True)]
@@ -129,10 +129,9 @@ class _Substitution:
         return kind(number)
 
     def _tensor(self, node: fx.Node, item: torch.Tensor) -> torch.Tensor:
-        """A new fake tensor, which says of which node it is: Helion's host code is given values alone."""
         numbers = [self._number(node, one) if isinstance(one, torch.SymInt) else one for one in _layout(item)]
         shape, stride = tuple(numbers[: item.ndim]), tuple(numbers[item.ndim : -1])
-        return fakes.Layout(item.dtype, shape, stride, numbers[-1]).fake(self.mode)
+        return self.values.of(fakes.Layout(item.dtype, shape, stride, numbers[-1]))
 
 
 def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
