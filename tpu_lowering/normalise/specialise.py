@@ -110,7 +110,7 @@ class _Substitution:
 
         def leaf(item: Any) -> Any:
             if isinstance(item, fx.Node):
-                return nodes[item]
+                item = nodes[item]  # maybe a number, or a sub-graph that is to be copied
             if isinstance(item, SYMBOLIC):
                 return self._number(node, item)
             if isinstance(item, torch.Tensor):
