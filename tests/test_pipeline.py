@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import pathlib
 from typing import Any
 
@@ -145,6 +146,48 @@ def test_what_is_illegal_is_named(broken: Any, said: str) -> None:
     with pytest.raises(errors.TpuLoweringError) as caught:
         legal.check(graph, pipeline.NORMAL, "a stage")
     assert caught.value.code == "TL402" and said in str(caught.value)
+
+
+@pytest.mark.parametrize("broken", [_with_a_wrong_box, _with_a_write, _with_a_method])
+def test_what_a_later_stage_makes_illegal_is_found(broken: Any) -> None:
+    graph, checked = graph_after(pipeline.AS_WRITTEN), legal.Checked()
+    for stage in ("normalising", "a stage"):
+        legal.check(graph, pipeline.NORMAL, stage, checked)
+    broken(graph)
+    with pytest.raises(errors.TpuLoweringError, match="TL402"):
+        legal.check(graph, pipeline.NORMAL, "another stage", checked)
+
+
+def test_what_a_step_removed_is_illegal_though_nothing_changed() -> None:
+    graph, checked = graph_after("watch_kernels"), legal.Checked()
+    legal.check(graph, pipeline.CALLED, "watch_kernels", checked)
+    with pytest.raises(errors.TpuLoweringError, match=r"slice_1 is a call of aten\.slice\.Tensor"):
+        legal.check(graph, pipeline.NORMAL, "a stage", checked)
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_the_garbage_collector_is_as_it_was(collects: bool) -> None:
+    given = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        graph_after("lower")
+        assert gc.isenabled() is collects
+        with pytest.raises(errors.TpuLoweringError):
+            Pipeline((RaisingPass(),)).run(Request("one", capture(function, X), [X], Options(), Observers([])))
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if given else gc.disable)()
+
+
+@dataclasses.dataclass(frozen=True)
+class RaisingPass:
+    """A pass that is interrupted."""
+
+    name: str = "raise"
+
+    def __call__(self, graph: fx.Graph) -> list[Action]:
+        assert not gc.isenabled()
+        raise errors.refuse("TL402", "a pass", "expected nothing, got an interruption", "none")
 
 
 @dataclasses.dataclass(frozen=True)

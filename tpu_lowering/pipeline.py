@@ -15,11 +15,13 @@ graph to a normal graph, so any of them can be left out, repeated or moved (``op
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from torch import fx
 
@@ -262,11 +264,13 @@ class Pipeline:
         """
         made = Progress(request.captured)
         request.observer.stage(request.name, "captured", made.module, 0.0)
+        checked = legal.Checked()
         for stage in self.stages:
-            if isinstance(stage, Step):
-                made = _run_step(stage, request, made)
-            else:
-                run_pass(request.name, stage, made.module, request.options, request.observer)
+            with contextlib.nullcontext() if stage is FINISH[-1] else _uncollected():
+                if isinstance(stage, Step):
+                    made = _run_step(stage, request, made, checked)
+                else:
+                    run_pass(request.name, stage, made.module, request.options, request.observer, checked)
         return made
 
 
@@ -297,23 +301,39 @@ def _chooser(options: Options, chip: Chip, tell: Callable[[Answer], None] | None
     return CompilerChooser(chip, store, compiles, configs, float(options.tune_seconds), tell)
 
 
+@contextlib.contextmanager
+def _uncollected() -> Generator[None]:
+    """A scope in which Python does not look for unreachable cycles. What a stage makes lives on, and grows with the
+    graph: it sets off full collections, each of which walks all that torch and JAX hold, for a second or more. Those
+    wait for whoever runs next. XLA's compile step, which takes minutes, is outside of it."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def _wrong_text(expected: str, got: str) -> errors.TpuLoweringError:
     remedy = "python -m tpu_lowering pipeline prints the text that is the default; leave passes out of it"
     return errors.refuse("TL113", "'passes'", f"expected {expected}; got {got}", remedy)
 
 
-def _run_step(step: Step, request: Request, made: Progress) -> Progress:
+def _run_step(step: Step, request: Request, made: Progress, checked: legal.Checked) -> Progress:
     began = time.perf_counter()
     made = step.run(request, made)
     seconds = time.perf_counter() - began
     if made.source is None:  # after that the graph stays as it is
         for part in regions.modules(made.module):
-            legal.check(part.graph, step.legal, step.name)
+            legal.check(part.graph, step.legal, step.name, checked)
         request.observer.stage(request.name, step.name, made.module, seconds)
     return made
 
 
-def run_pass(name: str, pass_: Pass, module: fx.GraphModule, options: Options, observer: Observer) -> None:
+def run_pass(
+    name: str, pass_: Pass, module: fx.GraphModule, options: Options, observer: Observer, checked: legal.Checked
+) -> None:
     """Runs one pass, checks the graph, and with ``verify`` compares results before and after.
 
     Raises:
@@ -326,7 +346,7 @@ def run_pass(name: str, pass_: Pass, module: fx.GraphModule, options: Options, o
     actions = [action for part in parts for action in pass_(part.graph)]
     seconds = time.perf_counter() - began
     for part in parts:
-        legal.check(part.graph, NORMAL, pass_.name)
+        legal.check(part.graph, NORMAL, pass_.name, checked)
     observer.acted(name, pass_.name, actions)
     observer.stage(name, pass_.name, module, seconds)
     if options.verify:

@@ -16,6 +16,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 Given = ParamSpec("Given")
+_MISSING = object()
 
 
 class Cache(Generic[Key, Value]):
@@ -43,9 +44,10 @@ class Cache(Generic[Key, Value]):
     def find(self, key: Key, make: Callable[[], Value]) -> Value:
         """The value of a key; made if there is none. Of threads that make one at once, the first one's is kept."""
         with self._lock:
-            if key in self._entries:
+            found = self._entries.get(key, _MISSING)
+            if found is not _MISSING:
                 self._entries.move_to_end(key)
-                return self._entries[key]
+                return cast(Value, found)
             if (used := self._in_use.get(key)) is not None:
                 return self._enter(key, used)
         made = make()
@@ -55,9 +57,11 @@ class Cache(Generic[Key, Value]):
     def get(self, key: Key) -> Value | None:
         """The value of a key, or None."""
         with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-            return self._entries.get(key, self._in_use.get(key))
+            found = self._entries.get(key, _MISSING)
+            if found is _MISSING:
+                return self._in_use.get(key)
+            self._entries.move_to_end(key)
+            return cast(Value, found)
 
     def put(self, key: Key, value: Value) -> None:
         """Keeps a value in place of the one that there was."""

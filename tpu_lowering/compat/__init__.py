@@ -129,6 +129,7 @@ if TYPE_CHECKING:
     BackendCompilerFailed: type[Exception]
     FakeTensor: Any
     FakeTensorMode: Any
+    LazyGraphModule: Any
     OutputCode: Any
     aot_autograd: Any
     aot_export_joint_simple: Any
@@ -136,9 +137,12 @@ if TYPE_CHECKING:
     auto_functionalized_v2: Any
     disable_current_modes: Any
     eager_flex_attention: Any
+    lazy_graph_modules: Any
+    map_aggregate: Any
     map_arg: Any
     min_cut_partition: Any
     functionalize_rng_ops: Any
+    no_dispatch: Any
     set_grad_enabled: Any
     with_effects: Any
 

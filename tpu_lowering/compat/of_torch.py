@@ -23,6 +23,7 @@ NAMES: dict[str, tuple[str, str, str]] = {
     "HigherOrderOperator": ("torch._ops", "HigherOrderOperator", "the type of torch.ops.higher_order.name"),
     "OpOverloadPacket": ("torch._ops", "OpOverloadPacket", "the type of torch.ops.ns.op"),
     "OutputCode": ("torch._inductor.output_code", "OutputCode", "what AOTAutograd's cache keeps"),
+    "LazyGraphModule": ("torch.fx._lazy_graph_module", "_LazyGraphModule", "a graph's module that nobody runs"),
     "aot_autograd": ("torch._dynamo.backends.common", "aot_autograd", "forward and backward graphs"),
     "aot_export_joint_simple": (
         "torch._functorch.aot_autograd", "aot_export_joint_simple", "graph of a Helion kernel's host code",
@@ -36,10 +37,15 @@ NAMES: dict[str, tuple[str, str, str]] = {
         "torch.utils._python_dispatch", "_disable_current_modes", "AOTAutograd compiles under modes of its own",
     ),
     "eager_flex_attention": (f"{_HIGHER_ORDER}.flex_attention", "math_attention", "reference of flex_attention"),
+    "lazy_graph_modules": (
+        "torch.fx._lazy_graph_module", "_use_lazy_graph_module", "make_fx, of which the graph alone is wanted",
+    ),
+    "map_aggregate": ("torch.fx.node", "map_aggregate", "leaves of nested arguments"),
     "map_arg": ("torch.fx.node", "map_arg", "nodes inside nested arguments"),
     "min_cut_partition": (
         "torch._functorch.partitioners", "min_cut_rematerialization_partition", "splits forward from backward",
     ),
+    "no_dispatch": ("torch._C", "_DisableTorchDispatch", "fake tensors made under another's mode"),
     "set_grad_enabled": ("torch._C", "_set_grad_enabled", "what Dynamo writes for torch.no_grad in a graph"),
     "tree_leaves": ("torch.utils._pytree", "tree_leaves", "nested values, as torch's own backends take them"),
     "tree_map": ("torch.utils._pytree", "tree_map", "nested values, as torch's own backends take them"),

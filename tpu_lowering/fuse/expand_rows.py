@@ -21,7 +21,7 @@ import dataclasses
 
 from torch import fx
 
-from tpu_lowering.fuse.rows.expand import PART_OF, expand, merge_equal, parts_of
+from tpu_lowering.fuse.rows.expand import PART_OF, Traces, expand, merge_equal, parts_of
 from tpu_lowering.fuse.rows.plans_of_graph import plans_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
@@ -34,19 +34,20 @@ class ExpandRows:
     name: str = "expand_rows"
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
-        wanted = _worth_expanding(graph)
-        expand(graph, [node for node in list(graph.nodes) if node.name in wanted])
+        traces: Traces = {}
+        wanted = _worth_expanding(graph, traces)
+        expand(graph, [node for node in list(graph.nodes) if node.name in wanted], traces)
         return []
 
 
-def _worth_expanding(graph: fx.Graph) -> set[str]:
-    """Names of the operators that would be part of a kernel, had they been taken apart."""
+def _worth_expanding(graph: fx.Graph, traces: Traces) -> set[str]:
+    """Names of the operators that would be part of a kernel, had they been taken apart; adds to the traces."""
     whole = [node for node in graph.nodes if parts_of(node) is not None]
     if not whole or graph.owning_module is None:
         return set()
     copied = graphs.copy_module(graph.owning_module)
     names = {node.name for node in whole}
-    expand(copied.graph, [node for node in copied.graph.nodes if node.name in names])
+    expand(copied.graph, [node for node in copied.graph.nodes if node.name in names], traces)
     merge_equal(copied.graph)
     members = [member for plans in plans_of(copied.graph) for found in plans for member in found.members]
     return {member.meta[PART_OF] for member in members if PART_OF in member.meta}

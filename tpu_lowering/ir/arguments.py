@@ -98,14 +98,21 @@ def key(value: Any) -> Hashable:
     Values that cannot be hashed are told apart by identity and stay alive in the key, so a key never confuses two of
     them.
     """
+    kind = type(value)
+    if kind in PLAIN:
+        return (kind, value)
     if isinstance(value, (list, tuple)):
-        return (type(value), tuple(key(item) for item in value))
+        return (kind, tuple(map(key, value)))
+    if isinstance(value, (float, complex)):
+        return (kind, repr(value))
     if isinstance(value, Mapping):
         return (dict, tuple((key(name), key(item)) for name, item in value.items()))
-    if isinstance(value, (float, complex)):
-        return (type(value), repr(value))
     try:
         hash(value)
     except TypeError:
-        return (type(value), Identity(value))
-    return (type(value), value)
+        return (kind, Identity(value))
+    return (kind, value)
+
+
+PLAIN = frozenset((int, bool, str, type(None)))
+"""Types of values that are equal where they are the same."""

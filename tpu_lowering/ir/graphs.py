@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import operator
 import os
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.ir import arguments
+from tpu_lowering.ir import arguments, fakes
 from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.kernels import Kernel, kernel_call
 from tpu_lowering.ir.regions import Region, regions_of
@@ -104,7 +103,7 @@ def call(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any)
 
     Targets are pure: an ATen overload, ``read_box``, ``write_box``, ``kernel_call`` or ``getitem``.
     """
-    value = infer(fake_mode(graph), target, args, kwargs)
+    value = fakes.infer(values_of(graph), target, args, kwargs)
     node = graph.call_function(target, args, kwargs)
     node.meta["val"] = value
     return node
@@ -122,37 +121,30 @@ def converted(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
     return node if same else call(graph, compat.aten._to_copy.default, node, dtype=dtype)
 
 
+VALUES = "values"
+"""Key of a module's metadata: the ``fakes.Values`` of its graph; ``normalise.specialise`` sets it."""
+
+
+def values_of(graph: fx.Graph) -> fakes.Values:
+    """Where the values of a graph's nodes are from."""
+    known = None if graph.owning_module is None else graph.owning_module.meta.get(VALUES)
+    return fakes.Values(fake_mode(graph)) if known is None else known
+
+
 def fake_mode(graph: fx.Graph) -> Any:
     """The one fake mode that all values of a graph belong to; a new one for a graph without tensors."""
     for node in graph.nodes:
-        for leaf in compat.tree_leaves(node.meta.get("val")):
+        value: Any = node.meta.get("val")
+        for leaf in (value,) if isinstance(value, compat.FakeTensor) else compat.tree_leaves(value):
             if isinstance(leaf, compat.FakeTensor):
                 return leaf.fake_mode
     return compat.FakeTensorMode()
 
 
-def infer(mode: Any, target: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The fake value of a call on nodes."""
-    values, keywords = compat.map_arg((tuple(args), kwargs), lambda node: node.meta["val"])
-    if target is operator.getitem:
-        return values[0][values[1]]
-    with mode, torch.no_grad():
-        return target(*values, **keywords)
-
-
 def lay_out_like(node: fx.Node, base: fx.Node) -> None:
     """Records that a node is a new value of the memory of ``base``, in whose strides later views are given."""
     value = base.meta["val"]
-    node.meta["val"] = laid_out(value, value.fake_mode, value.shape, value.stride(), value.storage_offset())
-
-
-def laid_out(like: torch.Tensor, mode: Any, shape: Sequence[int], stride: Sequence[int], offset: int) -> torch.Tensor:
-    """A fake tensor in memory of its own, on the CPU, with the dtype of ``like``; views count from ``offset``."""
-    span = offset + 1 + sum(max(size - 1, 0) * step for size, step in zip(shape, stride, strict=True))
-    with mode:
-        if offset == 0:
-            return torch.empty_strided(shape, stride, dtype=like.dtype, device="cpu")
-        return torch.empty(span, dtype=like.dtype, device="cpu").as_strided(shape, stride, offset)
+    node.meta["val"] = fakes.Layout.of(value)._replace(device=fakes.CPU).fake(value.fake_mode)
 
 
 def replace(old: fx.Node, new: fx.Node) -> None:
@@ -170,9 +162,15 @@ def copy_module(module: fx.GraphModule) -> fx.GraphModule:
         nodes[node].meta = dict(node.meta)
         if regions_of(node):
             nodes[node].args = compat.tree_map(_copy_region, nodes[node].args, is_leaf=_is_node)
-    result = fx.GraphModule(module, copied)
+    result = module_of(module, copied)
     result.meta.update(module.meta)
     return result
+
+
+def module_of(attributes: fx.GraphModule | dict[str, Any], graph: fx.Graph) -> fx.GraphModule:
+    """A module with a graph, and those attributes of another that the graph names. Torch writes no Python code of it
+    until somebody asks for that; nobody does."""
+    return compat.LazyGraphModule(attributes, graph)
 
 
 def _copy_region(value: Any) -> Any:

@@ -73,23 +73,39 @@ class Legal:
         """The classes in words."""
         return tuple(one.name for one in self.operators)
 
-    def broken_by(self, graph: fx.Graph) -> str | None:
-        """The first thing in a graph that is not legal, in words; None if there is none."""
-        known: dict[Any, Operators | str] = {}
-        for node in graph.nodes:
-            if node.op == "call_function":
-                found = known.get(node.target)
-                if found is None:
-                    found = known[node.target] = self._class_of(node.target)
-                broken = f"a call of {node.target}, {found}" if isinstance(found, str) else found.check(node)
-            elif node.op in ("call_method", "call_module"):
-                broken = f"a node of kind {node.op}"
-            else:
-                broken = None
-            broken = broken or _broken_type(node)
+    def broken_by(self, graph: fx.Graph, checked: Checked) -> str | None:
+        """The first thing in a graph that is not legal, in words; None if there is none. Adds to what was checked."""
+        before, known = checked.graphs.get(graph, ({}, {}))
+        records = {node: (node.target, node.args, node.kwargs, node.meta.get("val")) for node in graph.nodes}
+        changed: set[fx.Node] = set()
+        for node, (target, args, kwargs, value) in records.items():
+            old = before.get(node)
+            if old is None or old[3] is not value or old[1] is not args or old[2] is not kwargs or old[0] is not target:
+                changed.add(node)
+                changed.update(node.users)
+        if changed or list(records) != list(before):
+            graph.lint()
+        classes = {target: self._class_of(target) for target in known}
+        others = {target for target, found in classes.items() if found is not known[target]}
+        if others:
+            changed.update(node for node in records if node.op == "call_function" and node.target in others)
+        for node in records if changed else ():
+            broken = self._broken(node, classes) if node in changed else None
             if broken is not None:
                 return f"{node.name} is {broken}" if broken.startswith("a ") else f"{node.name} {broken}"
+        checked.graphs[graph] = records, classes
         return None
+
+    def _broken(self, node: fx.Node, classes: dict[Any, Operators | str]) -> str | None:
+        """What is wrong with a node; adds to the classes of targets."""
+        if node.op == "call_function":
+            found = classes.get(node.target)
+            if found is None:
+                found = classes[node.target] = self._class_of(node.target)
+            broken = f"a call of {node.target}, {found}" if isinstance(found, str) else found.check(node)
+        else:
+            broken = f"a node of kind {node.op}" if node.op in ("call_method", "call_module") else None
+        return broken or _broken_type(node)
 
     def _class_of(self, target: Any) -> Operators | str:
         """The class of a target, or why it has none."""
@@ -106,15 +122,35 @@ def targets(name: str, known: Collection[Any], check: Check = lambda node: None)
     return Operators(name, lambda target: target in listed, check)
 
 
-def check(graph: fx.Graph, legal: Legal, stage: str) -> None:
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What was found to be legal. After a stage only those nodes are looked at again that it made or changed, their
+    users, and those whose targets are of another class from there on.
+
+    Attributes:
+        graphs: of each graph what its nodes' checks read, in order (target, arguments, keywords, value), and the
+            classes of targets.
+    """
+
+    graphs: dict[fx.Graph, tuple[dict[fx.Node, tuple[Any, ...]], dict[Any, Operators | str]]] = dataclasses.field(
+        default_factory=dict
+    )
+
+
+def check(graph: fx.Graph, legal: Legal, stage: str, checked: Checked | None = None) -> None:
     """Checks a graph after a stage: every node stands after what it uses, and all that is in it is legal.
+
+    Args:
+        graph: the graph.
+        legal: what may be in it.
+        stage: which.
+        checked: of the stages before, added to; None if there were none.
 
     Raises:
         TpuLoweringError: TL402, naming the stage and the node.
     """
     try:
-        graph.lint()
-        broken = legal.broken_by(graph)
+        broken = legal.broken_by(graph, Checked() if checked is None else checked)
     except RuntimeError as error:
         broken = str(error)
     if broken is not None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import fx
 
+from tpu_lowering import compat
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Region:
@@ -42,6 +44,8 @@ class Region:
 def regions_of(node: fx.Node) -> list[Region]:
     """The regions among a call's arguments and the items of those, in order."""
     found: list[Region] = []
+    if isinstance(node.target, compat.OpOverload):  # takes none
+        return found
     for argument in node.args:
         items = argument if isinstance(argument, (tuple, list)) else (argument,)
         found += [item for item in items if isinstance(item, Region)]

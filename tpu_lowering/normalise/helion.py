@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.ir import arguments, graphs
+from tpu_lowering.ir import arguments, fakes, graphs
 from tpu_lowering.ir.functionalized_calls import flat, views_of
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.kernels import function_values, helion
@@ -74,13 +74,20 @@ def inline(
         The new values of the mutated arguments, then the kernel's own tensor results.
     """
     tensor_names = [name for name, value in given.items() if isinstance(value, fx.Node)]
-    values = {name: value.meta["val"] if isinstance(value, fx.Node) else value for name, value in given.items()}
+    own = {value: _own_value(value) for value in given.values() if isinstance(value, fx.Node)}
+    values = {name: own[value] if isinstance(value, fx.Node) else value for name, value in given.items()}
     flat_order = _flat_order(kernel, values)
     host = helion.host_graph(
         kernel, _complete(kernel, dict(values)), mutated, graphs.source_line(node), graphs.chip(module.graph)
     )
     nodes = {id(values[name]): given[name] for name in tensor_names}
     return _copy_in(module, node, host, [nodes[key] for key in flat_order])
+
+
+def _own_value(node: fx.Node) -> Any:
+    """A node's value as one that no other node has: values alone say in host code what is which argument."""
+    value: Any = node.meta["val"]
+    return fakes.Layout.of(value).fake(value.fake_mode) if isinstance(value, compat.FakeTensor) else value
 
 
 def _inline_capture(module: fx.GraphModule, node: fx.Node, overload: compat.OpOverload) -> None:

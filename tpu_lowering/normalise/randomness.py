@@ -22,7 +22,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat, errors
-from tpu_lowering.ir import arguments, graphs, random
+from tpu_lowering.ir import arguments, fakes, graphs, random
 from tpu_lowering.ir.operators import is_allocation
 from tpu_lowering.ir.random import Like
 from tpu_lowering.ir.regions import Region
@@ -169,7 +169,7 @@ class _Drawing:
 def _drawing(node: fx.Node, given: Sequence[Any]) -> _Drawing:
     """What a call ``(overload, *arguments)`` draws."""
     overload, args = given[0], list(given[1:])
-    value = graphs.infer(graphs.fake_mode(node.graph), overload, args, node.kwargs)
+    value = fakes.infer(graphs.values_of(node.graph), overload, args, node.kwargs)
     if overload in MAKERS:
         overload, *numbers = MAKERS[overload](*args)
         return _Drawing(node, value, overload, (Like.of(value), *numbers))

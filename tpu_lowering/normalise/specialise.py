@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat, errors
-from tpu_lowering.ir import graphs
+from tpu_lowering.ir import fakes, graphs
 from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.regions import Region
 from tpu_lowering.ir.types import ELEMENT_TYPES, element_type
@@ -49,18 +49,19 @@ def _copy(module: fx.GraphModule, substitution: _Substitution) -> fx.GraphModule
         if node.op == "get_attr" and isinstance(sub_graph := getattr(module, str(node.target)), fx.GraphModule):
             nodes[node] = Region(str(node.target), sub_graph)
             continue
-        value = substitution.concrete(node, node.meta.get("val"))
+        recorded = node.meta.get("val")
+        value = substitution.concrete(node, recorded, nodes)
         refuse_dtypes(node, value)
-        is_number = isinstance(node.meta.get("val"), SYMBOLIC)
+        is_number = isinstance(recorded, SYMBOLIC)
         if is_number and node.op != "placeholder":
             nodes[node] = value
             continue
-        new = copied.node_copy(node, lambda used: nodes[used])
-        new.args, new.kwargs = substitution.concrete(node, (new.args, new.kwargs))
-        new.meta = {**node.meta, "val": value, "memory": memory_of(node.meta.get("val"))}
+        args, kwargs = substitution.concrete(node, (node.args, node.kwargs), nodes)
+        new = copied.create_node(node.op, node.target, args, kwargs, node.name, node.type)
+        new.meta = {**node.meta, "val": value, "memory": memory_of(recorded)}
         nodes[node] = value if is_number else new
-    specialised = fx.GraphModule(module, copied)
-    specialised.meta["chip"] = substitution.chip
+    specialised = graphs.module_of(module, copied)
+    specialised.meta |= {"chip": substitution.chip, graphs.VALUES: substitution.values}
     return specialised
 
 
@@ -74,7 +75,7 @@ class _Substitution:
 
     def __init__(self, graph: fx.Graph, arguments: Sequence[Any], chip: Chip) -> None:
         self.chip = chip
-        self.mode = compat.FakeTensorMode(allow_non_fake_inputs=True)
+        self.values = fakes.Values(compat.FakeTensorMode(allow_non_fake_inputs=True))
         self.numbers: dict[sympy.Symbol, Any] = {}
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         pairs = [(node.meta.get("val"), argument) for node, argument in zip(placeholders, arguments, strict=True)]
@@ -98,19 +99,27 @@ class _Substitution:
                 number = number.node.require_hint()
             self.numbers.setdefault(symbolic.node.expr, number)
 
-    def concrete(self, node: fx.Node, value: Any) -> Any:
-        """A value or an argument list with numbers in place of symbols, tensors as new fake tensors."""
+    def concrete(self, node: fx.Node, value: Any, nodes: Mapping[fx.Node, Any]) -> Any:
+        """A value or an argument list with numbers in place of symbols, tensors as fake tensors of the new mode.
+
+        Args:
+            node: whose it is.
+            value: may be nested.
+            nodes: what stands for each node of the graph.
+        """
 
         def leaf(item: Any) -> Any:
+            if isinstance(item, fx.Node):
+                item = nodes[item]  # maybe a number, or a sub-graph that is to be copied
             if isinstance(item, SYMBOLIC):
                 return self._number(node, item)
             if isinstance(item, torch.Tensor):
                 return self._tensor(node, item)
             if isinstance(item, torch.device):
-                return torch.device("cpu")
+                return fakes.CPU
             return Region(item.name, _copy(inline_subgraphs(item.module), self)) if isinstance(item, Region) else item
 
-        return compat.tree_map(leaf, value, is_leaf=lambda item: isinstance(item, fx.Node))
+        return compat.map_aggregate(value, leaf)
 
     def _number(self, node: fx.Node, item: Any) -> Any:
         number = sympy.sympify(item.node.expr).subs(self.numbers)
@@ -121,7 +130,8 @@ class _Substitution:
 
     def _tensor(self, node: fx.Node, item: torch.Tensor) -> torch.Tensor:
         numbers = [self._number(node, one) if isinstance(one, torch.SymInt) else one for one in _layout(item)]
-        return graphs.laid_out(item, self.mode, numbers[: item.ndim], numbers[item.ndim : -1], numbers[-1])
+        shape, stride = tuple(numbers[: item.ndim]), tuple(numbers[item.ndim : -1])
+        return self.values.of(fakes.Layout(item.dtype, shape, stride, numbers[-1]))
 
 
 def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
@@ -153,7 +163,7 @@ def refuse_dtypes(node: fx.Node, value: Any) -> None:
     Raises:
         TpuLoweringError: TL302 for one that JAX does not have.
     """
-    for leaf in compat.tree_leaves(value):
+    for leaf in (value,) if isinstance(value, torch.Tensor) else compat.tree_leaves(value):
         if isinstance(leaf, torch.Tensor) and element_type(leaf.dtype) is None:
             what = "an input" if node.op == "placeholder" else str(node.target)
             raise errors.refuse(

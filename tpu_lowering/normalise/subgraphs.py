@@ -36,7 +36,7 @@ def inline_subgraphs(module: fx.GraphModule) -> fx.GraphModule:
     copied = fx.Graph()
     attributes: dict[str, Any] = {}
     copied.output(_copy_in(module, None, copied, attributes, ""))
-    inlined = fx.GraphModule(attributes, copied)
+    inlined = graphs.module_of(attributes, copied)
     inlined.meta.update(module.meta)
     return inlined
 

@@ -125,6 +125,6 @@ def write(chain: Chain, block: Shape, name: str) -> str:
     for member in chain.members:
         values[member] = on_block(functools.partial(graphs.call, graph), member, value)
     graph.output((values[chain.result],))
-    module = fx.GraphModule({}, graph)
+    module = graphs.module_of({}, graph)
     program = Program(tuple(range(len(chain.inputs))), Signature((), 0, ()), name=name, module=module)
     return source.generate(program).text

@@ -18,9 +18,8 @@ from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_plans import Product, RowOperand, RowPlan
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
 from tpu_lowering.fuse.space.spaces import AccessMap, Dim, aligned, dims_of
-from tpu_lowering.ir import arguments, graphs
+from tpu_lowering.ir import fakes, graphs
 from tpu_lowering.ir.rows import group_sums, row_product
-from tpu_lowering.ir.types import TensorType
 
 aten = compat.aten
 
@@ -88,7 +87,7 @@ class BlockGraph:
 
     @functools.cached_property
     def module(self) -> fx.GraphModule:
-        return fx.GraphModule({}, self.graph)
+        return graphs.module_of({}, self.graph)
 
     def _masked_dims(self) -> frozenset[Dim]:
         """The dimensions along which what lies outside of the array must not count."""
@@ -144,8 +143,7 @@ class BlockGraph:
 
     def _add(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """A call whose value is inferred once for operands of equal types: all targets are pure."""
-        given = compat.map_arg((args, kwargs), lambda used: _type(used.meta["val"]))
-        key = arguments.key((target, *given))
+        key = (target, fakes.by_type(args), *map(fakes.by_type, kwargs.items()))
         if key not in self.inferred:
             node = graphs.call(self.graph, target, *args, **kwargs)
             self.inferred[key] = node.meta["val"]
@@ -303,11 +301,6 @@ class BlockGraph:
         if (member, used) in self.plan.bound:
             return dims_of(self.plan.bound[member, used].access)
         return dims_of(self.plan.region.accesses[used]) if used in self.plan.region.accesses else frozenset()
-
-
-def _type(value: Any) -> Any:
-    """The type of a value, or of each of several."""
-    return tuple(map(TensorType.of, value)) if isinstance(value, (tuple, list)) else TensorType.of(value)
 
 
 def summed_dims(plan: RowPlan) -> frozenset[Dim]:

@@ -39,14 +39,14 @@ def parts_of(node: fx.Node) -> Parts | None:
     if decomposition is None:
         return None
     tensors = list(node.all_input_nodes)
+    at = {used: arguments.Slot(number) for number, used in enumerate(tensors)}
+    args, kwargs = compat.map_arg((node.args, dict(node.kwargs)), at.__getitem__)
 
     def run(*values: Any) -> Any:
-        given = dict(zip(tensors, values, strict=True))
-        args, kwargs = compat.map_arg((node.args, dict(node.kwargs)), lambda used: given[used])
-        results = decomposition(*args, **kwargs)
+        results = decomposition(*arguments.fill(args, values), **arguments.fill(kwargs, values))
         return tuple(results) if isinstance(results, tuple) else results  # torch's named tuples are calls in a graph
 
-    return tensors, run
+    return Parts(tensors, run, arguments.key((node.target, args, kwargs)))
 
 
 @kept(4096, "torch takes a millisecond to find one; as many as there are operators")
@@ -55,27 +55,28 @@ def decomposition_of(target: Any) -> Callable[..., Any] | None:
     return compat.registered_decompositions([target]).get(target)
 
 
-def expand(graph: fx.Graph, nodes: Iterable[fx.Node]) -> None:
-    """Takes nodes apart, in place. Equal calls on equal types are traced once."""
-    traces: dict[Hashable, fx.Graph] = {}
+Traces = dict[Hashable, fx.Graph]
+"""The parts of nodes, as graphs, by what tells those from others."""
+
+
+def expand(graph: fx.Graph, nodes: Iterable[fx.Node], traces: Traces) -> None:
+    """Takes nodes apart, in place.
+
+    Args:
+        graph: edited.
+        nodes: those that ``parts_of`` knows parts of.
+        traces: of nodes that were taken apart before, on values of the same fake mode; added to. Equal calls on equal
+            types are traced once.
+    """
     for node in nodes:
         parts = parts_of(node)
         assert parts is not None
-        key = _described(node)
-        known = traces.get(key)
-        if known is None:
-            known = traced(graph, *parts)
-            traces |= {key: known} if holds_rows(node) else {}
-        _inline(graph, node, parts[0], known)
+        values = [used.meta["val"] for used in parts.operands]
+        key = (parts.key, *((value.dtype, value.shape, value.stride()) for value in values))
+        if key not in traces:
+            traces[key] = traced(graph, parts.operands, parts.run)
+        _inline(graph, node, parts.operands, traces[key])
     graphs.eliminate_dead_code(graph)
-
-
-def _described(node: fx.Node) -> Hashable:
-    """What tells a call from others, on the types of its operands in place of themselves."""
-    tensors = node.all_input_nodes
-    types = [(used.meta["val"].dtype, used.meta["val"].shape, used.meta["val"].stride()) for used in tensors]
-    places = compat.map_arg((node.args, dict(node.kwargs)), lambda used: arguments.Slot(tensors.index(used)))
-    return arguments.key((node.target, places, types))
 
 
 def merge_equal(graph: fx.Graph) -> None:
@@ -84,7 +85,7 @@ def merge_equal(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if kind_of(node) is None:
             continue
-        described = arguments.key((node.target, tuple(node.args), tuple(sorted(node.kwargs.items()))))
+        described = (node.target, arguments.key(node.args), *map(arguments.key, sorted(node.kwargs.items())))
         first = known.setdefault(described, node)
         if first is not node:
             graphs.replace(node, first)
@@ -101,7 +102,7 @@ def inline(graph: fx.Graph, node: fx.Node, tensors: list[fx.Node], run: Callable
 
 def traced(graph: fx.Graph, tensors: Sequence[fx.Node], run: Callable[..., Any]) -> fx.Graph:
     """The graph of a function of some nodes, whose views are boxes and reshapes."""
-    with graphs.fake_mode(graph), torch.no_grad():
+    with graphs.fake_mode(graph), torch.no_grad(), compat.lazy_graph_modules(True):
         # Nodes may share a recorded value, which ``make_fx`` would take for one argument.
         found = make_fx(run)(*(used.meta["val"].detach() for used in tensors)).graph
     normalise_views(found)

@@ -19,7 +19,7 @@ XLA writes such pieces and reads them again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from torch import fx
 from tpu_lowering import compat
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
-from tpu_lowering.ir import graphs
+from tpu_lowering.ir import arguments, graphs
 from tpu_lowering.ir.boxes import Box, read_box, write_box
 
 aten = compat.aten
@@ -56,9 +56,25 @@ class Piece:
             value = target(*(value if isinstance(a, fx.Node) else a for a in node.args), **node.kwargs)
         return value
 
+    def key(self) -> Hashable:
+        """Tells what is done to the source's rows."""
+        calls = [compat.map_arg((n.target, n.args, dict(n.kwargs)), lambda used: arguments.Slot(0)) for n in self.chain]
+        return (self.start, arguments.key(calls))
 
-Parts = tuple[list[fx.Node], Callable[..., Any]]
-"""Nodes, and a function of their values."""
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parts:
+    """How a node is computed of others.
+
+    Attributes:
+        operands: the others.
+        run: what computes it of their values.
+        key: equal for functions that compute the same of values of equal types.
+    """
+
+    operands: list[fx.Node]
+    run: Callable[..., Any]
+    key: Hashable
 
 
 def pieces_of(node: fx.Node) -> Parts | None:
@@ -88,7 +104,8 @@ def _of_cat(node: fx.Node) -> Parts | None:
             result = torch.where(below, piece.rotated(whole[piece.source], dim, start), result)
         return result
 
-    return sources, run
+    described = [(sources.index(piece.source), start, piece.key()) for piece, start in zip(pieces, starts, strict=True)]
+    return Parts(sources, run, (node.target, dim, *described))
 
 
 def _of_write(node: fx.Node) -> Parts | None:
@@ -106,7 +123,7 @@ def _of_write(node: fx.Node) -> Parts | None:
         places = _places(below, dim)
         return torch.where((places >= start) & (places < end), piece.rotated(value, dim, start), below)
 
-    return [source, base], run
+    return Parts([source, base], run, (node.target, dim, start, end, piece.key()))
 
 
 def _places(like: torch.Tensor, dim: int) -> torch.Tensor:

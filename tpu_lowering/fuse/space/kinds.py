@@ -28,7 +28,7 @@ from tpu_lowering import compat, errors
 from tpu_lowering.analyse.pointwise import ELEMENTWISE
 from tpu_lowering.codegen.source import IGNORED
 from tpu_lowering.fuse.space.along import ALONG
-from tpu_lowering.ir import arguments, graphs
+from tpu_lowering.ir import arguments, fakes, graphs
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.lower.families import TABLE
@@ -70,69 +70,45 @@ KIND = "kind"
 def kind_of(node: fx.Node) -> Kind | None:
     """What a node is; None for what no row kernel can hold. It is looked at once, and again if the node calls something
     else, with other arguments or on values of other types."""
-    if node.op != "call_function" or node.target not in TABLE:
+    if node.op != "call_function":
         return None
-    read = (node.target, node.meta.get("val"), *map(_value, node.args), *map(_value, node.kwargs.values()))
-    known = node.meta.get(KIND)
+    meta, kwargs = node.meta, node.kwargs
+    read = [node.target, meta.get("val")]
+    for argument in (*node.args, *kwargs.values()) if kwargs else node.args:
+        read.append(argument.meta.get("val") if isinstance(argument, fx.Node) else argument)
+    known = meta.get(KIND)
     if known is not None and len(known[0]) == len(read) and all(map(operator.is_, known[0], read)):
         return known[1]
-    kind = _kind_by_types(node)
+    kind = _known.find(_key(node), lambda: _kind_by_types(node)) if node.target in TABLE else None
     if not any(isinstance(item, fx.Node) for value in read if isinstance(value, (list, tuple)) for item in value):
-        node.meta[KIND] = (read, kind)  # metadata is copied, and must not hold another graph's nodes
+        meta[KIND] = (read, kind)  # metadata is copied, and must not hold another graph's nodes
     return kind
 
 
-def _value(argument: Any) -> Any:
-    return argument.meta.get("val") if isinstance(argument, fx.Node) else argument
+def _key(node: fx.Node) -> Hashable:
+    """What a node is, is found of these: its operator, its types, and its arguments with types in place of values."""
+    return (node.target, fakes.by_type(node), fakes.by_type(node.args), *map(fakes.by_type, node.kwargs.items()))
 
 
 def _kind_by_types(node: fx.Node) -> Kind | None:
-    """What a node is, memoised by operator and types."""
     values = _tensors(node.meta.get("val"))
     if not values or any(value.dtype not in HELD for value in values) or any(0 in value.shape for value in values):
         return None
-    call = _Call.of(node, tuple(map(TensorType.of, values)))
-    taken = [value for name, value in call.given.items() if isinstance(value, TensorType) and name != "index"]
+    given = _given(node)
+    taken = [value for name, value in given.items() if isinstance(value, TensorType) and name != "index"]
     if any(type_.element.torch not in HELD or 0 in type_.shape for type_ in taken):
         return None
-    return _known.find(call, lambda: _kind_of_call(call))
+    return _kind(node.target, given, tuple(map(TensorType.of, values)))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """What a node calls, on types in place of values; equal for nodes that are the same.
-
-    Attributes:
-        target: an operator with a row in the table.
-        key: tells its arguments apart.
-        results: their types; None for one that nobody wants.
-        given: the arguments by name.
-    """
-
-    target: Any
-    key: Hashable
-    results: tuple[TensorType | None, ...]
-    given: Mapping[str, Any] = dataclasses.field(compare=False)
-
-    @staticmethod
-    def of(node: fx.Node, results: tuple[TensorType | None, ...]) -> _Call:
-        given = {name: _described(value) for name, value in graphs.bound(node).items()}
-        return _Call(node.target, arguments.key(tuple(given.items())), results, given)
-
-
-def _kind_of_call(call: _Call) -> Kind | None:
-    return _kind(call.target, call.given, tuple(type_ for type_ in call.results if type_ is not None))
-
-
-def _call_holds_rows(call: _Call) -> bool:
-    equations = _equations(call.target, call.given, call.results)
-    names = {equation.primitive.name for equation in equations or ()}
-    return bool(names & REDUCTIONS) and names <= ELEMENTWISE | MOVES | REDUCTIONS | {"transpose"}
+def _given(node: fx.Node) -> dict[str, Any]:
+    """A node's arguments by name, with types in place of values."""
+    return {name: _described(value) for name, value in graphs.bound(node).items()}
 
 
 _TRACED = "a row of the table is traced by JAX to see its primitives: milliseconds"
-_known: Cache[_Call, Kind | None] = Cache("fuse.space.kinds", 1 << 14, _TRACED)
-_rows: Cache[_Call, bool] = Cache("fuse.space.kinds.holds_rows", 1 << 14, _TRACED)
+_known: Cache[Hashable, Kind | None] = Cache("fuse.space.kinds", 1 << 14, _TRACED)
+_rows: Cache[Hashable, bool] = Cache("fuse.space.kinds.holds_rows", 1 << 14, _TRACED)
 
 
 def is_constant(node: fx.Node) -> bool:
@@ -245,10 +221,16 @@ def _equations(target: Any, given: Mapping[str, Any], results: tuple[TensorType 
 def holds_rows(node: fx.Node) -> bool:
     """Whether an operator's row in the table is pointwise work and reductions, at least one of them, but no reduction
     itself: a softmax, a normalisation, their gradients."""
+    if node.target not in TABLE or kind_of(node) is not None:
+        return False
+    return _rows.find(_key(node), lambda: _parts_hold_rows(node))
+
+
+def _parts_hold_rows(node: fx.Node) -> bool:
     value = node.meta.get("val")
     values = value if isinstance(value, (tuple, list)) else [value]
     results = tuple(TensorType.of(v) if isinstance(v, torch.Tensor) else None for v in values)
-    if node.target not in TABLE or not any(results) or kind_of(node) is not None:
+    if not any(results):
         return False
-    call = _Call.of(node, results)
-    return _rows.find(call, lambda: _call_holds_rows(call))
+    names = {equation.primitive.name for equation in _equations(node.target, _given(node), results) or ()}
+    return bool(names & REDUCTIONS) and names <= ELEMENTWISE | MOVES | REDUCTIONS | {"transpose"}

@@ -20,6 +20,7 @@ from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.chips import LANES, SUBLANES
+from tpu_lowering.session import kept
 
 aten = compat.aten
 
@@ -29,7 +30,8 @@ Order = tuple[int, ...]
 """A value's dimensions from the outermost in memory to the innermost."""
 
 
-def order_in_memory(shape: Sequence[int]) -> Order:
+@kept(4096, "every order of the dimensions is tried; 0.5 KiB each")
+def order_in_memory(shape: tuple[int, ...]) -> Order:
     """The dimensions of an argument or a result from the outermost to the innermost: as they are, or with two others
     last whose tiles are padded less."""
     given = tuple(range(len(shape)))
@@ -43,7 +45,7 @@ def placed_bytes(shape: Sequence[int], itemsize: int) -> int:
     return itemsize * math.prod(_padded(shape))
 
 
-def compact_bytes(shape: Sequence[int], itemsize: int) -> int:
+def compact_bytes(shape: tuple[int, ...], itemsize: int) -> int:
     """Bytes of an array in the order of dimensions that is padded least."""
     return placed_bytes([shape[at] for at in order_in_memory(shape)], itemsize)
 

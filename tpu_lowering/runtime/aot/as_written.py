@@ -58,7 +58,7 @@ def _program(
     outputs = [node for node in inside if _leaves(node, index, owner)]
     graph.output(tuple(copies[node] for node in outputs))
     specs = tuple(Output.of(node.meta["val"].contiguous()) for node in outputs)
-    part = fx.GraphModule(module, graph)
+    part = graphs.module_of(module, graph)
     part.meta.update(module.meta)
     written = {_base(node) for node in _written(inside)}
     donated = tuple(sorted(inputs.index(node) for node in written if node in inputs))
