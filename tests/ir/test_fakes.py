@@ -58,3 +58,27 @@ def test_a_lazy_conjugate_is_asked_again() -> None:
     values = fakes.Values(compat.FakeTensorMode())
     node = placeholder(values, fakes.Layout(torch.complex64, (3,), (1,)))
     assert all(fakes.infer(values, aten._conj.default, (node,), {}).is_conj() for _ in range(2))
+
+
+def test_what_depends_on_the_default_dtype_is_inferred_anew() -> None:
+    values, before = fakes.Values(compat.FakeTensorMode()), torch.get_default_dtype()
+    node = placeholder(values, fakes.Layout(torch.int64, (3,), (1,)))
+    try:
+        for dtype in (torch.float32, torch.float64, torch.float32):
+            torch.set_default_dtype(dtype)
+            assert fakes.infer(values, aten.div.Tensor, (node, 2), {}).dtype == dtype
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_operators_of_the_users_own_are_asked_each_time() -> None:
+    """A notebook's cell may give one another fake implementation."""
+    values = fakes.Values(compat.FakeTensorMode())
+    with torch.library._scoped_library("test_fakes", "FRAGMENT") as library:
+        library.define("op(Tensor x) -> Tensor")
+        for size in (2, 5):
+            torch.library.register_fake(
+                "test_fakes::op", lambda x, n=size: x.new_empty(n), lib=library, allow_override=True
+            )
+            found = fakes.infer(values, torch.ops.test_fakes.op.default, (placeholder(values, X),), {})
+            assert found.shape == (size,)

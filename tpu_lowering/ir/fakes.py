@@ -103,11 +103,14 @@ class _Unknown(Exception):
 
 
 def _key(mode: Any, target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Hashable | None:
-    """What the layout of a call's result depends on; None if that is more than layouts and arguments."""
-    if mode.shape_env is not None or not (target in (read_box, write_box) or isinstance(target, compat.OpOverload)):
+    """What the layout of a call's result depends on; None if that is more than can be said, as for operators of the
+    user's own, whose fake implementation may be another one tomorrow."""
+    is_torchs = isinstance(target, compat.OpOverload) and target.namespace in ("aten", "prims")
+    if mode.shape_env is not None or not (is_torchs or target in (read_box, write_box)):
         return None
     try:
-        return (target, *(_described(given, _layout) for given in (args, *kwargs.items())))
+        described = (_described(given, _layout) for given in (args, *kwargs.items()))
+        return (target, torch.get_default_dtype(), *described)
     except _Unknown:
         return None
 
