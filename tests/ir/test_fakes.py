@@ -35,7 +35,7 @@ CALLS: list[tuple[Any, tuple[Any, ...]]] = [
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize(("target", "more"), CALLS, ids=[f"{target} {more}" for target, more in CALLS])
+@pytest.mark.parametrize(("target", "more"), CALLS, ids=[f"{target.__name__} {more}" for target, more in CALLS])
 def test_the_second_call_gives_what_the_first_did(target: Any, more: tuple[Any, ...], layout: fakes.Layout) -> None:
     def inferred() -> tuple[Any, Any]:
         values = fakes.Values(compat.FakeTensorMode())
