@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.property.memory_programs import Instruction, inputs, relations, run
 
-GRAPHS = max(1, int(os.environ.get("TPU_LOWERING_GRAPHS", "2000")) // 100)
+GRAPHS = max(1, int(os.environ.get("TPU_LOWERING_GRAPHS", "1000")) // 50)
 SHARDS = 2
 CALLS = ((5, 1), (7, 2), (6, 3))  # rows, and a place
 small = st.integers(0, 47)
@@ -63,7 +63,7 @@ def check(program: Sequence[Instruction], gradient: bool) -> None:
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_results_lie_where_eager_has_them(shard: int, gradient: bool) -> None:
-    """``TPU_LOWERING_GRAPHS`` / 100 random programs, over all."""
+    """``TPU_LOWERING_GRAPHS`` / 50 random programs, over all."""
 
     @seed(shard)
     @settings(

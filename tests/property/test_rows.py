@@ -16,7 +16,7 @@ from tpu_lowering.backend import helion_tpu
 from tpu_lowering.ir.chips import CPU
 from tpu_lowering.runtime.cpu import CpuRuntime
 
-PROGRAMS = int(os.environ.get("TPU_LOWERING_GRAPHS", "2000")) // 50
+PROGRAMS = int(os.environ.get("TPU_LOWERING_GRAPHS", "1000")) // 25
 SHARDS = 2
 small = st.integers(0, 11)
 programs = st.lists(st.tuples(small, small, small, small), min_size=2, max_size=10)
@@ -64,7 +64,7 @@ def test_reductions_of_reduced_rows_are_no_rows_of_a_pass(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("vmem", [None, LONG_FROM], ids=["rows", "long rows"])
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_kernels_of_rows_compute_what_eager_does(shard: int, vmem: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``TPU_LOWERING_GRAPHS`` / 50 random programs, of which every region that can be becomes a kernel, in a VMEM that
+    """``TPU_LOWERING_GRAPHS`` / 25 random programs, of which every region that can be becomes a kernel, in a VMEM that
     holds all rows or few."""
     if vmem is not None:
         monkeypatch.setattr(CpuRuntime, "chip", dataclasses.replace(CPU, vmem_bytes=vmem))
