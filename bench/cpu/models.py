@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import unittest.mock
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,11 +95,11 @@ def measure(name: str, rounds: int, small: bool = False, form: Form = Form()) ->
             inputs = {key: x.to(form.dtype) if x.is_floating_point() else x for key, x in inputs.items()}
         seen.update(parameters=sum(p.numel() for p in model.parameters()), inputs=_shapes(inputs))
         step, arguments = chosen.step.__func__, (chosen, model, inputs)
-        run = trained if form.trained else called
-        check = sides.closeness(run(step, arguments)(), form.tolerance, form.tolerance)
+        run = trained if form.trained else functools.partial
+        check = sides.closeness(run(step, *arguments)(), form.tolerance, form.tolerance)
         if side == "eager":
-            return run(step, arguments)
-        compiled = run(sides.compiled(step, "helion_tpu" if side == "ours" else side), arguments)
+            return run(step, *arguments)
+        compiled = run(sides.compiled(step, "helion_tpu" if side == "ours" else side), *arguments)
         check(compiled())
         return compiled
 
@@ -110,17 +110,12 @@ def measure(name: str, rounds: int, small: bool = False, form: Form = Form()) ->
     return {"sides": measured, "note": note}
 
 
-def called(step: Callable[..., Any], arguments: Sequence[Any]) -> Callable[[], Any]:
-    return functools.partial(step, *arguments)
-
-
-def trained(step: Callable[..., Any], arguments: Sequence[Any]) -> Callable[[], Any]:
+def trained(step: Callable[..., Any], chosen: zoo.Model, model: nn.Module, inputs: zoo.Inputs) -> Callable[[], Any]:
     """A function that computes a loss and its gradients, and returns both."""
-    model = arguments[1]
 
     def run() -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         model.zero_grad()
-        loss, _ = step(*arguments)
+        loss, _ = step(chosen, model, inputs)
         loss.backward()
         return loss.detach(), [parameter.grad for parameter in model.parameters()]
 
