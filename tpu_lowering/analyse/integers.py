@@ -81,11 +81,24 @@ def apply(equation: Any, values: Sequence[Known]) -> Known:
     result, name = equation.outvars[0].aval, equation.primitive.name
     if result.shape != () or np.dtype(result.dtype).kind not in "biu":
         return None
-    computed = _computed(name, equation.params, [value for value in values if value is not None])
-    return None if computed is None else computed.astype(result.dtype)
+    return computed(name, equation.params, [value for value in values if value is not None], result.dtype)
 
 
-def _computed(name: str, params: Mapping[str, Any], values: Sequence[Array]) -> Known:
+def computed(name: str, params: Mapping[str, Any], values: Sequence[Array], dtype: Any) -> Known:
+    """What a primitive gives of integers and truth values, element by element; None if it is unknown.
+
+    Args:
+        name: of the primitive.
+        params: its own.
+        values: one array an operand. One of ``SAME`` gives the first as it is, so of arrays with dimensions it says
+            nothing of their shape.
+        dtype: of the result, to which it wraps around.
+    """
+    exact = _exact(name, params, values)
+    return None if exact is None else exact.astype(dtype)
+
+
+def _exact(name: str, params: Mapping[str, Any], values: Sequence[Array]) -> Known:
     if name in ("convert_element_type", *SAME):
         return values[0] != 0 if params.get("new_dtype") == np.bool_ else values[0]
     if name == "select_n":

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from tpu_lowering.analyse import integers
+from tpu_lowering.analyse.integers import Array
 from tpu_lowering.ir.jaxprs import is_literal
-
-Array = npt.NDArray[Any]
 
 SLICES = ("slice", "dynamic_slice")
 
@@ -21,12 +20,8 @@ ALIKE = (*SLICES, "broadcast_in_dim")
 
 LARGEST = 1 << 16  # elements of an array that is computed beforehand
 
-FOLDED: Mapping[str, Callable[..., Any]] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "lt": np.less, "le": np.less_equal, "gt": np.greater,
-    "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal, "and": np.bitwise_and, "or": np.bitwise_or,
-    "select_n": lambda which, first, second: np.where(which, second, first), "multiple_of": lambda value: value,
-}  # fmt: skip
-"""What positions and masks are computed with."""
+FOLDED = frozenset((*integers.ARITHMETIC, "select_n", "multiple_of"))
+"""What positions and masks are computed with, element by element."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,7 +112,7 @@ def identity(atom: Any) -> Any:
 
 
 def _number(atom: Any, known: Mapping[Any, Array]) -> Array | None:
-    return np.asarray(atom.val) if is_literal(atom) else known.get(atom)
+    return integers.constant(atom.val) if is_literal(atom) else known.get(atom)
 
 
 def _start(equation: Any, operands: Sequence[Any], known: Mapping[Any, Array]) -> tuple[int, ...] | None:
@@ -152,7 +147,4 @@ def _folded(equation: Any, numbers: Sequence[Array | None]) -> Array | None:
         shape, dim = aval.shape, equation.params["dimension"]
         along = np.arange(shape[dim], dtype=aval.dtype)
         return np.broadcast_to(along.reshape([-1 if at == dim else 1 for at in range(len(shape))]), shape)
-    if name not in FOLDED or len(given) > 3:
-        return None
-    with np.errstate(over="ignore"):
-        return np.asarray(FOLDED[name](*given), aval.dtype)
+    return integers.computed(name, equation.params, given, aval.dtype) if name in FOLDED else None
