@@ -1,0 +1,112 @@
+"""Many devices as a grid: named axes, and which process or device stands where."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """A grid of devices.
+
+    Attributes:
+        axes: names, outermost first: the last one changes fastest along ``ranks``.
+        sizes: how many devices stand along each axis.
+        ranks: what stands at each place, row by row: ranks of processes, or numbers of devices.
+    """
+
+    axes: tuple[str, ...]
+    sizes: tuple[int, ...]
+    ranks: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """How many devices it has."""
+        return math.prod(self.sizes)
+
+    def size(self, axes: Iterable[str]) -> int:
+        """How many devices stand along some axes together."""
+        return math.prod(self.sizes[self.axes.index(axis)] for axis in axes)
+
+    def coordinates(self, rank: int) -> dict[str, int]:
+        """Where a rank stands, by axis."""
+        place, found = self.ranks.index(rank), dict[str, int]()
+        for axis, size in zip(reversed(self.axes), reversed(self.sizes), strict=True):
+            place, found[axis] = divmod(place, size)
+        return found
+
+    def __str__(self) -> str:
+        return " x ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.sizes, strict=True)) or "one device"
+
+
+class Irregular(ValueError):
+    """Groups of ranks that are no products of axes."""
+
+
+def of_groups(rank: int, groups: Iterable[Sequence[int]]) -> tuple[Mesh, dict[tuple[int, ...], tuple[str, ...]]]:
+    """The smallest mesh around a rank in which each of some groups lies along axes.
+
+    A group's ranks are a mixed radix number: ``first + i * stride + j * other stride``. Strides of all groups make the
+    axes, so a rank on another line of the grid finds the same axes.
+
+    Args:
+        rank: whose groups these are.
+        groups: ranks of each, in order; each holds ``rank``.
+
+    Returns:
+        The mesh, whose axes are named by their strides, and each group's axes, outermost first.
+
+    Raises:
+        Irregular: a group is no product of axes.
+    """
+    known = sorted({tuple(group) for group in groups if len(group) > 1})
+    parts = {group: _digits(group) for group in known}
+    points = sorted(
+        {point for digits in parts.values() for stride, size in digits for point in (stride, stride * size)}
+    )
+    axes: dict[int, int] = {}  # sizes by stride
+    for low, high in itertools.pairwise(points):
+        if any(stride <= low and high <= stride * size for digits in parts.values() for stride, size in digits):
+            if high % low:
+                raise Irregular(f"axes of strides {low} and {high}")
+            axes[low] = high // low
+    strides = sorted(axes, reverse=True)
+    names = {stride: f"axis_{stride}" for stride in strides}
+    along: dict[tuple[int, ...], tuple[str, ...]] = {}
+    digits: dict[int, int] = {}
+    for group, found in parts.items():
+        inside = [s for s in strides if any(stride <= s < stride * size for stride, size in found)]
+        rest = rank - group[0]
+        for stride in inside:
+            digits[stride], rest = divmod(rest, stride)
+        if rest or list(group) != _grid(group[0], [(stride, axes[stride]) for stride in inside]):
+            raise Irregular(f"the ranks {list(group)}")
+        along[group] = tuple(names[stride] for stride in inside)
+    first = rank - sum(stride * digit for stride, digit in digits.items())
+    ranks = _grid(first, [(stride, axes[stride]) for stride in strides])
+    mesh = Mesh(tuple(names[stride] for stride in strides), tuple(axes[stride] for stride in strides), tuple(ranks))
+    return mesh, along
+
+
+def _digits(group: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Strides and sizes of a group's ranks as a mixed radix number, innermost first."""
+    found: list[tuple[int, int]] = []
+    while len(group) > 1:
+        stride, size = group[1] - group[0], 1
+        while size < len(group) and group[size] == group[0] + size * stride:
+            size += 1
+        firsts = group[::size]
+        if stride < 1 or list(group) != [first + place * stride for first in firsts for place in range(size)]:
+            raise Irregular(f"the ranks {list(group)}")
+        found.append((stride, size))
+        group = firsts
+    return found
+
+
+def _grid(first: int, axes: Sequence[tuple[int, int]]) -> list[int]:
+    """Ranks of a grid of (stride, size), the last axis fastest."""
+    places = itertools.product(*(range(0, stride * size, stride) for stride, size in axes))
+    return [first + sum(place) for place in places]
