@@ -165,6 +165,7 @@ GROWING = {
     "bridge.fresh_operators._made": "operators that graphs of other backends call by name, for as long as torch has them",
     "bridge.fresh_operators._libraries": "torch forgets an operator with its library object",
     # what has a bound of its own
+    "compat.of_executables._quick_put": "one entry a device",
     "runtime.device_memory._memories": "one entry a device; what it holds goes with the tensors' storages",
     "runtime.owned_memory._known": "one entry for a moved buffer; goes with the tensor's storage",
     "kernels.interpreter_findings._found": "what one run of a program showed: empty before and after",

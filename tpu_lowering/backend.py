@@ -36,6 +36,7 @@ def __getattr__(name: str) -> None:
     if name != "entry_point":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     helion.check_calls()
+    compat.trace_for_all_ranks()
     compat.register_backend_once(helion_tpu, "helion_tpu")
 
 

@@ -76,6 +76,13 @@ _TABLE: dict[str, str | tuple[str, str]] = {
     ),
     "TL607": ("a region has no blocks that a kernel could run in", "use shorter rows, or a narrower dtype"),
     "TL608": ("a kernel would move no fewer bytes than XLA", "nothing to do"),
+    # 7xx: many devices
+    "TL701": "groups of ranks that are no grid",
+    "TL702": "ranks have different programs",
+    "TL703": "ranks wait for each other",
+    "TL704": "rank stopped",
+    "TL705": "collective that no program of all ranks can have",
+    "TL706": "shape depends on the rank",
     # 5xx: reasons in reports and warnings (never raised)
     "TL501": (
         "buffer kept: the old contents are defined and the kernel reads them",

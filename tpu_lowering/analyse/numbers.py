@@ -37,6 +37,7 @@ from tpu_lowering.analyse.padding.calls import (
 from tpu_lowering.analyse.padding.elementwise_and_rows import TENSOR_FORMS, TENSOR_SLOTS
 from tpu_lowering.analyse.padding.roundable_sizes import Padding
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.mesh import coordinates_of
 
 aten = compat.aten
 iota = compat.prims.iota.default
@@ -65,8 +66,8 @@ def numbers_of(graph: fx.Graph) -> tuple[Symbols, Padding]:
 
 
 def _given(graph: fx.Graph) -> Symbols:
-    """Symbols that are arguments by themselves, and part of no tensor's layout."""
-    numbers: set[sympy.Symbol] = set()
+    """Symbols that are arguments by themselves or places of a rank, and part of no tensor's layout."""
+    numbers: set[sympy.Symbol] = set(coordinates_of(graph))
     sizes: set[sympy.Symbol] = set()
     for node in graph.nodes:
         if node.op == "placeholder":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -18,12 +19,15 @@ from tpu_lowering.analyse.padding.roundable_sizes import Padding
 from tpu_lowering.capture import effects, recompiles
 from tpu_lowering.capture.rounding import Rounding
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.mesh import MESH, Mesh, coordinates_of
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.normalise import randomness, shared_memory, specialise
 from tpu_lowering.normalise.aliases import APART, Sharing
+from tpu_lowering.normalise.collectives import take_collectives, with_mesh
 from tpu_lowering.normalise.mask_padding import number_dtype
 from tpu_lowering.observers import Observer
 from tpu_lowering.options import Options
+from tpu_lowering.runtime import peers
 from tpu_lowering.runtime.aot.capture import TpuRuntime
 from tpu_lowering.runtime.base import RunnableProgram, Runtime
 from tpu_lowering.runtime.numbered import NumberedProgram
@@ -58,28 +62,38 @@ class CapturedGraph:
         # the backward graph and takes over only the object's own attributes.
         self._boxed_call = True
         self.kind, self.number = kind, number
-        executed = not isinstance(runtime, TpuRuntime)
-        self.module, self.effects = effects.take_effects(module) if executed else (module, None)
         self.options, self.observer, self.runtime = options, observer, runtime
-        self.sharing = sharing_of(kind, self.module.graph)
         self.lock = threading.Lock()
         self.calls: dict[Hashable, RunnableProgram] = {}
         self.programs: dict[Hashable, tuple[Program, RunnableProgram]] = {}
-        if kind == "inference":  # of those where gradients are recorded it is known before they are parted
-            shared_memory.mark_shared_memory(self.module)
-        randomness.give_states_a_size(self.module.graph)
-        self.symbolic = any(is_symbolic(node.meta.get("val")) for node in self.module.graph.nodes)
         self.current: tuple[Callable[[], bool], ...] = ()
         self.rounding: Rounding | None = None
         self.numbers: frozenset[sympy.Symbol] = frozenset()  # those that no shape needs
         self.edits: Padding | None = None
         self.sizes: dict[sympy.Symbol, Any] = {}
-        runtime.check(examples)
-        if self.symbolic:
-            specialise.refuse_data_dependence(self.module.graph)
-            self._analyse_sizes()
-        else:
-            self.only = self._compile(f"{kind}_{number}", examples)[1]
+        self.executed = not isinstance(runtime, TpuRuntime)
+        module = with_mesh(module)
+        self.mesh: Mesh | None = module.meta.get(MESH)
+        with self._telling():
+            take_collectives(module)
+            self.module, self.effects = effects.take_effects(module) if self.executed else (module, None)
+            self.sharing = sharing_of(kind, self.module.graph)
+            if kind == "inference":  # of those where gradients are recorded it is known before they are parted
+                shared_memory.mark_shared_memory(self.module)
+            randomness.give_states_a_size(self.module.graph)
+            self.coordinates = coordinates_of(self.module.graph)
+            self.symbolic = _has_sizes(self.module.graph, self.coordinates)
+            runtime.check(examples)
+            if self.symbolic or self.coordinates:
+                specialise.refuse_data_dependence(self.module.graph)
+                self._analyse_sizes()
+            if not self.symbolic:
+                self.only = self._compile(f"{kind}_{number}", examples)[1]
+
+    def _telling(self) -> contextlib.AbstractContextManager[None]:
+        """A scope whose refusals all ranks hear of that run the graph's programs together."""
+        together = self.mesh is not None and self.executed
+        return peers.telling(self.mesh) if together and self.mesh is not None else contextlib.nullcontext()
 
     def __call__(self, arguments: list[Any]) -> list[Any]:
         if self.current and not self.is_current():
@@ -109,7 +123,9 @@ class CapturedGraph:
 
     def _analyse_sizes(self) -> None:
         self.numbers, self.edits = numbers.numbers_of(self.module.graph)
-        if self.options.buckets:
+        if not self.coordinates <= self.numbers:
+            raise depends_on_rank(self.module.graph, self.coordinates - self.numbers)
+        if self.options.buckets and not self.coordinates:
             self.numbers, self.edits = frozenset(), None
             with compat.disable_current_modes():
                 self.rounding = Rounding(self.module.graph, self.options.buckets, self.sharing)
@@ -170,7 +186,8 @@ class CapturedGraph:
 
     def _compile(self, name: str, arguments: Sequence[Any]) -> tuple[Program, RunnableProgram]:
         padding = self.rounding.padding if self.rounding is not None else self.edits
-        with compat.disable_current_modes():  # real tensors are computed with here: verifying, constants
+        # Real tensors are computed with here: verifying, constants.
+        with self._telling(), compat.disable_current_modes():
             made = pipeline.run(
                 Request(name, self.module, arguments, self.options, self.observer, self.runtime, self.sharing, padding)
             )
@@ -213,6 +230,36 @@ def _refuse_unless_placed(graph: fx.Graph, at: int, argument: int | None) -> Non
         f"{what} of {base.dtype}",
         "return a .clone() of it, or view the compiled function's result outside of it",
         graphs.source_line(node),
+    )
+
+
+def _has_sizes(graph: fx.Graph, coordinates: frozenset[sympy.Symbol]) -> bool:
+    """Whether a graph has sizes that are symbols; the place of a rank is none."""
+    values = [node.meta.get("val") for node in graph.nodes]
+    return any(is_symbolic(value) and not free_symbols(value) <= coordinates for value in values)
+
+
+def free_symbols(value: Any) -> set[sympy.Symbol]:
+    """The symbols in a value: a number, or in the layouts of tensors."""
+    found: set[sympy.Symbol] = set()
+    for leaf in compat.tree_leaves(value):
+        tensor = isinstance(leaf, torch.Tensor)
+        for number in (*leaf.shape, *leaf.stride(), leaf.storage_offset()) if tensor else (leaf,):
+            if isinstance(number, specialise.SYMBOLIC):
+                found |= number.node.expr.free_symbols
+    return found
+
+
+def depends_on_rank(graph: fx.Graph, places: frozenset[sympy.Symbol]) -> errors.TpuLoweringError:
+    """The refusal of a graph in which something needs the place of a rank as a number."""
+    users = [node for node in graph.nodes if node.op != "placeholder" and free_symbols(node.meta.get("val")) & places]
+    user = next((node for node in users if isinstance(node.meta.get("val"), torch.Tensor)), users[-1])
+    return errors.refuse(
+        "TL706",
+        str(user.target),
+        "expected shapes and programs that are those of all ranks, got something that only the place of a rank says",
+        "give each rank as many elements: pad uneven shards, outside of the compiled function",
+        graphs.source_line(user),
     )
 
 

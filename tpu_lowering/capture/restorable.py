@@ -103,7 +103,8 @@ def of(graph: CapturedGraph, runtime: Runtime, folder: str, kernels: Sequence[Kn
         kernels: those of the graph that this one was made of.
     """
     key = None
-    if isinstance(runtime, CpuRuntime) and runtime.store is not None and not graph.symbolic and graph.effects is None:
+    kept = not graph.symbolic and graph.effects is None and graph.mesh is None
+    if isinstance(runtime, CpuRuntime) and runtime.store is not None and kept:
         assert isinstance(graph.only, CpuProgram)
         program = graph.only.interface
         assert isinstance(program, Program)

@@ -48,10 +48,11 @@ def _maker() -> ThreadPoolExecutor:
 
 
 class CpuArrays:
-    """Makes arrays of one type on ``cpu_device()``."""
+    """Makes arrays of one type on a device of the CPU: ``cpu_device()``, or that of a ``Cluster``."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
-        self._put = _quick_put()
+    def __init__(self, shape: tuple[int, ...], dtype: Any, device: Any = None) -> None:
+        self._device = device or cpu_device()
+        self._put = _quick_put(self._device)
         self._aval = None if self._put is None else _shaped_array("arrays in the memory of tensors")(shape, dtype)
 
     def over(self, memory: Any) -> jax.Array:
@@ -62,7 +63,7 @@ class CpuArrays:
         if self._put is not None:
             return self._put(self._aval, memory)
         with enable_x64(True):
-            return jax.device_put(memory, cpu_device())
+            return jax.device_put(memory, self._device)
 
     def copy(self, memory: Any) -> jax.Array | None:
         """An array with the contents of a NumPy array, in memory of XLA's own; None in a release that may share it."""
@@ -70,14 +71,13 @@ class CpuArrays:
 
 
 @functools.cache
-def _quick_put() -> Any:
+def _quick_put(device: Any) -> Any:
     """Makes an array of a type over memory, as ``CpuArrays.over``; None in a release without the names for it."""
     why = "arrays in the memory of tensors"
     try:
         put = private("jaxlib", "jaxlib._jax", "batched_device_put", why)
         semantics = private("jaxlib", "jaxlib._jax", "HostBufferSemantics", why)
         shared, copied = (True, False, semantics.ZERO_COPY), (True, True, semantics.IMMUTABLE_ONLY_DURING_CALL)
-        device = cpu_device()
         sharding, devices = jax.sharding.SingleDeviceSharding(device), [device]
 
         def over(aval: Any, memory: Any, own: bool = False) -> Any:
@@ -103,16 +103,17 @@ def _dlpack_export() -> Callable[[jax.Array], Any]:
 
 
 class DirectCall:
-    """Calls what XLA compiled for ``cpu_device()`` with arrays of it, without JAX's checks of each."""
+    """Calls what XLA compiled for a device with arrays of it, without JAX's checks of each."""
 
-    def __init__(self, executable: Any, types: Sequence[Any]) -> None:
+    def __init__(self, executable: Any, types: Sequence[Any], device: Any = None) -> None:
         """
         Args:
             executable: the executable.
             types: shape and dtype of each result.
+            device: this process's, if it is not ``cpu_device()``.
         """
         self.executable, self._run = executable, executable.execute_sharded
-        sharding = jax.sharding.SingleDeviceSharding(cpu_device())
+        sharding = jax.sharding.SingleDeviceSharding(device or cpu_device())
         why = "results of programs"
         handler, shaped = private("jaxlib", "jaxlib._jax", "array_result_handler", why), _shaped_array(why)
         self._handlers = [handler(shaped(t.shape, t.dtype), sharding, True, True) for t in types]
@@ -155,12 +156,13 @@ class Results:
         return self.arrays[0] if self.arrays else None
 
 
-def direct_call(compiled: Any, types: Sequence[Any]) -> DirectCall | None:
+def direct_call(compiled: Any, types: Sequence[Any], device: Any = None) -> DirectCall | None:
     """Calls a ``jax.stages.Compiled`` with arrays on its device, without JAX's checks of each.
 
     Args:
         compiled: the executable.
         types: shape and dtype of each result.
+        device: this process's, if it is not ``cpu_device()``.
 
     Returns:
         None for one that needs more than arrays: with calls back into Python, effects, or constants of JAX's.
@@ -170,7 +172,7 @@ def direct_call(compiled: Any, types: Sequence[Any]) -> DirectCall | None:
         return None
     if unloaded.ordered_effects or unloaded.unordered_effects:
         return None
-    return DirectCall(compiled.runtime_executable(), types)
+    return DirectCall(compiled.runtime_executable(), types, device)
 
 
 def _shaped_array(why: str) -> Any:

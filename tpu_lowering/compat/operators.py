@@ -13,7 +13,11 @@ import torch
 
 from tpu_lowering.compat.lookup import missing
 
-MODULES = {"prims": "torch._inductor.inductor_prims"}
+MODULES = {
+    "prims": "torch._inductor.inductor_prims",
+    "_dtensor": "torch.distributed.tensor._collective_utils",
+    "device_mesh": "torch.distributed._ops.device_mesh",
+}
 """Modules that register some of a namespace's operators, imported when one of these is asked for first."""
 
 

@@ -20,6 +20,7 @@ from torch import fx
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, read_box, write_box
+from tpu_lowering.ir.collectives import COLLECTIVES as ALONG_AXES
 from tpu_lowering.ir.control_flow import CONTROL_FLOW
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.random import derive_key, draw, pack_key, unpack_key
@@ -246,5 +247,7 @@ DRAWS = Operators("draws", lambda target: target is draw, _has_a_key)
 KEYS = targets("random keys", (derive_key, pack_key, unpack_key))
 BOXES = targets("boxes", (read_box, write_box), _box_is_of_its_value)
 
-SPECIALISED = Legal((NAMED_RESULTS, ANY_ATEN, HIGHER_ORDER))
+COLLECTIVES = targets("collectives", ALONG_AXES)
+
+SPECIALISED = Legal((NAMED_RESULTS, COLLECTIVES, ANY_ATEN, HIGHER_ORDER))
 """After symbols became numbers."""

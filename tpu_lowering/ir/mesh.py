@@ -7,6 +7,16 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
+import sympy
+from torch import fx
+
+MESH = "mesh"
+"""Key of a module's metadata: the ``Mesh`` that its collectives are along; ``normalise.collectives`` sets it."""
+
+COORDINATES = "coordinates"
+"""Key of a module's metadata: for the symbol of each coordinate in a captured graph its axes, and how many ranks stand
+along them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
@@ -40,6 +50,11 @@ class Mesh:
 
     def __str__(self) -> str:
         return " x ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.sizes, strict=True)) or "one device"
+
+
+def coordinates_of(graph: fx.Graph) -> frozenset[sympy.Symbol]:
+    """The symbols of a captured graph that are places of its rank; see ``normalise.collectives``."""
+    return frozenset(graph.owning_module.meta.get(COORDINATES, ())) if graph.owning_module is not None else frozenset()
 
 
 class Irregular(ValueError):

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from tpu_lowering.ir import regions
+from tpu_lowering.ir.mesh import Mesh
 from tpu_lowering.ir.random import DrawnInput
 from tpu_lowering.ir.types import TensorType
 
@@ -121,11 +122,13 @@ class Program(Interface):
         name: unique in its compilation: ``forward_0``, ``backward_0``, ...
         module: the graph; its output is a flat tuple of nodes: tensor results, then mutated values.
         numbers: expressions in true sizes, of a program for rounded ones: further arguments, after the caller's.
+        mesh: whose devices all run it, each with inputs and results of its own; None for one device.
     """
 
     name: str
     module: fx.GraphModule
     numbers: tuple[Any, ...] = ()
+    mesh: Mesh | None = None
 
     def input_nodes(self) -> list[fx.Node]:
         """Placeholders of the arguments that the program takes."""

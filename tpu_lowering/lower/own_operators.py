@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from tpu_lowering.ir import boxes as on_boxes
+from tpu_lowering.ir import collectives as along_axes
 from tpu_lowering.ir import random as on_keys
 from tpu_lowering.ir import rows as on_rows
-from tpu_lowering.lower import boxes, rows
+from tpu_lowering.lower import boxes, collectives, rows
 from tpu_lowering.lower.aten import random
 
 OWN: dict[Any, Callable[..., Any]] = {
@@ -26,4 +27,10 @@ OWN: dict[Any, Callable[..., Any]] = {
     on_rows.group_sums: rows.group_sums,
     on_rows.rescaled: rows.rescaled,
     on_rows.recentred: rows.recentred,
+    along_axes.all_reduce: collectives.all_reduce,
+    along_axes.all_gather: collectives.all_gather,
+    along_axes.reduce_scatter: collectives.reduce_scatter,
+    along_axes.all_to_all: collectives.all_to_all,
+    along_axes.broadcast: collectives.broadcast,
+    along_axes.mesh_coordinate: collectives.mesh_coordinate,
 }

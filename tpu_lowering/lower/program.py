@@ -11,8 +11,10 @@ from torch import fx
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import read_box, write_box
+from tpu_lowering.ir.collectives import COLLECTIVES
 from tpu_lowering.ir.control_flow import CONTROL_FLOW
 from tpu_lowering.ir.kernels import kernel_call
+from tpu_lowering.ir.mesh import MESH
 from tpu_lowering.ir.operators import is_fill
 from tpu_lowering.ir.programs import Program, Signature, dense_order
 from tpu_lowering.ir.random import derive_key, draw, pack_key, unpack_key
@@ -20,7 +22,7 @@ from tpu_lowering.ir.regions import modules
 from tpu_lowering.lower.families import DRAWS, TABLE
 
 aten = compat.aten
-OWN = (kernel_call, read_box, write_box, derive_key, pack_key, unpack_key, operator.getitem, *CONTROL_FLOW)
+OWN = (kernel_call, read_box, write_box, derive_key, pack_key, unpack_key, operator.getitem)
 
 
 def make_program(name: str, module: fx.GraphModule, edge: Signature) -> Program:
@@ -50,7 +52,7 @@ def make_program(name: str, module: fx.GraphModule, edge: Signature) -> Program:
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     inputs = tuple(at for at, node in enumerate(placeholders) if node.users)
     drawn = tuple(node.meta["drawn"] for node in placeholders if "drawn" in node.meta)
-    return Program(inputs, edge, drawn, name=name, module=module)
+    return Program(inputs, edge, drawn, name=name, module=module, mesh=module.meta.get(MESH))
 
 
 def orders_in_memory(edge: Signature, shapes: Sequence[Sequence[int]]) -> list[tuple[int, ...] | None]:
@@ -87,7 +89,9 @@ def _is_zero(node: Any) -> bool:
 
 
 def _has_rule(node: fx.Node) -> bool:
-    return node.target in OWN or (node.args[0] in DRAWS if node.target is draw else node.target in TABLE)
+    if any(node.target in known for known in (OWN, CONTROL_FLOW, COLLECTIVES)):
+        return True
+    return node.args[0] in DRAWS if node.target is draw else node.target in TABLE
 
 
 def no_lowering(node: fx.Node) -> errors.TpuLoweringError:

@@ -44,6 +44,8 @@ from tpu_lowering.analyse.padding.elementwise_and_rows import TENSOR_FORMS
 from tpu_lowering.analyse.padding.layouts import Expr
 from tpu_lowering.analyse.padding.roundable_sizes import Padding
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.collectives import mesh_coordinate
+from tpu_lowering.ir.mesh import COORDINATES
 
 aten = compat.aten
 iota = compat.prims.iota.default
@@ -78,11 +80,27 @@ def number_dtype(value: Expr, sizes: bool = True) -> torch.dtype:
     return torch.int32 if value.is_Symbol or value.as_coeff_Add()[1].is_Symbol else torch.int64
 
 
+OF_TENSORS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "Add": (aten.add.Tensor, {}),
+    "Mul": (aten.mul.Tensor, {}),
+    "Mod": (aten.remainder.Tensor, {}),
+    "PythonMod": (aten.remainder.Tensor, {}),
+    "FloorDiv": (aten.div.Tensor_mode, {"rounding_mode": "floor"}),
+    "Max": (aten.maximum.default, {}),
+    "Min": (aten.minimum.default, {}),
+}
+"""What computes with tensors as a function of sympy's computes with numbers."""
+
+
 class _Editor:
     def __init__(self, graph: fx.Graph, rounded: frozenset[sympy.Symbol], sizes: Mapping[sympy.Symbol, int]) -> None:
         self.graph, self.rounded, self.sizes = graph, rounded, dict(sizes)
         self.mode = graphs.fake_mode(graph)
         self.numbers: dict[Expr, fx.Node] = {}
+        module = graph.owning_module
+        self.coordinates = {} if module is None else module.meta.get(COORDINATES, {})
+        self.computed: dict[Expr, fx.Node] = {}
+        self.firsts: list[fx.Node] = []
 
     def apply(self, node: fx.Node, edit: Edit) -> None:
         """Makes one edit; new nodes stand before the node, or right after it, and carry its source line."""
@@ -122,6 +140,8 @@ class _Editor:
     def number(self, value: Expr) -> fx.Node:
         """The input that holds the true value of an expression."""
         value = sympy.expand(value)
+        if value.free_symbols & self.coordinates.keys():
+            return self._of_places(value)
         if value not in self.numbers:
             last = [node for node in self.graph.nodes if node.op == "placeholder"][-1]
             with self.graph.inserting_after(last):
@@ -130,6 +150,33 @@ class _Editor:
                 node.meta["val"] = torch.empty((), dtype=number_dtype(value, bool(self.rounded)))
             self.numbers[value] = node
         return self.numbers[value]
+
+    def _of_places(self, value: Expr) -> fx.Node:
+        """An expression in places of a rank, which the program computes: int64 [], before all other nodes."""
+        if value not in self.computed:
+            if value.is_Symbol:
+                made = self._first(mesh_coordinate, *self.coordinates[value])
+            else:
+                target, named = OF_TENSORS[type(value).__name__]
+                made, *others = map(self._operand, value.args)
+                for other in others:
+                    made = self._first(target, made, other, **named)
+            self.computed[value] = made
+        return self.computed[value]
+
+    def _operand(self, value: Expr) -> fx.Node:
+        if not value.is_Integer:
+            return self.number(value)
+        if value not in self.computed:
+            self.computed[value] = self._first(aten.full.default, [], int(value), dtype=torch.int64)
+        return self.computed[value]
+
+    def _first(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """A call before all nodes of the graph, and after those that were made so before."""
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        with self.graph.inserting_after([*placeholders, *self.firsts][-1]):
+            self.firsts.append(self.call(target, *args, **kwargs))
+        return self.firsts[-1]
 
     def constant(self, value: Any, dtype: torch.dtype) -> fx.Node:
         return self.call(aten.full.default, [], value, dtype=dtype)

@@ -109,4 +109,4 @@ def _saved(found: Sequence[Alias | None], bases: Mapping[Any, int], sharing: Sha
 def _constant_or_computed(result: Any, is_saved: bool) -> Output:
     if aliases.is_tensor(result):
         return dataclasses.replace(Output.of(result.meta["val"]), is_saved=is_saved)
-    return Output(None, constant=result.meta.get("val") if isinstance(result, fx.Node) else result)
+    return Output(None, constant=compat.real_object(result.meta.get("val")) if isinstance(result, fx.Node) else result)

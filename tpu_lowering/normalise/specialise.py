@@ -12,6 +12,7 @@ from torch import fx
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import fakes, graphs
 from tpu_lowering.ir.chips import CPU, Chip
+from tpu_lowering.ir.mesh import COORDINATES, MESH, coordinates_of
 from tpu_lowering.ir.regions import Region
 from tpu_lowering.ir.types import ELEMENT_TYPES, element_type
 from tpu_lowering.normalise.aliases import memory_of
@@ -35,7 +36,9 @@ def specialise(module: fx.GraphModule, arguments: Sequence[Any], chip: Chip = CP
     Raises:
         TpuLoweringError: TL303 if a shape depends on data.
     """
-    return _copy(inline_subgraphs(module), _Substitution(module.graph, arguments, chip))
+    specialised = _copy(inline_subgraphs(module), _Substitution(module.graph, arguments, chip))
+    specialised.meta |= {key: module.meta[key] for key in (MESH, COORDINATES) if key in module.meta}
+    return specialised
 
 
 def _copy(module: fx.GraphModule, substitution: _Substitution) -> fx.GraphModule:
@@ -76,7 +79,7 @@ class _Substitution:
     def __init__(self, graph: fx.Graph, arguments: Sequence[Any], chip: Chip) -> None:
         self.chip = chip
         self.values = fakes.Values(compat.FakeTensorMode(allow_non_fake_inputs=True))
-        self.numbers: dict[sympy.Symbol, Any] = {}
+        self.numbers: dict[sympy.Symbol, Any] = dict.fromkeys(coordinates_of(graph), 0)
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         pairs = [(node.meta.get("val"), argument) for node, argument in zip(placeholders, arguments, strict=True)]
         for recorded, argument in pairs:
@@ -145,7 +148,7 @@ def refuse_data_dependence(graph: fx.Graph) -> None:
     Raises:
         TpuLoweringError: TL303.
     """
-    known: set[Any] = set()
+    known: set[Any] = set(coordinates_of(graph))
     for node in graph.nodes:
         symbols: set[Any] = set()
         for leaf in compat.tree_leaves(node.meta.get("val")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,4 +48,5 @@ def runtime_for(graph: fx.Graph, kind: str, arguments: Sequence[Any], options: O
         return TorchTpuRuntime(graph, elsewhere[0]) if elsewhere[0].type == tpu_tensors.DEVICE else XlaRuntime(graph)
     if options.device:
         return DeviceRuntime(options.device, kind, options.cpu_kernels)
-    return CpuRuntime(options.cpu_kernels, Store.of(options))
+    same = dataclasses.replace(options, cache="", cache_bytes=Options.cache_bytes, dump="")  # folders are a rank's own
+    return CpuRuntime(options.cpu_kernels, Store.of(options), repr(same))

@@ -6,7 +6,6 @@ than 1.2e-38 in float32 (2.2e-308 in float64) is 0, as operand and as result. A 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,15 +22,19 @@ from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import arrays, forks, graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import CPU
+from tpu_lowering.ir.collectives import COLLECTIVES
 from tpu_lowering.ir.kernels import Execution
+from tpu_lowering.ir.mesh import Mesh
 from tpu_lowering.ir.programs import Interface, Output, Program, dense_order
-from tpu_lowering.ir.types import TensorType, i32
+from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import interpreter_findings
-from tpu_lowering.runtime import calling_convention, owned_memory
+from tpu_lowering.runtime import calling_convention, owned_memory, peers
 from tpu_lowering.runtime.cache import executables
 from tpu_lowering.runtime.cache.store import Store
 from tpu_lowering.runtime.cpu_rewrites import multiplies_rows, rewritten
-from tpu_lowering.runtime.imported_arguments import Imports, Input, Places
+from tpu_lowering.runtime.imported_arguments import Imports, Places
+from tpu_lowering.runtime.plans import TURNS, Plan, new_at
+from tpu_lowering.runtime.spread import Spread
 
 Call = Callable[[Sequence[jax.Array]], Sequence[jax.Array]]
 """Runs a program on arrays of ``compat.cpu_device()``."""
@@ -43,18 +46,22 @@ class CpuRuntime:
     Attributes:
         kernels: how Pallas kernels run.
         store: where executables are kept for later processes; None for nowhere.
+        settings: what other ranks that run a program with this one must have too.
     """
 
     chip = CPU
 
-    def __init__(self, kernels: Execution = "vectorized", store: Store | None = None) -> None:
+    def __init__(self, kernels: Execution = "vectorized", store: Store | None = None, settings: str = "") -> None:
         self.kernels: Execution = kernels
         self.store = store
+        self.settings = settings
 
     def check(self, arguments: Sequence[Any]) -> None:
         calling_convention.check_devices(arguments)
 
     def compile(self, program: Program, source: Source) -> CpuProgram:
+        if program.mesh is not None:
+            return self._compile_together(program, program.mesh, source)
         plan = Plan.of(program, self._updates(program))
         found = self._compiled(program, source, plan)
         if found is None:
@@ -89,60 +96,51 @@ class CpuRuntime:
         is_stored = self.store is not None and executables.save(self.store, key, compiled)
         return run, key if is_stored else None
 
+    def _compile_together(self, program: Program, mesh: Mesh, source: Source) -> CpuProgram:
+        """A program that the ranks of a mesh run together, once they agree on it; it is not kept in the store.
+
+        Raises:
+            TpuLoweringError: see ``peers.Peers.agree``.
+        """
+        together, plan = peers.peers_of(mesh), Plan.of(program, (), on_mesh=True)
+        cluster = together.connect()
+
+        def make() -> tuple[str, Any]:
+            lowered = _lowered(program, source, plan, self.kernels, Spread(mesh, tuple(cluster.devices)))
+            return f"{executables.versions()}\n{self.settings}\n{lowered.as_text()}", lowered
+
+        number, lowered = together.agree(make, _first_collective(program))
+        compiled = lowered.compile()
+        call = compat.direct_call(compiled, plan.outputs, cluster.device) or functools.partial(_call_by_jax, compiled)
+
+        def run(arrays: Sequence[jax.Array]) -> Sequence[jax.Array]:
+            return together.run(number, lambda: _waited(call(arrays)))
+
+        return CpuProgram(program, plan, list(program.constants().values()), run, device=cluster.device)
+
     def remarks(self, program: Program) -> list[Action]:
         interpreted = calling_convention.interpreted_calls(program) if self.kernels == "vectorized" else []
         return [*interpreted, *(_in_place(program.input_nodes()[at]) for _, at in self._updates(program))]
 
     def _updates(self, program: Program) -> tuple[tuple[int, int], ...]:
         """The large inputs that a program updates in part, as ``Plan`` has them."""
-        if self.kernels == "tpu_interpret":
+        if self.kernels == "tpu_interpret" or program.mesh is not None:
             return ()
         found = [(program.inputs.index(program.signature.mutated[at]), at) for at in updated_in_part(program)]
         types = [TensorType.of(node.meta["val"]) for node in program.input_nodes()]
         return tuple((at, input_) for input_, at in sorted(found) if types[input_].nbytes >= owned_memory.LEAST_BYTES)
 
 
-TURNS = Input(i32[()], (), ())
+def _first_collective(program: Program) -> str:
+    """The user's source line of a program's first collective."""
+    nodes = [node for node in program.module.graph.nodes if node.target in COLLECTIVES]
+    return next(filter(None, map(graphs.source_line, nodes)), "")
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What an executable takes and gives, in its order.
-
-    It takes inputs that are read, constants, how many turns an update takes (see ``cpu_rewrites``) if there is one, and
-    inputs that are updated. It gives the updated values, results, and new values of other mutated arguments.
-
-    Attributes:
-        inputs: what it takes.
-        outputs: the types of what it gives.
-        read: for each input that is only read, its position among the program's.
-        updates: for each updated one its position in ``Signature.mutated`` and among the program's inputs.
-    """
-
-    inputs: tuple[Input, ...]
-    outputs: tuple[TensorType, ...]
-    read: tuple[int, ...]
-    updates: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def of(cls, program: Program, updates: tuple[tuple[int, int], ...]) -> Plan:
-        inputs, types = list(map(Input.of, load.input_values(program))), program.types()
-        updated = [at for _, at in updates]
-        read = tuple(at for at in range(len(program.inputs)) if at not in updated)
-        taken = [*(inputs[at] for at in read), *inputs[len(program.inputs) :], *([TURNS] if updates else [])]
-        new = _new_at(program, updates)
-        outputs = [inputs[at].type for at in updated] + [type_ for at, type_ in enumerate(types) if at not in new]
-        return cls((*taken, *(inputs[at] for at in updated)), tuple(outputs), read, updates)
-
-    def aliases(self) -> dict[int, int]:
-        """For each output that takes the memory of an input, that input's position."""
-        return {at: len(self.inputs) - len(self.updates) + at for at in range(len(self.updates))}
-
-
-def _new_at(program: Program, updates: tuple[tuple[int, int], ...]) -> list[int]:
-    """Positions of updated values among what a program gives: mutated values are the last of that."""
-    first = len(program.types()) - len(program.signature.mutated)
-    return [first + mutated for mutated, _ in updates]
+def _waited(arrays: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    for array in arrays:
+        array.block_until_ready()
+    return arrays
 
 
 def _in_place(argument: fx.Node) -> Action:
@@ -159,7 +157,13 @@ class CpuProgram:
     """
 
     def __init__(
-        self, interface: Interface, plan: Plan, constants: Sequence[torch.Tensor], run: Call, stored: str | None = None
+        self,
+        interface: Interface,
+        plan: Plan,
+        constants: Sequence[torch.Tensor],
+        run: Call,
+        stored: str | None = None,
+        device: Any = None,
     ) -> None:
         """
         Args:
@@ -168,13 +172,14 @@ class CpuProgram:
             constants: what it takes after the inputs that are read.
             run: calls the executable.
             stored: its key in a store.
+            device: that it runs on, if it is not ``compat.cpu_device()``.
         """
         self.interface, self.plan, self.run, self.stored = interface, plan, run, stored
         read, updated = len(plan.read), len(plan.updates)
-        self.imports = Imports(plan.inputs[:read])
-        self.updated = [Places(input_) for input_ in plan.inputs[len(plan.inputs) - updated :]]
+        self.imports = Imports(plan.inputs[:read], device)
+        self.updated = [Places(input_, device) for input_ in plan.inputs[len(plan.inputs) - updated :]]
         self.constants = list(constants)
-        self.constant_arrays = Imports(plan.inputs[read : read + len(self.constants)]).take(self.constants)
+        self.constant_arrays = Imports(plan.inputs[read : read + len(self.constants)], device).take(self.constants)
         if updated:
             self.constant_arrays.append(compat.CpuArrays((), TURNS.type.dtype).over(np.ones((), TURNS.type.dtype)))
         computed = [spec for spec in interface.signature.outputs if spec.is_computed]
@@ -300,14 +305,15 @@ def _new_values(values: Sequence[jax.Array], given: Sequence[torch.Tensor]) -> l
     ]
 
 
-def _lowered(program: Program, source: Source, plan: Plan, kernels: Execution) -> Any:
-    """The program as StableHLO, for ``compat.cpu_device()``: where JAX finds a TPU or GPU, that is its default."""
-    device = compat.cpu_device()
+def _lowered(program: Program, source: Source, plan: Plan, kernels: Execution, spread: Spread | None = None) -> Any:
+    """The program as StableHLO, for ``compat.cpu_device()``: where JAX finds a TPU or GPU, that is its default; or for
+    all devices of a mesh."""
+    device = spread.devices[0] if spread else compat.cpu_device()
     sharding = jax.sharding.SingleDeviceSharding(device)
     function = load.load(program, source, kernels)
     updated, count = [at for _, at in plan.updates], len(program.inputs)
     read = [*plan.read, *range(count, count + len(program.constants()))]
-    new = _new_at(program, plan.updates)
+    new = new_at(program, plan.updates)
 
     def of_memory(*given: jax.Array) -> Any:
         logical = [input_.logical(array) for input_, array in zip(plan.inputs, given, strict=True)]
@@ -325,6 +331,10 @@ def _lowered(program: Program, source: Source, plan: Plan, kernels: Execution) -
     of_memory.__name__ = program.name
     donated = tuple(range(len(plan.inputs) - len(updated), len(plan.inputs)))
     with compat.enable_x64(True), jax.default_device(device):
+        if spread:
+            values = zip(load.input_values(program), plan.inputs, strict=True)
+            types = [TensorType.of(value.permute(input_.order)) for value, input_ in values]
+            return spread.jitted(of_memory, types, keep_unused=True).lower(*spread.specs(types))
         jitted = jax.jit(of_memory, keep_unused=True, donate_argnums=donated)
         return jitted.lower(*(input_.spec(sharding) for input_ in plan.inputs))
 

@@ -73,11 +73,11 @@ class Places:
         known: arrays by address, of those that one lay at twice.
     """
 
-    def __init__(self, input_: Input) -> None:
+    def __init__(self, input_: Input, device: Any = None) -> None:
         self.input, self.count = input_, 0
         self.seen: set[int] = set()
         self.known: dict[int, jax.Array] = {}
-        self.arrays = compat.CpuArrays(input_.type.shape, input_.type.dtype)
+        self.arrays = compat.CpuArrays(input_.type.shape, input_.type.dtype, device)
         self._bytes = ctypes.c_char * input_.type.nbytes
 
     def make(self, tensor: torch.Tensor) -> jax.Array:
@@ -129,8 +129,8 @@ class Imports:
     may share all this.
     """
 
-    def __init__(self, inputs: Sequence[Input]) -> None:
-        kinds = {input_: Places(input_) for input_ in inputs}
+    def __init__(self, inputs: Sequence[Input], device: Any = None) -> None:
+        kinds = {input_: Places(input_, device) for input_ in inputs}
         self.places = [kinds[input_] for input_ in inputs]
         for places in self.places:
             places.count += 1

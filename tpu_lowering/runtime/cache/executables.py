@@ -32,10 +32,13 @@ def surroundings() -> str:
 @functools.cache
 def _of_process() -> str:
     client = compat.cpu_device().client
-    versions = {package: version(package) for package in PACKAGES}
-    return json.dumps(
-        [versions, client.platform_version, os.environ.get("XLA_FLAGS", ""), package_digest(), _processor()]
-    )
+    return json.dumps([versions(), client.platform_version, os.environ.get("XLA_FLAGS", ""), _processor()])
+
+
+@functools.cache
+def versions() -> str:
+    """The versions of all that has a part in a program, and the contents of this package."""
+    return json.dumps([{package: version(package) for package in PACKAGES}, package_digest()])
 
 
 def _processor() -> str:

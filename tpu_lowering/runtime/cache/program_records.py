@@ -22,8 +22,9 @@ from tpu_lowering.kernels.fingerprints import Followed
 from tpu_lowering.runtime.cache import executables
 from tpu_lowering.runtime.cache.known_kernels import KnownKernel
 from tpu_lowering.runtime.cache.store import Store, digest
-from tpu_lowering.runtime.cpu import CpuProgram, Plan
+from tpu_lowering.runtime.cpu import CpuProgram
 from tpu_lowering.runtime.imported_arguments import Input
+from tpu_lowering.runtime.plans import Plan
 
 PLAIN = (bool, int, float, type(None))
 

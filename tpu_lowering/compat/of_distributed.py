@@ -1,0 +1,117 @@
+"""Private names of torch.distributed: groups, meshes and operators of captured graphs, and the store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tpu_lowering.compat.lookup import private
+from tpu_lowering.compat.operators import Namespace
+
+c10d: Any = Namespace("_c10d_functional")
+c10d_autograd: Any = Namespace("_c10d_functional_autograd")
+dtensor: Any = Namespace("_dtensor")
+device_mesh: Any = Namespace("device_mesh")
+symm_mem: Any = Namespace("symm_mem")
+"""Operators of torch.distributed."""
+
+
+def coordinate_operator() -> Any:
+    """The operator that gives the place of a rank in a mesh, in graphs that are those of all ranks."""
+    return device_mesh._runtime_compute_coordinate_on_dim.default
+
+
+def trace_for_all_ranks() -> None:
+    """Has torch trace graphs that are those of all ranks, in a process that is one of several.
+
+    A graph holds numbers of its own rank otherwise, and no two ranks have the same program. Torch reads the setting
+    while it traces, so it is made when the backend is first named.
+    """
+    config: Any = getattr(dist, "config", None)
+    if dist.is_available() and dist.is_initialized() and hasattr(config, "compile_on_one_rank"):
+        config.compile_on_one_rank = True
+
+
+_GROUPS = "torch.distributed.distributed_c10d"
+
+
+def is_script_object(value: Any) -> bool:
+    """Whether a value of a graph stands for an object that is no tensor: a mesh of devices, a group of ranks."""
+    return isinstance(value, private("torch", "torch._library.fake_class_registry", "FakeScriptObject", "meshes"))
+
+
+def real_object(value: Any) -> Any:
+    """What a value of a graph stands for, if it is an object that is no tensor."""
+    return value.real_obj if is_script_object(value) else value
+
+
+def ranks_of(group: Any) -> tuple[int, ...]:
+    """Ranks of a group, in its order: a ``ProcessGroup``, or its name."""
+    if isinstance(group, str):
+        group = private("torch", _GROUPS, "_resolve_process_group", "the ranks of a group that a graph names")(group)
+    return tuple(dist.get_process_group_ranks(group))
+
+
+def own_mesh(full_mesh: torch.Tensor) -> torch.Tensor:
+    """The part of a ``[parts, *mesh]`` tensor of ranks that this process is in."""
+    module, why = "torch.distributed.device_mesh", "the place of a rank"
+    kind = private("torch", module, "DeviceMesh", why)
+    return kind._get_mesh_tensor_from_full_mesh(full_mesh)  # type: ignore[no-any-return]
+
+
+def store() -> Any:
+    """The store of the default group: keys and values that all of its ranks see."""
+    return private("torch", _GROUPS, "_get_default_store", "what ranks tell each other")()
+
+
+def group_seconds() -> float:
+    """How long the default group's collectives wait, as the user gave it to ``init_process_group``."""
+    group = private("torch", _GROUPS, "_get_default_group", "how long ranks wait")()
+    options = group._get_backend(torch.device("cpu")).options
+    return float(options._timeout.total_seconds())
+
+
+class Cluster:
+    """Processes that run programs together: a client of XLA's for the CPU, one device in each process.
+
+    It is a client of our own, as ``cpu_device()``'s is: JAX's own has to be made for all processes before JAX is first
+    used, and then holds every process to the fate of the others.
+    """
+
+    def __init__(self, address: str, host: str, place: int, count: int, seconds: int) -> None:
+        """
+        Args:
+            address: where the process at place 0 listens, ``host:port``.
+            host: this process, as the others reach it.
+            place, count: of this process among them.
+            seconds: how long to wait for the others.
+        """
+        why = "programs of several processes"
+        limits: dict[str, Any] = {"heartbeat_timeout": 3600, "shutdown_timeout": 5}
+        others: dict[str, Any] = {"missed_heartbeat_callback": _nothing, "shutdown_on_destruction": False}
+        self.service = self.client = None
+        if place == 0:
+            serve = private("jaxlib", "jaxlib._jax", "get_distributed_runtime_service", why)
+            self.service = serve(address, count, cluster_register_timeout=seconds, recoverable=True, **limits)
+        connect = private("jaxlib", "jaxlib._jax", "get_distributed_runtime_client", why)
+        self.client = connect(address, place, init_timeout=seconds, **others, **limits)
+        self.client.connect()
+        collectives = private("jaxlib", "jaxlib._jax", "make_gloo_tcp_collectives", why)(self.client, hostname=host)
+        made = private("jaxlib", "jaxlib.xla_client", "make_cpu_client", why)(
+            distributed_client=self.client, node_id=place, num_nodes=count, collectives=collectives, num_devices=1
+        )
+        self.devices = sorted(made.devices(), key=lambda device: device.process_index)
+        (self.device,) = made.local_devices()
+
+    def leave(self) -> None:
+        """Parts from the others, in order: who goes without a word is taken for dead."""
+        for part in (self.client, self.service):
+            if part is not None:
+                part.shutdown()
+        self.client = self.service = None
+
+
+def _nothing(*_: Any) -> None:
+    """What the client does about a process that it does not hear: ``runtime.peers`` sees to that."""
