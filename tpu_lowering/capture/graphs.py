@@ -31,7 +31,7 @@ from tpu_lowering.runtime import peers
 from tpu_lowering.runtime.aot.capture import TpuRuntime
 from tpu_lowering.runtime.base import RunnableProgram, Runtime
 from tpu_lowering.runtime.numbered import NumberedProgram
-from tpu_lowering.stages import Request
+from tpu_lowering.stages import Progress, Request
 
 
 class CapturedGraph:
@@ -72,23 +72,28 @@ class CapturedGraph:
         self.edits: Padding | None = None
         self.sizes: dict[sympy.Symbol, Any] = {}
         self.executed = not isinstance(runtime, TpuRuntime)
-        module = with_mesh(module)
-        self.mesh: Mesh | None = module.meta.get(MESH)
+        self.captured = with_mesh(module)
+        self.mesh: Mesh | None = self.captured.meta.get(MESH)
+        self.own_parts = False
         with self._telling():
-            take_collectives(module)
-            self.module, self.effects = effects.take_effects(module) if self.executed else (module, None)
-            self.sharing = sharing_of(kind, self.module.graph)
-            if kind == "inference":  # of those where gradients are recorded it is known before they are parted
-                shared_memory.mark_shared_memory(self.module)
-            randomness.give_states_a_size(self.module.graph)
-            self.coordinates = coordinates_of(self.module.graph)
-            self.symbolic = _has_sizes(self.module.graph, self.coordinates)
-            runtime.check(examples)
-            if self.symbolic or self.coordinates:
-                specialise.refuse_data_dependence(self.module.graph)
-                self._analyse_sizes()
+            self._take(examples)
             if not self.symbolic:
                 self.only = self._compile(f"{kind}_{number}", examples)[1]
+
+    def _take(self, examples: Sequence[Any]) -> None:
+        """Takes the captured graph in, with what is known of its sizes."""
+        module = take_collectives(self.captured, self.own_parts)
+        self.module, self.effects = effects.take_effects(module) if self.executed else (module, None)
+        self.sharing = sharing_of(self.kind, self.module.graph)
+        if self.kind == "inference":  # of those where gradients are recorded it is known before they are parted
+            shared_memory.mark_shared_memory(self.module)
+        randomness.give_states_a_size(self.module.graph)
+        self.coordinates = coordinates_of(self.module.graph)
+        self.symbolic = _has_sizes(self.module.graph, self.coordinates)
+        self.runtime.check(examples)
+        if self.symbolic or self.coordinates:
+            specialise.refuse_data_dependence(self.module.graph)
+            self._analyse_sizes()
 
     def _telling(self) -> contextlib.AbstractContextManager[None]:
         """A scope whose refusals all ranks hear of that run the graph's programs together."""
@@ -185,15 +190,25 @@ class CapturedGraph:
         return self.programs[key]
 
     def _compile(self, name: str, arguments: Sequence[Any]) -> tuple[Program, RunnableProgram]:
-        padding = self.rounding.padding if self.rounding is not None else self.edits
-        # Real tensors are computed with here: verifying, constants.
-        with self._telling(), compat.disable_current_modes():
-            made = pipeline.run(
-                Request(name, self.module, arguments, self.options, self.observer, self.runtime, self.sharing, padding)
-            )
+        try:
+            made = self._run_pipeline(name, arguments)
+        except errors.TpuLoweringError as error:
+            if error.code != "TL702" or self.own_parts:
+                raise
+            self.own_parts = True  # the ranks differ: perhaps by a rank's own place, which torch put into the graph
+            self._take(arguments)
+            made = self._run_pipeline(name, arguments)
         self.current = tuple(dict.fromkeys((*self.current, *made.current)))
         assert made.program is not None and made.runnable is not None
         return made.program, made.runnable
+
+    def _run_pipeline(self, name: str, arguments: Sequence[Any]) -> Progress:
+        padding = self.rounding.padding if self.rounding is not None else self.edits
+        # Real tensors are computed with here: verifying, constants.
+        with self._telling(), compat.disable_current_modes():
+            return pipeline.run(
+                Request(name, self.module, arguments, self.options, self.observer, self.runtime, self.sharing, padding)
+            )
 
 
 def sharing_of(kind: str, graph: fx.Graph) -> Sharing:

@@ -14,8 +14,10 @@ from tpu_lowering.capture.graphs import is_symbolic
 from tpu_lowering.fuse.attention import sites
 from tpu_lowering.fuse.attention.masks import Term, computed, constants
 from tpu_lowering.fuse.attention.training import pair_with_gradients
+from tpu_lowering.ir import operators
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.normalise import shared_memory
+from tpu_lowering.normalise.collectives import name_groups
 from tpu_lowering.normalise.specialise import SYMBOLIC
 
 
@@ -31,6 +33,8 @@ def partitioner(chip_of: Callable[[fx.GraphModule, Any], Chip | None]) -> Callab
 
     def partition(joint: fx.GraphModule, inputs: Any, **given: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
         shared_memory.mark_shared_memory(joint)
+        name_groups(joint.graph)
+        gather_again(joint.graph)
         chip = chip_of(joint, inputs)
         if chip is not None and not any(is_symbolic(node.meta.get("val")) for node in joint.graph.nodes):
             with compat.disable_current_modes():  # masks are computed here
@@ -41,6 +45,28 @@ def partitioner(chip_of: Callable[[fx.GraphModule, Any], Chip | None]) -> Callab
         return repeat_draws(joint, forward, backward, given["num_fwd_outputs"])
 
     return partition
+
+
+def gather_again(graph: fx.Graph) -> None:
+    """Has the backward gather parameters anew that ranks hold in parts: whole ones would be held until it comes."""
+    gathered: list[fx.Node] = []
+    for node in graph.nodes:
+        if node.target in (compat.c10d.all_gather_into_tensor.default, compat.c10d.wait_tensor.default):
+            source = node.args[0]
+            while isinstance(source, fx.Node) and source.op == "call_function" and source.target in CARRIED:
+                source = source.args[0]
+            if source in gathered or _is_parameter(source):
+                gathered.append(node)
+    for node in gathered:
+        node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+
+
+CARRIED = (*operators.MOVES, compat.aten.view.default, compat.aten.t.default, compat.prims.convert_element_type.default)
+"""What stands between a parameter and its gathering: views, and another dtype."""
+
+
+def _is_parameter(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "placeholder" and str(node.target).startswith("primals")
 
 
 def repeat_draws(

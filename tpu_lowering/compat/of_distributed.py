@@ -54,6 +54,11 @@ def ranks_of(group: Any) -> tuple[int, ...]:
     return tuple(dist.get_process_group_ranks(group))
 
 
+def group_name(group: Any) -> str:
+    """The name by which a graph names a group."""
+    return group if isinstance(group, str) else str(group.group_name)
+
+
 def own_mesh(full_mesh: torch.Tensor) -> torch.Tensor:
     """The part of a ``[parts, *mesh]`` tensor of ranks that this process is in."""
     module, why = "torch.distributed.device_mesh", "the place of a rank"

@@ -46,9 +46,14 @@ def broadcast(value: torch.Tensor, source: int, axes: Axes, count: int) -> torch
     return value.clone()
 
 
+def own_part(value: torch.Tensor, dim: int, axes: Axes, count: int) -> torch.Tensor:
+    """The part of a rank, of ``count`` equal ones along a dimension."""
+    return value.chunk(count, dim)[0]
+
+
 def mesh_coordinate(axes: Axes, count: int) -> torch.Tensor:
     """A rank's place along axes: int64 []."""
     return torch.zeros((), dtype=torch.int64)
 
 
-COLLECTIVES = (all_reduce, all_gather, reduce_scatter, all_to_all, broadcast, mesh_coordinate)
+COLLECTIVES = (all_reduce, all_gather, reduce_scatter, all_to_all, broadcast, own_part, mesh_coordinate)

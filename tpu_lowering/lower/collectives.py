@@ -36,6 +36,8 @@ _OF_BOOLS: dict[str, Any] = {
 
 
 def all_gather(value: jax.Array, dim: int, axes: Axes, count: int, *, out: TensorType) -> jax.Array:
+    if not value.size:
+        return jnp.zeros(out.shape, out.dtype)  # XLA gathers no dimension of size 0
     return jax.lax.all_gather(value, axes, axis=dim, tiled=True)
 
 
@@ -43,15 +45,18 @@ def reduce_scatter(
     value: jax.Array, reduction: Reduction, dim: int, axes: Axes, count: int, *, out: TensorType
 ) -> jax.Array:
     """XLA scatters sums alone; of another reduction each rank takes its part."""
+    if not value.size:
+        return jnp.zeros(out.shape, out.dtype)
     if reduction in ("sum", "avg") and value.dtype != jnp.bool_:
         total = jax.lax.psum_scatter(value, axes, scatter_dimension=dim, tiled=True)
         return (total / count if reduction == "avg" else total).astype(out.dtype)
     reduced = all_reduce(value, reduction, axes, count, out=TensorType(out.element, value.shape))
-    size = out.shape[dim]
-    return jax.lax.dynamic_slice_in_dim(reduced, jax.lax.axis_index(axes) * size, size, dim)
+    return own_part(reduced, dim, axes, count, out=out)
 
 
 def all_to_all(value: jax.Array, split: int, joined: int, axes: Axes, count: int, *, out: TensorType) -> jax.Array:
+    if not value.size:
+        return jnp.zeros(out.shape, out.dtype)  # XLA gathers no dimension of size 0
     return jax.lax.all_to_all(value, axes, split, joined, tiled=True)
 
 
@@ -73,6 +78,11 @@ def _of_bits(bits: jax.Array, like: jax.Array) -> jax.Array:
         return jax.lax.bitcast_convert_type(bits, like.dtype)
     parts = jax.lax.bitcast_convert_type(bits, like.real.dtype)
     return jax.lax.complex(parts[..., 0], parts[..., 1])
+
+
+def own_part(value: jax.Array, dim: int, axes: Axes, count: int, *, out: TensorType) -> jax.Array:
+    size = out.shape[dim]
+    return jax.lax.dynamic_slice_in_dim(value, jax.lax.axis_index(axes) * size, size, dim)
 
 
 def mesh_coordinate(axes: Axes, count: int, *, out: TensorType) -> jax.Array:

@@ -32,5 +32,6 @@ OWN: dict[Any, Callable[..., Any]] = {
     along_axes.reduce_scatter: collectives.reduce_scatter,
     along_axes.all_to_all: collectives.all_to_all,
     along_axes.broadcast: collectives.broadcast,
+    along_axes.own_part: collectives.own_part,
     along_axes.mesh_coordinate: collectives.mesh_coordinate,
 }

@@ -32,7 +32,7 @@ from torch import fx
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import collectives, graphs
 from tpu_lowering.ir.collectives import Axes
-from tpu_lowering.ir.mesh import COORDINATES, MESH, Irregular, of_groups
+from tpu_lowering.ir.mesh import COORDINATES, MESH, Irregular, Mesh, of_groups
 from tpu_lowering.normalise.subgraphs import inline_subgraphs
 
 aten, c10d, autograd, dtensor = compat.aten, compat.c10d, compat.c10d_autograd, compat.dtensor
@@ -86,7 +86,7 @@ NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "_dtensor", "devi
 
 
 def with_mesh(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a captured graph whose metadata has the mesh of its collectives; itself if it has none.
+    """A captured graph whose metadata has the mesh of its collectives, if it has any.
 
     Raises:
         TpuLoweringError: TL701 for groups of ranks that are no grid.
@@ -95,7 +95,6 @@ def with_mesh(module: fx.GraphModule) -> fx.GraphModule:
     found = [node for node in module.graph.nodes if _is_distributed(node)]
     if not found:
         return module
-    module = graphs.copy_module(module)
     groups = _groups(module)
     try:
         module.meta[MESH] = of_groups(dist.get_rank(), groups.values())[0]
@@ -110,14 +109,64 @@ def with_mesh(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-def take_collectives(module: fx.GraphModule) -> None:
-    """Rewrites the collectives of a graph that has a mesh, in place.
+def take_collectives(module: fx.GraphModule, own_parts: bool = False) -> fx.GraphModule:
+    """A copy of a graph that has a mesh, with collectives of this package; itself if it has none.
+
+    Args:
+        module: see ``with_mesh``.
+        own_parts: whether parts at a rank's own place are meant as such. Torch may put the place into the graph as a
+            number; so may the user, who means the same part on all ranks. Either way the graph gives what it gave on
+            this rank, and all ranks have one program only where the place was meant.
 
     Raises:
         TpuLoweringError: TL705 for a collective that no program of all ranks can have.
     """
-    if MESH in module.meta:
-        _Rewriter(module).run()
+    if MESH not in module.meta:
+        return module
+    module = graphs.copy_module(module)
+    _Rewriter(module).run()
+    if own_parts:
+        _take_own_parts(module.graph, module.meta[MESH])
+    return module
+
+
+def name_groups(graph: fx.Graph) -> None:
+    """Has every collective name its group, in place: torch cannot copy a graph that holds the group itself."""
+    for node in list(graph.nodes):
+        if _is_distributed(node) and node.target in _table():
+            given = graphs.bound(node)[GROUP]
+            if isinstance(given, fx.Node):
+                with compat.disable_current_modes():
+                    name = compat.group_name(_value(given))
+                node.args = tuple(name if argument is given else argument for argument in node.args)
+    for node in reversed(list(graph.nodes)):
+        if not node.users and ((_is_distributed(node) and _is_object(node)) or node.op == "get_attr"):
+            graph.erase_node(node)
+
+
+def _take_own_parts(graph: fx.Graph, mesh: Mesh) -> None:
+    """Rewrites splits of which one part is used, the one at this rank's place along an axis, in place."""
+    places = mesh.coordinates(dist.get_rank())
+    for node in list(graph.nodes):
+        if not graphs.is_call(node, aten.split.Tensor) or len(node.users) != 1:
+            continue
+        (item,), given, parts = node.users, graphs.bound(node), node.meta["val"]
+        dim = given["dim"] % given["self"].meta["val"].ndim
+        sizes = {part.shape[dim] for part in parts}
+        axis = next((a for a in mesh.axes if mesh.size((a,)) == len(parts) and places[a] == item.args[1]), None)
+        if len(sizes) == 1 and axis is not None:
+            with graphs.inserting_for(item):
+                new = _own_part(graph, given["self"], dim, (axis,), len(parts))
+            new.meta["val"] = item.meta["val"]
+            graphs.replace(item, new)
+    graphs.eliminate_dead_code(graph)
+
+
+def _own_part(graph: fx.Graph, value: fx.Node, dim: int, axes: Axes, count: int) -> fx.Node:
+    """A rank's own part; of what all ranks have gathered, in one step with the gathering."""
+    if graphs.is_call(value, collectives.all_gather) and value.args[2] == axes and value.args[1] != dim:
+        return graph.call_function(collectives.all_to_all, (value.args[0], dim, value.args[1], axes, count))
+    return graph.call_function(collectives.own_part, (value, dim, axes, count))
 
 
 def _groups(module: fx.GraphModule) -> dict[fx.Node, tuple[int, ...]]:

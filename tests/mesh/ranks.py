@@ -1,0 +1,53 @@
+"""Starts processes that are ranks of one group, and collects what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+SURROUNDINGS = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TPU_LOG_DIR": "disabled", "MASTER_ADDR": "127.0.0.1"}
+
+
+def start(names: Sequence[str], count: int, **env: str) -> list[subprocess.Popen[str]]:
+    """One process a rank, each with the same cases."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.mesh.worker", *names],
+            env={
+                **os.environ, **SURROUNDINGS, **env,
+                "RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_PORT": str(port),
+            },
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+
+
+def collect(processes: Sequence[subprocess.Popen[str]], seconds: float) -> list[dict[str, Any]]:
+    """What each rank said, by case; "exit" is its exit status, "output" all that it printed."""
+    found: list[dict[str, Any]] = []
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=seconds)
+            lines = [line.removeprefix("RESULT ") for line in output.splitlines() if line.startswith("RESULT ")]
+            said: dict[str, Any] = {"exit": process.returncode, "output": output}
+            for line in lines:
+                said |= json.loads(line)
+            found.append(said)
+    finally:
+        for process in processes:
+            process.kill()
+    return found
+
+
+def run(names: Sequence[str], count: int, seconds: float = 300, **env: str) -> list[dict[str, Any]]:
+    """Runs cases on some ranks; by rank and case what each gave."""
+    return collect(start(names, count, **env), seconds)
