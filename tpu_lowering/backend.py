@@ -117,7 +117,7 @@ class _Compilation:
                 fw_compiler=self._compiler("forward", kernels, kinds),
                 bw_compiler=self._compiler("backward", kernels, kinds),
                 inference_compiler=self._compiler("inference", kernels, kinds),
-                partition_fn=partition.partitioner(self._fusing_chip),
+                partition_fn=partition.partitioner(self._fusing_chip, compat.parameter_inputs(part)),
                 decompositions=mistakes.refusing(with_eagers_layouts(decompositions())),
                 keep_inference_input_mutations=True,
             )(part, arguments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ from tpu_lowering.normalise.collectives import name_groups
 from tpu_lowering.normalise.specialise import SYMBOLIC
 
 
-def partitioner(chip_of: Callable[[fx.GraphModule, Any], Chip | None]) -> Callable[..., Any]:
+def partitioner(
+    chip_of: Callable[[fx.GraphModule, Any], Chip | None], parameters: Collection[int] = ()
+) -> Callable[..., Any]:
     """A ``partition_fn`` for AOTAutograd.
 
     A backward is given what a view is a view of, and cuts the view out itself: of a parameter that is nothing new.
@@ -29,12 +31,13 @@ def partitioner(chip_of: Callable[[fx.GraphModule, Any], Chip | None]) -> Callab
     Args:
         chip_of: for a joint graph and its inputs, what it is for; None if
             nothing is fused there.
+        parameters: which inputs of Dynamo's graph are parameters.
     """
 
     def partition(joint: fx.GraphModule, inputs: Any, **given: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
         shared_memory.mark_shared_memory(joint)
         name_groups(joint.graph)
-        gather_again(joint.graph)
+        gather_again(joint.graph, parameters)
         chip = chip_of(joint, inputs)
         if chip is not None and not any(is_symbolic(node.meta.get("val")) for node in joint.graph.nodes):
             with compat.disable_current_modes():  # masks are computed here
@@ -47,15 +50,21 @@ def partitioner(chip_of: Callable[[fx.GraphModule, Any], Chip | None]) -> Callab
     return partition
 
 
-def gather_again(graph: fx.Graph) -> None:
-    """Has the backward gather parameters anew that ranks hold in parts: whole ones would be held until it comes."""
+def gather_again(graph: fx.Graph, parameters: Collection[int]) -> None:
+    """Has the backward gather parameters anew that ranks hold in parts: whole ones would be held until it comes.
+
+    Args:
+        graph: a joint graph.
+        parameters: which inputs of Dynamo's graph are parameters.
+    """
+    known: list[Any] = [node for node in graph.find_nodes(op="placeholder") if compat.input_behind(node) in parameters]
     gathered: list[fx.Node] = []
     for node in graph.nodes:
         if node.target in (compat.c10d.all_gather_into_tensor.default, compat.c10d.wait_tensor.default):
             source = node.args[0]
             while isinstance(source, fx.Node) and source.op == "call_function" and source.target in CARRIED:
                 source = source.args[0]
-            if source in gathered or _is_parameter(source):
+            if source in known or source in gathered:
                 gathered.append(node)
     for node in gathered:
         node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
@@ -63,10 +72,6 @@ def gather_again(graph: fx.Graph) -> None:
 
 CARRIED = (*operators.MOVES, compat.aten.view.default, compat.aten.t.default, compat.prims.convert_element_type.default)
 """What stands between a parameter and its gathering: views, and another dtype."""
-
-
-def _is_parameter(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.op == "placeholder" and str(node.target).startswith("primals")
 
 
 def repeat_draws(

@@ -121,6 +121,29 @@ def versions_advanced() -> tuple[int, ...]:
     return tuple(len(metadata.tokens) + index for index in metadata.mutated_graph_handled_indices_seen_by_autograd)
 
 
+def parameter_inputs(module: torch.fx.GraphModule) -> frozenset[int]:
+    """Positions of a graph's inputs, as Dynamo wrote it, that are parameters or buffers of modules, or parts of them.
+
+    Only Dynamo's private source of an input says so: parameters are inputs like all others.
+    """
+    found: set[int] = set()
+    for at, node in enumerate(module.graph.find_nodes(op="placeholder")):
+        source = getattr(node, "_dynamo_source", None)
+        while source is not None and "ParamBufferSource" not in type(source).__name__:
+            source = getattr(source, "base", None)
+        if source is not None:
+            found.add(at)
+    return frozenset(found)
+
+
+def input_behind(node: torch.fx.Node) -> int | None:
+    """The position of the input of Dynamo's graph that a placeholder of AOTAutograd's joint graph is, or is part of."""
+    description = node.meta.get("desc")
+    while description is not None and not hasattr(description, "idx"):
+        description = getattr(description, "base", None)
+    return None if description is None else int(description.idx)
+
+
 class ResultsOfForward(NamedTuple):
     """What AOTAutograd knows of the memory of a forward's or inference graph's results; see ``normalise.aliases``.
 
