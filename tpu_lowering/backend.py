@@ -24,6 +24,7 @@ from tpu_lowering.observers import Observer, Observers
 from tpu_lowering.options import Options
 from tpu_lowering.report.dump import dump_observer
 from tpu_lowering.report.logs import LogObserver
+from tpu_lowering.runtime import pulse
 from tpu_lowering.runtime.base import Runtime
 from tpu_lowering.runtime.cache.known_kernels import KnownKernel, known_kernels
 from tpu_lowering.runtime.choose import runtime_for
@@ -37,6 +38,7 @@ def __getattr__(name: str) -> None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     helion.check_calls()
     compat.trace_for_all_ranks()
+    pulse.start()
     compat.register_backend_once(helion_tpu, "helion_tpu")
 
 

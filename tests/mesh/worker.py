@@ -18,12 +18,13 @@ def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     seconds = datetime.timedelta(seconds=float(os.environ.get("TESTS_GROUP_SECONDS", "120")))
     dist.init_process_group("gloo", timeout=seconds)
-    from tests.mesh import cases
+    from tests.mesh import cases, faults
 
     for name in names:
         torch._dynamo.reset()
         try:
-            said = getattr(cases, name)(dist.get_rank(), dist.get_world_size())
+            case = getattr(cases, name, None) or getattr(faults, name)
+            said = case(dist.get_rank(), dist.get_world_size())
         except Exception as error:
             said = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-3000:]}
         print(f"\nRESULT {json.dumps({name: said})}", flush=True)

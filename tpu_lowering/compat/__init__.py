@@ -22,6 +22,7 @@ from tpu_lowering.compat.of_distributed import (
     own_mesh,
     ranks_of,
     real_object,
+    run_on,
     store,
     trace_for_all_ranks,
 )
@@ -275,6 +276,7 @@ __all__ = [
     "register_graph_value",
     "registered_decompositions",
     "results_of_forward",
+    "run_on",
     "schema",
     "serializable_compiler",
     "set_grad_enabled",

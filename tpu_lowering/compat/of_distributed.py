@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import torch
 import torch.distributed as dist
 
@@ -95,13 +97,12 @@ class Cluster:
         """
         why = "programs of several processes"
         limits: dict[str, Any] = {"heartbeat_timeout": 3600, "shutdown_timeout": 5}
-        others: dict[str, Any] = {"missed_heartbeat_callback": _nothing, "shutdown_on_destruction": False}
-        self.service = self.client = None
+        self.service = None
         if place == 0:
             serve = private("jaxlib", "jaxlib._jax", "get_distributed_runtime_service", why)
             self.service = serve(address, count, cluster_register_timeout=seconds, recoverable=True, **limits)
         connect = private("jaxlib", "jaxlib._jax", "get_distributed_runtime_client", why)
-        self.client = connect(address, place, init_timeout=seconds, **others, **limits)
+        self.client = connect(address, place, init_timeout=seconds, shutdown_on_destruction=False, **limits)
         self.client.connect()
         collectives = private("jaxlib", "jaxlib._jax", "make_gloo_tcp_collectives", why)(self.client, hostname=host)
         made = private("jaxlib", "jaxlib.xla_client", "make_cpu_client", why)(
@@ -110,13 +111,18 @@ class Cluster:
         self.devices = sorted(made.devices(), key=lambda device: device.process_index)
         (self.device,) = made.local_devices()
 
-    def leave(self) -> None:
-        """Parts from the others, in order: who goes without a word is taken for dead."""
-        for part in (self.client, self.service):
-            if part is not None:
-                part.shutdown()
-        self.client = self.service = None
+    def leave_service(self) -> None:
+        """Parts from the service; to be called by all processes, once all devices have met."""
+        self.client.shutdown()
+
+    def end_service(self) -> None:
+        """Ends the service; to be called when all processes have left it."""
+        if self.service is not None:
+            self.service.shutdown()
 
 
-def _nothing(*_: Any) -> None:
-    """What the client does about a process that it does not hear: ``runtime.peers`` sees to that."""
+def run_on(compiled: Any, arrays: Sequence[jax.Array]) -> None:
+    """Runs a ``jax.stages.Compiled`` of several processes on this one's parts of its arguments, and waits."""
+    for array in compiled.runtime_executable().execute_sharded(list(arrays)).disassemble_into_single_device_arrays():
+        for part in array:
+            part.block_until_ready()

@@ -227,8 +227,11 @@ def source_line(node: fx.Node) -> str:
 
 
 def source_line_of(stack_trace: str) -> str:
-    """The innermost line of a stack trace, as ``source_line`` words it."""
+    """The innermost line of a stack trace, as ``source_line`` words it; not one of torch's that spread tensors over
+    ranks, which no user has written."""
     frames = stack_trace.strip().split("File ")
+    while len(frames) > 2 and "/torch/distributed/" in frames[-1].partition("\n")[0]:
+        frames.pop()
     lines = [line.strip() for line in frames[-1].splitlines() if line.strip()]
     if not lines or '"' not in lines[0]:
         return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,5 +47,6 @@ def runtime_for(graph: fx.Graph, kind: str, arguments: Sequence[Any], options: O
         return TorchTpuRuntime(graph, elsewhere[0]) if elsewhere[0].type == tpu_tensors.DEVICE else XlaRuntime(graph)
     if options.device:
         return DeviceRuntime(options.device, kind, options.cpu_kernels)
-    same = dataclasses.replace(options, cache="", cache_bytes=Options.cache_bytes, dump="")  # folders are a rank's own
-    return CpuRuntime(options.cpu_kernels, Store.of(options), repr(same))
+    folders = ("cache", "cache_bytes", "dump")  # a rank's own
+    settings = [f"option {name} = {getattr(options, name)!r}" for name in Options.names() if name not in folders]
+    return CpuRuntime(options.cpu_kernels, Store.of(options), settings)

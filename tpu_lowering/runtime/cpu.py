@@ -51,7 +51,9 @@ class CpuRuntime:
 
     chip = CPU
 
-    def __init__(self, kernels: Execution = "vectorized", store: Store | None = None, settings: str = "") -> None:
+    def __init__(
+        self, kernels: Execution = "vectorized", store: Store | None = None, settings: Sequence[str] = ()
+    ) -> None:
         self.kernels: Execution = kernels
         self.store = store
         self.settings = settings
@@ -107,7 +109,8 @@ class CpuRuntime:
 
         def make() -> tuple[str, Any]:
             lowered = _lowered(program, source, plan, self.kernels, Spread(mesh, tuple(cluster.devices)))
-            return f"{executables.versions()}\n{self.settings}\n{lowered.as_text()}", lowered
+            text = lowered.as_text().replace(program.name, "program")  # ranks count other programs too
+            return "\n".join([*executables.versions(), *self.settings, text]), lowered
 
         number, lowered = together.agree(make, _first_collective(program))
         compiled = lowered.compile()

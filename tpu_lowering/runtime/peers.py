@@ -17,10 +17,10 @@ a rank is gone, or does not answer                TL704
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import queue
@@ -30,19 +30,22 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
+import jax
+import numpy as np
 import torch.distributed as dist
 
 from tpu_lowering import compat, errors
 from tpu_lowering.ir.mesh import Mesh
+from tpu_lowering.ir.types import f32
+from tpu_lowering.runtime import pulse
 from tpu_lowering.runtime.rank_errors import crossed, different, failed, late, stopped
+from tpu_lowering.runtime.spread import Spread
 from tpu_lowering.session import Cache
 
 Made = TypeVar("Made")
 PATIENCE = 2.0  # seconds for which a rank waits before it looks whether the others still come
-BEAT = 0.5  # seconds between two signs of life
-SILENCE = 8 * BEAT  # of a rank that is gone
 
-_peers: Cache[tuple[tuple[int, ...], int], Peers] = Cache(
+_peers: Cache[tuple[Mesh, int], Peers] = Cache(
     "runtime.peers", 64, "connections between the ranks of a mesh, which live as long as the process"
 )
 
@@ -50,7 +53,7 @@ _peers: Cache[tuple[tuple[int, ...], int], Peers] = Cache(
 def peers_of(mesh: Mesh) -> Peers:
     """The processes of a mesh, this one among them; connected when they are first needed."""
     store = compat.store()
-    return _peers.find((mesh.ranks, id(store)), lambda: Peers(mesh.ranks, store))
+    return _peers.find((mesh, id(store)), lambda: Peers(mesh, store))
 
 
 @contextlib.contextmanager
@@ -76,26 +79,29 @@ class _Box:
 
 
 class Peers:
-    """The processes of some ranks.
+    """The processes of a mesh.
 
     Attributes:
+        mesh: the mesh.
         ranks: of torch's default group.
         place: of this process among them.
+        others: places of the others.
         programs: how many programs they have agreed on, or tried to.
         calls: how many calls of programs this process has begun.
     """
 
-    def __init__(self, ranks: tuple[int, ...], store: Any) -> None:
+    def __init__(self, mesh: Mesh, store: Any) -> None:
+        self.mesh, ranks = mesh, mesh.ranks
         self.ranks, self.place = ranks, ranks.index(dist.get_rank())
-        self.store = dist.PrefixStore(f"tpu_lowering/{'-'.join(map(str, ranks))}", store)
+        self.others = [place for place in range(len(ranks)) if place != self.place]
+        self.store = dist.PrefixStore(f"tpu_lowering/{mesh} of {ranks}", store)
         self.seconds = compat.group_seconds()
         self.programs = self.calls = 0
         self.fault: errors.TpuLoweringError | None = None
         self.lock = threading.RLock()
-        self.beats: dict[int, tuple[bytes, float]] = {}
+        self.pulse = pulse.of(store)
         self.jobs: queue.SimpleQueue[tuple[Callable[[], Any], _Box]] = queue.SimpleQueue()
-        for work in (self._beat, self._work):
-            threading.Thread(target=work, name="tpu_lowering peers", daemon=True).start()
+        threading.Thread(target=self._work, name="tpu_lowering peers", daemon=True).start()
         self.cluster: compat.Cluster | None = None
 
     def connect(self) -> compat.Cluster:
@@ -108,12 +114,16 @@ class Peers:
             host = _own_host()
             if self.place == 0:
                 self.store.set("address", f"{host}:{_free_port(host)}")
-            self._meet("hello", [place for place in range(len(self.ranks)) if place != self.place], "")
+            self._meet("hello", "", "the first program")
             address = self.store.get("address").decode()
             count, seconds = len(self.ranks), int(self.seconds)
             made = self._guarded(lambda: compat.Cluster(address, host, self.place, count, seconds), "connecting")
+            self._guarded(lambda: _introduce(Spread(self.mesh, tuple(made.devices))), "connecting")
+            self._meet("met", "", "connecting")
+            made.leave_service()
+            self._meet("left", "", "connecting")
+            made.end_service()
             self.cluster = made
-            atexit.register(self._leave)
             return made
         return self.cluster
 
@@ -121,7 +131,7 @@ class Peers:
         """Has the other ranks refuse the next program too."""
         with self.lock:
             self.programs += 1
-            self.store.set(f"what is program {self.programs}/{self.place}", json.dumps({"refused": str(error)}))
+            self.store.set(f"program/{self.programs}/{self.place}", str(error))
 
     def agree(self, make: Callable[[], tuple[str, Any]], where: str) -> tuple[int, Any]:
         """Makes a program and compares it with those of the other ranks.
@@ -141,23 +151,21 @@ class Peers:
             self._raise_again()
             self.programs += 1
             number = self.programs
-            name = f"what is program {number}"
+            name = f"program/{number}"
             try:
                 text, made = make()
             except errors.TpuLoweringError:
                 self.programs -= 1  # see ``telling``
                 raise
             digest = hashlib.sha256(text.encode()).hexdigest()
-            self.store.set(f"{name}/text/{digest}", text)
-            others = [place for place in range(len(self.ranks)) if place != self.place]
-            said = self._meet(name, others, json.dumps({"digest": digest}))
-            for place in others:
-                if "refused" in said[place]:
-                    raise errors.TpuLoweringError(said[place]["refused"])
-            for place in others:
-                if said[place]["digest"] != digest:
-                    other = self.store.get(f"{name}/text/{said[place]['digest']}").decode()
-                    raise different((self.ranks[self.place], text), (self.ranks[place], other), where)
+            said = self._meet(name, digest, f"the making of program {number}")
+            for refusal in said.values():
+                if refusal.startswith("["):
+                    raise errors.TpuLoweringError(refusal)
+            if set(said.values()) != {digest}:
+                texts = self._meet(f"{name}/text", text, f"the making of program {number}")
+                place = next(place for place in self.others if said[place] != digest)
+                raise different((self.ranks[self.place], text), (self.ranks[place], texts[place]), where)
             return number, made
 
     def run(self, program: int, call: Callable[[], Any]) -> Any:
@@ -169,31 +177,37 @@ class Peers:
         with self.lock:
             self._raise_again()
             self.calls += 1
-            return self._guarded(call, f"program {program}")
+            what, number = f"program {program}", self.calls
+            for place, other in self._meet(f"call/{number}", str(program), what, in_call=True).items():
+                if other != str(program):
+                    raise self._tell(crossed((self.ranks[self.place], what), (self.ranks[place], f"program {other}")))
+            if number > 1:  # all ranks are past it
+                self.store.delete_key(f"call/{number - 1}/{self.place}")
+            return self._guarded(call, what)
 
-    def _meet(self, name: str, others: Sequence[int], said: str) -> dict[int, Any]:
+    def _meet(self, name: str, said: str, what: str, in_call: bool = False) -> dict[int, str]:
         """Says something under a name, and waits for what the others say; by place."""
         self.store.set(f"{name}/{self.place}", said)
         began = time.monotonic()
-        pause = 0.001
-        missing = list(others)
-        while missing := [place for place in missing if not self._has(f"{name}/{place}")]:
+        pause = 1e-5
+        keys = [f"{name}/{place}" for place in self.others]
+        while not self._has(*keys):
             time.sleep(pause)
-            pause = min(2 * pause, 0.1)
+            pause = min(1.5 * pause, 0.05)
             if time.monotonic() - began > PATIENCE:
-                self._look(missing, name, time.monotonic() - began, False)
-        self._stop_waiting()
-        texts = {place: self.store.get(f"{name}/{place}").decode() for place in others}
-        return {place: json.loads(text) for place, text in texts.items() if text}
+                missing = [place for place in self.others if not self._has(f"{name}/{place}")]
+                self._look(missing, what, time.monotonic() - began, in_call)
+        if time.monotonic() - began > PATIENCE:
+            self._stop_waiting()
+        return {place: text.decode() for place, text in zip(self.others, self.store.multi_get(keys), strict=True)}
 
     def _guarded(self, call: Callable[[], Made], what: str) -> Made:
         """Runs something that waits for the other processes in a thread of its own, and looks after them meanwhile."""
         box = _Box()
         self.jobs.put((call, box))
         began = time.monotonic()
-        others = [place for place in range(len(self.ranks)) if place != self.place]
         while not box.done.wait(PATIENCE):
-            self._look(others, what, time.monotonic() - began, True)
+            self._look(self.others, what, time.monotonic() - began, True)
         if time.monotonic() - began > PATIENCE:
             self._stop_waiting()
         if box.error is not None:
@@ -210,7 +224,7 @@ class Peers:
             raise self._broken(errors.TpuLoweringError(self.store.get("fault").decode()))
         mine = {"for": what, "calls": self.calls, "in_call": in_call}
         self.store.set(f"waits/{self.place}", json.dumps(mine))
-        gone = [place for place in missing if self._is_gone(place)]
+        gone = [place for place in missing if self.pulse.is_gone(self.ranks[place])]
         if gone:
             raise self._tell(stopped([self.ranks[place] for place in gone], what))
         for place in missing:
@@ -220,30 +234,18 @@ class Peers:
         if waited > self.seconds:
             raise self._tell(late([self.ranks[place] for place in missing], what, waited))
 
-    def _is_gone(self, place: int) -> bool:
-        """Whether a rank that gave signs of life gives none any more."""
-        if not self._has(f"beat/{place}"):
-            return False
-        beat, now = self.store.get(f"beat/{place}"), time.monotonic()
-        known = self.beats.get(place)
-        if known is None or known[0] != beat:
-            self.beats[place] = (beat, now)
-            return False
-        return now - known[1] > SILENCE
-
     def _failed(self, error: BaseException, what: str) -> errors.TpuLoweringError:
         """What a call that raised means: mostly a rank that is gone."""
         if self._has("fault"):
             return self._broken(errors.TpuLoweringError(self.store.get("fault").decode()))
-        others = [place for place in range(len(self.ranks)) if place != self.place]
-        end = time.monotonic() + 2 * SILENCE
+        end = time.monotonic() + 2 * pulse.SILENCE
         while time.monotonic() < end:
-            gone = [place for place in others if self._is_gone(place)]
+            gone = [place for place in self.others if self.pulse.is_gone(self.ranks[place])]
             if gone:
                 return self._tell(stopped([self.ranks[place] for place in gone], what))
             if self._has("fault"):
                 return self._broken(errors.TpuLoweringError(self.store.get("fault").decode()))
-            time.sleep(BEAT)
+            time.sleep(pulse.BEAT)
         return self._tell(failed(what, error))
 
     def _tell(self, error: errors.TpuLoweringError) -> errors.TpuLoweringError:
@@ -260,26 +262,15 @@ class Peers:
         if self.fault is not None:
             raise self.fault
 
-    def _has(self, key: str) -> bool:
+    def _has(self, *keys: str) -> bool:
         try:
-            return bool(self.store.check([key]))
+            return bool(self.store.check(list(keys)))
         except RuntimeError as error:
             holder = f"the process that holds torch's store ({str(error).splitlines()[0]})"
             raise self._broken(stopped([holder], "a message to the other ranks")) from error
 
     def _stop_waiting(self) -> None:
         self.store.set(f"waits/{self.place}", "")
-
-    def _beat(self) -> None:
-        """Gives signs of life until the process ends."""
-        number = 0
-        while self.fault is None:
-            number += 1
-            try:
-                self.store.set(f"beat/{self.place}", f"{os.getpid()} {number}")
-            except RuntimeError:
-                return
-            time.sleep(BEAT)
 
     def _work(self) -> None:
         while True:
@@ -290,9 +281,20 @@ class Peers:
                 box.error = error
             box.done.set()
 
-    def _leave(self) -> None:
-        if self.cluster is not None and self.fault is None:
-            self.cluster.leave()
+
+def _introduce(spread: Spread) -> None:
+    """Runs a collective along every set of axes: XLA connects the devices along axes when these first meet, through a
+    service that is there for that alone. Of a process that hears nothing from it any more, XLA makes an end."""
+    axes = spread.mesh.axes
+    lines = [line for count in range(1, len(axes) + 1) for line in itertools.combinations(axes, count)]
+
+    def met(one: jax.Array) -> list[jax.Array]:
+        return [jax.lax.psum(one, line) for line in lines]
+
+    number = [f32[()]]
+    call = spread.jitted(met, number).lower(*spread.specs(number)).compile()
+    (own,) = [device for device in spread.devices if device.process_index == device.client.process_index()]
+    compat.run_on(call, [jax.device_put(np.ones(1, np.float32), own)])
 
 
 def _is_crossed(one: Any, other: Any) -> bool:

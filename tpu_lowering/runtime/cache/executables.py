@@ -36,9 +36,9 @@ def _of_process() -> str:
 
 
 @functools.cache
-def versions() -> str:
-    """The versions of all that has a part in a program, and the contents of this package."""
-    return json.dumps([{package: version(package) for package in PACKAGES}, package_digest()])
+def versions() -> tuple[str, ...]:
+    """The versions of all that has a part in a program, and the contents of this package, a line each."""
+    return (*(f"{package} {version(package)}" for package in PACKAGES), f"tpu_lowering's files {package_digest()}")
 
 
 def _processor() -> str:
