@@ -15,13 +15,11 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
-    SequenceParallel,
     loss_parallel,
     parallelize_module,
 )
 
 from tests.mesh import models
-from tpu_lowering.backend import helion_tpu
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
@@ -169,70 +167,6 @@ def autograd_collectives(rank: int, count: int) -> float:
     (expected * expected).sum().backward()
     (actual * actual).sum().backward()
     return error((actual, y.grad), (expected, x.grad))
-
-
-# What programs do ------------------------------------------------------------------------------------------
-COUNTED = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast")
-
-
-class _Sources:
-    """Keeps the generated source of each program, by its kind."""
-
-    def __init__(self) -> None:
-        self.texts: dict[str, str] = {}
-
-    def stage(self, name: str, stage: str, module: Any, seconds: float) -> None: ...
-
-    def acted(self, name: str, stage: str, actions: Any) -> None: ...
-
-    def compiled(self, program: Any, source: Any) -> None:
-        assert program.name not in self.texts
-        self.texts[program.name] = source.text
-
-
-def programs_of(function: Callable[[], Any], *compiled_functions: nn.Module) -> dict[str, dict[str, int]]:
-    """The collectives of each program that a training step compiles, by the kind of the program."""
-    sources = _Sources()
-    backend = functools.partial(helion_tpu, observers=[sources])
-    for module in compiled_functions:
-        module.compile(backend=backend, fullgraph=True)
-    function()
-    found: dict[str, dict[str, int]] = {}
-    for name, text in sources.texts.items():
-        kind = name.split("_")[0]
-        assert kind not in found, "expected one program a direction"
-        found[kind] = {one: text.count(f" = {one}(") for one in COUNTED if f" = {one}(" in text}
-    return found
-
-
-def counts(rank: int, count: int) -> dict[str, dict[str, dict[str, int]]]:
-    mesh = init_device_mesh("cpu", (count,))
-
-    class Pair(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.down(self.up(self.norm(x)).relu())
-
-    def step(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
-        return lambda: model(x).square().sum().backward()
-
-    found = {}
-    plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
-    model = parallelize_module(Pair(), mesh, plan)
-    found["tensor parallel"] = programs_of(step(model, torch.randn(4, 16)), model)
-    plan = {
-        "norm": SequenceParallel(sequence_dim=0),
-        "up": ColwiseParallel(input_layouts=Shard(0)),
-        "down": RowwiseParallel(output_layouts=Shard(0)),
-    }
-    model = parallelize_module(Pair(), mesh, plan)
-    found["sequence parallel"] = programs_of(step(model, torch.randn(4, 16)), model)
-    model = models.simple_fsdp(Pair(), mesh)
-    found["simple FSDP"] = programs_of(step(model, torch.randn(4, 16)), model)
-    return found
 
 
 # Models -----------------------------------------------------------------------------------------------------

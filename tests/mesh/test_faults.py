@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 from typing import Any
 
 import pytest
 
-from tests.mesh import ranks
+from tests.mesh import faults, ranks
 
 SECONDS = 60
 TOGETHER = (
@@ -57,7 +58,7 @@ STOPPED = """[TL704] rank stopped: rank 1
 
 def line_of(text: str) -> int:
     """The number of the line of ``faults.py`` that holds a text."""
-    lines = open("tests/mesh/faults.py").read().splitlines()
+    lines = pathlib.Path(faults.__file__).read_text().splitlines()
     return next(number for number, line in enumerate(lines, 1) if text in line)
 
 

@@ -18,12 +18,12 @@ def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     seconds = datetime.timedelta(seconds=float(os.environ.get("TESTS_GROUP_SECONDS", "120")))
     dist.init_process_group("gloo", timeout=seconds)
-    from tests.mesh import cases, faults
+    from tests.mesh import cases, faults, program_cases
 
     for name in names:
         torch._dynamo.reset()
         try:
-            case = getattr(cases, name, None) or getattr(faults, name)
+            case = next(getattr(part, name) for part in (cases, program_cases, faults) if hasattr(part, name))
             said = case(dist.get_rank(), dist.get_world_size())
         except Exception as error:
             said = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-3000:]}

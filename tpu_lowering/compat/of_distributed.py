@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import torch
 import torch.distributed as dist
 
+from tpu_lowering import errors
 from tpu_lowering.compat.lookup import private
 from tpu_lowering.compat.operators import Namespace
 
@@ -41,7 +43,16 @@ _GROUPS = "torch.distributed.distributed_c10d"
 
 def is_script_object(value: Any) -> bool:
     """Whether a value of a graph stands for an object that is no tensor: a mesh of devices, a group of ranks."""
-    return isinstance(value, private("torch", "torch._library.fake_class_registry", "FakeScriptObject", "meshes"))
+    return isinstance(value, _script_objects())
+
+
+@functools.cache
+def _script_objects() -> Any:
+    """The class of such values; none in a release that has none."""
+    try:
+        return private("torch", "torch._library.fake_class_registry", "FakeScriptObject", "meshes in graphs")
+    except errors.TpuLoweringError:
+        return ()
 
 
 def real_object(value: Any) -> Any:

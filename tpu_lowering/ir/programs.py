@@ -50,6 +50,11 @@ class Output:
         """A result with a tensor's shape and strides."""
         return cls(tuple(value.stride()), tuple(value.shape), place=place)
 
+    @classmethod
+    def of_argument(cls, position: int) -> Output:
+        """A result that is an argument, whatever that is."""
+        return cls((), place=MemoryPlace(position, True, None, torch.uint8))
+
     @property
     def is_computed(self) -> bool:
         """Whether the result is one of the program's."""

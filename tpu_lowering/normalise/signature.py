@@ -109,4 +109,7 @@ def _saved(found: Sequence[Alias | None], bases: Mapping[Any, int], sharing: Sha
 def _constant_or_computed(result: Any, is_saved: bool) -> Output:
     if aliases.is_tensor(result):
         return dataclasses.replace(Output.of(result.meta["val"]), is_saved=is_saved)
-    return Output(None, constant=compat.real_object(result.meta.get("val")) if isinstance(result, fx.Node) else result)
+    value = result.meta.get("val") if isinstance(result, fx.Node) else result
+    if compat.is_script_object(value) and result.op == "placeholder":
+        return Output.of_argument(list(result.graph.find_nodes(op="placeholder")).index(result))
+    return Output(None, constant=compat.real_object(value))

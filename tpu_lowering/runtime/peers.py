@@ -100,8 +100,9 @@ class Peers:
         self.fault: errors.TpuLoweringError | None = None
         self.lock = threading.RLock()
         self.pulse = pulse.of(store)
-        self.jobs: queue.SimpleQueue[tuple[Callable[[], Any], _Box]] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name="tpu_lowering peers", daemon=True).start()
+        self.jobs: queue.SimpleQueue[tuple[Callable[[], Any], _Box] | None] = queue.SimpleQueue()
+        worker = threading.Thread(target=self._work, name="tpu_lowering peers", daemon=True)
+        pulse.end_with_process(worker, lambda: self.jobs.put(None))
         self.cluster: compat.Cluster | None = None
 
     def connect(self) -> compat.Cluster:
@@ -273,8 +274,8 @@ class Peers:
         self.store.set(f"waits/{self.place}", "")
 
     def _work(self) -> None:
-        while True:
-            call, box = self.jobs.get()
+        while (job := self.jobs.get()) is not None:
+            call, box = job
             try:
                 box.value = call()
             except BaseException as error:

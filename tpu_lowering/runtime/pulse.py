@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
@@ -28,6 +30,23 @@ def of(store: Any) -> Pulse:
     return _pulses.find(id(store), lambda: Pulse(store))
 
 
+def end_with_process(thread: threading.Thread, end: Callable[[], None], seconds: float = 3.0) -> None:
+    """Starts a thread, and ends it before Python ends: one that comes back from C++ later ends the process with it.
+
+    Args:
+        thread: not started yet.
+        end: has it end.
+        seconds: how long to wait for that.
+    """
+
+    def leave() -> None:
+        end()
+        thread.join(seconds)
+
+    thread.start()
+    atexit.register(leave)
+
+
 class Pulse:
     """Signs of life of all ranks of the default group. This rank gives them until the process ends.
 
@@ -39,7 +58,8 @@ class Pulse:
         self.store = dist.PrefixStore("tpu_lowering/pulse", store)
         self.rank = dist.get_rank()
         self.seen: dict[int, tuple[bytes, float]] = {}
-        threading.Thread(target=self._beat, name="tpu_lowering pulse", daemon=True).start()
+        self.ended = threading.Event()
+        end_with_process(threading.Thread(target=self._beat, name="tpu_lowering pulse", daemon=True), self.ended.set)
 
     def is_gone(self, rank: int) -> bool:
         """Whether a rank that gave signs of life gives none any more; to be asked again and again."""
@@ -60,4 +80,5 @@ class Pulse:
                 self.store.set(str(self.rank), str(number))
             except RuntimeError:  # the store is gone, and with it the group
                 return
-            time.sleep(BEAT)
+            if self.ended.wait(BEAT):
+                return

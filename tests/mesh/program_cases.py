@@ -1,0 +1,230 @@
+"""What ranks do in tests, and what the programs that they run hold: see ``tests.mesh.cases``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed import _functional_collectives as functional
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
+
+from tests.cases.case_kernels import elementwise
+from tests.mesh import models
+from tests.mesh.cases import error
+from tpu_lowering import kernel_op
+from tpu_lowering.backend import helion_tpu
+
+COUNTED = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast")
+
+
+class _Sources:
+    """Keeps the generated source of each program, by its kind."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    def stage(self, name: str, stage: str, module: Any, seconds: float) -> None: ...
+
+    def acted(self, name: str, stage: str, actions: Any) -> None: ...
+
+    def compiled(self, program: Any, source: Any) -> None:
+        assert program.name not in self.texts
+        self.texts[program.name] = source.text
+
+
+def sources_of(step: Callable[[], Any], model: nn.Module) -> dict[str, str]:
+    """The generated source of each program that a training step of a model compiles."""
+    sources = _Sources()
+    model.compile(backend=functools.partial(helion_tpu, observers=[sources]), fullgraph=True)
+    step()
+    return sources.texts
+
+
+def programs_of(step: Callable[[], Any], model: nn.Module) -> dict[str, dict[str, int]]:
+    """The collectives of each program that a training step compiles, by the kind of the program."""
+    found: dict[str, dict[str, int]] = {}
+    for name, text in sources_of(step, model).items():
+        kind = name.split("_")[0]
+        assert kind not in found, "expected one program a direction"
+        found[kind] = {one: text.count(f" = {one}(") for one in COUNTED if f" = {one}(" in text}
+    return found
+
+
+def counts(rank: int, count: int) -> dict[str, dict[str, dict[str, int]]]:
+    mesh = init_device_mesh("cpu", (count,))
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down(self.up(self.norm(x)).relu())
+
+    def step(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
+        return lambda: model(x).square().sum().backward()
+
+    found = {}
+    plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+    model = parallelize_module(Pair(), mesh, plan)
+    found["tensor parallel"] = programs_of(step(model, torch.randn(4, 16)), model)
+    plan = {
+        "norm": SequenceParallel(sequence_dim=0),
+        "up": ColwiseParallel(input_layouts=Shard(0)),
+        "down": RowwiseParallel(output_layouts=Shard(0)),
+    }
+    model = parallelize_module(Pair(), mesh, plan)
+    found["sequence parallel"] = programs_of(step(model, torch.randn(4, 16)), model)
+    model = models.simple_fsdp(Pair(), mesh)
+    found["simple FSDP"] = programs_of(step(model, torch.randn(4, 16)), model)
+    return found
+
+
+@kernel_op("mesh::doubled_into", mutates_args=("out",))
+def doubled_into(x: torch.Tensor, out: torch.Tensor) -> None:
+    def body(x: Any, old: Any, out: Any) -> None:
+        out[...] = x[...] * 2
+
+    return elementwise(body, [x], [out])[0]
+
+
+class Doubled(torch.autograd.Function):
+    """The kernel in destination-passing style, forward and backward."""
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(x)
+        doubled_into(x, out)
+        return out
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(gradient)
+        doubled_into(gradient.contiguous(), out)
+        return out
+
+
+class Kernels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(Doubled.apply(self.up(x)).relu())
+
+
+def kernels(rank: int, count: int) -> dict[str, Any]:
+    """Kernels that write into allocations, inside of models that are spread: nothing is left of these."""
+
+    def make() -> nn.Module:
+        torch.manual_seed(4)
+        return Kernels()
+
+    mesh, x = init_device_mesh("cpu", (count,)), torch.randn(4 * count, 16, generator=torch.Generator().manual_seed(1))
+    eager = make()
+    eager.down(2 * eager.up(x).relu()).square().mean().backward()
+    expected = {name: one.grad for name, one in eager.named_parameters()}
+    plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+    spread = {
+        "tensor parallel": (parallelize_module(make(), mesh, plan), x),
+        "simple FSDP": (models.simple_fsdp(make(), mesh), x[4 * rank : 4 * rank + 4]),
+    }
+    found: dict[str, Any] = {}
+    for name, (model, mine) in spread.items():
+        texts = sources_of(lambda m=model, x=mine: m(x).square().mean().backward(), model)
+        assert sorted(text.split("_")[0] for text in texts) == ["backward", "forward"]
+        for text in texts.values():
+            assert "doubled_into(" in text and "empty" not in text.replace("undefined", ""), text
+        gradients = models.named_gradients(model)
+        found[name] = error(gradients, {name: expected[name] for name in gradients})
+    return found
+
+
+def edges(rank: int, count: int) -> dict[str, bool]:
+    """Arguments are read where they lie; saved tensors stay where XLA put them."""
+    from tpu_lowering.runtime import imported_arguments
+
+    made: list[int] = []
+    over = imported_arguments.Places.over
+
+    def watched(self: Any, tensor: torch.Tensor) -> Any:
+        array = over(self, tensor)
+        made.append(array.unsafe_buffer_pointer() - tensor.data_ptr())
+        return array
+
+    imported_arguments.Places.over = watched  # type: ignore[method-assign]
+    try:
+        x, w = torch.randn(64, 64), torch.randn(64, 64)
+        function = torch.compile(
+            lambda x, w: functional.all_reduce(x @ w, "sum", dist.group.WORLD), backend="helion_tpu", fullgraph=True
+        )
+        for _ in range(3):
+            function(x, w)
+    finally:
+        imported_arguments.Places.over = over  # type: ignore[method-assign]
+    return {"arguments are where they lie": bool(made) and set(made) == {0}}
+
+
+def dropout(rank: int, count: int) -> dict[str, bool]:
+    """Data ranks, whose generators have other seeds, drop other elements; tensor-parallel ranks the same."""
+    mesh = init_device_mesh("cpu", (count // 2, 2), mesh_dim_names=("data", "model"))
+    torch.manual_seed(100 + mesh.get_local_rank("data"))
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        kept = nn.functional.dropout(x, 0.5)
+        return kept + 0 * functional.all_reduce(kept, "sum", (mesh, 1))
+
+    kept = torch.compile(function, backend="helion_tpu", fullgraph=True)(torch.ones(64, 64)) > 0
+    every = [torch.empty_like(kept) for _ in range(count)]
+    dist.all_gather(every, kept)
+    lines = [every[at : at + 2] for at in range(0, count, 2)]
+    return {
+        "model ranks agree": all(torch.equal(*line) for line in lines),
+        "data ranks differ": len(lines) < 2 or not torch.equal(lines[0][0], lines[1][0]),
+        "half is kept": 0.4 < float(kept.float().mean()) < 0.6,
+    }
+
+
+def stages(rank: int, count: int) -> dict[str, float]:
+    """A pipeline: the first half of the ranks and the second have other programs, and send as torch sends."""
+    half = count // 2
+    groups = [dist.new_group(list(range(half))), dist.new_group(list(range(half, count)))]
+    first, x = rank < half, torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    own = groups[0 if first else 1]
+
+    def one(x: torch.Tensor) -> torch.Tensor:
+        return functional.all_reduce(x.sin(), "sum", own) if half > 1 else x.sin() * 1
+
+    def other(x: torch.Tensor) -> torch.Tensor:
+        return functional.all_reduce(x.cos(), "sum", own) - 1 if half > 1 else x.cos() - 1
+
+    expected = (half * x.sin()).cos() * half - 1
+    run = torch.compile(one if first else other, backend="helion_tpu", fullgraph=True)
+    found = 0.0
+    for _ in range(2):
+        if first:
+            dist.send(run(x), rank + half)
+        else:
+            received = torch.empty(4, 8)
+            dist.recv(received, rank - half)
+            found = error(run(received), expected)
+    return {"difference": found}
+
+
+def exchange_in_eager(rank: int, count: int) -> float:
+    """Unequal parts, which no program of all ranks can have, in eager torch between two programs."""
+    inputs = [1 + (rank + other) % 2 for other in range(count)]
+    outputs = [1 + (rank + other) % 2 for other in range(count)]
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return functional.all_to_all_single(x * 2, outputs, inputs, dist.group.WORLD).sin()
+
+    x = torch.randn(sum(inputs), 3, generator=torch.Generator().manual_seed(rank))
+    options = {"fallback": "eager"}
+    return error(torch.compile(function, backend="helion_tpu", options=options)(x), function(x))
