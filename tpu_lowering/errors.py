@@ -83,6 +83,7 @@ _TABLE: dict[str, str | tuple[str, str]] = {
     "TL704": "rank stopped",
     "TL705": "collective that no program of all ranks can have",
     "TL706": "shape depends on the rank",
+    "TL707": "collective on tensors that no ranks can share a program on",
     # 5xx: reasons in reports and warnings (never raised)
     "TL501": (
         "buffer kept: the old contents are defined and the kernel reads them",

@@ -139,6 +139,10 @@ def uneven_shard(rank: int, count: int) -> tuple[str, float]:
     return said(lambda: function(x))
 
 
+def on_a_device(rank: int, count: int) -> tuple[str, float]:
+    return said(lambda: summed(device="cpu")(torch.ones(4)))
+
+
 def unequal_exchange(rank: int, count: int) -> tuple[str, float]:
     splits = [1, 3] if rank == 0 else [3, 1]
 

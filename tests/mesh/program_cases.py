@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
+import tpu_lowering
 from tests.cases.case_kernels import elementwise
 from tests.mesh import models
 from tests.mesh.cases import error
@@ -228,3 +229,22 @@ def exchange_in_eager(rank: int, count: int) -> float:
     x = torch.randn(sum(inputs), 3, generator=torch.Generator().manual_seed(rank))
     options = {"fallback": "eager"}
     return error(torch.compile(function, backend="helion_tpu", options=options)(x), function(x))
+
+
+def verified(rank: int, count: int) -> float:
+    """Every pass held against the interpreter, undefined memory poisoned, and the report."""
+    mesh = init_device_mesh("cpu", (count,))
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(x)
+        doubled_into(functional.all_reduce(x, "sum", mesh), out)
+        return functional.all_gather_tensor(out, 1, mesh) + functional.all_reduce(out, "max", mesh).mean()
+
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(rank))
+    total = x.clone()
+    dist.all_reduce(total)
+    expected = torch.cat([2 * total] * count, 1) + 2 * total.mean()
+    options = {"verify": True, "poison": True}
+    report = tpu_lowering.explain(function, x)
+    assert (report.programs_after, report.allocations_removed) == (1, 1), str(report)
+    return error(torch.compile(function, backend="helion_tpu", options=options)(x), expected)

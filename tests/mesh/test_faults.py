@@ -19,6 +19,7 @@ TOGETHER = (
     "alone_without_collective",
     "uneven_shard",
     "unequal_exchange",
+    "on_a_device",
 )
 """Cases after which the ranks can go on."""
 
@@ -107,6 +108,14 @@ input_split_sizes = [1, 3]: shapes would differ from rank to rank
   fix  run it in eager torch, between two programs, with options={{"fallback": "eager"}}"""
     )
     assert second == first.replace("[1, 3]", "[3, 1]")
+
+
+def test_a_device_that_no_ranks_share() -> None:
+    wanted = f"""[TL707] collective on tensors that no ranks can share a program on: a program on the mesh axis_1 2
+  at   {SUM.format(line=line_of("x * 2"), value="x * 2")}
+  why  expected tensors on the CPU, one process a rank, got options['device'] = 'cpu'
+  fix  move the model and its inputs to the CPU, without options['device']; or keep collectives in eager torch, with options={{"fallback": "eager"}}"""
+    assert texts(TOGETHER, "on_a_device") == [wanted, wanted]
 
 
 def test_after_all_that_the_processes_end() -> None:

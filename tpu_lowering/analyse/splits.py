@@ -2,7 +2,7 @@
 
 The rule of torch_tpu 0.2.0: a kernel call with an aliased (donated) operand is compiled on its own, cut
 off before and after (``OpSplitMode::kSplitBoth``). Everything between two cuts is one program, and a
-buffer allocated before a cut is a device operation that writes it.
+buffer allocated before a cut is a device operation that writes it. A collective is cut off in the same way.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.collectives import EXCHANGES
 from tpu_lowering.ir.kernels import kernel_call
 
 aten = compat.aten
@@ -26,7 +27,7 @@ class SplitRule:
     Attributes:
         runtime: its name.
         source: where the rule comes from.
-        splits_at_alias: whether a call with an aliased operand is cut off on both sides.
+        splits_at_alias: whether a call with an aliased operand is cut off on both sides, and a collective.
     """
 
     runtime: str
@@ -59,7 +60,8 @@ def partition(graph: fx.Graph, rule: SplitRule) -> list[list[fx.Node]]:
     for node in graph.nodes:
         if not _computes(node):
             continue
-        if rule.splits_at_alias and graphs.is_call(node, kernel_call) and aliased_operands(node):
+        aliased = graphs.is_call(node, kernel_call) and aliased_operands(node)
+        if rule.splits_at_alias and (aliased or node.target in EXCHANGES):
             parts += [[node], []]
         else:
             parts[-1].append(node)

@@ -19,7 +19,7 @@ from tpu_lowering.analyse.padding.roundable_sizes import Padding
 from tpu_lowering.capture import effects, recompiles
 from tpu_lowering.capture.rounding import Rounding
 from tpu_lowering.ir import graphs
-from tpu_lowering.ir.mesh import MESH, Mesh, coordinates_of
+from tpu_lowering.ir.mesh import Mesh, coordinates_of, mesh_of
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.normalise import randomness, shared_memory, specialise
 from tpu_lowering.normalise.aliases import APART, Sharing
@@ -73,7 +73,7 @@ class CapturedGraph:
         self.sizes: dict[sympy.Symbol, Any] = {}
         self.executed = not isinstance(runtime, TpuRuntime)
         self.captured = with_mesh(module)
-        self.mesh: Mesh | None = self.captured.meta.get(MESH)
+        self.mesh: Mesh | None = mesh_of(self.captured)
         self.own_parts = False
         with self._telling():
             self._take(examples)

@@ -56,4 +56,7 @@ def mesh_coordinate(axes: Axes, count: int) -> torch.Tensor:
     return torch.zeros((), dtype=torch.int64)
 
 
-COLLECTIVES = (all_reduce, all_gather, reduce_scatter, all_to_all, broadcast, own_part, mesh_coordinate)
+EXCHANGES = (all_reduce, all_gather, reduce_scatter, all_to_all, broadcast)
+"""Those for which something goes from rank to rank."""
+
+COLLECTIVES = (*EXCHANGES, own_part, mesh_coordinate)

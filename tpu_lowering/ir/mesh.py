@@ -57,6 +57,12 @@ def coordinates_of(graph: fx.Graph) -> frozenset[sympy.Symbol]:
     return frozenset(graph.owning_module.meta.get(COORDINATES, ())) if graph.owning_module is not None else frozenset()
 
 
+def mesh_of(module: fx.GraphModule) -> Mesh | None:
+    """The mesh of a graph with collectives among several ranks; else None."""
+    mesh = module.meta.get(MESH)
+    return mesh if mesh is not None and mesh.axes else None
+
+
 class Irregular(ValueError):
     """Groups of ranks that are no products of axes."""
 

@@ -14,7 +14,7 @@ from tpu_lowering.ir.boxes import read_box, write_box
 from tpu_lowering.ir.collectives import COLLECTIVES
 from tpu_lowering.ir.control_flow import CONTROL_FLOW
 from tpu_lowering.ir.kernels import kernel_call
-from tpu_lowering.ir.mesh import MESH
+from tpu_lowering.ir.mesh import mesh_of
 from tpu_lowering.ir.operators import is_fill
 from tpu_lowering.ir.programs import Program, Signature, dense_order
 from tpu_lowering.ir.random import derive_key, draw, pack_key, unpack_key
@@ -52,7 +52,7 @@ def make_program(name: str, module: fx.GraphModule, edge: Signature) -> Program:
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     inputs = tuple(at for at, node in enumerate(placeholders) if node.users)
     drawn = tuple(node.meta["drawn"] for node in placeholders if "drawn" in node.meta)
-    return Program(inputs, edge, drawn, name=name, module=module, mesh=module.meta.get(MESH))
+    return Program(inputs, edge, drawn, name=name, module=module, mesh=mesh_of(module))
 
 
 def orders_in_memory(edge: Signature, shapes: Sequence[Sequence[int]]) -> list[tuple[int, ...] | None]:

@@ -110,6 +110,8 @@ def _constant_or_computed(result: Any, is_saved: bool) -> Output:
     if aliases.is_tensor(result):
         return dataclasses.replace(Output.of(result.meta["val"]), is_saved=is_saved)
     value = result.meta.get("val") if isinstance(result, fx.Node) else result
+    if isinstance(result, fx.Node) and result.op == "get_attr":  # a mesh that is no argument
+        value = getattr(result.graph.owning_module, str(result.target))
     if compat.is_script_object(value) and result.op == "placeholder":
         return Output.of_argument(list(result.graph.find_nodes(op="placeholder")).index(result))
     return Output(None, constant=compat.real_object(value))

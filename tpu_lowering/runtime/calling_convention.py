@@ -11,6 +11,7 @@ from torch import fx
 from tpu_lowering import errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.collectives import EXCHANGES
 from tpu_lowering.ir.kernels import Kernel
 from tpu_lowering.ir.programs import Output, Program, Signature, dense_order
 from tpu_lowering.kernels import vectorized
@@ -137,6 +138,33 @@ def check_on_device(graph: fx.Graph, arguments: Sequence[Any], device: str) -> N
                 "move it with .to(device) outside of the compiled function, where the program need not wait for it",
                 graphs.source_line(node),
             )
+
+
+def refuse_mesh(program: Program, where: str) -> None:
+    """Refuses a program of several ranks where a runtime has programs of one device alone.
+
+    Args:
+        program: the program.
+        where: what its tensors are on, in words.
+
+    Raises:
+        TpuLoweringError: TL707.
+    """
+    if program.mesh is not None:
+        raise errors.refuse(
+            "TL707",
+            f"a program on the mesh {program.mesh}",
+            f"expected tensors on the CPU, one process a rank, got {where}",
+            "move the model and its inputs to the CPU, without options['device']; "
+            'or keep collectives in eager torch, with options={"fallback": "eager"}',
+            first_collective(program),
+        )
+
+
+def first_collective(program: Program) -> str:
+    """The user's source line of a program's first collective; "" if it has none."""
+    nodes = [node for node in program.module.graph.nodes if node.target in EXCHANGES]
+    return next(filter(None, map(graphs.source_line, nodes)), "")
 
 
 def several_devices(devices: Sequence[str], where: str = "") -> errors.TpuLoweringError:

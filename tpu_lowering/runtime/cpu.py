@@ -22,7 +22,6 @@ from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import arrays, forks, graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import CPU
-from tpu_lowering.ir.collectives import COLLECTIVES
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.mesh import Mesh
 from tpu_lowering.ir.programs import Interface, Output, Program, dense_order
@@ -112,7 +111,7 @@ class CpuRuntime:
             text = lowered.as_text().replace(program.name, "program")  # ranks count other programs too
             return "\n".join([*executables.versions(), *self.settings, text]), lowered
 
-        number, lowered = together.agree(make, _first_collective(program))
+        number, lowered = together.agree(make, calling_convention.first_collective(program))
         compiled = lowered.compile()
         call = compat.direct_call(compiled, plan.outputs, cluster.device) or functools.partial(_call_by_jax, compiled)
 
@@ -132,12 +131,6 @@ class CpuRuntime:
         found = [(program.inputs.index(program.signature.mutated[at]), at) for at in updated_in_part(program)]
         types = [TensorType.of(node.meta["val"]) for node in program.input_nodes()]
         return tuple((at, input_) for input_, at in sorted(found) if types[input_].nbytes >= owned_memory.LEAST_BYTES)
-
-
-def _first_collective(program: Program) -> str:
-    """The user's source line of a program's first collective."""
-    nodes = [node for node in program.module.graph.nodes if node.target in COLLECTIVES]
-    return next(filter(None, map(graphs.source_line, nodes)), "")
 
 
 def _waited(arrays: Sequence[jax.Array]) -> Sequence[jax.Array]:

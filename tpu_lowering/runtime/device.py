@@ -90,7 +90,7 @@ class DeviceRuntime:
     """
 
     def __init__(self, device: str, kind: str = "inference", kernels: Execution = "vectorized") -> None:
-        self.device = find_device(device)
+        self.name, self.device = device, find_device(device)
         self.on_tpu = self.device.platform == "tpu"
         self.kernels: Execution = "mosaic" if self.on_tpu else kernels
         self.in_backward, self.keeps_results = kind == "backward", kind == "forward"
@@ -107,6 +107,7 @@ class DeviceRuntime:
         return calling_convention.interpreted_calls(program) if self.kernels == "vectorized" else []
 
     def compile(self, program: Program, source: Source) -> DeviceProgram:
+        calling_convention.refuse_mesh(program, f"options['device'] = {self.name!r}")
         return DeviceProgram(program, source, self)
 
 

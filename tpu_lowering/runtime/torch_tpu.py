@@ -54,6 +54,7 @@ class TorchTpuRuntime:
         Raises:
             TpuLoweringError: TL602, TL603 or TL604 for what Pallas refuses to lower for the chip.
         """
+        calling_convention.refuse_mesh(program, f"tensors on {self.device}")
         written = sorted(range(len(program.signature.mutated)), key=program.signature.mutated.__getitem__)
         mutated = [program.signature.mutated[index] for index in written]
         donated = tuple(sorted(program.donated_inputs()))

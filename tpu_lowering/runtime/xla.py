@@ -51,6 +51,7 @@ class XlaRuntime:
         return calling_convention.interpreted_calls(program) if xla_tensors.execution() == "vectorized" else []
 
     def compile(self, program: Program, source: Source) -> XlaProgram:
+        calling_convention.refuse_mesh(program, "tensors of torch_xla")
         return XlaProgram(program, source)
 
 
