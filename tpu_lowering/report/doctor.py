@@ -45,7 +45,7 @@ def examine() -> list[Finding]:
     found += [_required(package) for package in ("torch", "jax", "jaxlib")]
     found += [_optional(package) for package in OPTIONAL]
     found += [_with_device(package) for package in DEVICES_OF]
-    found += [_entry_point(), _cpu_runtime(), _jax_devices(), _tpu_runtime(), _xla_runtime()]
+    found += [_entry_point(), _cpu_runtime(), _many_processes(), _jax_devices(), _tpu_runtime(), _xla_runtime()]
     return [*found, _tpu_compiler()]
 
 
@@ -108,6 +108,7 @@ RUN = (
     "assert torch.equal(f(torch.ones(4)), torch.full((4,), 3.0))"
 )
 CHIP = "from tpu_lowering import compat; print(compat.tpu_name())"
+RANKS = "from tpu_lowering.report import two_ranks; two_ranks.check()"
 DEVICES = "from tpu_lowering.runtime.device import device_names; print(', '.join(device_names()))"
 RUN_TPU = (
     "import torch; f = torch.compile(lambda x: x * 2 + 1, backend='helion_tpu'); "
@@ -122,6 +123,10 @@ COMPILE = "import torch, tpu_lowering; tpu_lowering.aot_compile(lambda x: x * 2 
 
 def _cpu_runtime() -> Finding:
     return _tried("runtime: JAX on CPU", RUN, "compiled and ran x * 2 + 1")
+
+
+def _many_processes() -> Finding:
+    return _tried("programs of several processes", RANKS, "two processes compiled and ran a sum over both")
 
 
 def _jax_devices() -> Finding:
