@@ -103,6 +103,7 @@ from tpu_lowering.compat.of_runtimes import (
     function_of_xla_kernel,
     tpu_callable,
     tpu_kernels,
+    tpu_mesh_devices,
     tpu_name,
     xla_module,
 )
@@ -287,6 +288,7 @@ __all__ = [
     "store",
     "tpu_callable",
     "tpu_kernels",
+    "tpu_mesh_devices",
     "tpu_name",
     "trace_context",
     "trace_for_all_ranks",

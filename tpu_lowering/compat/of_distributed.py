@@ -87,8 +87,9 @@ def store() -> Any:
 def group_seconds() -> float:
     """How long the default group's collectives wait, as the user gave it to ``init_process_group``."""
     group = private("torch", _GROUPS, "_get_default_group", "how long ranks wait")()
-    options = group._get_backend(torch.device("cpu")).options
-    return float(options._timeout.total_seconds())
+    options = getattr(group._get_backend(torch.device("cpu")), "options", None)
+    timeout = getattr(options, "_timeout", None) or dist.default_pg_timeout
+    return float(timeout.total_seconds())
 
 
 class Cluster:

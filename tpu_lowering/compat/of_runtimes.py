@@ -57,6 +57,16 @@ def tpu_name() -> str:
     return str(private("torch_tpu", module, "get_tpu_device_name", why)())
 
 
+def tpu_mesh_devices(axes: Sequence[str], sizes: Sequence[int]) -> tuple[Any, ...]:
+    """What stands for the devices of all ranks when a program for them is exported; each has torch_tpu's number.
+
+    The public ``torch.tpu.pallas.get_pallas_mesh`` imports all of torch_tpu's kernels.
+    """
+    module, why = "torch_tpu._internal.pallas.pallas", "programs on tensors of several devices tpu"
+    made = private("torch_tpu", module, "_get_pallas_mesh", why)(tuple(axes), mesh_shape=tuple(sizes))
+    return tuple(made.devices.flat)
+
+
 def exports_for_now() -> contextlib.AbstractContextManager[Any]:
     """A scope in which JAX exports for its own release, as torch_tpu exports: not for the last months' too."""
     name, why = "export_ignore_forward_compatibility", "JAX holds back newer lowerings from exports otherwise"

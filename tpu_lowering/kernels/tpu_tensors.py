@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -58,28 +58,37 @@ class Registered:
     """
 
     def __init__(
-        self, name: str, function: Callable[..., Any], specs: Sequence[Any], donated: tuple[int, ...] = ()
+        self,
+        name: str,
+        jitted: Any,
+        specs: Sequence[Any],
+        donated: tuple[int, ...] = (),
+        devices: Sequence[int] = (),
+        results: Sequence[TensorType] | None = None,
     ) -> None:
         """Exports and registers.
 
         Args:
             name: any; profiles show it.
-            function: of positional arrays; returns a tuple of arrays.
+            jitted: of positional arrays; returns a tuple of arrays. No position is donated but ``donated``, so no
+                result is aliased to anything else.
             specs: shape and dtype of each argument.
-            donated: no other position is donated, so no result is aliased to anything else.
+            donated: positions of the arguments whose buffers it may overwrite.
+            devices: torch_tpu's numbers of the devices that all run it; none for the tensors' own.
+            results: the types of a device's results, if they are not the function's.
         """
         self.donated = donated
-        jitted = jax.jit(function, donate_argnums=donated, keep_unused=True)
         with jaxprs.kernel_scope([], chip()), compat.enable_x64(True), compat.exports_for_now():
             self.exported = compat.tpu_callable(name, jitted, donated).exported(*specs)
         self.key = digest(self.exported.mlir_module())
         kernels = compat.tpu_kernels()
         kernels.register_custom_kernel(name, self.key, serialized_mlir_module=self.exported.mlir_module_serialized)
         # torch_tpu takes the types of results as tensors; it never computes these.
-        types = [TensorType.of(result) for result in self.exported.out_avals]
-        results = [torch.empty(type_.shape, dtype=type_.element.torch, device=DEVICE) for type_ in types]
+        types = [TensorType.of(result) for result in self.exported.out_avals] if results is None else results
+        shapes = [torch.empty(type_.shape, dtype=type_.element.torch, device=DEVICE) for type_ in types]
+        assigned = {"device_assignment": list(devices)} if devices else {}
         self.launch = functools.partial(
-            kernels.call_custom_kernel, name, self.key, output_shapes=results, donate_argnums=list(donated)
+            kernels.call_custom_kernel, name, self.key, output_shapes=shapes, donate_argnums=list(donated), **assigned
         )
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -98,4 +107,4 @@ def digest(stablehlo: str) -> str:
 def of_kernel(kernel: Kernel) -> Registered:
     """A kernel by itself, as eager torch calls it: its operands to its results."""
     specs = [jax.ShapeDtypeStruct(operand.type.shape, operand.type.dtype) for operand in kernel.operands]
-    return Registered(kernel.name.replace("::", "_"), kernel.form("mosaic"), specs)
+    return Registered(kernel.name.replace("::", "_"), jax.jit(kernel.form("mosaic"), keep_unused=True), specs)

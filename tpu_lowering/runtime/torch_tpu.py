@@ -13,16 +13,19 @@ from typing import Any
 
 import jax
 import torch
+import torch.distributed as dist
 from torch import fx
 
-from tpu_lowering import errors
+from tpu_lowering import compat, errors
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import tpu_tensors
-from tpu_lowering.runtime import calling_convention
+from tpu_lowering.runtime import calling_convention, peers
 from tpu_lowering.runtime.aot import refusals
+from tpu_lowering.runtime.spread import Spread, on_device
 
 
 class TorchTpuRuntime:
@@ -54,19 +57,48 @@ class TorchTpuRuntime:
         Raises:
             TpuLoweringError: TL602, TL603 or TL604 for what Pallas refuses to lower for the chip.
         """
-        calling_convention.refuse_mesh(program, f"tensors on {self.device}")
         written = sorted(range(len(program.signature.mutated)), key=program.signature.mutated.__getitem__)
         mutated = [program.signature.mutated[index] for index in written]
         donated = tuple(sorted(program.donated_inputs()))
         refusals.refuse_wide_operands(source, self.chip)
         function = updates_first(program, load.load(program, source, "mosaic"), written)
         try:
-            registered = tpu_tensors.Registered(program.name, function, load.input_specs(program), donated)
+            registered = self._registered(program, function, donated)
         except errors.TpuLoweringError:
             raise
         except Exception as error:
             raise refusals.from_message(str(error), type(error).__name__, source, self.chip) from error
         return TorchTpuProgram(program, registered, mutated, self.device)
+
+    def _registered(
+        self, program: Program, function: Callable[..., Any], donated: tuple[int, ...]
+    ) -> tpu_tensors.Registered:
+        """The function as torch_tpu knows it: on the device of its tensors, or on all ranks' at once.
+
+        Raises:
+            TpuLoweringError: TL707 for a mesh of some ranks: torch_tpu launches on all of them.
+        """
+        mesh = program.mesh
+        if mesh is None:
+            jitted = jax.jit(function, donate_argnums=donated, keep_unused=True)
+            return tpu_tensors.Registered(program.name, jitted, load.input_specs(program), donated)
+        if mesh.ranks != tuple(range(dist.get_world_size())):
+            calling_convention.refuse_mesh(program, f"tensors on {self.device} of the ranks {list(mesh.ranks)} alone")
+        spread = Spread(mesh, compat.tpu_mesh_devices(mesh.axes, mesh.sizes))
+        types = list(map(TensorType.of, load.input_values(program)))
+        jitted = spread.jitted(function, types, donate_argnums=donated, keep_unused=True)
+        written = len(program.signature.mutated)
+        results = [TensorType(one.element, on_device(one.shape)) for one in program.types()]
+        results = [*results[len(results) - written :], *results[: len(results) - written]]
+        numbers = [int(device.id) for device in spread.devices]
+
+        def make() -> tuple[str, tpu_tensors.Registered]:
+            made = tpu_tensors.Registered(program.name, jitted, spread.specs(types), donated, numbers, results)
+            return made.exported.mlir_module().replace(program.name, "program"), made
+
+        if not peers.are_there():
+            return make()[1]
+        return peers.peers_of(mesh).agree(make, calling_convention.first_collective(program))[1]
 
 
 class TorchTpuProgram:
@@ -99,10 +131,19 @@ class TorchTpuProgram:
             for position in self.registered.donated:
                 if not owns_memory(inputs[position]):
                     inputs[position] = inputs[position].clone()
-            results = self.registered([*inputs, *self.constants])
+            results = self._launched([*inputs, *self.constants])
             for position, value in zip(self.mutated, results, strict=False):
                 arguments[position].copy_(value)
             return calling_convention.results(self.program.signature, arguments, results[len(self.mutated) :])
+
+    def _launched(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The results of one launch. Numbers go to the ranks of a mesh, and come back, as tensors of one element."""
+        if self.program.mesh is None:
+            return self.registered(inputs)
+        results = self.registered([tensor.reshape(on_device(tensor.shape)) for tensor in inputs])
+        types = self.program.types()
+        types = [types[len(types) - len(self.mutated) + at] for at in range(len(self.mutated))] + types
+        return [result.reshape(type_.shape) for result, type_ in zip(results, types, strict=False)]
 
 
 def updates_first(
