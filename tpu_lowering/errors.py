@@ -76,6 +76,17 @@ _TABLE: dict[str, str | tuple[str, str]] = {
     ),
     "TL607": ("a region has no blocks that a kernel could run in", "use shorter rows, or a narrower dtype"),
     "TL608": ("a kernel would move no fewer bytes than XLA", "nothing to do"),
+    # 7xx: many devices
+    "TL711": "axis that the mesh does not have",
+    "TL712": "kernel without a rule for its sharding",
+    "TL713": "sharding that does not fit a tensor",
+    "TL714": "name in shardings that nothing has",
+    "TL715": "sharding rule that does not fit a kernel",
+    "TL716": (
+        "kernel runs whole on every device",
+        "name in shardings an argument, a parameter or a module whose result the kernel is given",
+    ),
+    "TL717": ("kernels are not generated for a program that XLA partitions", "nothing to do"),
     # 5xx: reasons in reports and warnings (never raised)
     "TL501": (
         "buffer kept: the old contents are defined and the kernel reads them",

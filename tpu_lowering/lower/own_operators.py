@@ -12,7 +12,8 @@ from typing import Any
 from tpu_lowering.ir import boxes as on_boxes
 from tpu_lowering.ir import random as on_keys
 from tpu_lowering.ir import rows as on_rows
-from tpu_lowering.lower import boxes, rows
+from tpu_lowering.ir import shardings as on_shardings
+from tpu_lowering.lower import boxes, rows, shardings
 from tpu_lowering.lower.aten import random
 
 OWN: dict[Any, Callable[..., Any]] = {
@@ -26,4 +27,5 @@ OWN: dict[Any, Callable[..., Any]] = {
     on_rows.group_sums: rows.group_sums,
     on_rows.rescaled: rows.rescaled,
     on_rows.recentred: rows.recentred,
+    on_shardings.constrain: shardings.constrain,
 }

@@ -1,4 +1,8 @@
-"""Programs on any JAX device, called with torch tensors on the CPU: ``options={"device": "tpu:0"}``.
+"""Programs on any JAX device, or on a mesh of them, called with torch tensors on the CPU.
+
+``options={"device": "tpu:0"}``, or ``{"mesh": {"data": 4, "model": 2}}``: there XLA partitions each program, arguments
+lie as they are marked (``ir.shardings``), and results as XLA's partitioner has them. What a backward is given lies as
+its forward left it.
 
 What a call moves:
 
@@ -22,83 +26,84 @@ nobody would tell us. The buffer on the device is donated, so it is updated in p
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
 import torch
+from torch import fx
 
-from tpu_lowering import compat, errors
+from tpu_lowering import compat
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.ir import chips, forks
+from tpu_lowering.ir import chips, forks, shardings
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.runtime import calling_convention
-from tpu_lowering.runtime.device_memory import Device, DeviceMemory, Slots, fetch, is_static, memory_of, put, write_back
+from tpu_lowering.runtime.device_memory import DeviceMemory, Slots, fetch, is_static, memory_of, put, write_back
+from tpu_lowering.runtime.places import Place
 
 
-def find_device(name: str) -> Device:
-    """A device of this process by its name, ``"tpu:1"``, or ``"tpu"`` for the first.
+class SavedShardings:
+    """How what a forward gives lies on a mesh, for the backward that it is given to; filled as forwards are compiled.
 
-    Raises:
-        TpuLoweringError: TL104 if JAX has no such device.
+    AOTAutograd describes results and a backward's inputs: a saved value has one name in both graphs, and a gradient
+    belongs to a result. With sizes that change, it is the last program that counts; an array that lies otherwise is
+    moved again.
     """
-    platform, _, index = name.partition(":")
-    try:
-        return jax.local_devices(backend=platform)[int(index or 0)]
-    except (RuntimeError, IndexError) as error:
-        existing = ", ".join(device_names())
-        raise errors.refuse(
-            "TL104",
-            f"JAX device {name!r}",
-            f"expected one of {existing}, got {name!r}",
-            "choose one of them, or make JAX find the device: install its plugin (libtpu for a TPU), and let "
-            "JAX_PLATFORMS name the platform; XLA_FLAGS=--xla_force_host_platform_device_count=N gives N CPU devices",
-        ) from error
 
+    def __init__(self) -> None:
+        self._known: dict[Hashable, jax.sharding.Sharding] = {}
 
-def device_names() -> list[str]:
-    """The devices of this process that ``options["device"]`` can name: those of JAX's default platform and the CPU."""
-    found = [*jax.local_devices(), *_cpu_devices()]
-    by_platform: dict[str, list[Device]] = {}
-    for device in dict.fromkeys(found):
-        by_platform.setdefault(device.platform, []).append(device)
-    return [f"{platform}:{index}" for platform, devices in by_platform.items() for index in range(len(devices))]
+    def see(self, graph: fx.Graph, positions: Sequence[int], lie: Sequence[jax.sharding.Sharding]) -> None:
+        """Enters results of a forward, by their positions among all results."""
+        output = graph.output_node()
+        nodes: Any = output.args[0]
+        described = output.meta.get("desc") or (None,) * len(nodes)
+        for position, sharding in zip(positions, lie, strict=True):
+            if isinstance(nodes[position], fx.Node):
+                self._known[nodes[position].name] = self._known[described[position]] = sharding
 
-
-def _cpu_devices() -> list[Device]:
-    try:
-        return jax.local_devices(backend="cpu")
-    except RuntimeError:  # JAX_PLATFORMS leaves it out
-        return []
+    def of(self, node: fx.Node) -> jax.sharding.Sharding | None:
+        """How an input of a backward lies; None for one that is not known."""
+        result = compat.result_of_tangent(node.meta.get("desc"))
+        return self._known.get(node.name if result is None else result)
 
 
 class DeviceRuntime:
-    """A JAX device, for torch tensors on the CPU. Kernels run as Mosaic kernels on a TPU, elsewhere as on the CPU.
+    """A place of JAX's, for torch tensors on the CPU. Kernels run as Mosaic kernels on a TPU, elsewhere as on the CPU.
 
     Made while AOTAutograd compiles the graph that it is for.
 
     Attributes:
-        device: the device.
+        place: the device or mesh.
         in_backward: whether the graph is a backward.
         keeps_results: whether the graph is a forward that records gradients.
         advanced: positions of arguments whose version counter AOTAutograd advances before each call.
+        graph: the graph; None where nothing is known of it.
+        saved: shared by a forward and its backward.
     """
 
-    def __init__(self, device: str, kind: str = "inference", kernels: Execution = "vectorized") -> None:
-        self.device = find_device(device)
-        self.on_tpu = self.device.platform == "tpu"
+    def __init__(
+        self,
+        place: Place,
+        kind: str = "inference",
+        kernels: Execution = "vectorized",
+        graph: fx.Graph | None = None,
+        saved: SavedShardings | None = None,
+    ) -> None:
+        self.place, self.graph, self.saved = place, graph, saved or SavedShardings()
+        self.on_tpu = place.device.platform == "tpu"
         self.kernels: Execution = "mosaic" if self.on_tpu else kernels
         self.in_backward, self.keeps_results = kind == "backward", kind == "forward"
         self.advanced = () if self.in_backward else compat.versions_advanced()
 
     @property
     def chip(self) -> Chip:
-        return chips.of_device(self.device.device_kind, "JAX") if self.on_tpu else CPU
+        return chips.of_device(self.place.device.device_kind, "JAX") if self.on_tpu else CPU
 
     def check(self, arguments: Sequence[Any]) -> None:
         calling_convention.check_devices(arguments)
@@ -110,32 +115,93 @@ class DeviceRuntime:
         return DeviceProgram(program, source, self)
 
 
-def compile_for(program: Program, source: Source, device: Device, kernels: Execution, chip: Chip = CPU) -> Any:
-    """The executable of a program for one device, with the buffers of mutated inputs donated."""
+    def given(self, program: Program) -> list[jax.sharding.Sharding]:
+        """How each input of a program lies."""
+        known = [self.saved.of(node) if self.in_backward else None for node in program.input_nodes()]
+        marked = [shardings.axes_of(node) for node in program.input_nodes()]
+        return [
+            self.place.sharding(axes or ()) if axes is not None or one is None else one
+            for axes, one in zip(marked, known, strict=True)
+        ]
+
+
+def compile_for(
+    program: Program,
+    source: Source,
+    place: Place,
+    given: Sequence[jax.sharding.Sharding],
+    kernels: Execution,
+    chip: Chip = CPU,
+) -> Any:
+    """The executable of a program for a place, with the buffers of mutated inputs donated.
+
+    Results lie on the device; on a mesh as XLA's partitioner has them, but new values of mutated arguments as those.
+
+    Args:
+        program: a lowered program.
+        source: its source.
+        place: where it will run.
+        given: how each input lies.
+        kernels: how Pallas kernels run.
+        chip: what kernels are traced for.
+    """
     function = load.load(program, source, kernels)
     scope = jaxprs.kernel_scope([], chip) if chip.is_tpu else contextlib.nullcontext()
-    with scope, compat.enable_x64(True):
-        sharding = jax.sharding.SingleDeviceSharding(device)
-        specs = load.input_specs(program, sharding)
-        jitted = jax.jit(function, donate_argnums=program.donated_inputs(), out_shardings=sharding)
+    with scope, compat.enable_x64(True), place.scope():
+        constants = [place.sharding()] * len(program.constants())
+        specs = load.input_specs(program, [*given, *constants])
+        donated = program.donated_inputs()
+        jitted = jax.jit(function, donate_argnums=donated, out_shardings=_results(program, place, given))
         return jitted.lower(*specs).compile()
+
+
+def _results(program: Program, place: Place, given: Sequence[jax.sharding.Sharding]) -> Any:
+    """How results lie; None for one that XLA decides on."""
+    if place.mesh is None:
+        return place.sharding()
+    placeholders = program.module.graph.find_nodes(op="placeholder")
+    mutated = program.signature.mutated
+    free = len(program.output_nodes()) - len(mutated)
+    known = [
+        given[program.inputs.index(position)]
+        if position in program.inputs
+        else place.sharding(shardings.axes_of(placeholders[position]) or ())
+        for position in mutated
+    ]
+    seen = place.sharding() if place.is_shared else None
+    return (*[seen] * free, *known)
 
 
 class DeviceProgram:
     """A compiled program. Calling it is thread-safe: what it holds of arguments is theirs, see ``DeviceMemory``."""
 
     def __init__(self, program: Program, source: Source, runtime: DeviceRuntime) -> None:
-        self.program, self.runtime = program, runtime
-        self.memory: DeviceMemory = memory_of(runtime.device)
+        self.program, self.runtime, place = program, runtime, runtime.place
+        self.memory: DeviceMemory = memory_of(place)
         ahead = [int(position in runtime.advanced) for position in program.inputs]
         saved = {spec.place.base for spec in program.signature.outputs if spec.place and spec.place.of_argument}
         slots = [slot for slot, position in enumerate(program.inputs) if runtime.keeps_results and position in saved]
-        self.slots = Slots(self.memory, ahead, runtime.in_backward, frozenset(slots))
-        self.compiled = compile_for(program, source, runtime.device, runtime.kernels, runtime.chip)
+        given = runtime.given(program)
+        self.slots = Slots(self.memory, given, ahead, runtime.in_backward, frozenset(slots))
+        self.compiled = compile_for(program, source, place, given, runtime.kernels, runtime.chip)
+        self.results: list[jax.sharding.Sharding] = list(self.compiled.output_shardings)
+        self._tell_backward()
         self.donated = program.donated_inputs()
         with compat.enable_x64(True):
-            self.constants = [put(value, runtime.device) for value in program.constants().values()]
-        self.pointers = frozenset(map(_pointer, self.constants))
+            self.constants = [put(value, place, place.sharding()) for value in program.constants().values()]
+        self.pointers = frozenset(pointer for value in self.constants for pointer in _pointers(value))
+
+    def _tell_backward(self) -> None:
+        """Enters how the results lie that the backward is given as they leave the program."""
+        outputs = self.program.signature.outputs
+        computed = [at for at, spec in enumerate(outputs) if spec.is_computed]
+        kept = [
+            (at, lies)
+            for at, lies, node in zip(computed, self.results, self.program.output_nodes(), strict=False)
+            if outputs[at].shape == tuple(node.meta["val"].shape) and at < self.program.signature.returned
+        ]
+        if self.runtime.keeps_results and self.runtime.graph is not None and kept:
+            self.runtime.saved.see(self.runtime.graph, *zip(*kept, strict=True))
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
         """Runs the program.
@@ -192,12 +258,13 @@ class DeviceProgram:
         lasting = [any((self.memory.forget(arguments[p]), last)) for p, last in zip(mutated, lasting, strict=True)]
         computed = len(results) - len(mutated)
         # An array that is the buffer of something else as well must not be donated by the next call.
-        taken = {_pointer(array) for array in (*inputs, *results[:computed]) if mutated and not array.is_deleted()}
+        others = [array for array in (*inputs, *results[:computed]) if mutated and not array.is_deleted()]
+        taken = frozenset(pointer for array in others for pointer in _pointers(array))
         for position, array, last in zip(mutated, results[computed:], lasting, strict=True):
-            if _pointer(array) in taken | self.pointers:
+            if _pointers(array) & (taken | self.pointers):
                 continue
-            taken.add(_pointer(array))
-            copy = self.memory.keep(arguments[position], _without_host_copy(array), lasting=last)
+            taken |= _pointers(array)
+            copy = self.memory.keep(arguments[position], _without_host_copy(array), array.sharding, lasting=last)
             if position in self.program.inputs:
                 self.slots.see(self.program.inputs.index(position), arguments[position], copy)
 
@@ -206,14 +273,17 @@ class DeviceProgram:
         specs = [spec for spec in self.program.signature.outputs if spec.is_computed]
         for spec, tensor, array in zip(specs, tensors, results, strict=False):
             if tensor.numel() and tensor.stride() == spec.stride and tensor.shape == spec.shape:
-                self.memory.keep(tensor, _without_host_copy(array), lasting=True)
+                self.memory.keep(tensor, _without_host_copy(array), array.sharding, lasting=True)
 
 
-def _pointer(array: jax.Array) -> int:
-    """Where an array lies on its device; an array of no elements is nowhere."""
-    return array.unsafe_buffer_pointer() if array.size else id(array)
+def _pointers(array: jax.Array) -> frozenset[int]:
+    """Where an array lies on the devices of this process; an array of no elements is nowhere."""
+    if not array.size:
+        return frozenset((id(array),))
+    return frozenset(shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards)
 
 
 def _without_host_copy(array: jax.Array) -> jax.Array:
-    """The same buffer as another array: an array keeps, as long as it lives, the host memory it was fetched to."""
-    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, [array])
+    """The same buffers as another array: an array keeps, as long as it lives, the host memory it was fetched to."""
+    buffers = [shard.data for shard in array.addressable_shards]
+    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, buffers)

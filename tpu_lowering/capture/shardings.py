@@ -1,0 +1,165 @@
+"""The user's table of shardings, applied to the graphs of a function.
+
+Inputs are marked, and ``ir.shardings.constrain`` is put behind the results of named modules and before the gradients of
+named parameters::
+
+    linear = aten.mm(silu, weight)                    linear = aten.mm(silu, weight)
+                                                      constrain = constrain(linear, (("data",), ("model",)))
+    add = aten.add(x, linear)                         add = aten.add(x, constrain)
+
+All else is left to XLA's partitioner. The graph is functional, so a constraint is the value itself, whatever torch has
+views of; constraints before AOTAutograd would part a view from its memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from tpu_lowering import compat, errors
+from tpu_lowering.capture import names
+from tpu_lowering.ir import graphs, shardings
+from tpu_lowering.ir.mesh import Mesh
+from tpu_lowering.ir.shardings import constrain
+from tpu_lowering.options import Axes, Options
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Shardings of one graph of Dynamo's.
+
+    Attributes:
+        mesh: of the devices.
+        given: the user's names with their axes.
+        inputs: the name of each input of Dynamo's graph.
+    """
+
+    mesh: Mesh
+    given: tuple[tuple[str, Axes], ...]
+    inputs: tuple[str, ...]
+
+    @staticmethod
+    def of(module: fx.GraphModule, options: Options) -> Table | None:
+        """The table of a graph of Dynamo's; None for a program for one device.
+
+        Raises:
+            TpuLoweringError: TL714 for a name that no input and no module of the graph has.
+        """
+        mesh = shardings.mesh_of(options)
+        if mesh is None:
+            return None
+        inputs = tuple(names.input_name(node) for node in module.graph.nodes if node.op == "placeholder")
+        modules = {name for node in module.graph.nodes for _, name in names.modules_of(node)}
+        known = sorted({*inputs, *modules} - {""})
+        for name, _ in options.shardings:
+            if not any(_matches(one, name) for one in known):
+                raise errors.refuse(
+                    "TL714",
+                    f"options['shardings'][{name!r}]",
+                    f"expected the name of a parameter, a buffer, an argument or a module that the graph uses, got "
+                    f"{name!r}",
+                    f"the nearest names are {names.near(name, known)}; leave out what the function does not use, and "
+                    "compile with fullgraph=True, so that it is one graph",
+                )
+        return Table(mesh, options.shardings, inputs)
+
+    def find(self, name: str) -> tuple[str, Axes] | None:
+        """The user's name that a name matches first, and its axes."""
+        return next(((given, axes) for given, axes in self.given if name and _matches(name, given)), None)
+
+    def apply(self, graph: fx.Graph, kind: str) -> None:
+        """Marks the inputs of a graph of AOTAutograd's, and constrains its gradients, or the results of modules in one
+        of the kind "inference": of others ``constrain_modules`` has seen the joint graph.
+
+        Raises:
+            TpuLoweringError: TL713 for a sharding that does not fit its tensor.
+        """
+        for node in graph.find_nodes(op="placeholder"):
+            found = self._of_input(compat.input_described(node.meta.get("desc")))
+            if found is not None and isinstance(node.meta.get("val"), torch.Tensor):
+                node.meta[shardings.KEY] = self._checked(found, node, self._name_of(node))
+        if kind == "inference":
+            output: Any = graph.output_node()
+            self.constrain_modules(graph, len(output.args[0]))
+        self._constrain_gradients(graph)
+
+    def constrain_modules(self, graph: fx.Graph, results: int) -> None:
+        """Puts constraints behind the results of named modules, in a joint graph or one without gradients.
+
+        A result of a module's call is a tensor that was computed in it, and that something outside of it uses.
+
+        Args:
+            graph: of AOTAutograd's.
+            results: how many of its results are the function's; gradients follow.
+
+        Raises:
+            TpuLoweringError: TL713 for a sharding that does not fit its tensor.
+        """
+        output: Any = graph.output_node()
+        given = set(output.args[0][:results])
+        for node in list(graph.nodes):
+            if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+                continue
+            for key, name in names.modules_of(node):
+                found = self.find(name)
+                if found is None:
+                    continue
+                outside = [user for user in node.users if user is not output and self._is_outside(user, key)]
+                if outside or (node in given and name):
+                    self._constrain(node, found, f"the result of {name}", key, outside)
+                    break
+
+    def _constrain(self, node: fx.Node, found: tuple[str, Axes], what: str, key: str, outside: Sequence[fx.Node]) -> None:
+        axes = self._checked(found, node, what)
+        with graphs.inserting_for(node, after=True) as graph:
+            new = graphs.call(graph, constrain, node, axes)
+        new.meta |= {name: node.meta[name] for name in ("partitioner_tag",) if name in node.meta}
+        for user in (*outside, node.graph.output_node()):
+            user.replace_input_with(node, new)
+
+    def _is_outside(self, user: fx.Node, key: str) -> bool:
+        """Whether a node was called outside of a module's call, in the forward."""
+        is_backward = user.meta.get("partitioner_tag") == "is_backward"
+        return not is_backward and key not in [one for one, _ in names.modules_of(user)]
+
+    def _constrain_gradients(self, graph: fx.Graph) -> None:
+        output = graph.output_node()
+        results: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+        for at, described in enumerate(output.meta.get("desc") or ()):
+            found = self._of_input(compat.gradient_described(described))
+            if found is not None and isinstance(results[at], fx.Node):
+                axes = self._checked(found, results[at], "a gradient")
+                with graph.inserting_before(output):
+                    results[at] = graphs.call(graph, constrain, results[at], axes)
+        output.args = (type(output.args[0])(results),)  # type: ignore[operator]
+
+    def _of_input(self, number: int | None) -> tuple[str, Axes] | None:
+        return None if number is None else self.find(self.inputs[number])
+
+    def _name_of(self, node: fx.Node) -> str:
+        number = compat.input_described(node.meta["desc"])
+        return "" if number is None else self.inputs[number]
+
+    def _checked(self, found: tuple[str, Axes], node: fx.Node, name: str) -> Axes:
+        given, axes = found
+        shape = tuple(node.meta["val"].shape)
+        sizes = compat.example_sizes(shape)
+        why = None if sizes is None else shardings.what_does_not_fit(axes, sizes, self.mesh)
+        if why is not None:
+            raise errors.refuse(
+                "TL713",
+                f"{name}, by options['shardings'][{given!r}]",
+                why,
+                "split another dimension, or pad this one to such a size",
+                graphs.source_line(node),
+            )
+        return shardings.trimmed(axes)
+
+
+def _matches(name: str, given: str) -> bool:
+    return fnmatch.fnmatchcase(name, given)
