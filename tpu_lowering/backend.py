@@ -141,7 +141,7 @@ class _Compilation:
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
             kinds.add(kind)
             if self.table is not None:
-                self.table.apply(graph.graph, kind)
+                self.table.apply(graph.graph, kind, self.saved.of)
             if kind == "backward":
                 compat.keep_saved_tensors()
             where = self._runtime(graph, kind, arguments)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -72,17 +72,26 @@ class Table:
         """The user's name that a name matches first, and its axes."""
         return next(((given, axes) for given, axes in self.given if name and _matches(name, given)), None)
 
-    def apply(self, graph: fx.Graph, kind: str) -> None:
-        """Marks the inputs of a graph of AOTAutograd's, and constrains its gradients, or the results of modules in one
-        of the kind "inference": of others ``constrain_modules`` has seen the joint graph.
+    def apply(self, graph: fx.Graph, kind: str, saved: Callable[[fx.Node], Axes | None]) -> None:
+        """Marks the inputs of a graph of AOTAutograd's, and constrains gradients, or results of modules.
+
+        Args:
+            graph: the graph.
+            kind: "forward", "backward" or "inference"; of the first two ``constrain_modules`` has seen the joint graph.
+            saved: how an input of a backward lies that its forward made.
 
         Raises:
             TpuLoweringError: TL713 for a sharding that does not fit its tensor.
         """
         for node in graph.find_nodes(op="placeholder"):
-            found = self._of_input(compat.input_described(node.meta.get("desc")))
-            if found is not None and isinstance(node.meta.get("val"), torch.Tensor):
-                node.meta[shardings.KEY] = self._checked(found, node, self._name_of(node))
+            number = compat.input_described(node.meta.get("desc"))
+            found = self._of_input(number)
+            if not isinstance(node.meta.get("val"), torch.Tensor):
+                continue
+            if found is not None and number is not None:
+                node.meta[shardings.KEY] = self._checked(found, node, self.inputs[number])
+            elif number is None and kind == "backward" and (axes := saved(node)) is not None:
+                node.meta[shardings.KEY] = axes
         if kind == "inference":
             output: Any = graph.output_node()
             self.constrain_modules(graph, len(output.args[0]))
@@ -111,11 +120,10 @@ class Table:
                     continue
                 outside = [user for user in node.users if user is not output and self._is_outside(user, key)]
                 if outside or (node in given and name):
-                    self._constrain(node, found, f"the result of {name}", key, outside)
+                    self._constrain(node, self._checked(found, node, f"the result of {name}"), outside)
                     break
 
-    def _constrain(self, node: fx.Node, found: tuple[str, Axes], what: str, key: str, outside: Sequence[fx.Node]) -> None:
-        axes = self._checked(found, node, what)
+    def _constrain(self, node: fx.Node, axes: Axes, outside: Sequence[fx.Node]) -> None:
         with graphs.inserting_for(node, after=True) as graph:
             new = graphs.call(graph, constrain, node, axes)
         new.meta |= {name: node.meta[name] for name in ("partitioner_tag",) if name in node.meta}
@@ -140,10 +148,6 @@ class Table:
 
     def _of_input(self, number: int | None) -> tuple[str, Axes] | None:
         return None if number is None else self.find(self.inputs[number])
-
-    def _name_of(self, node: fx.Node) -> str:
-        number = compat.input_described(node.meta["desc"])
-        return "" if number is None else self.inputs[number]
 
     def _checked(self, found: tuple[str, Axes], node: fx.Node, name: str) -> Axes:
         given, axes = found

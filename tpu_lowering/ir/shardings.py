@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import torch
 from torch import fx
 
@@ -29,6 +30,33 @@ def constrain(x: torch.Tensor, axes: Axes) -> torch.Tensor:
         A new tensor with the same elements.
     """
     return x.clone()
+
+
+def is_partitioned() -> bool:
+    """Whether JAX is tracing a program for a mesh."""
+    return not jax.sharding.get_abstract_mesh().empty
+
+
+def spec(axes: Axes) -> jax.sharding.PartitionSpec:
+    """Axes as JAX writes them."""
+    return jax.sharding.PartitionSpec(*((each if len(each) > 1 else each[0]) if each else None for each in axes))
+
+
+def axes_in(sharding: Any) -> Axes | None:
+    """Axes that a sharding of JAX's names; None for one that names none."""
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return None
+    dimensions = [() if each is None else (each,) if isinstance(each, str) else each for each in sharding.spec]
+    valid = all(isinstance(each, tuple) for each in dimensions)
+    return trimmed(tuple(tuple(map(str, each)) for each in dimensions)) if valid else None
+
+
+def permuted(axes: Axes, order: tuple[int, ...] | None) -> Axes:
+    """The axes of a tensor, from those of its transpose whose dimension ``i`` is dimension ``order[i]`` of it."""
+    if order is None:
+        return axes
+    given = padded(axes, len(order))
+    return trimmed(tuple(given[order.index(dimension)] for dimension in range(len(order))))
 
 
 def axes_of(node: fx.Node) -> Axes | None:

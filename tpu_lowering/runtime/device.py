@@ -42,6 +42,8 @@ from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import jaxprs
+from tpu_lowering.lower.program import orders_in_memory
+from tpu_lowering.options import Axes
 from tpu_lowering.runtime import calling_convention
 from tpu_lowering.runtime.device_memory import DeviceMemory, Slots, fetch, is_static, memory_of, put, write_back
 from tpu_lowering.runtime.places import Place
@@ -56,18 +58,17 @@ class SavedShardings:
     """
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, jax.sharding.Sharding] = {}
+        self._known: dict[Hashable, Axes] = {}
 
-    def see(self, graph: fx.Graph, positions: Sequence[int], lie: Sequence[jax.sharding.Sharding]) -> None:
-        """Enters results of a forward, by their positions among all results."""
+    def see(self, graph: fx.Graph, position: int, axes: Axes) -> None:
+        """Enters a result of a forward, by its position among all results."""
         output = graph.output_node()
         nodes: Any = output.args[0]
         described = output.meta.get("desc") or (None,) * len(nodes)
-        for position, sharding in zip(positions, lie, strict=True):
-            if isinstance(nodes[position], fx.Node):
-                self._known[nodes[position].name] = self._known[described[position]] = sharding
+        if isinstance(nodes[position], fx.Node):
+            self._known[nodes[position].name] = self._known[described[position]] = axes
 
-    def of(self, node: fx.Node) -> jax.sharding.Sharding | None:
+    def of(self, node: fx.Node) -> Axes | None:
         """How an input of a backward lies; None for one that is not known."""
         result = compat.result_of_tangent(node.meta.get("desc"))
         return self._known.get(node.name if result is None else result)
@@ -113,16 +114,6 @@ class DeviceRuntime:
 
     def compile(self, program: Program, source: Source) -> DeviceProgram:
         return DeviceProgram(program, source, self)
-
-
-    def given(self, program: Program) -> list[jax.sharding.Sharding]:
-        """How each input of a program lies."""
-        known = [self.saved.of(node) if self.in_backward else None for node in program.input_nodes()]
-        marked = [shardings.axes_of(node) for node in program.input_nodes()]
-        return [
-            self.place.sharding(axes or ()) if axes is not None or one is None else one
-            for axes, one in zip(marked, known, strict=True)
-        ]
 
 
 def compile_for(
@@ -181,10 +172,9 @@ class DeviceProgram:
         ahead = [int(position in runtime.advanced) for position in program.inputs]
         saved = {spec.place.base for spec in program.signature.outputs if spec.place and spec.place.of_argument}
         slots = [slot for slot, position in enumerate(program.inputs) if runtime.keeps_results and position in saved]
-        given = runtime.given(program)
+        given = [place.sharding(shardings.axes_of(node) or ()) for node in program.input_nodes()]
         self.slots = Slots(self.memory, given, ahead, runtime.in_backward, frozenset(slots))
         self.compiled = compile_for(program, source, place, given, runtime.kernels, runtime.chip)
-        self.results: list[jax.sharding.Sharding] = list(self.compiled.output_shardings)
         self._tell_backward()
         self.donated = program.donated_inputs()
         with compat.enable_x64(True):
@@ -192,16 +182,16 @@ class DeviceProgram:
         self.pointers = frozenset(pointer for value in self.constants for pointer in _pointers(value))
 
     def _tell_backward(self) -> None:
-        """Enters how the results lie that the backward is given as they leave the program."""
-        outputs = self.program.signature.outputs
-        computed = [at for at, spec in enumerate(outputs) if spec.is_computed]
-        kept = [
-            (at, lies)
-            for at, lies, node in zip(computed, self.results, self.program.output_nodes(), strict=False)
-            if outputs[at].shape == tuple(node.meta["val"].shape) and at < self.program.signature.returned
-        ]
-        if self.runtime.keeps_results and self.runtime.graph is not None and kept:
-            self.runtime.saved.see(self.runtime.graph, *zip(*kept, strict=True))
+        """Enters how the results lie that the caller gets."""
+        graph, signature = self.runtime.graph, self.program.signature
+        if graph is None or not self.runtime.keeps_results:
+            return
+        computed = [at for at, spec in enumerate(signature.outputs) if spec.is_computed]
+        orders = orders_in_memory(signature, [signature.outputs[at].shape for at in computed])
+        for at, lies, order in zip(computed, self.compiled.output_shardings, orders, strict=False):
+            axes = shardings.axes_in(lies)
+            if axes is not None and at < signature.returned:
+                self.runtime.saved.see(graph, at, shardings.permuted(axes, order))
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
         """Runs the program.
@@ -264,16 +254,21 @@ class DeviceProgram:
             if _pointers(array) & (taken | self.pointers):
                 continue
             taken |= _pointers(array)
-            copy = self.memory.keep(arguments[position], _without_host_copy(array), array.sharding, lasting=last)
+            copy = self.memory.keep(arguments[position], _without_host_copy(array), self._lies(array), lasting=last)
             if position in self.program.inputs:
                 self.slots.see(self.program.inputs.index(position), arguments[position], copy)
+
+    def _lies(self, array: jax.Array) -> jax.sharding.Sharding:
+        """How an array lies, as programs that take it write that."""
+        axes = shardings.axes_in(array.sharding)
+        return array.sharding if axes is None else self.runtime.place.sharding(axes)
 
     def _keep_results(self, tensors: Sequence[torch.Tensor], results: Sequence[jax.Array]) -> None:
         """Keeps results as long as they live, those that the caller gets as they left the program."""
         specs = [spec for spec in self.program.signature.outputs if spec.is_computed]
         for spec, tensor, array in zip(specs, tensors, results, strict=False):
             if tensor.numel() and tensor.stride() == spec.stride and tensor.shape == spec.shape:
-                self.memory.keep(tensor, _without_host_copy(array), array.sharding, lasting=True)
+                self.memory.keep(tensor, _without_host_copy(array), self._lies(array), lasting=True)
 
 
 def _pointers(array: jax.Array) -> frozenset[int]:

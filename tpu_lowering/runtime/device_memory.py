@@ -1,8 +1,8 @@
 """What of torch's memory is on a JAX device, or on a mesh of them: arrays that stay there, and the ways in and out.
 
-The host is the truth, and holds whole tensors. An array on the device stands for a tensor as long as three things hold: the tensor's storage
-is the same object, its place in it is the same, and torch's version counter is where it was. Whatever breaks one of
-them (an update in place, ``tensor.data = ...``, a resize) moves the tensor again.
+The host is the truth, and holds whole tensors. An array on the device stands for a tensor as long as three things hold:
+the tensor's storage is the same object, its place in it is the same, and torch's version counter is where it was.
+Whatever breaks one of them (an update in place, ``tensor.data = ...``, a resize) moves the tensor again.
 
 Two kinds of updates leave the counter alone: fused optimizers, and writes through ``tensor.data``, NumPy or another
 process. The first are met here: after a backward ran on the device, parameters that record gradients move again. The
@@ -25,6 +25,7 @@ import torch
 from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.runtime.places import Place
+
 
 def on_host(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     """A NumPy array of the shape and dtype of a dense row-major CPU tensor, in the tensor's memory, to be read.

@@ -14,7 +14,6 @@ import jax
 from tpu_lowering import errors
 from tpu_lowering.ir import shardings
 from tpu_lowering.ir.mesh import Mesh
-from tpu_lowering.lower.shardings import spec
 from tpu_lowering.options import Axes
 
 Device = Any  # jax.Device, which type checkers take for a variable
@@ -41,7 +40,7 @@ class Place:
         """How an array lies that is split along some axes; without any, it is whole on each device."""
         if self.mesh is None:
             return jax.sharding.SingleDeviceSharding(self.device)
-        return jax.sharding.NamedSharding(self.mesh, spec(shardings.trimmed(axes)))
+        return jax.sharding.NamedSharding(self.mesh, shardings.spec(shardings.trimmed(axes)))
 
     def scope(self) -> AbstractContextManager[Any]:
         """A scope in which JAX traces for it."""
