@@ -231,11 +231,15 @@ def _axes(name: str, given: Any) -> Axes:
     dimensions = [() if each is None else (each,) if isinstance(each, str) else each for each in _sequence(given)]
     axes = [axis for each in dimensions for axis in _sequence(each)]
     known = isinstance(given, (tuple, list)) and all(isinstance(each, (tuple, list)) for each in dimensions)
-    if not known or not all(isinstance(axis, str) for axis in axes):
+    named = known and all(isinstance(axis, str) for axis in axes)
+    if not named or len(set(axes)) < len(axes):
         expected = "a tuple with the name of an axis, a tuple of names, or None for each dimension"
-        raise wrong_value(f"shardings'][{name!r}", expected, given)
-    if len(set(axes)) < len(axes):
-        raise wrong_value(f"shardings'][{name!r}", "each axis once", given)
+        raise errors.refuse(
+            "TL102",
+            f"'shardings', for {name!r}",
+            f"expected {'each axis once' if named else expected}, got {given!r}",
+            f"write options['shardings'][{name!r}] = ('axis', None)",
+        )
     return tuple(tuple(each) for each in dimensions)
 
 

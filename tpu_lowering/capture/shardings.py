@@ -54,7 +54,8 @@ class Table:
         if mesh is None:
             return None
         inputs = tuple(names.input_name(node) for node in module.graph.nodes if node.op == "placeholder")
-        modules = {name for node in module.graph.nodes for _, name in names.modules_of(node)}
+        parts = [part for part in module.modules() if isinstance(part, fx.GraphModule)]
+        modules = {name for part in parts for node in part.graph.nodes for _, name in names.modules_of(node)}
         known = sorted({*inputs, *modules} - {""})
         for name, _ in options.shardings:
             if not any(_matches(one, name) for one in known):
@@ -79,9 +80,6 @@ class Table:
             graph: the graph.
             kind: "forward", "backward" or "inference"; of the first two ``constrain_modules`` has seen the joint graph.
             saved: how an input of a backward lies that its forward made.
-
-        Raises:
-            TpuLoweringError: TL713 for a sharding that does not fit its tensor.
         """
         for node in graph.find_nodes(op="placeholder"):
             number = compat.input_described(node.meta.get("desc"))
@@ -89,7 +87,7 @@ class Table:
             if not isinstance(node.meta.get("val"), torch.Tensor):
                 continue
             if found is not None and number is not None:
-                node.meta[shardings.KEY] = self._checked(found, node, self.inputs[number])
+                node.meta |= {shardings.KEY: shardings.trimmed(found[1]), **_said(self.inputs[number], found[0])}
             elif number is None and kind == "backward" and (axes := saved(node)) is not None:
                 node.meta[shardings.KEY] = axes
         if kind == "inference":
@@ -105,9 +103,6 @@ class Table:
         Args:
             graph: of AOTAutograd's.
             results: how many of its results are the function's; gradients follow.
-
-        Raises:
-            TpuLoweringError: TL713 for a sharding that does not fit its tensor.
         """
         output: Any = graph.output_node()
         given = set(output.args[0][:results])
@@ -120,13 +115,13 @@ class Table:
                     continue
                 outside = [user for user in node.users if user is not output and self._is_outside(user, key)]
                 if outside or (node in given and name):
-                    self._constrain(node, self._checked(found, node, f"the result of {name}"), outside)
+                    self._constrain(node, found[1], _said(f"the result of {name}", found[0]), outside)
                     break
 
-    def _constrain(self, node: fx.Node, axes: Axes, outside: Sequence[fx.Node]) -> None:
+    def _constrain(self, node: fx.Node, axes: Axes, said: dict[str, str], outside: Sequence[fx.Node]) -> None:
         with graphs.inserting_for(node, after=True) as graph:
-            new = graphs.call(graph, constrain, node, axes)
-        new.meta |= {name: node.meta[name] for name in ("partitioner_tag",) if name in node.meta}
+            new = graphs.call(graph, constrain, node, shardings.trimmed(axes))
+        new.meta |= {**said, **{name: node.meta[name] for name in ("partitioner_tag",) if name in node.meta}}
         for user in (*outside, node.graph.output_node()):
             user.replace_input_with(node, new)
 
@@ -139,30 +134,20 @@ class Table:
         output = graph.output_node()
         results: list[Any] = list(output.args[0])  # type: ignore[arg-type]
         for at, described in enumerate(output.meta.get("desc") or ()):
-            found = self._of_input(compat.gradient_described(described))
-            if found is not None and isinstance(results[at], fx.Node):
-                axes = self._checked(found, results[at], "a gradient")
+            number = compat.gradient_described(described)
+            found = self._of_input(number)
+            if number is not None and found is not None and isinstance(results[at], fx.Node):
                 with graph.inserting_before(output):
-                    results[at] = graphs.call(graph, constrain, results[at], axes)
+                    results[at] = graphs.call(graph, constrain, results[at], shardings.trimmed(found[1]))
+                results[at].meta |= _said(f"the gradient of {self.inputs[number]}", found[0])
         output.args = (type(output.args[0])(results),)  # type: ignore[operator]
 
     def _of_input(self, number: int | None) -> tuple[str, Axes] | None:
         return None if number is None else self.find(self.inputs[number])
 
-    def _checked(self, found: tuple[str, Axes], node: fx.Node, name: str) -> Axes:
-        given, axes = found
-        shape = tuple(node.meta["val"].shape)
-        sizes = compat.example_sizes(shape)
-        why = None if sizes is None else shardings.what_does_not_fit(axes, sizes, self.mesh)
-        if why is not None:
-            raise errors.refuse(
-                "TL713",
-                f"{name}, by options['shardings'][{given!r}]",
-                why,
-                "split another dimension, or pad this one to such a size",
-                graphs.source_line(node),
-            )
-        return shardings.trimmed(axes)
+
+def _said(what: str, given: str) -> dict[str, str]:
+    return {shardings.SAID_BY: f"{what}, by options['shardings'][{given!r}]"}
 
 
 def _matches(name: str, given: str) -> bool:

@@ -18,6 +18,9 @@ from tpu_lowering.options import Axes, Options
 KEY = "axes"
 """Key of a placeholder's metadata: its ``Axes``; a placeholder without is whole on each device."""
 
+SAID_BY = "said_by"
+"""Key of a node's metadata: what lies so, and which of the user's names says it, in words."""
+
 
 def constrain(x: torch.Tensor, axes: Axes) -> torch.Tensor:
     """A value that lies on the program's mesh as ``axes`` say; the value itself is unchanged.
@@ -39,7 +42,7 @@ def is_partitioned() -> bool:
 
 def spec(axes: Axes) -> jax.sharding.PartitionSpec:
     """Axes as JAX writes them."""
-    return jax.sharding.PartitionSpec(*((each if len(each) > 1 else each[0]) if each else None for each in axes))
+    return jax.sharding.PartitionSpec(*(each or None for each in axes))
 
 
 def axes_in(sharding: Any) -> Axes | None:

@@ -44,8 +44,8 @@ class Rule:
             for at, (term, type_) in enumerate(zip(terms, types, strict=True)):
                 if len(term) != type_.ndim:
                     return (
-                        f"expected {type_.ndim} names for {kind} {at}, which is {type_}, got {' '.join(term)!r} in "
-                        f"{self.text!r}"
+                        f"expected a name for each dimension of {kind} {at}, which is {type_}, got "
+                        f"{' '.join(term)!r} in {self.text!r}"
                     )
         return None
 

@@ -141,14 +141,19 @@ def compile_for(
     with scope, compat.enable_x64(True), place.scope():
         constants = [place.sharding()] * len(program.constants())
         specs = load.input_specs(program, [*given, *constants])
-        donated = program.donated_inputs()
+        donated = donated_inputs(program, place)
         jitted = jax.jit(function, donate_argnums=donated, out_shardings=_results(program, place, given))
         return jitted.lower(*specs).compile()
 
 
+def donated_inputs(program: Program, place: Place) -> tuple[int, ...]:
+    """The inputs whose buffers become those of their new values."""
+    return () if place.is_shared else program.donated_inputs()
+
+
 def _results(program: Program, place: Place, given: Sequence[jax.sharding.Sharding]) -> Any:
     """How results lie; None for one that XLA decides on."""
-    if place.mesh is None:
+    if place.mesh is None or place.is_shared:  # of a result that is not whole, this process may have only a part
         return place.sharding()
     placeholders = program.module.graph.find_nodes(op="placeholder")
     mutated = program.signature.mutated
@@ -159,8 +164,7 @@ def _results(program: Program, place: Place, given: Sequence[jax.sharding.Shardi
         else place.sharding(shardings.axes_of(placeholders[position]) or ())
         for position in mutated
     ]
-    seen = place.sharding() if place.is_shared else None
-    return (*[seen] * free, *known)
+    return (*[None] * free, *known)
 
 
 class DeviceProgram:
@@ -176,7 +180,7 @@ class DeviceProgram:
         self.slots = Slots(self.memory, given, ahead, runtime.in_backward, frozenset(slots))
         self.compiled = compile_for(program, source, place, given, runtime.kernels, runtime.chip)
         self._tell_backward()
-        self.donated = program.donated_inputs()
+        self.donated = donated_inputs(program, place)
         with compat.enable_x64(True):
             self.constants = [put(value, place, place.sharding()) for value in program.constants().values()]
         self.pointers = frozenset(pointer for value in self.constants for pointer in _pointers(value))
