@@ -1,11 +1,12 @@
 """What the user calls a graph's inputs and modules: by the names of ``named_parameters`` and of arguments.
 
 Dynamo says where it found an input: ``L['self']._modules['layers']._modules['0']._parameters['weight']`` is
-``layers.0.weight``, ``L['input_ids']`` is ``input_ids``, ``L['batch']['ids']`` is ``batch.ids``.
+"layers.0.weight", ``L['input_ids']`` is "input_ids", ``L['batch']['ids']`` is "batch.ids".
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 
@@ -42,7 +43,7 @@ def modules_of(node: fx.Node) -> list[tuple[str, str]]:
 
 
 def module_name(path: str) -> str:
-    """The name of a module by the path in Dynamo's records: ``L['self'].layers.0`` is ``layers.0``."""
+    """The name of a module by the path in Dynamo's records: ``L['self'].layers.0`` is "layers.0"."""
     _, _, inside = path.partition("]")
     if "._modules" in inside:
         return ".".join(part for part in parts_of(inside) if part not in MODULE_DICTIONARIES)
@@ -51,7 +52,5 @@ def module_name(path: str) -> str:
 
 def near(name: str, known: Sequence[str]) -> str:
     """Those of some names that a name may mean, in words."""
-    import difflib
-
     found = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
     return ", ".join(map(repr, found)) or "no name at all"

@@ -98,35 +98,38 @@ class Table:
     def constrain_modules(self, graph: fx.Graph, results: int) -> None:
         """Puts constraints behind the results of named modules, in a joint graph or one without gradients.
 
-        A result of a module's call is a tensor that was computed in it, and that something outside of it uses.
+        A result of a module's call is a tensor that was computed in it, and that something outside of it uses. Views of
+        it that the call gives too become views of the constrained value, with which they share memory.
 
         Args:
             graph: of AOTAutograd's.
             results: how many of its results are the function's; gradients follow.
         """
         output: Any = graph.output_node()
-        given = set(output.args[0][:results])
+        given, done = set(output.args[0][:results]), set[tuple[str, int]]()
         for node in list(graph.nodes):
             if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
                 continue
             for key, name in names.modules_of(node):
-                found = self.find(name)
-                if found is None:
+                found, memory = self.find(name), (key, compat.storage_number(node.meta["val"]))
+                if found is None or memory in done:
                     continue
-                outside = [user for user in node.users if user is not output and self._is_outside(user, key)]
-                if outside or (node in given and name):
-                    self._constrain(node, found[1], _said(f"the result of {name}", found[0]), outside)
+                inside = {user for user in node.users if not self._is_outside(user, key)}
+                if set(node.users) - inside - {output} or node in given:
+                    users = [user for user in node.users if user not in inside or _is_view(user, node)]
+                    self._constrain(node, found[1], _said(f"the result of {name}", found[0]), users)
+                    done.add(memory)
                     break
 
-    def _constrain(self, node: fx.Node, axes: Axes, said: dict[str, str], outside: Sequence[fx.Node]) -> None:
+    def _constrain(self, node: fx.Node, axes: Axes, said: dict[str, str], users: Sequence[fx.Node]) -> None:
         with graphs.inserting_for(node, after=True) as graph:
             new = graphs.call(graph, constrain, node, shardings.trimmed(axes))
         new.meta |= {**said, **{name: node.meta[name] for name in ("partitioner_tag",) if name in node.meta}}
-        for user in (*outside, node.graph.output_node()):
+        for user in users:
             user.replace_input_with(node, new)
 
     def _is_outside(self, user: fx.Node, key: str) -> bool:
-        """Whether a node was called outside of a module's call, in the forward."""
+        """Whether a node was called outside of a module's call, in the forward; the output is."""
         is_backward = user.meta.get("partitioner_tag") == "is_backward"
         return not is_backward and key not in [one for one, _ in names.modules_of(user)]
 
@@ -144,6 +147,11 @@ class Table:
 
     def _of_input(self, number: int | None) -> tuple[str, Axes] | None:
         return None if number is None else self.find(self.inputs[number])
+
+
+def _is_view(node: fx.Node, base: fx.Node) -> bool:
+    values = node.meta.get("val"), base.meta["val"]
+    return all(isinstance(one, torch.Tensor) for one in values) and len(set(map(compat.storage_number, values))) == 1
 
 
 def _said(what: str, given: str) -> dict[str, str]:

@@ -49,11 +49,8 @@ def kernel_op(
             holds the new values of the mutated arguments, then the own results.
         fake: ``fake(*args)`` gives tensors like the operator's own results. By default JAX is asked, which
             under ``dynamic=True`` specialises the graph to the shapes at hand.
-        sharding: which dimensions may be split over a mesh (``options["mesh"]``), one name a dimension:
-            ``"rows cols, cols out -> rows out"`` for a product. On the left stands one term for each tensor argument,
-            written ones too, in schema order; on the right one for each value that the function returns. Each device
-            runs the function on its part of the operands. Dimensions with one name are split alike; those on the left
-            alone, and those called ``_``, are whole.
+        sharding: which dimensions may be split over a mesh, a term for each tensor argument and each value that the
+            function returns: ``"rows cols, cols out -> rows out"``; see ``kernels.sharding_rules``.
 
     Returns:
         A decorator; it returns the operator, ``torch.ops.<namespace>.<name>.default``.

@@ -1,8 +1,9 @@
 """Which dimensions of a kernel's operands and results may be split over a mesh, written like an einsum.
 
-``"rows cols, cols out -> rows out"``: one term for each operand and each result, one name for each dimension. Each
-device runs the kernel on its part, so dimensions with one name are split alike. A name that is on the left alone is
-one that the kernel sums over or orders by: it is whole on each device, and so is a dimension called ``_``.
+``"rows cols, cols out -> rows out"``: on the left one term for each tensor argument, written ones too, in schema order;
+on the right one for each value that the function returns; in a term one name for each dimension. Each device runs the
+kernel on its part, so dimensions with one name are split alike. A name that is on the left alone is one that the kernel
+sums over or orders by: it is whole on each device, and so is a dimension called ``_``.
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import pytest
 import torch
 
 from tests.runtime.sharded.eight_devices.conftest import sharded
@@ -98,3 +100,45 @@ def test_random_values_are_those_of_one_device() -> None:
     torch._dynamo.reset()
     torch.manual_seed(3)
     assert torch.equal(sharded(lambda x: torch.rand_like(x), {"x": ("data",)})(torch.ones(8, 4)), expected)
+
+
+class Function(torch.nn.Module):
+    """A module that calls one, which is named in the table."""
+
+    def __init__(self, inner: Callable[..., Any], outer: Callable[..., Any]) -> None:
+        super().__init__()
+        self.inner, self.outer = Inner(inner), outer
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.outer(self.inner(x))
+
+
+class Inner(torch.nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(x)
+
+
+VIEWS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "a view of an argument": (lambda x: x.view(-1), lambda y: y),
+    "written through": (lambda x: x.view(-1), lambda y: y.add_(1)),
+    "a view of the result": (lambda x: (x * 2).view(-1), lambda y: (y, y.view(8, 4))),
+    "two views of one value": (lambda x: ((y := x * 2), y.view(-1)), lambda y: y),
+    "a value and its view, written": (lambda x: ((y := x * 2), y.view(-1)), lambda y: (y[0].add_(1), y[1])),
+}
+
+
+@pytest.mark.parametrize(("inner", "outer"), VIEWS.values(), ids=VIEWS.keys())
+def test_results_share_memory_as_in_eager(inner: Any, outer: Any) -> None:
+    def sharing(x: torch.Tensor, results: Any) -> list[int]:
+        values = [x, *(results if isinstance(results, tuple) else (results,))]
+        places = [value.untyped_storage().data_ptr() for value in values]
+        return [places.index(place) for place in places]
+
+    model, x, y = Function(inner, outer), torch.arange(32.0).view(8, 4), torch.arange(32.0).view(8, 4)
+    results, expected = sharded(model, {"inner": ("data",)})(x), model(y)
+    torch.testing.assert_close((results, x), (expected, y))
+    assert sharing(x, results) == sharing(y, expected)
