@@ -87,6 +87,7 @@ _TABLE: dict[str, str | tuple[str, str]] = {
         "name in shardings an argument, a parameter or a module whose result the kernel is given",
     ),
     "TL717": ("kernels are not generated for a program that XLA partitions", "nothing to do"),
+    "TL718": "saved value is no longer on the devices",
     # 5xx: reasons in reports and warnings (never raised)
     "TL501": (
         "buffer kept: the old contents are defined and the kernel reads them",

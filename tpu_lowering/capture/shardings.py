@@ -150,8 +150,8 @@ class Table:
 
 
 def _is_view(node: fx.Node, base: fx.Node) -> bool:
-    values = node.meta.get("val"), base.meta["val"]
-    return all(isinstance(one, torch.Tensor) for one in values) and len(set(map(compat.storage_number, values))) == 1
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and compat.storage_number(value) == compat.storage_number(base.meta["val"])
 
 
 def _said(what: str, given: str) -> dict[str, str]:

@@ -26,7 +26,7 @@ nobody would tell us. The buffer on the device is donated, so it is updated in p
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -40,13 +40,25 @@ from tpu_lowering.ir import chips, forks, shardings
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.kernels import Execution
-from tpu_lowering.ir.programs import Program
+from tpu_lowering.ir.programs import Output, Program
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.lower.program import orders_in_memory
 from tpu_lowering.options import Axes
 from tpu_lowering.runtime import calling_convention
-from tpu_lowering.runtime.device_memory import DeviceMemory, Slots, fetch, is_static, memory_of, put, write_back
+from tpu_lowering.runtime.device_memory import (
+    DeviceMemory,
+    Slots,
+    fetch,
+    is_static,
+    memory_of,
+    put,
+    unfilled,
+    write_back,
+)
 from tpu_lowering.runtime.places import Place
+
+Order = tuple[int, ...] | None
+"""The order of a value's dimensions in memory, see ``lower.program.orders_in_memory``; None for row by row."""
 
 
 class SavedShardings:
@@ -59,6 +71,7 @@ class SavedShardings:
 
     def __init__(self) -> None:
         self._known: dict[Hashable, Axes] = {}
+        self._on_devices_alone: set[str] = set()
 
     def see(self, graph: fx.Graph, position: int, axes: Axes) -> None:
         """Enters a result of a forward, by its position among all results."""
@@ -67,6 +80,15 @@ class SavedShardings:
         described = output.meta.get("desc") or (None,) * len(nodes)
         if isinstance(nodes[position], fx.Node):
             self._known[nodes[position].name] = self._known[described[position]] = axes
+
+    def leave(self, graph: fx.Graph, position: int) -> None:
+        """Enters a result that the forward leaves on the devices alone."""
+        nodes: Any = graph.output_node().args[0]
+        self._on_devices_alone.add(nodes[position].name)
+
+    def is_on_devices_alone(self, node: fx.Node) -> bool:
+        """Whether an input of a backward has its values on the devices alone."""
+        return node.name in self._on_devices_alone
 
     def of(self, node: fx.Node) -> Axes | None:
         """How an input of a backward lies; None for one that is not known."""
@@ -123,6 +145,7 @@ def compile_for(
     given: Sequence[jax.sharding.Sharding],
     kernels: Execution,
     chip: Chip = CPU,
+    orders: Sequence[Order] = (),
 ) -> Any:
     """The executable of a program for a place, with the buffers of mutated inputs donated.
 
@@ -135,8 +158,9 @@ def compile_for(
         given: how each input lies.
         kernels: how Pallas kernels run.
         chip: what kernels are traced for.
+        orders: for results that leave in storage order, and are to leave as their dimensions are, that order.
     """
-    function = load.load(program, source, kernels)
+    function = _with_dimensions_in_order(load.load(program, source, kernels), orders)
     scope = jaxprs.kernel_scope([], chip) if chip.is_tpu else contextlib.nullcontext()
     with scope, compat.enable_x64(True), place.scope():
         constants = [place.sharding()] * len(program.constants())
@@ -146,6 +170,18 @@ def compile_for(
         return jitted.lower(*specs).compile()
 
 
+def _with_dimensions_in_order(function: Callable[..., tuple[jax.Array, ...]], orders: Sequence[Order]) -> Any:
+    def run(*inputs: jax.Array) -> tuple[jax.Array, ...]:
+        results = list(function(*inputs))
+        for at, order in enumerate(orders):
+            if order is not None:
+                results[at] = results[at].transpose([order.index(dimension) for dimension in range(len(order))])
+        return tuple(results)
+
+    run.__name__ = function.__name__
+    return run if any(order is not None for order in orders) else function
+
+
 def donated_inputs(program: Program, place: Place) -> tuple[int, ...]:
     """The inputs whose buffers become those of their new values."""
     return () if place.is_shared else program.donated_inputs()
@@ -153,18 +189,27 @@ def donated_inputs(program: Program, place: Place) -> tuple[int, ...]:
 
 def _results(program: Program, place: Place, given: Sequence[jax.sharding.Sharding]) -> Any:
     """How results lie; None for one that XLA decides on."""
-    if place.mesh is None or place.is_shared:  # of a result that is not whole, this process may have only a part
+    if place.mesh is None:
         return place.sharding()
+    signature = program.signature
+    computed = [spec for spec in signature.outputs if spec.is_computed]
+    if place.is_shared:  # what is not whole, this process may have only a part of
+        whole = place.sharding()
+        return (*(None if is_left(spec, place) else whole for spec in computed), *[whole] * len(signature.mutated))
     placeholders = program.module.graph.find_nodes(op="placeholder")
-    mutated = program.signature.mutated
-    free = len(program.output_nodes()) - len(mutated)
     known = [
         given[program.inputs.index(position)]
         if position in program.inputs
         else place.sharding(shardings.axes_of(placeholders[position]) or ())
-        for position in mutated
+        for position in signature.mutated
     ]
-    return (*[None] * free, *known)
+    return (*[None] * len(computed), *known)
+
+
+def is_left(spec: Output, place: Place) -> bool:
+    """Whether a result of a forward is left on the devices, of which other processes have some: the tensor that stands
+    for it has undefined memory, and only the backward sees it."""
+    return place.is_shared and spec.is_saved and 0 not in spec.shape
 
 
 class DeviceProgram:
@@ -177,25 +222,32 @@ class DeviceProgram:
         saved = {spec.place.base for spec in program.signature.outputs if spec.place and spec.place.of_argument}
         slots = [slot for slot, position in enumerate(program.inputs) if runtime.keeps_results and position in saved]
         given = [place.sharding(shardings.axes_of(node) or ()) for node in program.input_nodes()]
-        self.slots = Slots(self.memory, given, ahead, runtime.in_backward, frozenset(slots))
-        self.compiled = compile_for(program, source, place, given, runtime.kernels, runtime.chip)
-        self._tell_backward()
+        left = [runtime.in_backward and runtime.saved.is_on_devices_alone(node) for node in program.input_nodes()]
+        self.slots = Slots(self.memory, given, ahead, runtime.in_backward, frozenset(slots), left)
+        self.computed = [spec for spec in program.signature.outputs if spec.is_computed]
+        orders = orders_in_memory(program.signature, [spec.shape for spec in self.computed])
+        # What stays for the backward leaves as the backward takes it.
+        stays = [runtime.keeps_results and spec.is_saved for spec in self.computed]
+        self.saved = [order if kept else None for order, kept in zip(orders, stays, strict=True)]
+        self.compiled = compile_for(program, source, place, given, runtime.kernels, runtime.chip, self.saved)
+        self._tell_backward([None if kept else order for order, kept in zip(orders, stays, strict=True)])
         self.donated = donated_inputs(program, place)
         with compat.enable_x64(True):
             self.constants = [put(value, place, place.sharding()) for value in program.constants().values()]
         self.pointers = frozenset(pointer for value in self.constants for pointer in _pointers(value))
 
-    def _tell_backward(self) -> None:
-        """Enters how the results lie that the caller gets."""
+    def _tell_backward(self, orders: Sequence[Order]) -> None:
+        """Enters how the results lie that the caller gets, by the orders in which they leave."""
         graph, signature = self.runtime.graph, self.program.signature
         if graph is None or not self.runtime.keeps_results:
             return
         computed = [at for at, spec in enumerate(signature.outputs) if spec.is_computed]
-        orders = orders_in_memory(signature, [signature.outputs[at].shape for at in computed])
         for at, lies, order in zip(computed, self.compiled.output_shardings, orders, strict=False):
             axes = shardings.axes_in(lies)
             if axes is not None and at < signature.returned:
                 self.runtime.saved.see(graph, at, shardings.permuted(axes, order))
+            if is_left(signature.outputs[at], self.runtime.place):
+                self.runtime.saved.leave(graph, at)
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
         """Runs the program.
@@ -214,11 +266,16 @@ class DeviceProgram:
                 results = self.compiled(*inputs, *self.constants)
                 if self.runtime.in_backward:
                     self.memory.backwards += 1
-            for result in results:
-                result.copy_to_host_async()
             signature = self.program.signature
             computed = len(results) - len(signature.mutated)
-            tensors = [fetch(result) for result in results[:computed]]
+            left = [is_left(spec, self.runtime.place) for spec in self.computed]
+            for at, result in enumerate(results):
+                if at >= computed or not left[at]:
+                    result.copy_to_host_async()
+            tensors = [
+                unfilled(result, order) if alone else fetch(result, order)
+                for result, order, alone in zip(results, self.saved, left, strict=False)
+            ]
             for position, array in zip(signature.mutated, results[computed:], strict=True):
                 write_back(arguments[position], array)
             with self.memory.lock:
@@ -269,10 +326,10 @@ class DeviceProgram:
 
     def _keep_results(self, tensors: Sequence[torch.Tensor], results: Sequence[jax.Array]) -> None:
         """Keeps results as long as they live, those that the caller gets as they left the program."""
-        specs = [spec for spec in self.program.signature.outputs if spec.is_computed]
-        for spec, tensor, array in zip(specs, tensors, results, strict=False):
-            if tensor.numel() and tensor.stride() == spec.stride and tensor.shape == spec.shape:
-                self.memory.keep(tensor, _without_host_copy(array), self._lies(array), lasting=True)
+        for spec, order, tensor, array in zip(self.computed, self.saved, tensors, results, strict=False):
+            seen = tensor if order is None or spec.stride is None else tensor.as_strided(spec.shape, spec.stride)
+            if seen.numel() and seen.stride() == spec.stride and seen.shape == spec.shape:
+                self.memory.keep(seen, _without_host_copy(array), self._lies(array), lasting=True)
 
 
 def _pointers(array: jax.Array) -> frozenset[int]:

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import torch
 
-from tpu_lowering import compat
+from tpu_lowering import compat, errors
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.runtime.places import Place
 
@@ -54,12 +54,21 @@ def put(tensor: torch.Tensor, place: Place, sharding: jax.sharding.Sharding) -> 
     return jax.device_put(host, sharding)
 
 
-def fetch(array: jax.Array) -> torch.Tensor:
-    """A tensor in memory of its own; waits until the array has arrived, see ``jax.Array.copy_to_host_async``."""
-    type_ = TensorType.of(array)
-    tensor = torch.empty(type_.shape, dtype=type_.element.torch)
+def fetch(array: jax.Array, order: Sequence[int] | None = None) -> torch.Tensor:
+    """A tensor in memory of its own; waits until the array has arrived, see ``jax.Array.copy_to_host_async``.
+
+    With ``order`` it is a row-major tensor of the array's dimensions in that order.
+    """
+    tensor = unfilled(array)
     _fill(tensor, array)
-    return tensor
+    return tensor if order is None else tensor.permute(*order).contiguous()
+
+
+def unfilled(array: jax.Array, order: Sequence[int] | None = None) -> torch.Tensor:
+    """As ``fetch``, but of undefined memory."""
+    type_ = TensorType.of(array)
+    shape = type_.shape if order is None else [type_.shape[dimension] for dimension in order]
+    return torch.empty(shape, dtype=type_.element.torch)
 
 
 def _fill(tensor: torch.Tensor, array: jax.Array) -> None:
@@ -203,6 +212,7 @@ class Slots:
         shardings: how the array of each slot lies.
         ahead: for each slot, by how much its version counter is advanced before each call.
         saved: slots of the arguments that a backward is given.
+        left: for each slot, whether a forward left its values on the devices alone.
     """
 
     def __init__(
@@ -212,13 +222,18 @@ class Slots:
         ahead: Sequence[int],
         in_backward: bool,
         saved: frozenset[int] = frozenset(),
+        left: Sequence[bool] = (),
     ) -> None:
         self.memory, self.shardings, self.ahead = memory, shardings, ahead
-        self.in_backward, self.saved = in_backward, saved
+        self.in_backward, self.saved, self.left = in_backward, saved, left
         self.seen: list[_Seen | None] = [None] * len(ahead)
 
     def take(self, slot: int, tensor: torch.Tensor) -> tuple[jax.Array, Copy | None]:
-        """The array of a call's argument, moved if it is not on the device; the caller holds ``memory.lock``."""
+        """The array of a call's argument, moved if it is not on the device; the caller holds ``memory.lock``.
+
+        Raises:
+            TpuLoweringError: TL718 for a value that was left on the devices, and is not there.
+        """
         storage, place = tensor.untyped_storage(), place_of(tensor)
         ahead, sharding = self.ahead[slot], self.shardings[slot]
         last = self.seen[slot]
@@ -227,6 +242,8 @@ class Slots:
         if copy is not None:
             array = copy.array
             assert array is not None
+        elif self.left and self.left[slot]:
+            raise _lost(tensor)
         else:
             array = put(tensor, self.memory.place, sharding)
             lasting = is_static(tensor)
@@ -243,6 +260,16 @@ class Slots:
             seen[slot] = None
 
         seen[slot] = _Seen(weakref.ref(tensor.untyped_storage(), free), place_of(tensor), copy)
+
+
+def _lost(tensor: torch.Tensor) -> errors.TpuLoweringError:
+    return errors.refuse(
+        "TL718",
+        f"{tensor.dtype} {list(tensor.shape)} that a forward saved",
+        "expected the tensor that the forward gave, because its values are on the devices of several processes alone, "
+        "got another",
+        "leave out hooks that pack or copy saved tensors (torch.autograd.graph.saved_tensors_hooks, save_on_cpu)",
+    )
 
 
 def is_static(tensor: torch.Tensor) -> bool:

@@ -16,6 +16,7 @@ import jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[1]))
 import torch
+import tpu_lowering
 from tests.runtime.sharded.llama import SHARDINGS, Llama, batch
 
 assert len(jax.devices()) == 4 and len(jax.local_devices()) == 2
@@ -44,6 +45,19 @@ torch.testing.assert_close(model.state_dict(), twin.state_dict(), rtol=1e-4, ato
 assert model.calls.tolist() == [2] * 8
 parts = [array for array in jax.live_arrays() if array.shape == (64, 32) and not array.is_fully_replicated]
 assert parts and all(shard.data.shape == (32, 32) for array in parts for shard in array.addressable_shards)
+loss = run(model, *batch())
+heads = [array for array in jax.live_arrays() if array.shape == (8, 8, 16, 4)]  # saved, transposed
+assert heads and all(array.addressable_shards[0].data.shape == (4, 4, 16, 4) for array in heads)
+loss.backward()
+
+with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved.clone(), lambda kept: kept):
+    loss = run(model, *batch())
+try:
+    loss.backward()
+except tpu_lowering.TpuLoweringError as error:
+    assert error.code == "TL718" and "expected the tensor that the forward gave" in str(error), error
+else:
+    raise AssertionError("expected a refusal")
 print("equal")
 """
 

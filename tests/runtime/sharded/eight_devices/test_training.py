@@ -72,10 +72,11 @@ def test_three_steps_and_a_checkpoint(tmp_path: pathlib.Path) -> None:
     torch.testing.assert_close(run(*batch(3)), twin(*batch(3)), rtol=1e-4, atol=1e-4)
 
 
-def test_what_the_programs_are(programs: Any) -> None:
+def test_what_the_programs_are(programs: Any, moves: Any) -> None:
     """Parameters lie as the table says, results of modules and gradients are constrained, activations stay split."""
     model, _ = twins()
-    sharded(model, SHARDINGS)(*batch()).backward()
+    loss = sharded(model, SHARDINGS)(*batch())
+    assert moves.of(loss.backward) == 1  # the gradient of the loss
     forward, backward = programs
     text = forward.compiled.as_text()
     assert "f32[2,16,32]" in text and "f32[8,16,32]" not in text  # two of eight rows on a device
