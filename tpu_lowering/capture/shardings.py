@@ -22,7 +22,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat, errors
-from tpu_lowering.capture import names
+from tpu_lowering.capture.names import Names
 from tpu_lowering.ir import graphs, shardings
 from tpu_lowering.ir.mesh import Mesh
 from tpu_lowering.ir.shardings import constrain
@@ -36,42 +36,40 @@ class Table:
     Attributes:
         mesh: of the devices.
         given: the user's names with their axes.
-        inputs: the name of each input of Dynamo's graph.
+        names: of the graph.
     """
 
     mesh: Mesh
     given: tuple[tuple[str, Axes], ...]
-    inputs: tuple[str, ...]
+    names: Names
 
     @staticmethod
     def of(module: fx.GraphModule, options: Options) -> Table | None:
-        """The table of a graph of Dynamo's; None for a program for one device.
+        """The table of a graph of Dynamo's, while Dynamo compiles it; None for a program for one device.
 
         Raises:
-            TpuLoweringError: TL714 for a name that no input and no module of the graph has.
+            TpuLoweringError: TL714 for a name that nothing in the function has.
         """
         mesh = shardings.mesh_of(options)
         if mesh is None:
             return None
-        inputs = tuple(names.input_name(node) for node in module.graph.nodes if node.op == "placeholder")
-        parts = [part for part in module.modules() if isinstance(part, fx.GraphModule)]
-        modules = {name for part in parts for node in part.graph.nodes for _, name in names.modules_of(node)}
-        known = sorted({*inputs, *modules} - {""})
+        names = Names.of(module)
         for name, _ in options.shardings:
-            if not any(_matches(one, name) for one in known):
+            if not any(_matches(one, name) for one in names.known):
                 raise errors.refuse(
                     "TL714",
                     f"options['shardings'][{name!r}]",
-                    f"expected the name of a parameter, a buffer, an argument or a module that the graph uses, got "
+                    "expected the name of a parameter, a buffer, an argument or a module of the function, got "
                     f"{name!r}",
-                    f"the nearest names are {names.near(name, known)}; leave out what the function does not use, and "
-                    "compile with fullgraph=True, so that it is one graph",
+                    f"the nearest names are {names.near(name)}; compile with fullgraph=True, so that the function is "
+                    "one graph",
                 )
-        return Table(mesh, options.shardings, inputs)
+        return Table(mesh, options.shardings, names)
 
-    def find(self, name: str) -> tuple[str, Axes] | None:
-        """The user's name that a name matches first, and its axes."""
-        return next(((given, axes) for given, axes in self.given if name and _matches(name, given)), None)
+    def find(self, *names: str) -> tuple[str, Axes] | None:
+        """The user's name that one of some names matches first, and its axes."""
+        found = ((g, axes) for g, axes in self.given if any(name and _matches(name, g) for name in names))
+        return next(found, None)
 
     def apply(self, graph: fx.Graph, kind: str, saved: Callable[[fx.Node], Axes | None]) -> None:
         """Marks the inputs of a graph of AOTAutograd's, and constrains gradients, or results of modules.
@@ -87,7 +85,10 @@ class Table:
             if not isinstance(node.meta.get("val"), torch.Tensor):
                 continue
             if found is not None and number is not None:
-                node.meta |= {shardings.KEY: shardings.trimmed(found[1]), **_said(self.inputs[number], found[0])}
+                node.meta |= {
+                    shardings.KEY: shardings.trimmed(found[1]),
+                    **_said(self.names.inputs[number][0], found[0]),
+                }
             elif number is None and kind == "backward" and (axes := saved(node)) is not None:
                 node.meta[shardings.KEY] = axes
         if kind == "inference":
@@ -110,7 +111,7 @@ class Table:
         for node in list(graph.nodes):
             if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
                 continue
-            for key, name in names.modules_of(node):
+            for key, name in self.names.modules_of(node):
                 found, memory = self.find(name), (key, compat.storage_number(node.meta["val"]))
                 if found is None or memory in done:
                     continue
@@ -131,7 +132,7 @@ class Table:
     def _is_outside(self, user: fx.Node, key: str) -> bool:
         """Whether a node was called outside of a module's call, in the forward; the output is."""
         is_backward = user.meta.get("partitioner_tag") == "is_backward"
-        return not is_backward and key not in [one for one, _ in names.modules_of(user)]
+        return not is_backward and key not in [one for one, _ in self.names.modules_of(user)]
 
     def _constrain_gradients(self, graph: fx.Graph) -> None:
         output = graph.output_node()
@@ -142,11 +143,11 @@ class Table:
             if number is not None and found is not None and isinstance(results[at], fx.Node):
                 with graph.inserting_before(output):
                     results[at] = graphs.call(graph, constrain, results[at], shardings.trimmed(found[1]))
-                results[at].meta |= _said(f"the gradient of {self.inputs[number]}", found[0])
+                results[at].meta |= _said(f"the gradient of {self.names.inputs[number][0]}", found[0])
         output.args = (type(output.args[0])(results),)  # type: ignore[operator]
 
     def _of_input(self, number: int | None) -> tuple[str, Axes] | None:
-        return None if number is None else self.find(self.inputs[number])
+        return None if number is None else self.find(*self.names.inputs[number])
 
 
 def _is_view(node: fx.Node, base: fx.Node) -> bool:

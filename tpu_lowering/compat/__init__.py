@@ -122,6 +122,7 @@ from tpu_lowering.compat.of_torch import (
     size_source,
     source_of,
     traced_line,
+    traced_locals,
     versions_advanced,
 )
 from tpu_lowering.compat.operators import aten, prims
@@ -265,6 +266,7 @@ __all__ = [
     "tpu_name",
     "trace_context",
     "traced_line",
+    "traced_locals",
     "tracing_turn",
     "tree_leaves",
     "tree_map",

@@ -325,6 +325,18 @@ def source_of(placeholder: torch.fx.Node) -> str:
     return str(name() if callable(name) else name)
 
 
+def traced_locals() -> dict[str, Any]:
+    """The local variables of the function that Dynamo compiles, as it was called; empty outside of Dynamo.
+
+    A graph's inputs are what it uses. That it does not use an argument, or a parameter, only the function tells.
+    """
+    module, why = "torch._dynamo.symbolic_convert", "names of what a graph does not use"
+    try:
+        return dict(private("torch", module, "InstructionTranslator", why).current_tx().output.local_scope)
+    except AttributeError:
+        return {}
+
+
 def input_described(described: Any) -> int | None:
     """The number of the input of Dynamo's graph that AOTAutograd's description of an input says; None for another."""
     module, why = "torch._functorch._aot_autograd.descriptors", "parameters of a graph"

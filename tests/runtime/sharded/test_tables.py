@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -89,25 +90,87 @@ def test_options_that_go_with_no_mesh() -> None:
     [
         ("L['self']._modules['layers']._modules['0']._parameters['weight']", "layers.0.weight"),
         ("G['model']._buffers['scale']", "scale"),
-        ("L['self'].inner._modules['fc']._parameters['bias']", "fc.bias"),
+        ("L['args'][0]._modules['model']._modules['norm']._parameters['weight']", "model.norm.weight"),
+        ("L['trainer'].inner._modules['fc']._parameters['bias']", "fc.bias"),
         ("L['input_ids']", "input_ids"),
         ("L['batch']['ids']", "batch.ids"),
         ("L['args'][0]", "args.0"),
-        ("L['kwargs']['labels']", "labels"),
         ("L['x'].data", "x.data"),
         ("", ""),
     ],
 )
-def test_names_of_inputs(source: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tpu_lowering.compat.source_of", lambda _: source)
-    assert names.input_name(None) == name  # type: ignore[arg-type]
+def test_names_of_inputs(source: str, name: str) -> None:
+    assert names.input_name(source) == name
 
 
 @pytest.mark.parametrize(
-    ("path", "name"), [("L['self'].layers.0.mlp", "layers.0.mlp"), ("L['self']", ""), ("G['m']._modules['a']", "a")]
+    ("path", "name"),
+    [
+        ("L['self'].layers.0.mlp", "layers.0.mlp"),
+        ("L['self']", ""),
+        ("G['m']._modules['a']", "a"),
+        ("L['args'][0].model.layers.1", "model.layers.1"),
+        ("L['trainer'].inner.fc", "fc"),
+    ],
 )
 def test_names_of_modules(path: str, name: str) -> None:
-    assert names.module_name(path) == name
+    assert names.Names((), ("L['trainer'].inner",)).module_name(path) == name
+
+
+class Wrapped(torch.nn.Module):
+    """As a library's model: its forward is behind a decorator, and has arguments that are not given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def through(function: Any) -> Any:  # type: ignore[misc]
+        return functools.wraps(function)(lambda *args, **kwargs: function(*args, **kwargs))
+
+    @through
+    def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+        return self.used(x) if scale is None else self.used(x) * scale
+
+
+def found(function: Any, *args: Any, **kwargs: Any) -> names.Names:
+    """The names of the graph of a call."""
+    made: list[names.Names] = []
+
+    def backend(module: Any, examples: Any) -> Any:
+        made.append(names.Names.of(module))
+        return module
+
+    torch._dynamo.reset()
+    torch.compile(function, backend=backend, fullgraph=True)(*args, **kwargs)
+    return made[0]
+
+
+def first_names(found_: names.Names) -> set[str]:
+    return {each[0] for each in found_.inputs}
+
+
+def test_names_of_a_call() -> None:
+    x, model = torch.ones(4, 4), Wrapped()
+    parameters = {"used.weight", "used.bias"}
+    for found_ in (found(model, x), found(model, x=x)):
+        assert first_names(found_) == {"x", *parameters}
+        assert {"used", "unused", "unused.weight", "scale"} <= set(found_.known)  # not in the graph, but the function's
+    assert first_names(found(lambda x: model(x), x)) == {"x", *parameters}
+    assert first_names(found(model, x, scale=x.clone())) == {"x", "scale", *parameters}
+    assert first_names(found(torch.nn.Linear(4, 4), x)) == {"input", "weight", "bias"}
+    assert found(lambda x, unused: x + 1, x, x.clone()).known == ["unused", "x"]
+    assert first_names(found(lambda batch: model(batch["x"]), {"x": x})) == {"batch.x", *parameters}
+
+
+def test_one_tensor_of_several_names() -> None:
+    x = torch.ones(4, 4)
+    assert found(lambda x, y: x + y, x, x).inputs == (("x", "y"),)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    assert sorted(found(model, x).inputs) == [("0.weight", "1.weight"), ("input",)]
+    assert found(model, input=x).inputs == found(model, x).inputs
+    model.register_module("before", model[1])
+    assert {"0.weight", "1.weight", "before.weight"} in map(set, found(model, x).inputs)
 
 
 SCHEMA = torch.ops.aten.add_.Tensor._schema  # add_(Tensor(a!) self, Tensor other, *, Scalar alpha) -> Tensor(a!)

@@ -39,7 +39,7 @@ def test_parameters_move_once_and_stay_split(moves: Any) -> None:
 
 def test_training_moves_updated_parameters_and_nothing_saved_that_lies_in_rows(moves: Any) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
-    run = sharded(model, {"args.0": ("data",), "0.weight": ("model",), "2.weight": (None, "model")})
+    run = sharded(model, {"input": ("data",), "0.weight": ("model",), "2.weight": (None, "model")})
     optimizer = torch.optim.AdamW(model.parameters())
     for _ in range(3):
         losses: list[torch.Tensor] = []
@@ -52,7 +52,7 @@ def test_training_moves_updated_parameters_and_nothing_saved_that_lies_in_rows(m
 
 def test_a_gradient_comes_in_as_the_result_left(moves: Any, programs: Any) -> None:
     model = torch.nn.Linear(8, 16, bias=False)
-    sharded(model, {"args.0": ("data",), "weight": ("model",)})(torch.randn(8, 8)).sum().backward()
+    sharded(model, {"input": ("data",), "weight": ("model",)})(torch.randn(8, 8)).sum().backward()
     assert [lies.spec for lies in programs[0].compiled.output_shardings][:1] == [moves.specs[-1]]
     assert moves.specs[-1] == jax.sharding.PartitionSpec("data", "model")
 

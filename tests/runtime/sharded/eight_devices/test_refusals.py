@@ -30,11 +30,10 @@ def test_a_name_that_nothing_has() -> None:
     table = {**SHARDINGS, "layers.*.mlp.gate_prj.weight": ("model",)}
     assert refused(Llama(1), table, *batch()) == (
         "[TL714] name in shardings that nothing has: options['shardings']['layers.*.mlp.gate_prj.weight']\n"
-        "  why  expected the name of a parameter, a buffer, an argument or a module that the graph uses, got "
+        "  why  expected the name of a parameter, a buffer, an argument or a module of the function, got "
         "'layers.*.mlp.gate_prj.weight'\n"
         "  fix  the nearest names are 'layers.0.mlp.gate_proj.weight', 'layers.0.mlp.up_proj.weight', "
-        "'layers.0.mlp.down_proj.weight'; leave out what the function does not use, and compile with fullgraph=True, so "
-        "that it is one graph"
+        "'layers.0.mlp.down_proj.weight'; compile with fullgraph=True, so that the function is one graph"
     )
 
 
