@@ -153,7 +153,9 @@ class _Compilation:
         return compat.serializable_compiler(_restorable().Restorable, compile_graph)
 
     def _runtime(self, graph: fx.GraphModule, kind: str, arguments: Sequence[Any]) -> Runtime:
-        return self.runtime or runtime_for(graph.graph, kind, arguments, self.options, self.saved)
+        return self.runtime or runtime_for(
+            graph.graph, kind, arguments, self.options, None if effects.are_in(graph.graph) else self.saved
+        )
 
     def _fusing_chip(self, joint: fx.GraphModule, arguments: Any) -> Chip | None:
         """The chip that attention of a joint graph becomes kernels for; None if it stays."""

@@ -51,18 +51,13 @@ class Names:
         roots = {source[: found.start()] for source in sources if (found := IN_MODULE.search(source))}
         names = Names(inputs, tuple(sorted(roots, key=len, reverse=True)))
         parts = [part for part in module.modules() if isinstance(part, fx.GraphModule)]
-        modules = {name for part in parts for node in part.graph.nodes for _, name in names.modules_of(node)}
-        return dataclasses.replace(names, others=frozenset(modules | _names_in(local)))
+        paths = {path for part in parts for node in part.graph.nodes for _, path in modules_of(node)}
+        return dataclasses.replace(names, others=frozenset(map(names.module_name, paths)) | _names_in(local))
 
     @property
     def known(self) -> list[str]:
         """All of them."""
         return sorted({name for names in self.inputs for name in names} | self.others - {""})
-
-    def modules_of(self, node: fx.Node) -> list[tuple[str, str]]:
-        """The modules that a node was called in, outermost first: each call's key, and the module's name."""
-        stack = node.meta.get("nn_module_stack") or {}
-        return [(str(key), self.module_name(str(path))) for key, (path, *_) in stack.items()]
 
     def module_name(self, path: str) -> str:
         """The name of a module by the path in Dynamo's records: ``L['self'].layers.0`` is "layers.0"."""
@@ -74,6 +69,11 @@ class Names:
         """Those names that a name may mean, in words."""
         found = difflib.get_close_matches(name, self.known, n=3, cutoff=0.0)
         return ", ".join(map(repr, found)) or "none"
+
+
+def modules_of(node: fx.Node) -> list[tuple[str, str]]:
+    """The modules that a node was called in, outermost first: each call's key, and the module's path."""
+    return [(str(key), str(path)) for key, (path, *_) in (node.meta.get("nn_module_stack") or {}).items()]
 
 
 def input_name(source: str) -> str:

@@ -22,7 +22,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat, errors
-from tpu_lowering.capture.names import Names
+from tpu_lowering.capture.names import Names, modules_of
 from tpu_lowering.ir import graphs, shardings
 from tpu_lowering.ir.mesh import Mesh
 from tpu_lowering.ir.shardings import constrain
@@ -108,14 +108,17 @@ class Table:
         """
         output: Any = graph.output_node()
         given, done = set(output.args[0][:results]), set[tuple[str, int]]()
+        paths: dict[str, tuple[str, tuple[str, Axes] | None]] = {}
         for node in list(graph.nodes):
             if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
                 continue
-            for key, name in self.names.modules_of(node):
-                found, memory = self.find(name), (key, compat.storage_number(node.meta["val"]))
+            for key, path in modules_of(node):
+                if path not in paths:
+                    paths[path] = (name := self.names.module_name(path), self.find(name))
+                (name, found), memory = paths[path], (key, compat.storage_number(node.meta["val"]))
                 if found is None or memory in done:
                     continue
-                inside = {user for user in node.users if not self._is_outside(user, key)}
+                inside = {user for user in node.users if not _is_outside(user, key)}
                 if set(node.users) - inside - {output} or node in given:
                     users = [user for user in node.users if user not in inside or _is_view(user, node)]
                     self._constrain(node, found[1], _said(f"the result of {name}", found[0]), users)
@@ -128,11 +131,6 @@ class Table:
         new.meta |= {**said, **{name: node.meta[name] for name in ("partitioner_tag",) if name in node.meta}}
         for user in users:
             user.replace_input_with(node, new)
-
-    def _is_outside(self, user: fx.Node, key: str) -> bool:
-        """Whether a node was called outside of a module's call, in the forward; the output is."""
-        is_backward = user.meta.get("partitioner_tag") == "is_backward"
-        return not is_backward and key not in [one for one, _ in self.names.modules_of(user)]
 
     def _constrain_gradients(self, graph: fx.Graph) -> None:
         output = graph.output_node()
@@ -148,6 +146,12 @@ class Table:
 
     def _of_input(self, number: int | None) -> tuple[str, Axes] | None:
         return None if number is None else self.find(*self.names.inputs[number])
+
+
+def _is_outside(user: fx.Node, key: str) -> bool:
+    """Whether a node was called outside of a module's call, in the forward; the output is."""
+    is_backward = user.meta.get("partitioner_tag") == "is_backward"
+    return not is_backward and key not in dict(modules_of(user))
 
 
 def _is_view(node: fx.Node, base: fx.Node) -> bool:

@@ -32,7 +32,7 @@ def runtime_for(
         kind: "forward", "backward" or "inference".
         arguments: what it is called with, as fake tensors.
         options: what the user chose.
-        saved: what a forward tells its backward, on a mesh.
+        saved: what a forward tells its backward, on a mesh; None for a graph whose results are not the caller's.
 
     Raises:
         TpuLoweringError: TL103 for several devices, or tensors of torch_tpu or torch_xla with ``options.device``;
@@ -54,7 +54,8 @@ def runtime_for(
         return TorchTpuRuntime(graph, elsewhere[0]) if elsewhere[0].type == tpu_tensors.DEVICE else XlaRuntime(graph)
     mesh = shardings.mesh_of(options)
     if mesh is not None:
-        return DeviceRuntime(places.find_mesh(mesh, options.device), kind, options.cpu_kernels, graph, saved)
+        given = None if saved is None else graph
+        return DeviceRuntime(places.find_mesh(mesh, options.device), kind, options.cpu_kernels, given, saved)
     if options.device:
         return DeviceRuntime(Place(places.find_device(options.device)), kind, options.cpu_kernels)
     return CpuRuntime(options.cpu_kernels, Store.of(options))

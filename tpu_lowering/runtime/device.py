@@ -40,7 +40,7 @@ from tpu_lowering.ir import chips, forks, shardings
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.kernels import Execution
-from tpu_lowering.ir.programs import Output, Program
+from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.lower.program import orders_in_memory
 from tpu_lowering.options import Axes
@@ -106,7 +106,7 @@ class DeviceRuntime:
         in_backward: whether the graph is a backward.
         keeps_results: whether the graph is a forward that records gradients.
         advanced: positions of arguments whose version counter AOTAutograd advances before each call.
-        graph: the graph; None where nothing is known of it.
+        graph: the graph, if what it gives is what the caller gets; else None.
         saved: shared by a forward and its backward.
     """
 
@@ -146,6 +146,7 @@ def compile_for(
     kernels: Execution,
     chip: Chip = CPU,
     orders: Sequence[Order] = (),
+    left: Sequence[bool] = (),
 ) -> Any:
     """The executable of a program for a place, with the buffers of mutated inputs donated.
 
@@ -159,6 +160,7 @@ def compile_for(
         kernels: how Pallas kernels run.
         chip: what kernels are traced for.
         orders: for results that leave in storage order, and are to leave as their dimensions are, that order.
+        left: for each computed result, whether it stays on the devices alone.
     """
     function = _with_dimensions_in_order(load.load(program, source, kernels), orders)
     scope = jaxprs.kernel_scope([], chip) if chip.is_tpu else contextlib.nullcontext()
@@ -166,7 +168,7 @@ def compile_for(
         constants = [place.sharding()] * len(program.constants())
         specs = load.input_specs(program, [*given, *constants])
         donated = donated_inputs(program, place)
-        jitted = jax.jit(function, donate_argnums=donated, out_shardings=_results(program, place, given))
+        jitted = jax.jit(function, donate_argnums=donated, out_shardings=_results(program, place, given, left))
         return jitted.lower(*specs).compile()
 
 
@@ -187,15 +189,14 @@ def donated_inputs(program: Program, place: Place) -> tuple[int, ...]:
     return () if place.is_shared else program.donated_inputs()
 
 
-def _results(program: Program, place: Place, given: Sequence[jax.sharding.Sharding]) -> Any:
+def _results(program: Program, place: Place, given: Sequence[jax.sharding.Sharding], left: Sequence[bool]) -> Any:
     """How results lie; None for one that XLA decides on."""
     if place.mesh is None:
         return place.sharding()
     signature = program.signature
-    computed = [spec for spec in signature.outputs if spec.is_computed]
     if place.is_shared:  # what is not whole, this process may have only a part of
         whole = place.sharding()
-        return (*(None if is_left(spec, place) else whole for spec in computed), *[whole] * len(signature.mutated))
+        return (*(None if alone else whole for alone in left), *[whole] * len(signature.mutated))
     placeholders = program.module.graph.find_nodes(op="placeholder")
     known = [
         given[program.inputs.index(position)]
@@ -203,13 +204,7 @@ def _results(program: Program, place: Place, given: Sequence[jax.sharding.Shardi
         else place.sharding(shardings.axes_of(placeholders[position]) or ())
         for position in signature.mutated
     ]
-    return (*[None] * len(computed), *known)
-
-
-def is_left(spec: Output, place: Place) -> bool:
-    """Whether a result of a forward is left on the devices, of which other processes have some: the tensor that stands
-    for it has undefined memory, and only the backward sees it."""
-    return place.is_shared and spec.is_saved and 0 not in spec.shape
+    return (*[None] * len(left), *known)
 
 
 class DeviceProgram:
@@ -222,14 +217,19 @@ class DeviceProgram:
         saved = {spec.place.base for spec in program.signature.outputs if spec.place and spec.place.of_argument}
         slots = [slot for slot, position in enumerate(program.inputs) if runtime.keeps_results and position in saved]
         given = [place.sharding(shardings.axes_of(node) or ()) for node in program.input_nodes()]
-        left = [runtime.in_backward and runtime.saved.is_on_devices_alone(node) for node in program.input_nodes()]
-        self.slots = Slots(self.memory, given, ahead, runtime.in_backward, frozenset(slots), left)
+        alone = [runtime.in_backward and runtime.saved.is_on_devices_alone(node) for node in program.input_nodes()]
+        self.slots = Slots(self.memory, given, ahead, runtime.in_backward, frozenset(slots), alone)
         self.computed = [spec for spec in program.signature.outputs if spec.is_computed]
         orders = orders_in_memory(program.signature, [spec.shape for spec in self.computed])
         # What stays for the backward leaves as the backward takes it.
         stays = [runtime.keeps_results and spec.is_saved for spec in self.computed]
         self.saved = [order if kept else None for order, kept in zip(orders, stays, strict=True)]
-        self.compiled = compile_for(program, source, place, given, runtime.kernels, runtime.chip, self.saved)
+        # Where other processes have some of the devices, a tensor of undefined memory stands for it.
+        shared = place.is_shared and runtime.graph is not None
+        self.left = [shared and kept and 0 not in spec.shape for spec, kept in zip(self.computed, stays, strict=True)]
+        self.compiled = compile_for(
+            program, source, place, given, runtime.kernels, runtime.chip, self.saved, self.left
+        )  # fmt: skip
         self._tell_backward([None if kept else order for order, kept in zip(orders, stays, strict=True)])
         self.donated = donated_inputs(program, place)
         with compat.enable_x64(True):
@@ -242,11 +242,12 @@ class DeviceProgram:
         if graph is None or not self.runtime.keeps_results:
             return
         computed = [at for at, spec in enumerate(signature.outputs) if spec.is_computed]
-        for at, lies, order in zip(computed, self.compiled.output_shardings, orders, strict=False):
+        lie = self.compiled.output_shardings
+        for at, lies, order, alone in zip(computed, lie, orders, self.left, strict=False):
             axes = shardings.axes_in(lies)
             if axes is not None and at < signature.returned:
                 self.runtime.saved.see(graph, at, shardings.permuted(axes, order))
-            if is_left(signature.outputs[at], self.runtime.place):
+            if alone:
                 self.runtime.saved.leave(graph, at)
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
@@ -268,13 +269,12 @@ class DeviceProgram:
                     self.memory.backwards += 1
             signature = self.program.signature
             computed = len(results) - len(signature.mutated)
-            left = [is_left(spec, self.runtime.place) for spec in self.computed]
             for at, result in enumerate(results):
-                if at >= computed or not left[at]:
+                if at >= computed or not self.left[at]:
                     result.copy_to_host_async()
             tensors = [
                 unfilled(result, order) if alone else fetch(result, order)
-                for result, order, alone in zip(results, self.saved, left, strict=False)
+                for result, order, alone in zip(results, self.saved, self.left, strict=False)
             ]
             for position, array in zip(signature.mutated, results[computed:], strict=True):
                 write_back(arguments[position], array)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -142,3 +143,25 @@ def test_results_share_memory_as_in_eager(inner: Any, outer: Any) -> None:
     results, expected = sharded(model, {"inner": ("data",)})(x), model(y)
     torch.testing.assert_close((results, x), (expected, y))
     assert sharing(x, results) == sharing(y, expected)
+
+
+def test_a_cache_keeps_nothing_of_it(tmp_path: pathlib.Path) -> None:
+    weight = torch.nn.Parameter(torch.randn(8, 8))
+    run = sharded(lambda x: (x @ weight).sum(), {"weight": ("model",)}, cache=str(tmp_path))
+    x = torch.randn(8, 8)
+    torch.testing.assert_close(run(x), (x @ weight).sum())
+    run(x).backward()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_statistics_of_a_batch() -> None:
+    model, twin = torch.nn.BatchNorm1d(16), torch.nn.BatchNorm1d(16)
+    run = sharded(model, {"weight": ("model",), "running_mean": ("model",), "input": ("data", "model")})
+    for _ in range(3):
+        x = torch.randn(8, 16)
+        results = [forward(x).square().sum() for forward in (run, twin)]
+        torch.testing.assert_close(*results)
+        for result in results:
+            result.backward()
+    torch.testing.assert_close(model.state_dict(), twin.state_dict())
+    torch.testing.assert_close(model.weight.grad, twin.weight.grad, rtol=1e-4, atol=1e-5)
