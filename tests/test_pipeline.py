@@ -27,8 +27,8 @@ TPU = chips.find("tpu7x")
 
 TEXT = (
     "specialise,mask_padding,separate_signature,drop_checks,call_control_flow,inline_helion_kernels,make_draws_explicit,"
-    "call_registered_kernels,watch_kernels,make_views_explicit,define_allocations,simplify_views,return_fresh_buffers,"
-    "drop_overwritten_values,assemble_writes,drop_dead_allocations,unflatten_kernels,lower,generate,compile"
+    "call_registered_kernels,watch_kernels,make_views_explicit,shard_kernels,define_allocations,simplify_views,"
+    "return_fresh_buffers,drop_overwritten_values,assemble_writes,drop_dead_allocations,unflatten_kernels,lower,generate,compile"
 )
 
 

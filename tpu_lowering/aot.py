@@ -17,7 +17,7 @@ from tpu_lowering.ir.chips import Chip
 from tpu_lowering.kernels import function_values, helion
 from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.observers import Observer
-from tpu_lowering.options import Options
+from tpu_lowering.options import Options, wrong_value
 from tpu_lowering.runtime.aot import compiler
 from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
 from tpu_lowering.runtime.aot.program import TpuProgram
@@ -141,6 +141,8 @@ def capture(
     observers: Sequence[Observer],
 ) -> Captured:
     """Captures a function as one program for a chip."""
+    if (mesh := Options.create(options).mesh) != ():
+        raise wrong_value("mesh", "no mesh, because a program is compiled ahead of time for one chip", dict(mesh))
     runtime = TpuRuntime(chip)
     helion.check_calls()
     backend = functools.partial(helion_tpu, options=dict(options), runtime=runtime, observers=tuple(observers))

@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from tpu_lowering import compat, pipeline, releases
-from tpu_lowering.capture import effects, fallback, gradients, mistakes, partition, recompiles
+from tpu_lowering.capture import effects, fallback, gradients, mistakes, partition, recompiles, shardings
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.ir import forks
 from tpu_lowering.ir.chips import Chip
@@ -28,6 +28,7 @@ from tpu_lowering.runtime import pulse
 from tpu_lowering.runtime.base import Runtime
 from tpu_lowering.runtime.cache.known_kernels import KnownKernel, known_kernels
 from tpu_lowering.runtime.choose import runtime_for
+from tpu_lowering.runtime.device import SavedShardings
 
 _numbers = itertools.count()
 
@@ -79,7 +80,9 @@ def helion_tpu(
     if again := recompiles.failed_guard():
         observer.acted(f"graph_{number}", "capture", again)
     # What comes out of AOTAutograd's cache has no stages to observe.
-    compilation = _Compilation(number, chosen, observer, runtime, bool(chosen.cache) and not (observers or chosen.dump))
+    may_keep = bool(chosen.cache) and not (observers or chosen.dump or chosen.mesh)
+    table = None if runtime is not None else shardings.Table.of(module, chosen)
+    compilation = _Compilation(number, chosen, observer, runtime, may_keep, table)
     if chosen.fallback == "eager":
         return fallback.compile_around(module, examples, compilation.compile_or_refuse)
     return compilation.compile_or_refuse(module, examples)
@@ -95,6 +98,8 @@ class _Compilation:
         observer: told of every stage.
         runtime: where programs run; None for where their tensors are.
         may_keep: whether AOTAutograd's cache may keep them.
+        table: how tensors lie on a mesh; None for one device.
+        saved: what forwards tell their backwards, on a mesh.
     """
 
     number: int
@@ -102,6 +107,8 @@ class _Compilation:
     observer: Observer
     runtime: Runtime | None
     may_keep: bool
+    table: shardings.Table | None = None
+    saved: SavedShardings = dataclasses.field(default_factory=SavedShardings)
 
     def compile_or_refuse(self, part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         """A graph compiled; where eager refuses it, what raises eager's exception."""
@@ -119,7 +126,7 @@ class _Compilation:
                 fw_compiler=self._compiler("forward", kernels, kinds),
                 bw_compiler=self._compiler("backward", kernels, kinds),
                 inference_compiler=self._compiler("inference", kernels, kinds),
-                partition_fn=partition.partitioner(self._fusing_chip, compat.parameter_inputs(part)),
+                partition_fn=partition.partitioner(self._fusing_chip, compat.parameter_inputs(part), self.table),
                 decompositions=mistakes.refusing(with_eagers_layouts(decompositions())),
                 keep_inference_input_mutations=True,
             )(part, arguments)
@@ -136,6 +143,8 @@ class _Compilation:
 
         def compile_graph(graph: fx.GraphModule, arguments: Sequence[Any]) -> Any:
             kinds.add(kind)
+            if self.table is not None:
+                self.table.apply(graph.graph, kind, self.saved.of)
             if kind == "backward":
                 compat.keep_saved_tensors()
             where = self._runtime(graph, kind, arguments)
@@ -147,7 +156,9 @@ class _Compilation:
         return compat.serializable_compiler(_restorable().Restorable, compile_graph)
 
     def _runtime(self, graph: fx.GraphModule, kind: str, arguments: Sequence[Any]) -> Runtime:
-        return self.runtime or runtime_for(graph.graph, kind, arguments, self.options)
+        return self.runtime or runtime_for(
+            graph.graph, kind, arguments, self.options, None if effects.are_in(graph.graph) else self.saved
+        )
 
     def _fusing_chip(self, joint: fx.GraphModule, arguments: Any) -> Chip | None:
         """The chip that attention of a joint graph becomes kernels for; None if it stays."""

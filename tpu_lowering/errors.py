@@ -84,6 +84,17 @@ _TABLE: dict[str, str | tuple[str, str]] = {
     "TL705": "collective that no program of all ranks can have",
     "TL706": "shape depends on the rank",
     "TL707": "collective on tensors that no ranks can share a program on",
+    "TL711": "axis that the mesh does not have",
+    "TL712": "kernel without a rule for its sharding",
+    "TL713": "sharding that does not fit a tensor",
+    "TL714": "name in shardings that nothing has",
+    "TL715": "sharding rule that does not fit a kernel",
+    "TL716": (
+        "kernel runs whole on every device",
+        "name in shardings an argument, a parameter or a module whose result the kernel is given",
+    ),
+    "TL717": ("kernels are not generated for a program that XLA partitions", "nothing to do"),
+    "TL718": "saved value is no longer on the devices",
     # 5xx: reasons in reports and warnings (never raised)
     "TL501": (
         "buffer kept: the old contents are defined and the kernel reads them",

@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tpu_lowering import errors
@@ -18,6 +18,8 @@ Random = Literal["jax", "torch"]
 Fuse = Literal["tpu", "always", "never"]
 Tune = Literal[False, True, "configs"]
 Buckets = str | int | tuple[int, ...]
+Axes = tuple[tuple[str, ...], ...]
+"""For each dimension of a tensor, the mesh axes that it is split along; dimensions that are left out are whole."""
 GIB = 1 << 30
 
 
@@ -60,7 +62,14 @@ class Options:
             "power_of_two", a step (512: to 512, 1024, 1536, ...), or a list of sizes, beyond the last of which
             nothing is rounded. Where rounding could change a result it is not done, and the report says why.
         device: the JAX device that programs run on, such as "tpu:0" or "cpu:1", for tensors on the CPU; "" for
-            where the tensors are.
+            where the tensors are. With a ``mesh`` it is the platform of the devices, such as "tpu"; "" for JAX's own.
+        mesh: the grid of JAX devices that programs run on, from the names of its axes to their sizes, outermost first:
+            ``{"data": 4, "model": 2}``. XLA partitions each program. Tensors are on the CPU. Kept as pairs.
+        shardings: how tensors lie on the mesh: from names to a tuple with, for each dimension, the name of an axis, a
+            tuple of names, or None for a dimension that is whole; trailing dimensions may be left out. Names are those
+            of parameters and buffers (``"layers.*.q_proj.weight"``), of the function's arguments (``"input_ids"``), and
+            of submodules, whose results are constrained; ``*``, ``?`` and ``[...]`` are wildcards, and the first name
+            that matches counts. What has no name here is whole on each device. Kept as pairs of names and ``Axes``.
     """
 
     verify: bool = False
@@ -77,6 +86,8 @@ class Options:
     cache_bytes: int = 8 * GIB
     buckets: Buckets = ""
     device: str = ""
+    mesh: tuple[tuple[str, int], ...] = ()
+    shardings: tuple[tuple[str, Axes], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("dump", "cache"):
@@ -84,14 +95,17 @@ class Options:
             if isinstance(given, (str, os.PathLike)):
                 object.__setattr__(self, name, check_folder(name, os.fspath(given)))
         for name, hint in get_type_hints(type(self)).items():
-            if name not in ("buckets", "passes"):
+            if name not in ("buckets", "passes", "mesh", "shardings"):
                 check_option(name, hint, getattr(self, name))
         if type(self.passes) not in (bool, str):
             raise wrong_value("passes", "True, False, or names of passes separated by commas", self.passes)
         if isinstance(self.buckets, list):
             object.__setattr__(self, "buckets", tuple(self.buckets))
         check_buckets(self.buckets)
-        check_device(self.device)
+        object.__setattr__(self, "mesh", mesh_pairs(self.mesh))
+        object.__setattr__(self, "shardings", sharding_pairs(self.shardings))
+        check_device(self.device, bool(self.mesh))
+        check_many_devices(self)
         if self.tune_seconds < 0:
             raise wrong_value("tune_seconds", "a number of seconds", self.tune_seconds)
         if self.cache_bytes < 1:
@@ -177,10 +191,82 @@ def check_buckets(value: Any) -> None:
         raise wrong_value("buckets", expected, value)
 
 
-def check_device(value: str) -> None:
+def check_device(value: str, many: bool = False) -> None:
+    if many and value and not re.fullmatch(r"[a-z]\w*", value):
+        raise wrong_value("device", "a JAX platform, such as 'tpu' or 'cpu', together with a mesh", value)
     if value and not re.fullmatch(r"[a-z]\w*(:\d+)?", value):
         expected = "a JAX platform and the number of a device, such as 'tpu:0' or 'cpu:1'"
         raise wrong_value("device", expected, value)
+
+
+MESH = "a dictionary from the names of axes to their sizes, such as {'data': 4, 'model': 2}"
+SHARDINGS = "a dictionary from names to the axes of each dimension, such as {'layers.*.q_proj.weight': ('model', None)}"
+
+
+def _pairs(name: str, expected: str, value: Any) -> list[tuple[Any, Any]]:
+    """The items of a dictionary, or pairs as ``Options`` keeps them."""
+    items = list(value.items()) if isinstance(value, Mapping) else value
+    kept = isinstance(items, (list, tuple)) and all(isinstance(item, tuple) and len(item) == 2 for item in items)
+    if not kept or not all(isinstance(key, str) and key for key, _ in items):
+        raise wrong_value(name, expected, value)
+    return list(items)
+
+
+def mesh_pairs(value: Any) -> tuple[tuple[str, int], ...]:
+    """The axes of a mesh with their sizes."""
+    pairs = _pairs("mesh", MESH, value)
+    axes = [axis for axis, _ in pairs]
+    if len(set(axes)) < len(axes) or not all(type(size) is int and size > 0 for _, size in pairs):
+        raise wrong_value("mesh", MESH, value)
+    return tuple(pairs)
+
+
+def sharding_pairs(value: Any) -> tuple[tuple[str, Axes], ...]:
+    """Names with the axes of each dimension."""
+    pairs = _pairs("shardings", SHARDINGS, value)
+    return tuple((name, _axes(name, given)) for name, given in pairs)
+
+
+def _axes(name: str, given: Any) -> Axes:
+    dimensions = [() if each is None else (each,) if isinstance(each, str) else each for each in _sequence(given)]
+    axes = [axis for each in dimensions for axis in _sequence(each)]
+    known = isinstance(given, (tuple, list)) and all(isinstance(each, (tuple, list)) for each in dimensions)
+    named = known and all(isinstance(axis, str) for axis in axes)
+    if not named or len(set(axes)) < len(axes):
+        expected = "a tuple with the name of an axis, a tuple of names, or None for each dimension"
+        raise errors.refuse(
+            "TL102",
+            f"'shardings', for {name!r}",
+            f"expected {'each axis once' if named else expected}, got {given!r}",
+            f"write options['shardings'][{name!r}] = ('axis', None)",
+        )
+    return tuple(tuple(each) for each in dimensions)
+
+
+def _sequence(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (tuple, list)) else ()
+
+
+def check_many_devices(options: Options) -> None:
+    """Checks what ``mesh`` and ``shardings`` say together, and with other options.
+
+    Raises:
+        TpuLoweringError: TL102; TL711 for an axis that the mesh does not have.
+    """
+    if options.shardings and not options.mesh:
+        raise wrong_value("mesh", f"{MESH}, because there are shardings", dict(options.mesh))
+    if options.mesh and options.fallback != "error":
+        raise wrong_value("fallback", "'error', because a program on a mesh is one graph", options.fallback)
+    known = [axis for axis, _ in options.mesh]
+    for name, axes in options.shardings:
+        for axis in (axis for each in axes for axis in each):
+            if axis not in known:
+                raise errors.refuse(
+                    "TL711",
+                    f"{axis!r}, of options['shardings'][{name!r}]",
+                    f"expected one of the axes {', '.join(map(repr, known))} of options['mesh'], got {axis!r}",
+                    "name one of them, or give the mesh such an axis",
+                )
 
 
 def round_up(size: int, buckets: Buckets) -> int:

@@ -37,8 +37,10 @@ from tpu_lowering.fuse.fuse_long_rows import FuseLongRows
 from tpu_lowering.fuse.fuse_rows import FuseRows
 from tpu_lowering.fuse.merge_equal import MergeEqual
 from tpu_lowering.ir import graphs, interpreter, legal, regions
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.ir.shardings import mesh_of
 from tpu_lowering.lower.families import TABLE
 from tpu_lowering.lower.precision import Precision
 from tpu_lowering.lower.program import make_program
@@ -54,6 +56,7 @@ from tpu_lowering.normalise import (
     views,
 )
 from tpu_lowering.normalise.mask_padding import mask_padding
+from tpu_lowering.normalise.shard_kernels import shard_kernels
 from tpu_lowering.observers import HearsAnswers, Observer
 from tpu_lowering.options import Options
 from tpu_lowering.passes.assemble_writes import AssembleWrites
@@ -108,6 +111,19 @@ def _watch_kernels(request: Request, made: Progress) -> Progress:
     return dataclasses.replace(made, current=tuple({graphs.kernel_of(call).is_current: None for call in calls}))
 
 
+def _shard_kernels(request: Request, made: Progress) -> Progress:
+    """In a program that XLA partitions."""
+    mesh, fuse = mesh_of(request.options), request.options.fuse
+    if mesh is not None:
+        parts = regions.modules(made.module)
+        remarks = [action for part in parts for action in shard_kernels(part.graph, mesh)]
+        if fuse == "always" or (fuse == "tpu" and request.chip.is_tpu):
+            reason = f"XLA partitions the program over {mesh}, and cannot partition a generated kernel"
+            remarks.append(Action("unfused", request.name, "", "TL717", reason, 0))
+        request.observer.acted(request.name, "shard_kernels", remarks)
+    return made
+
+
 def _define_allocations(module: fx.GraphModule, options: Options) -> None:
     if allocations.fills_allocations():
         allocations.define_allocations(module.graph)
@@ -157,6 +173,7 @@ NORMALISE: tuple[Step, ...] = (
     Step("call_registered_kernels", _each(lambda part, _: functionalized.normalise_operators(part.graph)), CALLED),
     Step("watch_kernels", _watch_kernels, CALLED),
     Step("make_views_explicit", _each(lambda part, _: views.normalise_views(part.graph)), NORMAL),
+    Step("shard_kernels", _shard_kernels, NORMAL),
     Step("define_allocations", _each(_define_allocations), NORMAL),
 )
 AS_WRITTEN = NORMALISE[-1].name
@@ -214,11 +231,17 @@ class Pipeline:
         """
         chooser = _chooser(options, chip, tell)
         if isinstance(options.passes, str):
-            return cls.parse(options.passes, chooser)
+            made = cls.parse(options.passes, chooser)
+            kernels = {pass_.name for pass_ in fusion()} & {pass_.name for pass_ in made.passes}
+            if options.mesh and kernels:
+                expected = "passes that make no kernels, because XLA would run those whole on every device of the mesh"
+                raise _wrong_text(expected, ", ".join(sorted(kernels)))
+            return made
         if not options.passes:
             return cls()
         launches: tuple[Pass, ...] = (ChooseLaunches(chooser),) if chip.is_tpu else ()
-        fuses = options.fuse == "always" or (options.fuse == "tpu" and chip.is_tpu)
+        wanted = options.fuse == "always" or (options.fuse == "tpu" and chip.is_tpu)
+        fuses = wanted and not options.mesh  # XLA would run a generated kernel whole on every device
         return cls(BUFFERS + launches + (fusion(chooser) if fuses else ()))
 
     @classmethod

@@ -11,14 +11,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import _functional_collectives as functional
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
 import tpu_lowering
 from tests.cases.case_kernels import elementwise
 from tests.mesh import models
 from tests.mesh.cases import error
-from tpu_lowering import kernel_op
+from tpu_lowering import compat, kernel_op
 from tpu_lowering.backend import helion_tpu
 
 COUNTED = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast")
@@ -248,3 +248,32 @@ def verified(rank: int, count: int) -> float:
     report = tpu_lowering.explain(function, x)
     assert (report.programs_after, report.allocations_removed) == (1, 1), str(report)
     return error(torch.compile(function, backend="helion_tpu", options=options)(x), expected)
+
+
+def memory(rank: int, count: int) -> dict[str, float]:
+    """What a rank holds of parameters in parts, in bytes of one layer's whole parameters."""
+    width, layers = 256, 8
+    model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
+    models.simple_fsdp(model, init_device_mesh("cpu", (count,)))
+    x, temporary, saved = torch.randn(4, width), dict[str, int](), list[int]()
+    direct = compat.direct_call
+
+    def watched(compiled: Any, types: Any, device: Any = None) -> Any:
+        temporary[f"program {len(temporary)}"] = compiled.memory_analysis().temp_size_in_bytes
+        return direct(compiled, types, device)
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        saved.append(local.nbytes)
+        return tensor
+
+    compat.direct_call = watched
+    try:
+        compiled = torch.compile(model, backend="helion_tpu", fullgraph=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = compiled(x).square().mean()
+        loss.backward()
+    finally:
+        compat.direct_call = direct
+    layer = 4 * width * width
+    return {"largest saved": max(saved) / layer} | {name: size / layer for name, size in temporary.items()}

@@ -61,7 +61,7 @@ def test_unknown_option() -> None:
         refused(lambda x: x + 1, torch.ones(2), verfy=True),
         """\
 [TL101] unknown option: 'verfy'
-  why  expected one of verify, poison, passes, fallback, cpu_kernels, random, fuse, tune, tune_seconds, dump, cache, cache_bytes, buckets, device, got 'verfy'
+  why  expected one of verify, poison, passes, fallback, cpu_kernels, random, fuse, tune, tune_seconds, dump, cache, cache_bytes, buckets, device, mesh, shardings, got 'verfy'
   fix  did you mean 'verify'? Write options={'verify': ...}""",
     )
 

@@ -82,7 +82,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "register_kernel above a number": (lambda: register(torch.ops.aten.sinc)(3), "TL208", "aten.sinc.default: expected a function, got int"),
     "Options of a number": (lambda: Options.create(3), "TL102", "options: expected a dictionary of options by their names, got int"),
     "Options of a list": (lambda: Options.create(["fuse"]), "TL102", "options: expected a dictionary of options by their names, got list"),
-    "Options by number": (lambda: Options.create({3: 1}), "TL101", "3: expected one of verify, poison, passes, fallback, cpu_kernels, random, fuse, tune, tune_seconds, dump, cache, cache_bytes, buckets, device, got 3"),
+    "Options by number": (lambda: Options.create({3: 1}), "TL101", "3: expected one of verify, poison, passes, fallback, cpu_kernels, random, fuse, tune, tune_seconds, dump, cache, cache_bytes, buckets, device, mesh, shardings, got 3"),
     "Options without room": (lambda: Options(cache_bytes=0), "TL102", "'cache_bytes': expected a positive number of bytes, got 0"),
     "Options before now": (lambda: Options(tune_seconds=-1), "TL102", "'tune_seconds': expected a number of seconds, got -1"),
     "Options in no folder": (lambda: Options(cache="a\0b"), "TL102", "'cache': expected the name of a folder, got 'a\\x00b'"),

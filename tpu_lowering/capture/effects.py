@@ -130,12 +130,17 @@ SETS = tuple(filter(None, (aten.set_.source_Tensor, aten.shallow_copy_data_.defa
 ASSERTS = aten._assert_async.msg
 
 
+def are_in(graph: fx.Graph) -> bool:
+    """Whether a captured graph has effects."""
+    return any(map(_is_effect, graph.nodes))
+
+
 def take_effects(module: fx.GraphModule) -> tuple[fx.GraphModule, Effects | None]:
     """A captured graph without its effects, and these; the graph itself, and None, if it has none.
 
     What is not in the table above stays in the graph, which is then refused; see ``normalise.effects``.
     """
-    if not any(map(_is_effect, module.graph.nodes)):
+    if not are_in(module.graph):
         return module, None
     module = graphs.copy_module(module)
     output = module.graph.output_node()

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from tpu_lowering import compat
 from tpu_lowering.capture.graphs import is_symbolic
+from tpu_lowering.capture.shardings import Table
 from tpu_lowering.fuse.attention import sites
 from tpu_lowering.fuse.attention.masks import Term, computed, constants
 from tpu_lowering.fuse.attention.training import pair_with_gradients
@@ -22,7 +23,9 @@ from tpu_lowering.normalise.specialise import SYMBOLIC
 
 
 def partitioner(
-    chip_of: Callable[[fx.GraphModule, Any], Chip | None], parameters: Collection[int] = ()
+    chip_of: Callable[[fx.GraphModule, Any], Chip | None],
+    parameters: Collection[int] = (),
+    table: Table | None = None,
 ) -> Callable[..., Any]:
     """A ``partition_fn`` for AOTAutograd.
 
@@ -32,6 +35,7 @@ def partitioner(
         chip_of: for a joint graph and its inputs, what it is for; None if
             nothing is fused there.
         parameters: which inputs of Dynamo's graph are parameters.
+        table: how tensors lie on a mesh; None for one device.
     """
 
     def partition(joint: fx.GraphModule, inputs: Any, **given: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -43,6 +47,8 @@ def partitioner(
             with compat.disable_current_modes():  # masks are computed here
                 pair_with_gradients.call_operators(joint.graph, chip, {})
                 compute_masks_again(joint.graph)
+        if table is not None:
+            table.constrain_modules(joint.graph, given["num_fwd_outputs"])
         with compat.recomputed_views():
             forward, backward = compat.min_cut_partition(joint, inputs, **given)
         return repeat_draws(joint, forward, backward, given["num_fwd_outputs"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import linecache
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -85,10 +85,13 @@ def input_values(program: Program) -> list[torch.Tensor]:
     return [node.meta["val"] for node in program.input_nodes()] + list(program.constants().values())
 
 
-def input_specs(program: Program, sharding: jax.sharding.Sharding | None = None) -> list[jax.ShapeDtypeStruct]:
-    """What a program takes, as JAX lowers for it."""
+def input_specs(
+    program: Program, shardings: Sequence[jax.sharding.Sharding] | None = None
+) -> list[jax.ShapeDtypeStruct]:
+    """What a program takes, as JAX lowers for it; ``shardings`` say how each of it lies."""
     types = [TensorType.of(value) for value in input_values(program)]
-    return [jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding) for t in types]
+    lie = shardings or [None] * len(types)
+    return [jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=s) for t, s in zip(types, lie, strict=True)]
 
 
 def _export(kernel: Kernel) -> bytes:

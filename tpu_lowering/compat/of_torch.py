@@ -338,3 +338,42 @@ def autograd_cache(tag: str) -> Generator[None]:
     settings = {"enable_autograd_cache": True, "bundled_autograd_cache": True, "force_non_lazy_backward_lowering": True}
     with functorch.patch(settings), torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
         yield
+
+
+# torch: where a graph's inputs and results come from ----------------------------------------------------
+def source_of(placeholder: torch.fx.Node) -> str:
+    """Where Dynamo found an input of its graph, in its words: ``L['self']._modules['fc']._parameters['weight']``; ""
+    where it does not say. Nothing public tells which parameter an input is."""
+    name = getattr(getattr(placeholder, "_dynamo_source", None), "name", "")
+    return str(name() if callable(name) else name)
+
+
+def traced_locals() -> dict[str, Any]:
+    """The local variables of the function that Dynamo compiles, as it was called; empty outside of Dynamo.
+
+    A graph's inputs are what it uses. That it does not use an argument, or a parameter, only the function tells.
+    """
+    module, why = "torch._dynamo.symbolic_convert", "names of what a graph does not use"
+    try:
+        return dict(private("torch", module, "InstructionTranslator", why).current_tx().output.local_scope)
+    except AttributeError:
+        return {}
+
+
+def input_described(described: Any) -> int | None:
+    """The number of the input of Dynamo's graph that AOTAutograd's description of an input says; None for another."""
+    module, why = "torch._functorch._aot_autograd.descriptors", "parameters of a graph"
+    return described.idx if isinstance(described, private("torch", module, "PlainAOTInput", why)) else None
+
+
+def gradient_described(described: Any) -> int | None:
+    """The number of the input that a result is the gradient of, by AOTAutograd's description of a result."""
+    module, why = "torch._functorch._aot_autograd.descriptors", "gradients of parameters"
+    is_gradient = isinstance(described, private("torch", module, "GradAOTOutput", why))
+    return input_described(described.grad_of) if is_gradient else None
+
+
+def result_of_tangent(described: Any) -> Any:
+    """AOTAutograd's description of the forward's result that an input of a backward is the gradient of; or None."""
+    module, why = "torch._functorch._aot_autograd.descriptors", "gradients that a backward is given"
+    return described.output if isinstance(described, private("torch", module, "TangentAOTInput", why)) else None

@@ -22,6 +22,7 @@ Kind = Literal[
     "launched",
     "interpreted",
     "updated",
+    "whole",
 ]
 
 
@@ -35,7 +36,7 @@ class Action:
             size is not rounded up), "recompiled" (something was compiled again), "fused" (operators became a kernel),
             "unfused" (they could have, but did not), "launched" (a kernel's launch has another form than its config
             says), "interpreted" (a kernel runs in an interpreter, which is slow), "updated" (an argument is updated in
-            place).
+            place), "whole" (every device of a mesh runs a whole kernel).
         node: name of the node it is about.
         where: the user's source line.
         code: a code of ``errors.CODES`` for a refusal or remark, else "".

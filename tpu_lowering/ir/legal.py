@@ -25,6 +25,7 @@ from tpu_lowering.ir.control_flow import CONTROL_FLOW
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.random import derive_key, draw, pack_key, unpack_key
 from tpu_lowering.ir.regions import regions_of
+from tpu_lowering.ir.shardings import constrain
 from tpu_lowering.ir.types import element_type
 
 Check = Callable[[fx.Node], "str | None"]
@@ -246,8 +247,9 @@ CONTROL = targets("control flow", CONTROL_FLOW, _has_regions)
 DRAWS = Operators("draws", lambda target: target is draw, _has_a_key)
 KEYS = targets("random keys", (derive_key, pack_key, unpack_key))
 BOXES = targets("boxes", (read_box, write_box), _box_is_of_its_value)
+CONSTRAINTS = targets("constraints of shardings", (constrain,))
 
 COLLECTIVES = targets("collectives", ALONG_AXES)
 
-SPECIALISED = Legal((NAMED_RESULTS, COLLECTIVES, ANY_ATEN, HIGHER_ORDER))
+SPECIALISED = Legal((NAMED_RESULTS, COLLECTIVES, ANY_ATEN, HIGHER_ORDER, CONSTRAINTS))
 """After symbols became numbers."""

@@ -21,15 +21,38 @@ from tpu_lowering.kernels.registry import Implementation
 from tpu_lowering.session import Cache
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class MadeOf:
+    """What a kernel is a specialisation of.
+
+    Attributes:
+        found: the implementation.
+        bound: every argument of the schema by name, ``TensorType`` in place of tensors.
+        own: types of the operator's own results.
+    """
+
+    found: Implementation
+    bound: Mapping[str, Any]
+    own: tuple[TensorType, ...]
+
+    def of_types(self, operands: Sequence[TensorType], results: Sequence[TensorType], chip: Chip) -> JaxKernel:
+        """The kernel for other operands and results, as ``Kernel`` orders them."""
+        template, _ = arguments.split(dict(self.bound), lambda value: isinstance(value, TensorType))
+        own = results[len(results) - len(self.own) :]
+        return specialise(self.found, arguments.fill(template, operands), own, chip)
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class JaxKernel(Kernel):
     """A traced JAX function.
 
     Attributes:
         closed: its closed jaxpr; inputs are the operands, outputs are the results.
+        made_of: what it is a specialisation of; None for a kernel that is no operator's.
     """
 
     closed: Any
+    made_of: MadeOf | None = None
 
     def measure(self) -> tuple[Access, ...]:
         for call in self.calls():
@@ -140,7 +163,8 @@ def _trace(
         Operand(names[index], type_, mutated.index(index) if index in mutated else None)
         for index, type_ in enumerate(types)
     )
-    return JaxKernel(found.name, operands, tuple(expected), found.where, chip, closed)
+    made_of = MadeOf(found, dict(bound), tuple(own_results))
+    return JaxKernel(found.name, operands, tuple(expected), found.where, chip, closed, made_of)
 
 
 def not_traceable(found: Implementation, error: Exception) -> errors.TpuLoweringError:

@@ -24,6 +24,7 @@ def kernel_op(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     fake: Callable[..., Any] | None = None,
+    sharding: str | None = None,
 ) -> Callable[[registry.Function], compat.OpOverload]:
     """Registers a JAX or Pallas function as a torch operator.
 
@@ -48,13 +49,15 @@ def kernel_op(
             holds the new values of the mutated arguments, then the own results.
         fake: ``fake(*args)`` gives tensors like the operator's own results. By default JAX is asked, which
             under ``dynamic=True`` specialises the graph to the shapes at hand.
+        sharding: which dimensions may be split over a mesh, a term for each tensor argument and each value that the
+            function returns: ``"rows cols, cols out -> rows out"``; see ``kernels.sharding_rules``.
 
     Returns:
         A decorator; it returns the operator, ``torch.ops.<namespace>.<name>.default``.
 
     Raises:
-        TpuLoweringError: TL207 if the name is taken, TL208 if the annotations give no schema. At the
-            first use for given types: TL202, TL204 or TL206.
+        TpuLoweringError: TL207 if the name is taken, TL208 if the annotations give no schema, TL715 if ``sharding`` is
+            no rule for it. At the first use for given types: TL202, TL204 or TL206.
     """
 
     _check_arguments(name, mutates_args, {"backward": backward, "setup_context": setup_context, "fake": fake})
@@ -63,7 +66,8 @@ def kernel_op(
         if not callable(function):
             raise not_registered(name, f"a function, got {type(function).__name__}", "decorate a function with it")
         overload = _define(name, tuple(mutates_args), function)
-        found = registry.register(overload, function, backward is not None, (backward, setup_context, fake))
+        surroundings = (backward, setup_context, fake)
+        found = registry.register(overload, function, backward is not None, surroundings, sharding)
         library = _libraries[-1]
         short = compat.schema(overload).name.split("::")[1]
         library.impl(short, _eager(found), "CompositeExplicitAutograd")

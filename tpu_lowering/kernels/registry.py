@@ -10,7 +10,9 @@ from typing import Any
 
 from tpu_lowering import compat, errors
 from tpu_lowering.ir.functionalized_calls import mutated_names
+from tpu_lowering.kernels import sharding_rules
 from tpu_lowering.kernels.libraries import LIBRARIES
+from tpu_lowering.kernels.sharding_rules import Rule
 
 Function = Callable[..., Any]
 
@@ -26,6 +28,7 @@ class Implementation:
         where: the source line of the function.
         backward: whether the operator records gradients; None where torch's own dispatch tables say it.
         surroundings: what else gives the operator its meaning: its gradient, its types; None for what it has not.
+        sharding: which dimensions may be split over a mesh; None where nothing is said.
     """
 
     overload: compat.OpOverload
@@ -33,6 +36,7 @@ class Implementation:
     where: str
     backward: bool | None = None
     surroundings: tuple[Function | None, ...] = ()
+    sharding: Rule | None = None
 
     @property
     def name(self) -> str:
@@ -79,13 +83,20 @@ def register(
     function: Function,
     backward: bool | None = None,
     surroundings: tuple[Function | None, ...] = (),
+    sharding: str | None = None,
 ) -> Implementation:
     """Enters an implementation; see ``Implementation`` for the arguments.
 
+    Args:
+        sharding: a rule as text; see ``sharding_rules.parse``.
+
     Raises:
-        TpuLoweringError: TL207 if the operator has one; TL208 if the function cannot take its arguments.
+        TpuLoweringError: TL207 if the operator has one; TL208 if the function cannot take its arguments; TL715 if
+            ``sharding`` is no rule for it.
     """
-    found = Implementation(overload, function, source_line(function), backward, surroundings)
+    where = source_line(function)
+    rule = None if sharding is None else sharding_rules.parse(sharding, compat.schema(overload), where)
+    found = Implementation(overload, function, where, backward, surroundings, rule)
     _check_arity(found)
     with _lock:
         if overload in _implementations:
@@ -116,7 +127,7 @@ def _check_arity(found: Implementation) -> None:
         ) from error
 
 
-def register_kernel(overload: Any) -> Callable[[Function], Function]:
+def register_kernel(overload: Any, *, sharding: str | None = None) -> Callable[[Function], Function]:
     """Decorator: a JAX function as the implementation of an existing torch operator.
 
     The function takes the operator's arguments in schema order (keyword-only ones by keyword), JAX arrays
@@ -129,12 +140,13 @@ def register_kernel(overload: Any) -> Callable[[Function], Function]:
 
     Args:
         overload: ``torch.ops.ns.op.default`` or, for an operator with one overload, ``torch.ops.ns.op``.
+        sharding: which dimensions may be split over a mesh, as for ``kernel_op``.
 
     Returns:
         The function, unchanged.
 
     Raises:
-        TpuLoweringError: TL207 or TL208; see ``register``.
+        TpuLoweringError: TL207, TL208 or TL715; see ``register``.
     """
     if isinstance(overload, compat.OpOverloadPacket):
         overload = getattr(overload, overload.overloads()[0])
@@ -151,7 +163,7 @@ def register_kernel(overload: Any) -> Callable[[Function], Function]:
             got = type(function).__name__
             remedy = "decorate a function with it"
             raise errors.refuse("TL208", str(overload), f"expected a function, got {got}", remedy)
-        register(overload, compat.function_of_xla_kernel(function) or function)
+        register(overload, compat.function_of_xla_kernel(function) or function, sharding=sharding)
         return function
 
     return enter

@@ -13,7 +13,8 @@ from tpu_lowering.ir import boxes as on_boxes
 from tpu_lowering.ir import collectives as along_axes
 from tpu_lowering.ir import random as on_keys
 from tpu_lowering.ir import rows as on_rows
-from tpu_lowering.lower import boxes, collectives, rows
+from tpu_lowering.ir import shardings as on_shardings
+from tpu_lowering.lower import boxes, collectives, rows, shardings
 from tpu_lowering.lower.aten import random
 
 OWN: dict[Any, Callable[..., Any]] = {
@@ -34,4 +35,5 @@ OWN: dict[Any, Callable[..., Any]] = {
     along_axes.broadcast: collectives.broadcast,
     along_axes.own_part: collectives.own_part,
     along_axes.mesh_coordinate: collectives.mesh_coordinate,
+    on_shardings.constrain: shardings.constrain,
 }

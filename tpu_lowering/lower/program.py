@@ -19,10 +19,11 @@ from tpu_lowering.ir.operators import is_fill
 from tpu_lowering.ir.programs import Program, Signature, dense_order
 from tpu_lowering.ir.random import derive_key, draw, pack_key, unpack_key
 from tpu_lowering.ir.regions import modules
+from tpu_lowering.ir.shardings import constrain
 from tpu_lowering.lower.families import DRAWS, TABLE
 
 aten = compat.aten
-OWN = (kernel_call, read_box, write_box, derive_key, pack_key, unpack_key, operator.getitem)
+OWN = (kernel_call, read_box, write_box, derive_key, pack_key, unpack_key, constrain, operator.getitem)
 
 
 def make_program(name: str, module: fx.GraphModule, edge: Signature) -> Program:

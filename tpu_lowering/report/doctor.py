@@ -109,7 +109,7 @@ RUN = (
 )
 CHIP = "from tpu_lowering import compat; print(compat.tpu_name())"
 RANKS = "from tpu_lowering.report import two_ranks; two_ranks.check()"
-DEVICES = "from tpu_lowering.runtime.device import device_names; print(', '.join(device_names()))"
+DEVICES = "from tpu_lowering.runtime.places import device_names; print(', '.join(device_names()))"
 RUN_TPU = (
     "import torch; f = torch.compile(lambda x: x * 2 + 1, backend='helion_tpu'); "
     "assert torch.equal(f(torch.ones(4, device='tpu')).cpu(), torch.full((4,), 3.0))"

@@ -1,8 +1,8 @@
-"""What of torch's memory is on a JAX device: arrays that stay there, and the ways in and out.
+"""What of torch's memory is on a JAX device, or on a mesh of them: arrays that stay there, and the ways in and out.
 
-The host is the truth. An array on the device stands for a tensor as long as three things hold: the tensor's storage
-is the same object, its place in it is the same, and torch's version counter is where it was. Whatever breaks one of
-them (an update in place, ``tensor.data = ...``, a resize) moves the tensor again.
+The host is the truth, and holds whole tensors. An array on the device stands for a tensor as long as three things hold:
+the tensor's storage is the same object, its place in it is the same, and torch's version counter is where it was.
+Whatever breaks one of them (an update in place, ``tensor.data = ...``, a resize) moves the tensor again.
 
 Two kinds of updates leave the counter alone: fused optimizers, and writes through ``tensor.data``, NumPy or another
 process. The first are met here: after a backward ran on the device, parameters that record gradients move again. The
@@ -22,10 +22,9 @@ import jax
 import numpy as np
 import torch
 
-from tpu_lowering import compat
+from tpu_lowering import compat, errors
 from tpu_lowering.ir.types import TensorType
-
-Device = Any  # jax.Device, which type checkers take for a variable
+from tpu_lowering.runtime.places import Place
 
 
 def on_host(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
@@ -39,24 +38,37 @@ def on_host(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     return np.from_dlpack(tensor.detach().reshape(-1).view(torch.uint8)).view(type_.dtype).reshape(type_.shape)
 
 
-def put(tensor: torch.Tensor, device: Device) -> jax.Array:
-    """Starts to move a CPU tensor to a device; its memory must stay as it is until the array is ready.
+def put(tensor: torch.Tensor, place: Place, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Starts to move a CPU tensor to a place; its memory must stay as it is until the array is ready.
 
     The caller holds ``compat.enable_x64(True)``. CPU devices take NumPy's memory for their own, so it is copied for
-    them: an update of the tensor would otherwise show in an array that stands for the old values.
+    them: an update of the tensor would otherwise show in an array that stands for the old values. Where processes share
+    a mesh, each moves its own devices' part of the tensor, which all of them have.
     """
     tensor = tensor.detach().resolve_conj().resolve_neg()
-    if device.platform == "cpu":
+    if place.device.platform == "cpu":
         tensor = tensor.clone(memory_format=torch.contiguous_format)
-    return jax.device_put(on_host(tensor.contiguous()), device)
+    host = on_host(tensor.contiguous())
+    if place.is_shared:
+        return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+    return jax.device_put(host, sharding)
 
 
-def fetch(array: jax.Array) -> torch.Tensor:
-    """A tensor in memory of its own; waits until the array has arrived, see ``jax.Array.copy_to_host_async``."""
-    type_ = TensorType.of(array)
-    tensor = torch.empty(type_.shape, dtype=type_.element.torch)
+def fetch(array: jax.Array, order: Sequence[int] | None = None) -> torch.Tensor:
+    """A tensor in memory of its own; waits until the array has arrived, see ``jax.Array.copy_to_host_async``.
+
+    With ``order`` it is a row-major tensor of the array's dimensions in that order.
+    """
+    tensor = unfilled(array)
     _fill(tensor, array)
-    return tensor
+    return tensor if order is None else tensor.permute(*order).contiguous()
+
+
+def unfilled(array: jax.Array, order: Sequence[int] | None = None) -> torch.Tensor:
+    """As ``fetch``, but of undefined memory."""
+    type_ = TensorType.of(array)
+    shape = type_.shape if order is None else [type_.shape[dimension] for dimension in order]
+    return torch.empty(shape, dtype=type_.element.torch)
 
 
 def _fill(tensor: torch.Tensor, array: jax.Array) -> None:
@@ -92,15 +104,15 @@ class Copy:
 
 
 class DeviceMemory:
-    """The copies on one device, found by storage and place; all programs of a device share them.
+    """The copies on one device or mesh, found by storage, place in it and sharding; all programs there share them.
 
     A copy lives as long as whoever asked for it holds it, or, if it is ``lasting``, as long as the tensor's storage.
     ``lock`` is held from looking copies up until the program that uses them is enqueued, so that no other thread
     donates them in between.
     """
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
+    def __init__(self, place: Place) -> None:
+        self.place = place
         self.lock = threading.RLock()
         self.backwards = 0
         self._copies: weakref.WeakKeyDictionary[torch.UntypedStorage, weakref.WeakValueDictionary[Hashable, Copy]] = (
@@ -110,16 +122,19 @@ class DeviceMemory:
             weakref.WeakKeyDictionary()
         )
 
-    def find(self, tensor: torch.Tensor, ahead: int = 0, in_backward: bool = False) -> Copy | None:
+    def find(
+        self, tensor: torch.Tensor, sharding: jax.sharding.Sharding, ahead: int = 0, in_backward: bool = False
+    ) -> Copy | None:
         """The valid copy of a tensor, or None.
 
         Args:
             tensor: a CPU tensor.
+            sharding: how the copy lies.
             ahead: by how much AOTAutograd has advanced the version counter for a write that is still to come.
             in_backward: whether a backward asks: its parameters are those that its forward used.
         """
         copies = self._copies.get(tensor.untyped_storage())
-        copy = copies.get(place_of(tensor)) if copies is not None else None
+        copy = copies.get((place_of(tensor), sharding)) if copies is not None else None
         if (
             copy is None
             or copy.array is None
@@ -130,15 +145,22 @@ class DeviceMemory:
         trained = tensor.requires_grad and tensor.is_leaf and not in_backward
         return None if trained and copy.backwards != self.backwards else copy
 
-    def keep(self, tensor: torch.Tensor, array: jax.Array, ahead: int = 0, lasting: bool = False) -> Copy | None:
-        """Enters an array as the copy of a tensor, in place of an older one.
+    def keep(
+        self,
+        tensor: torch.Tensor,
+        array: jax.Array,
+        sharding: jax.sharding.Sharding,
+        ahead: int = 0,
+        lasting: bool = False,
+    ) -> Copy | None:
+        """Enters an array as the copy of a tensor, in place of an older one that lies alike.
 
         Returns:
             The copy; None for an inference tensor, which has no version counter.
         """
         if tensor.is_inference():
             return None
-        storage, place = tensor.untyped_storage(), place_of(tensor)
+        storage, place = tensor.untyped_storage(), (place_of(tensor), sharding)
         copy = Copy(array, compat.version_of(tensor) - ahead, self.backwards)
         self._copies.setdefault(storage, weakref.WeakValueDictionary())[place] = copy
         if lasting:
@@ -161,13 +183,13 @@ def place_of(tensor: torch.Tensor) -> Hashable:
 
 
 _lock = threading.Lock()
-_memories: dict[Device, DeviceMemory] = {}
+_memories: dict[Hashable, DeviceMemory] = {}
 
 
-def memory_of(device: Device) -> DeviceMemory:
-    """The one ``DeviceMemory`` of a device."""
+def memory_of(place: Place) -> DeviceMemory:
+    """The one ``DeviceMemory`` of a place."""
     with _lock:
-        return _memories.setdefault(device, DeviceMemory(device))
+        return _memories.setdefault(place.key, DeviceMemory(place))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,30 +209,46 @@ class Slots:
     memory that plain arguments take is bounded by one copy a slot.
 
     Attributes:
+        shardings: how the array of each slot lies.
         ahead: for each slot, by how much its version counter is advanced before each call.
         saved: slots of the arguments that a backward is given.
+        left: for each slot, whether a forward left its values on the devices alone.
     """
 
     def __init__(
-        self, memory: DeviceMemory, ahead: Sequence[int], in_backward: bool, saved: frozenset[int] = frozenset()
+        self,
+        memory: DeviceMemory,
+        shardings: Sequence[jax.sharding.Sharding],
+        ahead: Sequence[int],
+        in_backward: bool,
+        saved: frozenset[int] = frozenset(),
+        left: Sequence[bool] = (),
     ) -> None:
-        self.memory, self.ahead, self.in_backward, self.saved = memory, ahead, in_backward, saved
+        self.memory, self.shardings, self.ahead = memory, shardings, ahead
+        self.in_backward, self.saved, self.left = in_backward, saved, left
         self.seen: list[_Seen | None] = [None] * len(ahead)
 
     def take(self, slot: int, tensor: torch.Tensor) -> tuple[jax.Array, Copy | None]:
-        """The array of a call's argument, moved if it is not on the device; the caller holds ``memory.lock``."""
-        storage, place, ahead = tensor.untyped_storage(), place_of(tensor), self.ahead[slot]
+        """The array of a call's argument, moved if it is not on the device; the caller holds ``memory.lock``.
+
+        Raises:
+            TpuLoweringError: TL718 for a value that was left on the devices, and is not there.
+        """
+        storage, place = tensor.untyped_storage(), place_of(tensor)
+        ahead, sharding = self.ahead[slot], self.shardings[slot]
         last = self.seen[slot]
         again = last is not None and last.storage() is storage and last.place == place
-        copy = self.memory.find(tensor, ahead, self.in_backward)
+        copy = self.memory.find(tensor, sharding, ahead, self.in_backward)
         if copy is not None:
             array = copy.array
             assert array is not None
+        elif self.left and self.left[slot]:
+            raise _lost(tensor)
         else:
-            array = put(tensor, self.memory.device)
+            array = put(tensor, self.memory.place, sharding)
             lasting = is_static(tensor)
             if lasting or again or slot in self.saved:
-                copy = self.memory.keep(tensor, array, ahead, lasting)
+                copy = self.memory.keep(tensor, array, sharding, ahead, lasting)
         self.see(slot, tensor, copy)
         return array, copy
 
@@ -222,6 +260,16 @@ class Slots:
             seen[slot] = None
 
         seen[slot] = _Seen(weakref.ref(tensor.untyped_storage(), free), place_of(tensor), copy)
+
+
+def _lost(tensor: torch.Tensor) -> errors.TpuLoweringError:
+    return errors.refuse(
+        "TL718",
+        f"{tensor.dtype} {list(tensor.shape)} that a forward saved",
+        "expected the tensor that the forward gave, because its values are on the devices of several processes alone, "
+        "got another",
+        "leave out hooks that pack or copy saved tensors (torch.autograd.graph.saved_tensors_hooks, save_on_cpu)",
+    )
 
 
 def is_static(tensor: torch.Tensor) -> bool:

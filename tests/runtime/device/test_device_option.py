@@ -11,7 +11,7 @@ import torch
 from tests.backend.alone import run_alone
 from tpu_lowering.errors import TpuLoweringError
 from tpu_lowering.options import Options
-from tpu_lowering.runtime.device import device_names, find_device
+from tpu_lowering.runtime.places import device_names, find_device
 
 REMEDY = (
     "choose one of them, or make JAX find the device: install its plugin (libtpu for a TPU), and let JAX_PLATFORMS name "
@@ -95,11 +95,11 @@ def test_the_program_for_a_tpu() -> None:
         from jax.experimental import topologies
         from bench.kernels import KERNELS
         from tpu_lowering import backend, errors
-        from tpu_lowering.runtime import device
+        from tpu_lowering.runtime import device, places
         from tpu_lowering.ir import chips
 
         topology = topologies.get_topology_desc(platform="tpu", topology_name=chips.find("tpu7x").topology)
-        device.find_device = lambda name: topology.devices[0]
+        places.find_device = lambda name: topology.devices[0]
         compiled = []
 
         class Compiled(Exception):

@@ -35,10 +35,11 @@ class Moves:
 def moves(monkeypatch: pytest.MonkeyPatch) -> Moves:
     counted, put = Moves(), jax.device_put
 
-    def device_put(value: Any, device: Any = None, **rest: Any) -> Any:
+    def device_put(value: Any, sharding: Any = None, **rest: Any) -> Any:
         assert isinstance(value, np.ndarray)
+        (device,) = sharding.device_set
         counted.devices.append(device)
-        return put(value, device, **rest)
+        return put(value, sharding, **rest)
 
     monkeypatch.setattr(jax, "device_put", device_put)
     return counted

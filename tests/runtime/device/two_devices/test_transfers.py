@@ -209,3 +209,18 @@ def test_a_failing_call_loses_nothing(compiled: Callable[..., Any], monkeypatch:
     assert torch.equal(cache, before)
     result = run(cache, torch.ones(8), torch.tensor([3]))
     assert result.tolist() == [3] * 8 and cache.sum() == 24
+
+
+def test_what_is_saved_transposed_stays_too(compiled: Callable[..., Any], moves: Any) -> None:
+    def function(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        heads = (x @ weight).view(4, 6, 2, 4).transpose(1, 2)
+        return torch.nn.functional.scaled_dot_product_attention(heads, heads.sin(), heads.cos()).transpose(1, 2)
+
+    weights = [torch.randn(8, 8, requires_grad=True) for _ in range(2)]
+    weights[1].data.copy_(weights[0])
+    x = torch.randn(4, 6, 8)
+    results = [compiled(function)(x, weights[0]), function(x, weights[1])]
+    torch.testing.assert_close(*results, check_stride=True)
+    assert moves.of(results[0].sum().backward) == 1  # the gradient of the result
+    results[1].sum().backward()
+    torch.testing.assert_close(weights[0].grad, weights[1].grad, rtol=1e-4, atol=1e-5)
