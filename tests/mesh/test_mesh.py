@@ -16,7 +16,7 @@ from tests.mesh import ranks
 EXACT = ("bits", "broadcasts", "empty_and_single", "redistributed", "exchange_in_eager")
 CLOSE = ("functional_collectives", "averages", "coalesced", "in_place", "autograd_collectives", "experts", "stages")
 MODELS = ("vocabulary_parallel", "tensor_parallel", "sequence_parallel", "simple_fsdp", "fsdp2", "ddp", "kernels")
-OTHERS = ("tensor_parallel_float64", "counts", "edges")
+OTHERS = ("tensor_parallel_float64", "counts", "edges", "memory", "verified")
 OF_FOUR = ("two_axes", "hybrid_fsdp", "fsdp_and_tensor_parallel", "dropout")
 TWO = (*EXACT, *CLOSE, *MODELS, *OTHERS)
 FOUR = (*OF_FOUR, *(TWO if os.environ.get("TPU_LOWERING_MESH") == "all" else ("stages", "sequence_parallel")))
@@ -70,6 +70,17 @@ def test_collectives_of_each_direction(two: Said) -> None:
         assert counts["sequence parallel"] == {"forward": both, "backward": both}
         backward = {"all_gather": 4, "reduce_scatter": 6}
         assert counts["simple FSDP"] == {"forward": {"all_gather": 6}, "backward": backward}
+
+
+def test_no_more_than_a_layer_is_whole(two: Said) -> None:
+    """Eight layers: what is saved is parts, and a program has room for a whole layer, its part, and its gradient."""
+    for said in given(two, "memory"):
+        assert said.pop("largest saved") == 0.5
+        assert max(said.values()) <= 2.1
+
+
+def test_verified_and_explained(two: Said) -> None:
+    assert largest(two, "verified") <= 1e-5
 
 
 def test_arguments_are_not_copied(two: Said) -> None:

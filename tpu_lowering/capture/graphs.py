@@ -24,6 +24,7 @@ from tpu_lowering.ir.programs import Program
 from tpu_lowering.normalise import randomness, shared_memory, specialise
 from tpu_lowering.normalise.aliases import APART, Sharing
 from tpu_lowering.normalise.collectives import take_collectives, with_mesh
+from tpu_lowering.normalise.late_gathers import gather_late
 from tpu_lowering.normalise.mask_padding import number_dtype
 from tpu_lowering.observers import Observer
 from tpu_lowering.options import Options
@@ -83,6 +84,8 @@ class CapturedGraph:
     def _take(self, examples: Sequence[Any]) -> None:
         """Takes the captured graph in, with what is known of its sizes."""
         module = take_collectives(self.captured, self.own_parts)
+        if self.mesh is not None:
+            gather_late(module.graph, ahead=self.runtime.chip.is_tpu)
         self.module, self.effects = effects.take_effects(module) if self.executed else (module, None)
         self.sharing = sharing_of(self.kind, self.module.graph)
         if self.kind == "inference":  # of those where gradients are recorded it is known before they are parted

@@ -51,6 +51,16 @@ def own_part(value: torch.Tensor, dim: int, axes: Axes, count: int) -> torch.Ten
     return value.chunk(count, dim)[0]
 
 
+def after(value: torch.Tensor, other: torch.Tensor, axes: Axes, by_barrier: bool) -> torch.Tensor:
+    """The value, not before another one is there.
+
+    Args:
+        by_barrier: whether the compiler keeps a barrier until it orders operations; XLA for the CPU does not. ``axes``
+            are any of the mesh then.
+    """
+    return value.clone()
+
+
 def mesh_coordinate(axes: Axes, count: int) -> torch.Tensor:
     """A rank's place along axes: int64 []."""
     return torch.zeros((), dtype=torch.int64)
@@ -59,4 +69,4 @@ def mesh_coordinate(axes: Axes, count: int) -> torch.Tensor:
 EXCHANGES = (all_reduce, all_gather, reduce_scatter, all_to_all, broadcast)
 """Those for which something goes from rank to rank."""
 
-COLLECTIVES = (*EXCHANGES, own_part, mesh_coordinate)
+COLLECTIVES = (*EXCHANGES, own_part, after, mesh_coordinate)

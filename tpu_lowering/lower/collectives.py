@@ -62,18 +62,22 @@ def all_to_all(value: jax.Array, split: int, joined: int, axes: Axes, count: int
 
 def broadcast(value: jax.Array, source: int, axes: Axes, count: int, *, out: TensorType) -> jax.Array:
     """A sum of bits, of which all ranks but one have zeros: XLA's own broadcast is not on every platform."""
-    bits = value.astype(jnp.uint8) if value.dtype == jnp.bool_ else _bits(value)
+    bits = _bits(value)
     chosen = jax.lax.psum(jnp.where(jax.lax.axis_index(axes) == source, bits, jnp.zeros_like(bits)), axes)
-    return chosen.astype(jnp.bool_) if value.dtype == jnp.bool_ else _of_bits(chosen, value)
+    return _of_bits(chosen, value)
 
 
 def _bits(value: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        return value.astype(jnp.uint8) if value.dtype == jnp.bool_ else value
     if jnp.issubdtype(value.dtype, jnp.complexfloating):
         value = jnp.stack([value.real, value.imag], -1)
     return jax.lax.bitcast_convert_type(value, jnp.dtype(f"uint{8 * value.dtype.itemsize}"))
 
 
 def _of_bits(bits: jax.Array, like: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(like.dtype, jnp.inexact):
+        return bits.astype(like.dtype)
     if not jnp.issubdtype(like.dtype, jnp.complexfloating):
         return jax.lax.bitcast_convert_type(bits, like.dtype)
     parts = jax.lax.bitcast_convert_type(bits, like.real.dtype)
@@ -83,6 +87,17 @@ def _of_bits(bits: jax.Array, like: jax.Array) -> jax.Array:
 def own_part(value: jax.Array, dim: int, axes: Axes, count: int, *, out: TensorType) -> jax.Array:
     size = out.shape[dim]
     return jax.lax.dynamic_slice_in_dim(value, jax.lax.axis_index(axes) * size, size, dim)
+
+
+def after(value: jax.Array, other: jax.Array, axes: Axes, by_barrier: bool, *, out: TensorType) -> jax.Array:
+    """Without barriers the value's bits are computed with one element of the other: with none of its bits, but that
+    only the place of the rank says, which XLA does not know."""
+    if by_barrier or not (value.size and other.size):
+        return jax.lax.optimization_barrier((value, other))[0]
+    none = jax.lax.axis_index(axes).astype(jnp.uint32) >> 31
+    bits = _bits(value)
+    first = _bits(other)[(0,) * _bits(other).ndim]
+    return _of_bits(bits ^ (first.astype(jnp.uint32) & none).astype(bits.dtype), value)
 
 
 def mesh_coordinate(axes: Axes, count: int, *, out: TensorType) -> jax.Array:

@@ -34,6 +34,7 @@ OWN: dict[Any, Callable[..., Any]] = {
     along_axes.all_to_all: collectives.all_to_all,
     along_axes.broadcast: collectives.broadcast,
     along_axes.own_part: collectives.own_part,
+    along_axes.after: collectives.after,
     along_axes.mesh_coordinate: collectives.mesh_coordinate,
     on_shardings.constrain: shardings.constrain,
 }
