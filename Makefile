@@ -4,7 +4,7 @@ BIN := .venv/bin
 export JAX_PLATFORMS := cpu
 export TPU_LOG_DIR := disabled
 
-.PHONY: demo test test-ops test-mistakes test-strides test-models test-memory test-newest test-xla test-tpu lint \
+.PHONY: demo test test-ops test-mistakes test-strides test-models test-mesh test-memory test-newest test-xla test-tpu lint \
 	unit sweep bench bench-xla docs clean
 
 demo: .venv/demo
@@ -38,6 +38,10 @@ sweep: .venv/dev
 # Every model of the suite, trained, in inference mode with all passes verified, and generating.
 test-models: .venv/dev
 	TPU_LOWERING_MODELS=all $(BIN)/python -m pytest tests/models -n 2
+
+# Every case of many processes, on two and on four, every way for one to be gone, and the examples.
+test-mesh: .venv/dev
+	TPU_LOWERING_MESH=all $(BIN)/python -m pytest tests/mesh
 
 # 2,000 kernels of two kinds in one process each, compiled and dropped, and the same through JAX alone: how memory grows.
 test-memory: .venv/dev

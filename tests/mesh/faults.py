@@ -156,15 +156,15 @@ def dies_in_a_call(rank: int, count: int) -> tuple[str, float]:
     """Rank 1 ends while all compute and exchange."""
 
     def function(x: torch.Tensor) -> torch.Tensor:
-        for _ in range(300):
+        for _ in range(60):
             x = functional.all_reduce(x.sin(), "avg", dist.group.WORLD)
         return x
 
     compiled = torch.compile(function, backend="helion_tpu", fullgraph=True)
-    compiled(torch.ones(1 << 18))
+    compiled(torch.ones(1 << 16))
     if rank == 1:
         threading.Timer(0.3, os._exit, [7]).start()
-    return said(lambda: [compiled(torch.ones(1 << 18)) for _ in range(50)])
+    return said(lambda: [compiled(torch.ones(1 << 16)) for _ in range(500)])
 
 
 def first_rank_dies(rank: int, count: int) -> tuple[str, float]:

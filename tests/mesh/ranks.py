@@ -10,6 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+ALL = os.environ.get("TPU_LOWERING_MESH") == "all"
+"""Whether every case is run on every number of ranks."""
+
 SURROUNDINGS = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TPU_LOG_DIR": "disabled", "MASTER_ADDR": "127.0.0.1"}
 
 

@@ -1,4 +1,7 @@
-"""What goes wrong between ranks: one coded error on all that are left, in time, and processes that end."""
+"""What goes wrong between ranks: one coded error on all that are left, in time, and processes that end.
+
+``TPU_LOWERING_MESH=all`` tries every way for a rank to be gone.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ def line_of(text: str) -> int:
     return next(number for number, line in enumerate(lines, 1) if text in line)
 
 
-def test_other_options_are_named() -> None:
+def other_options_are_named() -> None:
     where = SUM.format(line=line_of("x * 2"), value="x * 2")
     found = texts(TOGETHER, "other_options")
     assert len(set(found)) == 1 and len(found) == 2
@@ -72,30 +75,30 @@ def test_other_options_are_named() -> None:
     assert "'option poison = False' on rank 0, 'option poison = True' on rank 1" in found[0]
 
 
-@pytest.mark.parametrize(
-    ("case", "difference"),
-    [
-        ("another_program", "stablehlo.constant dense<2.000000e+00> : tensor<f32>' on rank 0"),
-        ("another_size", "tensor<8xf32>"),
-        ("uneven_shard", "tensor<6x2xf32>"),
-    ],
+DIFFERENCES = (
+    ("another_program", "stablehlo.constant dense<2.000000e+00> : tensor<f32>' on rank 0"),
+    ("another_size", "tensor<8xf32>"),
+    ("uneven_shard", "tensor<6x2xf32>"),
 )
-def test_other_programs_are_named_on_all_ranks(case: str, difference: str) -> None:
-    first, second = texts(TOGETHER, case)
-    assert first == second and first.startswith("[TL702] ranks have different programs: rank 0 and rank 1\n  at   ")
-    assert difference in first
 
 
-def test_a_refusal_of_one_rank_is_that_of_all() -> None:
+def other_programs_are_named_on_all_ranks() -> None:
+    for case, difference in DIFFERENCES:
+        first, second = texts(TOGETHER, case)
+        assert first == second and first.startswith("[TL702] ranks have different programs: rank 0 and rank 1\n  at   ")
+        assert difference in first
+
+
+def a_refusal_of_one_rank_is_that_of_all() -> None:
     first, second = texts(TOGETHER, "refused_on_one")
     assert first == second and first.startswith("[TL201] operator has no JAX implementation: tests_faults.unknown")
 
 
-def test_without_collective_a_rank_compiles_alone() -> None:
+def without_collective_a_rank_compiles_alone() -> None:
     assert texts(TOGETHER, "alone_without_collective") == ["", ""]
 
 
-def test_unequal_exchange_is_refused() -> None:
+def unequal_exchange_is_refused() -> None:
     first, second = texts(TOGETHER, "unequal_exchange")
     assert (
         first
@@ -110,15 +113,22 @@ input_split_sizes = [1, 3]: shapes would differ from rank to rank
     assert second == first.replace("[1, 3]", "[3, 1]")
 
 
-def test_a_device_that_no_ranks_share() -> None:
+def a_device_that_no_ranks_share() -> None:
     wanted = f"""[TL707] collective on tensors that no ranks can share a program on: a program on the mesh axis_1 2
   at   {SUM.format(line=line_of("x * 2"), value="x * 2")}
-  why  expected tensors on the CPU, one process a rank, got a program on TFRT_CPU_0
+  why  expected tensors on the CPU, one process a rank, got a program on cpu:0
   fix  move the model and its inputs to the CPU, without options['device']; or keep collectives in eager torch, with options={{"fallback": "eager"}}"""
     assert texts(TOGETHER, "on_a_device") == [wanted, wanted]
 
 
-def test_after_all_that_the_processes_end() -> None:
+def test_ranks_that_can_go_on() -> None:
+    """All in the same processes, which end well."""
+    other_options_are_named()
+    other_programs_are_named_on_all_ranks()
+    a_refusal_of_one_rank_is_that_of_all()
+    without_collective_a_rank_compiles_alone()
+    unequal_exchange_is_refused()
+    a_device_that_no_ranks_share()
     assert [rank["exit"] for rank in said(TOGETHER)] == [0, 0]
 
 
@@ -133,27 +143,30 @@ def test_programs_in_another_order() -> None:
     assert texts(("other_order",), "other_order") == [wanted, wanted]
 
 
-@pytest.mark.parametrize(
-    ("case", "what"),
-    [
-        ("dies_before_a_call", "program 1"),
-        ("dies_in_a_call", "program 1"),
-        ("dies_before_a_program", "the first program"),
-    ],
-)
-def test_a_rank_that_dies(case: str, what: str) -> None:
+DYING = {
+    "dies_in_a_call": "program 1",
+    "dies_before_a_call": "program 1",
+    "dies_before_a_program": "the first program",
+}
+DEAD = list(DYING) if ranks.ALL else ["dies_in_a_call"]
+
+
+@pytest.mark.parametrize("case", DEAD)
+def test_a_rank_that_dies(case: str) -> None:
+    what = DYING[case]
     assert texts((case,), case) == [STOPPED.format(what=what)]
     assert [rank["exit"] for rank in said((case,))] == [0, 7]
 
 
-def test_the_rank_with_the_store_dies() -> None:
-    (text,) = texts(("first_rank_dies",), "first_rank_dies")
-    assert text.startswith("[TL704] rank stopped: the process that holds torch's store (")
+GONE = {
+    "first_rank_dies": "[TL704] rank stopped: the process that holds torch's store (",
+    "never_comes": "[TL703] ranks wait for each other: rank 1\n  why  expected it in the first program within ",
+}
 
 
-def test_a_rank_that_never_comes() -> None:
-    late, _ = texts(("never_comes",), "never_comes", seconds=8)
-    assert late.startswith("[TL703] ranks wait for each other: rank 1\n  why  expected it in the first program within ")
+@pytest.mark.parametrize("case", list(GONE) if ranks.ALL else ["first_rank_dies"])
+def test_a_rank_that_is_not_there(case: str) -> None:
+    assert texts((case,), case, seconds=8)[0].startswith(GONE[case])
 
 
 def test_groups_that_are_no_grid() -> None:
