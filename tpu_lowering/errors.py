@@ -83,6 +83,12 @@ _TABLE: dict[str, str | tuple[str, str]] = {
     "TL704": "rank stopped",
     "TL705": "collective that no program of all ranks can have",
     "TL706": "shape depends on the rank",
+    "TL721": "mesh on one device",
+    "TL722": "topology with another number of devices than the mesh",
+    "TL723": "groups of ranks that do not fill the topology",
+    "TL724": "fake ranks where a group of ranks is",
+    "TL725": "topology that libtpu does not have",
+    "TL726": "fake ranks cannot run",
     # 5xx: reasons in reports and warnings (never raised)
     "TL501": (
         "buffer kept: the old contents are defined and the kernel reads them",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -32,6 +34,32 @@ def trace_for_all_ranks() -> None:
     config: Any = getattr(dist, "config", None)
     if dist.is_available() and dist.is_initialized() and hasattr(config, "compile_on_one_rank"):
         config.compile_on_one_rank = True
+
+
+@contextlib.contextmanager
+def fake_group(count: int) -> Generator[None]:
+    """A scope in which this process is rank 0 of as many ranks that are not there, and whose graphs are those of all.
+
+    Torch's own tests have such a group: its collectives give back what is in memory, so shapes are right and values
+    are not.
+    """
+    fakes = "torch.testing._internal.distributed.fake_pg"
+    store = private("torch", fakes, "FakeStore", "a group of ranks that are not there")()
+    config: Any = getattr(dist, "config", None)
+    before = getattr(config, "compile_on_one_rank", None)
+    dist.init_process_group("fake", store=store, rank=0, world_size=count)
+    try:
+        trace_for_all_ranks()
+        yield
+    finally:
+        if before is not None:
+            config.compile_on_one_rank = before
+        dist.destroy_process_group()
+
+
+def is_fake_group() -> bool:
+    """Whether the default group's ranks are not there."""
+    return dist.is_available() and dist.is_initialized() and dist.get_backend() == "fake"
 
 
 _GROUPS = "torch.distributed.distributed_c10d"

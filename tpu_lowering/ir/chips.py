@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Sequence
 
@@ -37,6 +38,10 @@ class Chip:
             with 491,111 operations a cycle on tpu7x and 473,655 on v6e; four units of 256 by 256 make at most
             2 * 4 * 256**2, or 524,288. For the others four give the
             clocks that are published, 1.05, 1.5 and 1.75 GHz.
+        devices: libtpu's devices of one chip: two where each of its cores is one.
+        link_bytes_per_second: of one link between chips, in one direction; None where it is not known. Google Cloud's
+            pages on v5e, v5p, v6e and tpu7x give both directions of all links of a chip: 400, 1,200, 800 and 1,200 GB
+            a second, over 4 links in a torus of two dimensions, and 6 in one of three. The page on v4 gives none.
     """
 
     name: str
@@ -49,6 +54,13 @@ class Chip:
     smem_bytes: int
     mxu_size: int
     mxus: int
+    devices: int
+    link_bytes_per_second: float | None
+
+    @property
+    def slice_devices(self) -> int:
+        """How many devices its topology has."""
+        return self.devices * math.prod(int(size) for size in self.topology.partition(":")[2].split("x"))
 
     @property
     def is_tpu(self) -> bool:
@@ -67,12 +79,36 @@ class Chip:
 
 MIB = 2**20
 CHIPS = (
-    Chip("v4", ("TPU v4",), ("ct4p",), "v4:2x2x1", 6.15e11, 1.375e14, 16 * MIB, MIB, 128, 4),
-    Chip("v5e", ("TPU v5 lite", "TPU v5e"), ("ct5lp",), "v5e:2x2", 8.2e11, 1.97e14, 128 * MIB, MIB, 128, 4),
-    Chip("v5p", ("TPU v5", "TPU v5p"), ("ct5p",), "v5p:2x2x1", 1.23e12, 2.295e14, 64 * MIB, MIB, 128, 4),
-    Chip("v6e", ("TPU v6 lite", "TPU v6e"), ("trillium", "ct6e"), "v6e:2x2", 1.64e12, 9.2e14, 128 * MIB, MIB, 256, 4),
+    Chip("v4", ("TPU v4",), ("ct4p",), "v4:2x2x1", 6.15e11, 1.375e14, 16 * MIB, MIB, 128, 4, 2, None),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), ("ct5lp",), "v5e:2x2", 8.2e11, 1.97e14, 128 * MIB, MIB, 128, 4, 1, 5e10),
+    Chip("v5p", ("TPU v5", "TPU v5p"), ("ct5p",), "v5p:2x2x1", 1.23e12, 2.295e14, 64 * MIB, MIB, 128, 4, 1, 1e11),
     Chip(
-        "tpu7x", ("TPU7x",), ("TPU v7", "TPU v7x", "ironwood"), "tpu7x:2x2x1", 3.7e12, 1.155e15, 64 * MIB, MIB, 256, 4
+        "v6e",
+        ("TPU v6 lite", "TPU v6e"),
+        ("trillium", "ct6e"),
+        "v6e:2x2",
+        1.64e12,
+        9.2e14,
+        128 * MIB,
+        MIB,
+        256,
+        4,
+        1,
+        1e11,
+    ),
+    Chip(
+        "tpu7x",
+        ("TPU7x",),
+        ("TPU v7", "TPU v7x", "ironwood"),
+        "tpu7x:2x2x1",
+        3.7e12,
+        1.155e15,
+        64 * MIB,
+        MIB,
+        256,
+        4,
+        2,
+        1e11,
     ),
 )
 """Every TPU, in the order of their generations."""
