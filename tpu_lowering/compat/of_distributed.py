@@ -55,6 +55,14 @@ def fake_group(count: int) -> Generator[None]:
         if before is not None:
             config.compile_on_one_rank = before
         dist.destroy_process_group()
+        _forget_meshes()
+
+
+def _forget_meshes() -> None:
+    """Clears DTensor's caches: they know meshes by their shape, and give a mesh of the next group that of this one."""
+    why = "meshes of groups that are gone"
+    private("torch", "torch.distributed.tensor.debug", "_clear_sharding_prop_cache", why)()
+    private("torch", "torch.distributed.tensor._redistribute", "_gen_transform_infos", why).cache_clear()
 
 
 def is_fake_group() -> bool:

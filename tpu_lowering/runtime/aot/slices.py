@@ -116,7 +116,7 @@ def slice_of(target: str, chip: Chip, mesh: Any) -> Slice | None:
 
 def one_device(chip: Chip, got: str, ranks: int) -> errors.TpuLoweringError:
     """The refusal of what takes several devices, for a target that is one."""
-    example = next((f"{chip.name}:{shape}" for shape, count in _SHAPES[len(chip.topology.split("x"))].items()
+    example = next((f"{chip.name}:{shape}" for shape, count in _SHAPES[chip.topology.count("x", chip.topology.index(":")) + 1].items()
                     if count * chip.devices == ranks), chip.topology)  # fmt: skip
     return errors.refuse(
         "TL721",

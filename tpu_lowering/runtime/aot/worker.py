@@ -46,13 +46,18 @@ def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, 
     device = topology.devices[0]
     with jax.enable_x64(True):
         exported = jax.export.deserialize(bytearray(pathlib.Path(request["artifact"]).read_bytes()))
-        sharding: Any = jax.sharding.SingleDeviceSharding(device)
+        one_device = jax.sharding.SingleDeviceSharding(device)
+        inputs: Any = [one_device] * len(exported.in_avals)
+        outputs: Any = one_device
         places: list[list[int]] = []
         if "axes" in request:
-            sharding = sharding_of(request, topology.devices)
-            places = [[*one.coords, one.core_on_chip] for one in sharding.mesh.devices.flat]
-        specs = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in exported.in_avals]
-        jitted = jax.jit(exported.call, donate_argnums=tuple(request["donate"]), out_shardings=sharding)
+            mesh = mesh_of(request, topology.devices)
+            inputs = exported.in_shardings_jax(mesh)
+            outputs = jax.tree.unflatten(exported.out_tree, exported.out_shardings_jax(mesh))
+            places = [[*one.coords, one.core_on_chip] for one in mesh.devices.flat]
+        pairs = zip(exported.in_avals, inputs, strict=True)
+        specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding) for aval, sharding in pairs]
+        jitted = jax.jit(exported.call, donate_argnums=tuple(request["donate"]), out_shardings=outputs)
         lowered = jitted.trace(*specs).lower(lowering_platforms=("tpu",))
         began, cpu_began = time.perf_counter(), time.process_time()
         compiled = lowered.compile()
@@ -70,14 +75,17 @@ def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, 
     return facts
 
 
-def sharding_of(request: dict[str, Any], devices: Any) -> Any:
-    """Whose part of an array is whose: one after the other, in the order of the mesh."""
+def mesh_of(request: dict[str, Any], devices: Any) -> Any:
+    """The devices, as JAX places a mesh on the torus; in libtpu's order where it places none, as on v4's cores."""
     import jax
+    import numpy
     from jax.experimental import mesh_utils
 
-    placed = mesh_utils.create_device_mesh(request["placed"], devices, allow_split_physical_axes=True)
-    mesh = jax.sharding.Mesh(placed.reshape(request["sizes"]), tuple(request["axes"]))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(tuple(request["axes"])))
+    if devices[0].device_kind == "TPU v4":
+        placed = numpy.array(devices)
+    else:
+        placed = mesh_utils.create_device_mesh(request["placed"], devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(placed.reshape(request["sizes"]), tuple(request["axes"]))
 
 
 class NoTopology(Exception):
