@@ -140,6 +140,8 @@ def filled(mesh: Mesh | None, count: int) -> Mesh:
         if size < 2 or count % (stride * size) or following % (stride * size):
             raise Irregular(f"{mesh} on {count} devices")
         axes, sizes, stride = [name, *axes], [size, *sizes], stride * size
+    if len(known) > sum(stride < count for stride in known):
+        raise Irregular(f"{mesh} on {count} devices")
     return Mesh(tuple(axes), tuple(sizes), tuple(range(count)))
 
 

@@ -82,8 +82,9 @@ def compile_as_written(module: fx.GraphModule, chip: Chip, devices: Slice | None
         lowered = capture.lower_for(part, source.generate(part), chip, devices)
         key = lowered.stablehlo + repr(donated).encode()
         if key not in known:
-            meshes = {"mesh": lowered.mesh, "named": lowered.named}
-            compiled = compiler.compile_artifact(lowered.artifact, chip, donated, lowered.source, **meshes)
+            compiled = compiler.compile_artifact(
+                lowered.artifact, chip, donated, lowered.source, mesh=lowered.mesh, named=lowered.named
+            )
             known[key] = TpuProgram.of(part.name, chip, compiled, lowered.artifact, (), lowered.named)
         programs.append(known[key])
     return programs

@@ -158,8 +158,8 @@ def explain(
         The report; ``print`` shows it, ``to_dict()`` is ready for JSON.
 
     Raises:
-        TpuLoweringError: TL107 for an unknown target, TL112 for arguments that ``fn`` does not take, TL726 for fake ranks
-            without a target, and whatever compiling raises.
+        TpuLoweringError: TL107 for an unknown target, TL112 for arguments that ``fn`` does not take, TL726 for fake
+            ranks without a target, and whatever compiling raises.
     """
     for given in [args, *_calls(calls)]:
         aot.check_call("explain", compat.function_behind(fn), given, kwargs)

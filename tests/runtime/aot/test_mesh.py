@@ -75,7 +75,7 @@ def test_sequence_parallel_gathers_and_scatters_once_as_by_hand(fuse: str) -> No
 
     with tpu_lowering.fake_mesh(SIZES) as mesh:
         model = Pair(norm=True).bfloat16()
-        plan = {
+        plan: dict[str, Any] = {
             "norm": SequenceParallel(sequence_dim=0),
             "up": ColwiseParallel(input_layouts=Shard(0)),
             "down": RowwiseParallel(output_layouts=Shard(0)),
@@ -218,6 +218,13 @@ def test_refusals() -> None:
                 pass
 
         assert "expected a process without a group of ranks" in refusal("TL724", nested)
+    with tpu_lowering.fake_mesh({"data": 12}):  # groups of 8 do not fill 12 ranks
+        part = torch.distributed.new_group(list(range(8)))
+        text = refusal(
+            "TL723",
+            lambda: tpu_lowering.aot_compile(lambda x: all_reduce(x, "sum", part), (rows(),), target="v5e:2x6"),
+        )
+        assert "expected axes that make a grid of the 12 devices of v5e:2x6, got axis_1 8 on 12 devices" in text
     assert "names of axes" in refusal("TL112", lambda: tpu_lowering.fake_mesh({}).__enter__())
     with tpu_lowering.fake_mesh({"data": 9}) as nine:
         text = refusal(
@@ -245,3 +252,12 @@ def test_the_report_says_what_is_sent_and_from_where() -> None:
     assert "Mesh: data 4 x model 4 on v5e:4x4" in text
     assert "published" in text
     assert report.to_dict()["chip"]["mesh"]["collectives"][0]["kind"] == "all-reduce"
+
+
+@pytest.mark.parametrize(("target", "count"), [("v5e:16x16", 256), ("v5p:4x4x4", 64), ("tpu7x:4x4x4", 128)])
+def test_whole_pods_compile(target: str, count: int) -> None:
+    assert chips.find(target).slice_devices == count
+    with tpu_lowering.fake_mesh({"data": count // 8, "model": 8}) as mesh:
+        made = tpu_lowering.aot_compile(lambda x: all_reduce(x, "sum", (mesh, 0)), (rows(),), target=target, mesh=mesh)
+    (one,) = made.collectives
+    assert (one.axes, one.ranks, len(made.places)) == (("data",), count // 8, count)

@@ -57,7 +57,7 @@ class Placed:
 
     def _keeps_part(self) -> bool:
         """Whether what a fusion gives is a part of the sum."""
-        root = next(reversed(self.body.values()), None)
+        root = list(self.body.values())[-1] if self.body else None
         if root is None or root.opcode != "dynamic-slice":
             return False
         source = self.body.get(root.operands[0])

@@ -15,9 +15,9 @@ from tpu_lowering.runtime.aot.asynchronous import Placed, placed
 from tpu_lowering.runtime.aot.hlo import Module, Operation
 from tpu_lowering.runtime.aot.loops import named, trips
 
-DIMENSIONS = ("x", "y", "z")
+DIMENSIONS: tuple[str, ...] = ("x", "y", "z")
 """Of a torus of chips, in the order of a device's coordinates."""
-ON_CHIP = "core"
+ON_CHIP: str = "core"
 """Between the two devices of one chip: no link of the torus."""
 
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
@@ -205,7 +205,7 @@ def _bytes(one: Placed, ranks: int) -> tuple[int, int]:
 
 def _links(groups: Iterable[tuple[int, ...]], places: Sequence[Sequence[int]]) -> tuple[tuple[str, ...], int]:
     """Dimensions along which groups extend, and how many links of a chip they can use."""
-    extents = dict.fromkeys((*DIMENSIONS, ON_CHIP), 1)
+    extents: dict[str, int] = dict.fromkeys((*DIMENSIONS, ON_CHIP), 1)
     for group in groups:
         for at, name in enumerate(extents):
             extents[name] = max(extents[name], len({places[one][at] for one in group}))

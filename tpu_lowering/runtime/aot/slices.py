@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -65,7 +66,12 @@ def fake_mesh(sizes: Mapping[str, int]) -> Generator[DeviceMesh]:
     Raises:
         TpuLoweringError: TL724 in a process that has a group already, and TL112 for sizes that are none.
     """
-    if not sizes or not all(isinstance(name, str) and type(size) is int and size > 0 for name, size in sizes.items()):
+    given: Any = sizes
+    if (
+        not isinstance(given, Mapping)
+        or not given
+        or not all(isinstance(name, str) and type(size) is int and size > 0 for name, size in given.items())
+    ):
         raise errors.wrong_argument(
             "sizes", f"names of axes and how many ranks stand along each, got {sizes!r}", 'fake_mesh({"data": 4})'
         )
@@ -76,10 +82,7 @@ def fake_mesh(sizes: Mapping[str, int]) -> Generator[DeviceMesh]:
             "expected a process without a group of ranks, got one that has a group",
             "make a mesh of its ranks with torch.distributed.device_mesh.init_device_mesh",
         )
-    count = 1
-    for size in sizes.values():
-        count *= size
-    with compat.fake_group(count):
+    with compat.fake_group(math.prod(sizes.values())):
         yield init_device_mesh("cpu", tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
 
@@ -116,8 +119,9 @@ def slice_of(target: str, chip: Chip, mesh: Any) -> Slice | None:
 
 def one_device(chip: Chip, got: str, ranks: int) -> errors.TpuLoweringError:
     """The refusal of what takes several devices, for a target that is one."""
-    example = next((f"{chip.name}:{shape}" for shape, count in _SHAPES[chip.topology.count("x", chip.topology.index(":")) + 1].items()
-                    if count * chip.devices == ranks), chip.topology)  # fmt: skip
+    dimensions = chip.topology.partition(":")[2].count("x") + 1
+    shapes = [f"{chip.name}:{shape}" for shape, count in _SHAPES[dimensions].items() if count * chip.devices == ranks]
+    example = shapes[0] if shapes else chip.topology
     return errors.refuse(
         "TL721",
         repr(chip.name),
