@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from tests.runtime.aot.meshes import FOUR_BY_FOUR, by_hand
+from bench.mesh_programs import FOUR_BY_FOUR, by_hand
 from tpu_lowering.ir import chips
 from tpu_lowering.runtime.aot import hlo
 from tpu_lowering.runtime.aot.collectives import Collective, collectives_of, groups_of, link_seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,13 +18,19 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.utils import parametrize
 
 import tpu_lowering
-from tests.runtime.aot.meshes import by_hand, sent, training
+from bench.mesh_programs import by_hand, training
 from tpu_lowering import aot, errors
 from tpu_lowering.ir import chips, collectives
+from tpu_lowering.runtime.aot.collectives import Collective
 
 WIDTH, HIDDEN, ROWS = 512, 2048, 256
 SIZES = {"data": 4, "model": 4}
 P = PartitionSpec
+
+
+def sent(collectives: Sequence[Collective]) -> list[tuple[Any, ...]]:
+    """What two programs are compared by, in an order of its own."""
+    return sorted((one.kind, one.axes, one.ranks, one.operand_bytes, one.result_bytes) for one in collectives)
 
 
 class Pair(nn.Module):

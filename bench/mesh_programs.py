@@ -1,4 +1,4 @@
-"""Programs of several devices, for the tests of ``runtime.aot``: from torch, and by hand in JAX."""
+"""Programs of several devices, for benchmarks and tests: from torch, and by hand in JAX."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from tpu_lowering.ir.mesh import Mesh
 from tpu_lowering.kernels import function_values, helion, jaxprs
 from tpu_lowering.runtime.aot import compiler
 from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
-from tpu_lowering.runtime.aot.collectives import Collective
 from tpu_lowering.runtime.aot.program import TpuProgram
 from tpu_lowering.runtime.aot.slices import slice_of
 
@@ -53,17 +52,14 @@ def by_hand(
     return TpuProgram.of("by_hand", chip, compiled, artifact, (), mesh)
 
 
-def training(loss: Callable[..., torch.Tensor], args: Sequence[Any], target: str, mesh: Any) -> list[Captured]:
-    """The forward and the backward of a loss, captured for all devices of a topology."""
+def training(
+    loss: Callable[..., torch.Tensor], args: Sequence[Any], target: str, mesh: Any, fuse: str = "never"
+) -> list[Captured]:
+    """The forward and the backward of a loss, captured for all devices of a topology; ``fuse`` is the backend's."""
     chip = chips.find(target)
     runtime = TpuRuntime(chip, slice_of(target, chip, mesh))
     helion.check_calls()
-    backend = functools.partial(helion_tpu, options={"fuse": "never"}, runtime=runtime)
+    backend = functools.partial(helion_tpu, options={"fuse": fuse}, runtime=runtime)
     with compat.cold_dynamo(), function_values.allowed():
         torch.compile(loss, backend=backend, fullgraph=True, dynamic=False)(*args).backward()
     return runtime.captured
-
-
-def sent(collectives: Sequence[Collective]) -> list[tuple[Any, ...]]:
-    """What two programs are compared by, in an order of its own."""
-    return sorted((one.kind, one.axes, one.ranks, one.operand_bytes, one.result_bytes) for one in collectives)
