@@ -1,0 +1,294 @@
+"""``plan``: how much memory and traffic a step takes on many meshes, of which a few are compiled.
+
+Every quantity is fitted as a sum of parts, each of which is cut along some of the axes: what is cut along none stays as
+it is, what is cut along data and model is divided by both sizes. Bytes that are sent along an axis of n devices are
+``(n - 1) / n`` of such a sum, as rings send them. The coefficients are not negative. Meshes that were not fitted are
+compiled too, and the model is held against them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+
+from tpu_lowering import aot, errors
+from tpu_lowering.ir import chips
+from tpu_lowering.ir.chips import Chip
+from tpu_lowering.runtime.aot.program import TpuProgram
+from tpu_lowering.runtime.aot.slices import fake_mesh, slice_of, topology_of
+
+BYTES, MEMORY = 0.10, 0.05
+"""How far the model may be from what it was not fitted to: bytes that are moved or sent, and peak memory."""
+
+Sizes = tuple[int, ...]
+"""Sizes of a mesh, one for each axis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """A step on one device of a mesh.
+
+    Attributes:
+        peak_bytes: memory, the larger of a forward's and a backward's.
+        hbm_bytes: HBM bytes moved.
+        sent_bytes: bytes sent along each combination of axes.
+    """
+
+    peak_bytes: float
+    hbm_bytes: float
+    sent_bytes: Mapping[tuple[str, ...], float]
+
+    @property
+    def all_sent_bytes(self) -> float:
+        return sum(self.sent_bytes.values())
+
+    @staticmethod
+    def of(programs: Sequence[TpuProgram]) -> Figures:
+        """What the compiler says of a step."""
+        sent: dict[tuple[str, ...], float] = {}
+        for one in (one for program in programs for one in program.collectives):
+            sent[one.axes] = sent.get(one.axes, 0) + one.total_sent_bytes
+        peak = max(program.peak_bytes for program in programs)
+        return Figures(peak, sum(program.hbm_bytes for program in programs), sent)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """One quantity, as a sum of parts.
+
+    Attributes:
+        parts: for each set of axes, by position, the bytes that are cut along them.
+    """
+
+    parts: Mapping[tuple[int, ...], float]
+
+    def at(self, sizes: Sizes) -> float:
+        """What it is on a mesh."""
+        return sum(size / math.prod(sizes[axis] for axis in axes) for axes, size in self.parts.items())
+
+    @staticmethod
+    def to(points: Mapping[Sizes, float]) -> Fit:
+        """The parts that come nearest, in proportion, to what meshes have; they are not negative."""
+        count = len(next(iter(points)))
+        sets = [axes for size in range(count + 1) for axes in itertools.combinations(range(count), size)]
+        known = [(sizes, value) for sizes, value in points.items() if value > 0]
+        if not known:
+            return Fit({(): 0.0})
+        rows = [[1 / math.prod(sizes[axis] for axis in axes) / value for axes in sets] for sizes, value in known]
+        found, _ = scipy.optimize.nnls(np.array(rows), np.ones(len(rows)))
+        return Fit({axes: float(part) for axes, part in zip(sets, found, strict=True) if part > 0})
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A step on any mesh.
+
+    Attributes:
+        axes: names.
+        peak, hbm: fits of the two.
+        sent: for each combination of axes, that of the bytes which a ring would send all of.
+    """
+
+    axes: tuple[str, ...]
+    peak: Fit
+    hbm: Fit
+    sent: Mapping[tuple[str, ...], Fit]
+
+    @staticmethod
+    def of(axes: tuple[str, ...], points: Mapping[Sizes, Figures]) -> Model:
+        """The model that compiled meshes give."""
+        along = dict.fromkeys(key for figures in points.values() for key in figures.sent_bytes)
+        sent = {
+            key: Fit.to({
+                sizes: figures.sent_bytes.get(key, 0) / _share(key, axes, sizes) for sizes, figures in points.items()
+            })
+            for key in along
+        }  # fmt: skip
+        peak = Fit.to({sizes: figures.peak_bytes for sizes, figures in points.items()})
+        return Model(axes, peak, Fit.to({sizes: figures.hbm_bytes for sizes, figures in points.items()}), sent)
+
+    def at(self, sizes: Sizes) -> Figures:
+        """What it says of a mesh."""
+        sent = {key: fit.at(sizes) * _share(key, self.axes, sizes) for key, fit in self.sent.items()}
+        return Figures(self.peak.at(sizes), self.hbm.at(sizes), sent)
+
+
+def _share(along: Iterable[str], axes: Sequence[str], sizes: Sizes) -> float:
+    """What part of all bytes a ring along axes sends."""
+    count = math.prod(sizes[axes.index(axis)] for axis in along if axis in axes)
+    return (count - 1) / count if count > 1 else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A mesh on so many chips.
+
+    Attributes:
+        chips: how many.
+        sizes: of the mesh.
+        figures: what the model says.
+        fits: whether its memory is there.
+        hbm_seconds, link_seconds: no step can take less; links None where no bandwidth is published.
+    """
+
+    chips: int
+    sizes: Sizes
+    figures: Figures
+    fits: bool
+    hbm_seconds: float
+    link_seconds: float | None
+
+    @property
+    def seconds(self) -> float:
+        return max(self.hbm_seconds, self.link_seconds or 0.0)
+
+    @property
+    def bound(self) -> str:
+        """What bounds it."""
+        if not self.fits:
+            return "memory"
+        return "links" if (self.link_seconds or 0.0) > self.hbm_seconds else "HBM"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What ``plan`` found.
+
+    Attributes:
+        chip: for which.
+        axes: of the meshes.
+        compiled: what the compiler says of the meshes that the model was fitted to.
+        checked: of those that it was held against.
+        model: it.
+        rows: the best meshes for each number of chips.
+    """
+
+    chip: Chip
+    axes: tuple[str, ...]
+    compiled: Mapping[Sizes, Figures]
+    checked: Mapping[Sizes, Figures]
+    model: Model
+    rows: tuple[Row, ...]
+
+    def misses(self, sizes: Sizes) -> tuple[float, float, float]:
+        """By how much the model misses a compiled mesh: peak memory, HBM bytes, bytes sent."""
+        true, said = self.checked[sizes], self.model.at(sizes)
+        pairs = (
+            (said.peak_bytes, true.peak_bytes), (said.hbm_bytes, true.hbm_bytes),
+            (said.all_sent_bytes, true.all_sent_bytes),
+        )  # fmt: skip
+        first, second, third = (guess / value - 1 if value else float(guess > 0) for guess, value in pairs)
+        return first, second, third
+
+    @property
+    def holds(self) -> bool:
+        """Whether the model is as near to all meshes that it was not fitted to as it has to be."""
+        return all(
+            abs(memory) <= MEMORY and max(abs(moved), abs(sent)) <= BYTES
+            for memory, moved, sent in map(self.misses, self.checked)
+        )
+
+
+def axes_of(make: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the axes of a function of a mesh and of one size for each axis.
+
+    Raises:
+        TpuLoweringError: TL112.
+    """
+    names = tuple(inspect.signature(make).parameters)[1:]
+    if not names:
+        raise errors.wrong_argument(
+            "FUNCTION", "a function of a mesh and of one size for each axis, got none of them",
+            "def step(mesh, data, model): ... return fn, args",
+        )  # fmt: skip
+    return names
+
+
+def plan(make: Callable[..., Any], chip: Chip, counts: Sequence[int], best: int = 3, fuse: str = "tpu") -> Plan:
+    """Compiles a step for a few meshes, models others, and holds the model against compiled ones.
+
+    Args:
+        make: takes a ``DeviceMesh`` and the size of each axis; gives a function and its arguments for one rank. It
+            raises ``ValueError`` for a mesh that the step does not take.
+        chip: which TPU.
+        counts: numbers of chips.
+        best: how many meshes to keep for each.
+        fuse: as the backend's option.
+
+    Raises:
+        TpuLoweringError: TL112, TL727 where too few meshes compile to fit a model, and any code of compiling.
+    """
+    axes = axes_of(make)
+    fitted, others = meshes_to_compile(len(axes), chip)
+    compiled = {sizes: found for sizes in fitted if (found := step_on(make, axes, sizes, chip, fuse)) is not None}
+    checked = {sizes: found for sizes in others if (found := step_on(make, axes, sizes, chip, fuse)) is not None}
+    if len(compiled) < 2 ** len(axes) or not checked:
+        raise errors.refuse(
+            "TL727",
+            getattr(make, "__name__", "FUNCTION"),
+            f"expected {2 ** len(axes)} meshes or more to fit a model of {len(axes)} axes to, and one to check it, got "
+            f"{len(compiled)} and {len(checked)}",
+            "take sizes of 2, 4 and 8 along each axis",
+        )
+    model = Model.of(axes, compiled)
+    rows = [row for count in counts for row in best_rows(make, model, count, chip, best)]
+    return Plan(chip, axes, compiled, checked, model, tuple(rows))
+
+
+def meshes_to_compile(axes: int, chip: Chip) -> tuple[list[Sizes], list[Sizes]]:
+    """Meshes to fit a model to, and to check it with: small ones, each axis two devices or more."""
+    small = [sizes for sizes in itertools.product((2, 4, 8), repeat=axes) if topology_of(chip, math.prod(sizes))]
+    small.sort(key=lambda sizes: (math.prod(sizes), max(sizes)))
+    corners = [sizes for sizes in small if max(sizes) <= 4]
+    further = [sizes for sizes in small if max(sizes) > 4]
+    return [*corners, *further[:axes]], further[axes : axes + 2]
+
+
+def step_on(make: Callable[..., Any], axes: Sequence[str], sizes: Sizes, chip: Chip, fuse: str) -> Figures | None:
+    """What the compiler says of a step on a mesh; None if the step does not take it."""
+    target = topology_of(chip, math.prod(sizes))
+    assert target is not None
+    placed = chips.find(target)
+    with fake_mesh(dict(zip(axes, sizes, strict=True))) as mesh:
+        try:
+            fn, args = make(mesh, *sizes)
+        except ValueError:
+            return None
+        captured = aot.capture_step(fn, args, placed, {"fuse": fuse}, slice_of(target, placed, mesh))
+    return Figures.of([aot.compile_captured(one, placed, True) for one in captured])
+
+
+def best_rows(make: Callable[..., Any], model: Model, count: int, chip: Chip, best: int) -> list[Row]:
+    """The meshes of so many chips that fit, with the least time first; those that do not fit come last."""
+    devices = count * chip.devices
+    sizes = [one for one in _grids(devices, len(model.axes)) if min(one) > 1]
+    rows = [row_of(model, one, count, chip) for one in sizes]
+    rows.sort(key=lambda row: (not row.fits, row.seconds if row.fits else row.figures.peak_bytes))
+    return rows[:best]
+
+
+def _grids(count: int, axes: int) -> list[Sizes]:
+    """All sizes of powers of two that make so many devices."""
+    if axes == 1:
+        return [(count,)]
+    halves = [2**power for power in range(count.bit_length()) if count % 2**power == 0]
+    return [(first, *rest) for first in halves for rest in _grids(count // first, axes - 1)]
+
+
+def row_of(model: Model, sizes: Sizes, count: int, chip: Chip) -> Row:
+    """What a model says of a mesh on so many chips."""
+    figures = model.at(sizes)
+    links = None
+    if chip.link_bytes_per_second is not None:
+        dimensions = chip.topology.partition(":")[2].count("x") + 1
+        links = chip.devices * figures.all_sent_bytes / (2 * dimensions * chip.link_bytes_per_second)
+    return Row(
+        count, sizes, figures, figures.peak_bytes <= chip.hbm_bytes, figures.hbm_bytes / chip.hbm_bytes_per_second, links
+    )
