@@ -57,7 +57,7 @@ def ours(layer: Layer, target: str, fuse: str) -> list[TpuProgram]:
     with tpu_lowering.fake_mesh({"data": layer.data, "model": layer.model}) as mesh:
         x = torch.empty(layer.activations(), dtype=torch.bfloat16)
         captured = training(TorchLayer(layer, mesh), (x,), target, mesh, fuse)
-    return [aot.compile_captured(one, chips.find(target), True) for one in captured]
+    return [aot.compile_captured(one, chips.find(target), True, False) for one in captured]
 
 
 def hand_written(layer: Layer, target: str) -> list[TpuProgram]:
@@ -92,7 +92,8 @@ def document(entries: dict[str, Figures], layer: Layer) -> str:
         f"Written by `python -m bench mesh`. {layer.batch} x {layer.sequence} tokens, width {layer.width}, MLP "
         f"{layer.hidden}, bfloat16, data {layer.data} x model {layer.model}; figures of one device, as libtpu's "
         "compiler says them. Ours is a forward and a backward, by hand it is one program. On tpu7x a device is one of "
-        "a chip's two cores. Sent: what rings send. Links: at published bandwidth. **Nothing was measured on a TPU.**"
+        "a chip's two cores. HBM bytes are by operands, a lower bound for kernels and collectives. Sent: what rings "
+        "send. Links: at published bandwidth. **Nothing was measured on a TPU.**"
         "\n\n" + table(headers, rows)
     )
 

@@ -11,14 +11,13 @@ import jax.export
 import torch
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tpu_lowering import compat
-from tpu_lowering.backend import helion_tpu
+from tpu_lowering import aot, compat
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import chips
 from tpu_lowering.ir.mesh import Mesh
-from tpu_lowering.kernels import function_values, helion, jaxprs
+from tpu_lowering.kernels import jaxprs
 from tpu_lowering.runtime.aot import compiler
-from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
+from tpu_lowering.runtime.aot.capture import Captured
 from tpu_lowering.runtime.aot.program import TpuProgram
 from tpu_lowering.runtime.aot.slices import slice_of
 
@@ -57,9 +56,4 @@ def training(
 ) -> list[Captured]:
     """The forward and the backward of a loss, captured for all devices of a topology; ``fuse`` is the backend's."""
     chip = chips.find(target)
-    runtime = TpuRuntime(chip, slice_of(target, chip, mesh))
-    helion.check_calls()
-    backend = functools.partial(helion_tpu, options={"fuse": fuse}, runtime=runtime)
-    with compat.cold_dynamo(), function_values.allowed():
-        torch.compile(loss, backend=backend, fullgraph=True, dynamic=False)(*args).backward()
-    return runtime.captured
+    return aot.capture_step(loss, args, chip, {"fuse": fuse}, slice_of(target, chip, mesh))

@@ -162,6 +162,26 @@ def capture(
     return runtime.captured[-1]
 
 
+def capture_step(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    chip: Chip,
+    options: Mapping[str, Any],
+    devices: Slice | None = None,
+) -> list[Captured]:
+    """Captures a function, and its backward if a result requires a gradient: one program or two."""
+    runtime = TpuRuntime(chip, devices)
+    helion.check_calls()
+    compat.trace_for_all_ranks()
+    backend = functools.partial(helion_tpu, options=dict(options), runtime=runtime)
+    with compat.cold_dynamo(), function_values.allowed():
+        results = torch.compile(fn, backend=backend, fullgraph=True, dynamic=False)(*args)
+        wanted = [one for one in compat.tree_leaves(results) if isinstance(one, torch.Tensor) and one.requires_grad]
+        if wanted:
+            torch.autograd.backward(wanted, [torch.ones_like(one) for one in wanted])
+    return runtime.captured
+
+
 def compile_captured(captured: Captured, chip: Chip, donate: bool, simulate: bool | None = None) -> TpuProgram:
     """Compiles a captured program; ``simulate`` is as for ``compiler.compile_artifact``."""
     positions = captured.mutated_inputs if donate else ()

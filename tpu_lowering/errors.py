@@ -89,6 +89,7 @@ _TABLE: dict[str, str | tuple[str, str]] = {
     "TL724": "fake ranks where a group of ranks is",
     "TL725": "topology that libtpu does not have",
     "TL726": "fake ranks cannot run",
+    "TL727": "too few meshes to fit a model to",
     # 5xx: reasons in reports and warnings (never raised)
     "TL501": (
         "buffer kept: the old contents are defined and the kernel reads them",

@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -238,13 +239,30 @@ def plan(make: Callable[..., Any], chip: Chip, counts: Sequence[int], best: int 
             "take sizes of 2, 4 and 8 along each axis",
         )
     model = Model.of(axes, compiled)
-    rows = [row for count in counts for row in best_rows(make, model, count, chip, best)]
+    rows = [row for count in counts for row in best_rows(make, axes, model, count, chip, best)]
     return Plan(chip, axes, compiled, checked, model, tuple(rows))
+
+
+def counts_of(text: str) -> tuple[int, ...]:
+    """Numbers of chips: "16", or "8..64" for 8, 16, 32 and 64.
+
+    Raises:
+        TpuLoweringError: TL112.
+    """
+    found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", text)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 0 < first <= last or first & (first - 1):
+        raise errors.wrong_argument(
+            "--chips", f"a power of two, or two of them as in 8..64, got {text!r}", "--chips 8..64"
+        )
+    return tuple(first * 2**at for at in range((last // first).bit_length()))
 
 
 def meshes_to_compile(axes: int, chip: Chip) -> tuple[list[Sizes], list[Sizes]]:
     """Meshes to fit a model to, and to check it with: small ones, each axis two devices or more."""
-    small = [sizes for sizes in itertools.product((2, 4, 8), repeat=axes) if topology_of(chip, math.prod(sizes))]
+    small: list[Sizes] = [
+        sizes for sizes in itertools.product((2, 4, 8), repeat=axes) if topology_of(chip, math.prod(sizes))
+    ]
     small.sort(key=lambda sizes: (math.prod(sizes), max(sizes)))
     corners = [sizes for sizes in small if max(sizes) <= 4]
     further = [sizes for sizes in small if max(sizes) > 4]
@@ -262,16 +280,29 @@ def step_on(make: Callable[..., Any], axes: Sequence[str], sizes: Sizes, chip: C
         except ValueError:
             return None
         captured = aot.capture_step(fn, args, placed, {"fuse": fuse}, slice_of(target, placed, mesh))
-    return Figures.of([aot.compile_captured(one, placed, True) for one in captured])
+    return Figures.of([aot.compile_captured(one, placed, True, False) for one in captured])
 
 
-def best_rows(make: Callable[..., Any], model: Model, count: int, chip: Chip, best: int) -> list[Row]:
+def best_rows(
+    make: Callable[..., Any], axes: Sequence[str], model: Model, count: int, chip: Chip, best: int
+) -> list[Row]:
     """The meshes of so many chips that fit, with the least time first; those that do not fit come last."""
-    devices = count * chip.devices
-    sizes = [one for one in _grids(devices, len(model.axes)) if min(one) > 1]
-    rows = [row_of(model, one, count, chip) for one in sizes]
-    rows.sort(key=lambda row: (not row.fits, row.seconds if row.fits else row.figures.peak_bytes))
-    return rows[:best]
+    sizes = [one for one in _grids(count * chip.devices, len(axes)) if min(one) > 1]
+    rows = sorted(
+        (row_of(model, one, count, chip) for one in sizes),
+        key=lambda row: (not row.fits, row.seconds if row.fits else row.figures.peak_bytes),
+    )
+    return list(itertools.islice((row for row in rows if _takes(make, axes, row.sizes)), best))
+
+
+def _takes(make: Callable[..., Any], axes: Sequence[str], sizes: Sizes) -> bool:
+    """Whether a step takes a mesh."""
+    with fake_mesh(dict(zip(axes, sizes, strict=True))) as mesh:
+        try:
+            make(mesh, *sizes)
+        except ValueError:
+            return False
+    return True
 
 
 def _grids(count: int, axes: int) -> list[Sizes]:
@@ -287,8 +318,12 @@ def row_of(model: Model, sizes: Sizes, count: int, chip: Chip) -> Row:
     figures = model.at(sizes)
     links = None
     if chip.link_bytes_per_second is not None:
-        dimensions = chip.topology.partition(":")[2].count("x") + 1
-        links = chip.devices * figures.all_sent_bytes / (2 * dimensions * chip.link_bytes_per_second)
+        links = chip.devices * figures.all_sent_bytes / (2 * chip.dimensions * chip.link_bytes_per_second)
     return Row(
-        count, sizes, figures, figures.peak_bytes <= chip.hbm_bytes, figures.hbm_bytes / chip.hbm_bytes_per_second, links
+        count,
+        sizes,
+        figures,
+        figures.peak_bytes <= chip.hbm_bytes,
+        figures.hbm_bytes / chip.hbm_bytes_per_second,
+        links,
     )

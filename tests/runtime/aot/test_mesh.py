@@ -226,7 +226,7 @@ def test_refusals() -> None:
 
         assert "expected a process without a group of ranks" in refusal("TL724", nested)
     with tpu_lowering.fake_mesh({"data": 12}):  # groups of 8 do not fill 12 ranks
-        part = torch.distributed.new_group(list(range(8)))
+        part: Any = torch.distributed.new_group(list(range(8)))
         text = refusal(
             "TL723",
             lambda: tpu_lowering.aot_compile(lambda x: all_reduce(x, "sum", part), (rows(),), target="v5e:2x6"),

@@ -119,9 +119,7 @@ def slice_of(target: str, chip: Chip, mesh: Any) -> Slice | None:
 
 def one_device(chip: Chip, got: str, ranks: int) -> errors.TpuLoweringError:
     """The refusal of what takes several devices, for a target that is one."""
-    dimensions = chip.topology.partition(":")[2].count("x") + 1
-    shapes = [f"{chip.name}:{shape}" for shape, count in _SHAPES[dimensions].items() if count * chip.devices == ranks]
-    example = shapes[0] if shapes else chip.topology
+    example = topology_of(chip, ranks) or chip.topology
     return errors.refuse(
         "TL721",
         repr(chip.name),
@@ -131,10 +129,16 @@ def one_device(chip: Chip, got: str, ranks: int) -> errors.TpuLoweringError:
 
 
 _SHAPES = {
-    2: {"2x2": 4, "2x4": 8, "4x4": 16, "4x8": 32, "8x8": 64, "8x16": 128, "16x16": 256},
-    3: {"2x2x1": 4, "2x2x2": 8, "2x2x4": 16, "2x4x4": 32, "4x4x4": 64, "4x4x8": 128, "4x8x8": 256, "8x8x8": 512},
+    2: "2x2 2x4 4x4 4x8 8x8 8x16 16x16",
+    3: "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16",
 }
-"""Topologies of two and of three dimensions that libtpu has, and their chips: examples for remedies."""
+"""Topologies of two and of three dimensions that Google Cloud offers and libtpu has."""
+
+
+def topology_of(chip: Chip, devices: int) -> str | None:
+    """A topology of so many devices, such as "v5e:4x4"; None if there is none."""
+    named = (f"{chip.name}:{shape}" for shape in _SHAPES[chip.dimensions].split())
+    return next((one for one in named if dataclasses.replace(chip, topology=one).slice_devices == devices), None)
 
 
 def _named(mesh: Any, ranks: int) -> Mesh:
