@@ -20,14 +20,16 @@ from tpu_lowering.report.plan import (
     Fit,
     Model,
     Plan,
+    Surface,
     axes_of,
     counts_of,
     meshes_to_compile,
     row_of,
 )
+from tpu_lowering.runtime.aot.slices import topology_of
 
 AXES = ("data", "model")
-MESHES = list(itertools.product((2, 4), repeat=2))
+MESHES = list(itertools.product((2, 4, 8), repeat=2))
 GIB = 1 << 30
 
 STEP = '''
@@ -124,14 +126,23 @@ def test_a_model_that_misses_does_not_hold() -> None:
     assert not missed.holds
 
 
-@pytest.mark.parametrize("axes", [1, 2, 3])
-def test_enough_meshes_are_compiled_and_others_checked(axes: int) -> None:
-    for chip in chips.CHIPS:
-        fitted, checked = meshes_to_compile(axes, chip)
-        assert len(fitted) >= 2**axes or axes == 1
-        assert checked or axes == 1
+def test_hbm_bytes_are_interpolated() -> None:
+    true = {(d, m): 1e9 / d + 3e9 / m**1.2 for d, m in MESHES}
+    found = Surface.to({sizes: value for sizes, value in true.items() if sizes != (4, 4)})
+    assert found.at((4, 4)) == pytest.approx(true[4, 4], rel=0.05)
+
+
+@pytest.mark.parametrize(("axes", "terms"), [(1, 3), (2, 6), (3, 10)])
+@pytest.mark.parametrize("chip", chips.CHIPS, ids=lambda chip: chip.name)
+def test_enough_meshes_are_compiled_and_others_checked(chip: chips.Chip, axes: int, terms: int) -> None:
+    for counts in ((8, 16, 32, 64), (16,), (16, 256)):
+        fitted, checked = meshes_to_compile(chip, counts, axes, lambda sizes: True)
+        assert len(fitted) >= terms
+        assert len(checked) == 2
         assert not set(fitted) & set(checked)
-        assert all(math.prod(sizes) <= 512 for sizes in [*fitted, *checked])
+        assert all(topology_of(chip, math.prod(sizes)) for sizes in [*fitted, *checked])
+        places = [math.prod(sizes) for sizes in fitted]
+        assert all(min(places) < math.prod(sizes) < max(places) for sizes in checked)
 
 
 def test_numbers_of_chips() -> None:

@@ -1,14 +1,20 @@
 """``plan``: how much memory and traffic a step takes on many meshes, of which a few are compiled.
 
-Every quantity is fitted as a sum of parts, each of which is cut along some of the axes: what is cut along none stays as
-it is, what is cut along data and model is divided by both sizes. Bytes that are sent along an axis of n devices are
-``(n - 1) / n`` of such a sum, as rings send them. The coefficients are not negative. Meshes that were not fitted are
-compiled too, and the model is held against them.
+Memory and bytes sent are fitted as sums of parts, each of which is cut along some of the axes: what is cut along none
+stays as it is, what is cut along data and model is divided by both sizes. Bytes that are sent along an axis of n
+devices are ``(n - 1) / n`` of such a sum, as rings send them. No part is negative.
+
+HBM bytes are no such sum, for the compiler keeps what is small enough in VMEM. Their logarithm is interpolated, as a
+polynomial of degree two in the logarithms of the sizes.
+
+Meshes of the fewest and the most chips that are asked for are compiled, and one between them; further ones between them
+are compiled to hold the model against.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import itertools
 import math
@@ -88,18 +94,47 @@ class Fit:
 
 
 @dataclasses.dataclass(frozen=True)
+class Surface:
+    """One quantity, interpolated.
+
+    Attributes:
+        coefficients: of ``_terms``, for its logarithm.
+    """
+
+    coefficients: tuple[float, ...]
+
+    def at(self, sizes: Sizes) -> float:
+        """What it is on a mesh."""
+        return math.exp(sum(c * term for c, term in zip(self.coefficients, _terms(sizes), strict=True)))
+
+    @staticmethod
+    def to(points: Mapping[Sizes, float]) -> Surface:
+        """The polynomial that comes nearest to what meshes have."""
+        rows = np.array([_terms(sizes) for sizes in points])
+        found, *_ = np.linalg.lstsq(rows, np.log(np.maximum(1.0, list(points.values()))), rcond=None)
+        return Surface(tuple(float(one) for one in found))
+
+
+def _terms(sizes: Sizes) -> list[float]:
+    """The terms of a polynomial of degree two in the logarithms of sizes."""
+    logarithms = [math.log2(size) for size in sizes]
+    return [1.0, *logarithms, *(a * b for a, b in itertools.combinations_with_replacement(logarithms, 2))]
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     """A step on any mesh.
 
     Attributes:
         axes: names.
-        peak, hbm: fits of the two.
+        peak: memory.
+        hbm: HBM bytes.
         sent: for each combination of axes, that of the bytes which a ring would send all of.
     """
 
     axes: tuple[str, ...]
     peak: Fit
-    hbm: Fit
+    hbm: Surface
     sent: Mapping[tuple[str, ...], Fit]
 
     @staticmethod
@@ -113,7 +148,7 @@ class Model:
             for key in along
         }  # fmt: skip
         peak = Fit.to({sizes: figures.peak_bytes for sizes, figures in points.items()})
-        return Model(axes, peak, Fit.to({sizes: figures.hbm_bytes for sizes, figures in points.items()}), sent)
+        return Model(axes, peak, Surface.to({sizes: figures.hbm_bytes for sizes, figures in points.items()}), sent)
 
     def at(self, sizes: Sizes) -> Figures:
         """What it says of a mesh."""
@@ -227,17 +262,19 @@ def plan(make: Callable[..., Any], chip: Chip, counts: Sequence[int], best: int 
         TpuLoweringError: TL112, TL727 where too few meshes compile to fit a model, and any code of compiling.
     """
     axes = axes_of(make)
-    fitted, others = meshes_to_compile(len(axes), chip)
-    compiled = {sizes: found for sizes in fitted if (found := step_on(make, axes, sizes, chip, fuse)) is not None}
-    checked = {sizes: found for sizes in others if (found := step_on(make, axes, sizes, chip, fuse)) is not None}
-    if len(compiled) < 2 ** len(axes) or not checked:
+    fitted, others = meshes_to_compile(chip, counts, len(axes), functools.partial(_takes, make, axes))
+    wanted = len(_terms((2,) * len(axes)))
+    if len(fitted) < wanted or not others:
         raise errors.refuse(
             "TL727",
             getattr(make, "__name__", "FUNCTION"),
-            f"expected {2 ** len(axes)} meshes or more to fit a model of {len(axes)} axes to, and one to check it, got "
-            f"{len(compiled)} and {len(checked)}",
-            "take sizes of 2, 4 and 8 along each axis",
+            f"expected {wanted} meshes or more of {len(axes)} axes to fit a model to, and one to check it, got "
+            f"{len(fitted)} and {len(others)} that the step takes and libtpu has a topology for",
+            "ask for more numbers of chips, or let the step take more meshes",
         )
+    compiled, checked = (
+        {sizes: step_on(make, axes, sizes, chip, fuse) for sizes in chosen} for chosen in (fitted, others)
+    )
     model = Model.of(axes, compiled)
     rows = [row for count in counts for row in best_rows(make, axes, model, count, chip, best)]
     return Plan(chip, axes, compiled, checked, model, tuple(rows))
@@ -258,27 +295,52 @@ def counts_of(text: str) -> tuple[int, ...]:
     return tuple(first * 2**at for at in range((last // first).bit_length()))
 
 
-def meshes_to_compile(axes: int, chip: Chip) -> tuple[list[Sizes], list[Sizes]]:
-    """Meshes to fit a model to, and to check it with: small ones, each axis two devices or more."""
-    small: list[Sizes] = [
-        sizes for sizes in itertools.product((2, 4, 8), repeat=axes) if topology_of(chip, math.prod(sizes))
-    ]
-    small.sort(key=lambda sizes: (math.prod(sizes), max(sizes)))
-    corners = [sizes for sizes in small if max(sizes) <= 4]
-    further = [sizes for sizes in small if max(sizes) > 4]
-    return [*corners, *further[:axes]], further[axes : axes + 2]
+def meshes_to_compile(
+    chip: Chip, counts: Sequence[int], axes: int, takes: Callable[[Sizes], bool]
+) -> tuple[list[Sizes], list[Sizes]]:
+    """Meshes to fit a model to, and others between them to check it with; two devices or more along each axis.
+
+    Args:
+        chip: which TPU.
+        counts: numbers of chips.
+        axes: how many axes.
+        takes: whether the step takes a mesh.
+    """
+    least = 2 ** (axes + 1)
+    first = max(counts[0] * chip.devices, least)
+    while topology_of(chip, first) is None and first < 8 * least:
+        first *= 2
+    last = max(counts[-1] * chip.devices, 16 * first)
+    while topology_of(chip, last) is None and last > first:
+        last //= 2
+    while last < 16 * first and first > max(least, 4 * chip.devices):
+        first //= 2
+    middle = first * 2 ** ((last // first).bit_length() // 2)
+
+    def grids(count: int) -> list[Sizes]:
+        return [one for one in _grids(count, axes) if min(one) > 1 and topology_of(chip, count) and takes(one)]
+
+    each = axes * (axes + 1) // 2
+    between = grids(middle)
+    fitted = [*_spread(grids(first), each), *_spread(between, axes), *_spread(grids(last), each)]
+    further = [*between, *grids(middle // 2), *grids(2 * middle)]
+    return fitted, [one for one in further if one not in fitted][:2]
 
 
-def step_on(make: Callable[..., Any], axes: Sequence[str], sizes: Sizes, chip: Chip, fuse: str) -> Figures | None:
-    """What the compiler says of a step on a mesh; None if the step does not take it."""
+def _spread(found: Sequence[Sizes], count: int) -> list[Sizes]:
+    """So many of some meshes, evenly spread; of one the middle."""
+    if count == 1 or len(found) <= count:
+        return [found[len(found) // 2]] if count == 1 and found else list(found)
+    return [found[at * (len(found) - 1) // (count - 1)] for at in range(count)]
+
+
+def step_on(make: Callable[..., Any], axes: Sequence[str], sizes: Sizes, chip: Chip, fuse: str) -> Figures:
+    """What the compiler says of a step on a mesh."""
     target = topology_of(chip, math.prod(sizes))
     assert target is not None
     placed = chips.find(target)
     with fake_mesh(dict(zip(axes, sizes, strict=True))) as mesh:
-        try:
-            fn, args = make(mesh, *sizes)
-        except ValueError:
-            return None
+        fn, args = make(mesh, *sizes)
         captured = aot.capture_step(fn, args, placed, {"fuse": fuse}, slice_of(target, placed, mesh))
     return Figures.of([aot.compile_captured(one, placed, True, False) for one in captured])
 

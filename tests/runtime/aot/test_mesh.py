@@ -203,7 +203,7 @@ def test_refusals() -> None:
         )
         assert refusal("TL721", compiled("tpu7x")).splitlines()[1:] == [
             "  why  expected a topology for collectives among 4 ranks, got one device",
-            '  fix  write target="tpu7x:2x2x1"',
+            '  fix  write target="tpu7x:2x2x2"',
         ]
         assert refusal("TL722", compiled("tpu7x:4x4x4", mesh=mesh)) == (
             "[TL722] topology with another number of devices than the mesh: 'tpu7x:4x4x4'\n"
@@ -268,3 +268,11 @@ def test_whole_pods_compile(target: str, count: int) -> None:
         made = tpu_lowering.aot_compile(lambda x: all_reduce(x, "sum", (mesh, 0)), (rows(),), target=target, mesh=mesh)
     (one,) = made.collectives
     assert (one.axes, one.ranks, len(made.places)) == (("data",), count // 8, count)
+
+
+def test_a_program_without_collectives_is_for_one_device_whatever_the_ranks() -> None:
+    with tpu_lowering.fake_mesh({"data": 2}) as mesh:
+        alone = tpu_lowering.aot_compile(torch.relu, (rows(),), target="v5e:2x4")
+        assert (str(alone.mesh), alone.collectives, alone.places) == ("one device", (), ())
+        text = refusal("TL722", lambda: tpu_lowering.aot_compile(torch.relu, (rows(),), target="v5e:2x4", mesh=mesh))
+        assert "expected a topology of 2 devices, one for each rank, got 8" in text

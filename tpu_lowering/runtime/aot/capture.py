@@ -88,7 +88,7 @@ def lower_for(program: Program, source: Source, chip: Chip, devices: Slice | Non
     """
     refusals.refuse_wide_operands(source, chip)
     if program.mesh is not None and devices is None:
-        raise one_device(chip, f"collectives among {program.mesh.count} ranks", program.mesh.count)
+        raise one_device(chip, f"collectives among {program.mesh.count} ranks")
     mesh = None if devices is None else devices.mesh_for(program)
     function = load.load(program, source, "mosaic")
     try:

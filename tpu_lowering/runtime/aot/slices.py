@@ -23,20 +23,23 @@ class Slice:
 
     Attributes:
         chip: of which kind, and in what topology.
+        ranks: how many take part.
         named: the axes that the user has named; None where only groups of ranks are known.
     """
 
     chip: Chip
+    ranks: int
     named: Mesh | None
 
     def mesh_for(self, program: Program) -> Mesh | None:
         """The mesh of all devices, with the axes that a program's collectives are along; None for one device.
 
         Raises:
-            TpuLoweringError: TL723.
+            TpuLoweringError: TL722 for a topology with another number of devices, TL723.
         """
         if program.mesh is None and self.named is None:
             return None
+        self.check()
         try:
             return filled(program.mesh, self.chip.slice_devices)
         except Irregular as error:
@@ -47,6 +50,23 @@ class Slice:
                 f"{error}",
                 "make the groups with torch.distributed.device_mesh.init_device_mesh over all ranks",
             ) from None
+
+    def check(self) -> None:
+        """Checks that there is a device for each rank.
+
+        Raises:
+            TpuLoweringError: TL722.
+        """
+        chip = self.chip
+        if chip.slice_devices != self.ranks:
+            raise errors.refuse(
+                "TL722",
+                repr(chip.topology),
+                f"expected a topology of {self.ranks} devices, one for each rank, got {chip.slice_devices}"
+                + (f" ({chip.devices} a chip)" if chip.devices > 1 else ""),
+                f"name a topology of {-(-self.ranks // chip.devices)} chips, or make a mesh of {chip.slice_devices} "
+                "ranks",
+            )
 
 
 @contextlib.contextmanager
@@ -105,21 +125,16 @@ def slice_of(target: str, chip: Chip, mesh: Any) -> Slice | None:
     if ":" not in target:
         if mesh is None:
             return None
-        raise one_device(chip, f"a mesh of {named}", ranks)
-    if chip.slice_devices != ranks:
-        raise errors.refuse(
-            "TL722",
-            repr(target),
-            f"expected a topology of {ranks} devices, one for each rank, got {chip.slice_devices}"
-            + (f" ({chip.devices} a chip)" if chip.devices > 1 else ""),
-            f"name a topology of {-(-ranks // chip.devices)} chips, or make a mesh of {chip.slice_devices} ranks",
-        )
-    return Slice(chip, named)
+        raise one_device(chip, f"a mesh of {named}")
+    devices = Slice(chip, ranks, named)
+    if mesh is not None:
+        devices.check()
+    return devices
 
 
-def one_device(chip: Chip, got: str, ranks: int) -> errors.TpuLoweringError:
-    """The refusal of what takes several devices, for a target that is one."""
-    example = topology_of(chip, ranks) or chip.topology
+def one_device(chip: Chip, got: str) -> errors.TpuLoweringError:
+    """The refusal of what takes all ranks, for a target that is one device."""
+    example = topology_of(chip, dist.get_world_size()) or chip.topology
     return errors.refuse(
         "TL721",
         repr(chip.name),
