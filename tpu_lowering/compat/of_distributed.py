@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Generator
 from typing import Any
 
@@ -47,6 +48,7 @@ def fake_group(count: int) -> Generator[None]:
     store = private("torch", fakes, "FakeStore", "a group of ranks that are not there")()
     config: Any = getattr(dist, "config", None)
     before = getattr(config, "compile_on_one_rank", None)
+    hook = sys.excepthook  # torch puts its own before it for each group, and leaves it
     dist.init_process_group("fake", store=store, rank=0, world_size=count)
     try:
         trace_for_all_ranks()
@@ -55,6 +57,7 @@ def fake_group(count: int) -> Generator[None]:
         if before is not None:
             config.compile_on_one_rank = before
         dist.destroy_process_group()
+        sys.excepthook = hook
         _forget_meshes()
 
 

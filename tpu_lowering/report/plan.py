@@ -1,11 +1,11 @@
 """``plan``: how much memory and traffic a step takes on many meshes, of which a few are compiled.
 
-Memory and bytes sent are fitted as sums of parts, each of which is cut along some of the axes: what is cut along none
-stays as it is, what is cut along data and model is divided by both sizes. Bytes that are sent along an axis of n
-devices are ``(n - 1) / n`` of such a sum, as rings send them. No part is negative.
+Bytes sent along an axis of n devices are ``(n - 1) / n`` of a sum of parts, as rings send them, each of which is cut
+along some of the axes: what is cut along none stays as it is, what is cut along data and model is divided by both sizes.
+No part is negative.
 
-HBM bytes are no such sum, for the compiler keeps what is small enough in VMEM. Their logarithm is interpolated, as a
-polynomial of degree two in the logarithms of the sizes.
+Memory and HBM bytes are no such sums, for the compiler keeps what is small enough in VMEM. Their logarithms are
+interpolated, as polynomials of degree two in the logarithms of the sizes.
 
 Meshes of the fewest and the most chips that are asked for are compiled, and one between them; further ones between them
 are compiled to hold the model against.
@@ -133,7 +133,7 @@ class Model:
     """
 
     axes: tuple[str, ...]
-    peak: Fit
+    peak: Surface
     hbm: Surface
     sent: Mapping[tuple[str, ...], Fit]
 
@@ -147,7 +147,7 @@ class Model:
             })
             for key in along
         }  # fmt: skip
-        peak = Fit.to({sizes: figures.peak_bytes for sizes, figures in points.items()})
+        peak = Surface.to({sizes: figures.peak_bytes for sizes, figures in points.items()})
         return Model(axes, peak, Surface.to({sizes: figures.hbm_bytes for sizes, figures in points.items()}), sent)
 
     def at(self, sizes: Sizes) -> Figures:
