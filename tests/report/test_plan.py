@@ -104,6 +104,11 @@ def test_the_model_of_a_step_that_is_such_a_sum_is_exact() -> None:
     assert model.at((4, 1)).sent_bytes["model",] == 0
 
 
+def test_groups_that_are_no_axes_send_what_they_send() -> None:
+    points = {sizes: Figures(GIB, GIB, {(): 64.0 / sizes[0]}) for sizes in MESHES}
+    assert Model.of(AXES, points).at((16, 2)).all_sent_bytes == pytest.approx(4.0)
+
+
 def test_what_bounds_a_mesh() -> None:
     model, v5e = Model.of(AXES, {sizes: figures(sizes) for sizes in MESHES}), chips.find("v5e")
     small, large = row_of(model, (4, 4), 16, v5e), row_of(model, (16, 16), 256, v5e)

@@ -1,8 +1,8 @@
 """``plan``: how much memory and traffic a step takes on many meshes, of which a few are compiled.
 
 Bytes sent along an axis of n devices are ``(n - 1) / n`` of a sum of parts, as rings send them, each of which is cut
-along some of the axes: what is cut along none stays as it is, what is cut along data and model is divided by both sizes.
-No part is negative.
+along some of the axes: what is cut along none stays as it is, what is cut along data and model is divided by both
+sizes. No part is negative.
 
 Memory and HBM bytes are no such sums, for the compiler keeps what is small enough in VMEM. Their logarithms are
 interpolated, as polynomials of degree two in the logarithms of the sizes.
@@ -19,7 +19,7 @@ import inspect
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,9 +156,11 @@ class Model:
         return Figures(self.peak.at(sizes), self.hbm.at(sizes), sent)
 
 
-def _share(along: Iterable[str], axes: Sequence[str], sizes: Sizes) -> float:
-    """What part of all bytes a ring along axes sends."""
-    count = math.prod(sizes[axes.index(axis)] for axis in along if axis in axes)
+def _share(along: Sequence[str], axes: Sequence[str], sizes: Sizes) -> float:
+    """What part of all bytes a ring along axes sends; of groups that are no product of axes, all."""
+    if not along:
+        return 1.0
+    count = math.prod(sizes[axes.index(axis)] for axis in along)
     return (count - 1) / count if count > 1 else 0.0
 
 
