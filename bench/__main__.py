@@ -1,5 +1,5 @@
 """``python -m bench``: all benchmarks; ``compare A.json B.json``; ``compile_time``; ``model_compile_time``;
-``long_graphs``; ``helion_examples``; ``generated``; ``cpu``."""
+``long_graphs``; ``helion_examples``; ``generated``; ``cpu``; ``mesh``."""
 
 from __future__ import annotations
 
@@ -47,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench.cpu import run as cpu
 
         return cpu.main(given.section, given.rounds, given.folder, given.cases)
+    if given.command == "mesh":
+        from bench import mesh
+
+        return mesh.main(given.topologies, given.folder, given.width)
     from bench import report, run, tasks
 
     chosen = tasks.tasks_of([given.only] if given.only else GROUPS, given.targets, given.quick)
@@ -92,6 +96,10 @@ def parser() -> argparse.ArgumentParser:
     generated.add_argument("--out", type=pathlib.Path, required=True, help="the file to write")
     generated.add_argument("--against", type=pathlib.Path, help="another commit's file; exit code 1 if any differs")
     generated.add_argument("--cases", nargs="*", default=(), help="parts of names of cases (default: all)")
+    mesh = commands.add_parser("mesh", help="a decoder layer's training step on a mesh, against JAX by hand")
+    mesh.add_argument("topologies", nargs="*", help="such as v5e:4x4 (default: v5e:4x4 and tpu7x:2x2x2)")
+    mesh.add_argument("--width", type=int, default=0, help="of a smaller layer, whose figures are only printed")
+    mesh.add_argument("--folder", type=pathlib.Path, default=argparse.SUPPRESS, help="where results go")
     cpu = commands.add_parser("cpu", help="speed on this CPU: ours, plain JAX, eager, Inductor, Helion")
     cpu.add_argument("--only", dest="section", choices=SECTIONS, help="one section (default: all)")
     cpu.add_argument("--cases", nargs="*", default=(), help="names of kernels, models or other cases (default: all)")

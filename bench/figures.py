@@ -8,6 +8,7 @@ from typing import Any
 
 from tpu_lowering.runtime.aot import hlo
 from tpu_lowering.runtime.aot.program import TpuProgram
+from tpu_lowering.runtime.aot.traffic import traffic_by_operands
 
 MIB = 1 << 20
 KERNEL = "custom-call:tpu_custom_call"
@@ -92,7 +93,7 @@ def total(parts: Sequence[int | None]) -> int | None:
 
 def operand_bytes(program: TpuProgram) -> int:
     """HBM bytes of a program by operands and results, each once."""
-    return sum(traffic.total for traffic in hlo.traffic_by_operands(hlo.Module.of(program.hlo)).values())
+    return sum(traffic.total for traffic in traffic_by_operands(hlo.Module.of(program.hlo)).values())
 
 
 def copies_of(program: TpuProgram, shape: Sequence[int]) -> int:

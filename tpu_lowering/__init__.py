@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tpu_lowering.report.explain import explain
     from tpu_lowering.report.report import Report
     from tpu_lowering.runtime.aot.program import TpuProgram, load
+    from tpu_lowering.runtime.aot.slices import fake_mesh
     from tpu_lowering.session import clear
 
 __version__ = "0.1.0"
@@ -29,13 +30,14 @@ _PUBLIC = {
     "Report": "tpu_lowering.report.report",
     "TpuLoweringError": "tpu_lowering.errors",
     "explain": "tpu_lowering.report.explain",
+    "fake_mesh": "tpu_lowering.runtime.aot.slices",
     "kernel_op": "tpu_lowering.kernels.operators",
     "register_kernel": "tpu_lowering.kernels.registry",
 }
 
 __all__ = [
     "Options", "Report", "TpuLoweringError", "TpuProgram", "__version__", "aot_compile", "clear", "explain",
-    "kernel_op", "load", "register_kernel",
+    "fake_mesh", "kernel_op", "load", "register_kernel",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""``python -m tpu_lowering demo | doctor | pipeline | explain | bisect | tune``; see ``--help`` of each."""
+"""``python -m tpu_lowering demo | doctor | pipeline | explain | bisect | tune | plan``; see ``--help`` of each."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ def main(argv: list[str] | None = None) -> int:
     tune.add_argument("--seconds", type=int, default=600, help="no form is compiled after that (default 600)")
     tune.add_argument("--cache", default="", help="folder that keeps the choices, as option cache names it")
     tune.add_argument("--configs", action="store_true", help="give Helion kernels without a config one")
+    plan = subcommands.add_parser("plan", help="memory and traffic of a step on many meshes, of which few are compiled")
+    plan.add_argument("function", metavar="FILE:FUNCTION", help="takes a mesh and a size an axis, gives fn and args")
+    plan.add_argument("--target", default="tpu7x", help="a TPU (default tpu7x)")
+    plan.add_argument("--chips", default="8..64", help="numbers of chips (default 8..64: 8, 16, 32, 64)")
+    plan.add_argument("--best", type=int, default=3, help="meshes to print for each (default 3)")
+    plan.add_argument("--fuse", default="tpu", choices=("tpu", "never"), help="with kernels or without (default tpu)")
     given = parser.parse_args(argv)
     try:
         if given.command == "demo":
@@ -49,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
             return commands.pipeline(given.target)
         if given.command == "bisect":
             return commands.bisect(given.function, given.passes, given.fuse)
+        if given.command == "plan":
+            return commands.plan(given.function, given.target, given.chips, given.best, given.fuse)
         if given.command == "tune":
             return commands.tune(given.function, given.target, given.seconds, given.cache, given.configs)
         return commands.explain(given.target, as_json=given.json)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,10 @@ from tpu_lowering.options import Options, wrong_value
 from tpu_lowering.runtime.aot import compiler
 from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
 from tpu_lowering.runtime.aot.program import TpuProgram
+from tpu_lowering.runtime.aot.slices import Slice, slice_of
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def aot_compile(
@@ -31,6 +35,7 @@ def aot_compile(
     target: str = "tpu7x",
     options: Mapping[str, Any] | None = None,
     donate: bool = True,
+    mesh: DeviceMesh | None = None,
 ) -> TpuProgram:
     """Compiles the forward of a function or module for a TPU, with libtpu's compiler.
 
@@ -41,9 +46,12 @@ def aot_compile(
         fn: a function or module.
         args: its arguments: CPU tensors of the shapes and dtypes to compile for, and other values.
         kwargs: its keyword arguments.
-        target: a chip (v4, v5e, v5p, v6e, tpu7x) or a topology ("v5e:2x4"); the program is for one device.
+        target: a chip (v4, v5e, v5p, v6e, tpu7x) or a topology ("v5e:2x4"). A program of several ranks,
+            with collectives or a ``mesh``, is for all devices of a topology, any other for one device.
         options: backend options, as ``torch.compile`` takes them.
         donate: whether the buffers of mutated inputs are donated, so that they are updated in place.
+        mesh: the mesh of all ranks, whose names the program's collectives have, and which JAX places on the torus;
+            without one, axes are named by the groups of ranks. ``fake_mesh`` makes one of ranks that are not there.
 
     With ``options={"fuse": "tpu"}``, the default, the program is compiled without generated kernels too, and it is
     what is returned if the kernels move no fewer bytes, or if the compiler refuses them: see ``TpuProgram.fusion``.
@@ -54,14 +62,16 @@ def aot_compile(
 
     Raises:
         TpuLoweringError: TL107 for an unknown target, TL112 for arguments that ``fn`` does not take, TL108 without
-            libtpu, TL601 to TL605 for what the compiler refuses, and any code of compiling.
+            libtpu, TL601 to TL605 for what the compiler refuses, TL721 to TL725 for a target that a mesh does not fit,
+            and any code of compiling.
     """
     chosen = chips.find(target)
     check_call("aot_compile", fn, args, kwargs)
     if type(donate) is not bool:
         raise errors.wrong_argument("donate", f"True or False, got {donate!r}", "aot_compile(fn, args, donate=False)")
+    devices = slice_of(target, chosen, mesh)
     compiler.require_libtpu()
-    return compile_best(fn, args, kwargs or {}, chosen, options or {}, donate, ())
+    return compile_best(fn, args, kwargs or {}, chosen, options or {}, donate, (), devices)
 
 
 def check_call(name: str, fn: Any, args: Any, kwargs: Any) -> None:
@@ -102,17 +112,18 @@ def compile_best(
     options: Mapping[str, Any],
     donate: bool,
     observers: Sequence[Observer],
+    devices: Slice | None = None,
 ) -> TpuProgram:
     """The program with generated kernels or without, whichever moves fewer bytes; observers see the former."""
     if Options.create(options).fuse != "tpu":
-        return compile_captured(capture(fn, args, kwargs, chip, options, observers), chip, donate)
+        return compile_captured(capture(fn, args, kwargs, chip, options, observers, devices), chip, donate)
 
     def plain(remark: str) -> TpuProgram:
-        captured = capture(fn, args, kwargs, chip, {**options, "fuse": "never"}, ())
+        captured = capture(fn, args, kwargs, chip, {**options, "fuse": "never"}, (), devices)
         return dataclasses.replace(compile_captured(captured, chip, donate), fusion=remark)
 
     try:
-        captured = capture(fn, args, kwargs, chip, options, observers)
+        captured = capture(fn, args, kwargs, chip, options, observers, devices)
         fused = compile_captured(captured, chip, donate)
     except (errors.TpuLoweringError, compat.BackendCompilerFailed) as error:
         return plain(f"without generated kernels: {refusal_of(error)}")
@@ -139,21 +150,45 @@ def capture(
     chip: Chip,
     options: Mapping[str, Any],
     observers: Sequence[Observer],
+    devices: Slice | None = None,
 ) -> Captured:
-    """Captures a function as one program for a chip."""
-    if (mesh := Options.create(options).mesh) != ():
-        raise wrong_value("mesh", "no mesh, because a program is compiled ahead of time for one chip", dict(mesh))
-    runtime = TpuRuntime(chip)
+    """Captures a function as one program for a chip, or for devices of a slice."""
+    if (named := Options.create(options).mesh) != ():
+        raise wrong_value("mesh", "no mesh, because a program is compiled ahead of time for one chip", dict(named))
+    runtime = TpuRuntime(chip, devices)
     helion.check_calls()
+    compat.trace_for_all_ranks()
     backend = functools.partial(helion_tpu, options=dict(options), runtime=runtime, observers=tuple(observers))
     with compat.cold_dynamo(), function_values.allowed(), torch.no_grad():
         torch.compile(fn, backend=backend, fullgraph=True, dynamic=False)(*args, **kwargs)
     return runtime.captured[-1]
 
 
+def capture_step(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    chip: Chip,
+    options: Mapping[str, Any],
+    devices: Slice | None = None,
+) -> list[Captured]:
+    """Captures a function, and its backward if a result requires a gradient: one program or two."""
+    runtime = TpuRuntime(chip, devices)
+    helion.check_calls()
+    compat.trace_for_all_ranks()
+    backend = functools.partial(helion_tpu, options=dict(options), runtime=runtime)
+    with compat.cold_dynamo(), function_values.allowed():
+        results = torch.compile(fn, backend=backend, fullgraph=True, dynamic=False)(*args)
+        wanted = [one for one in compat.tree_leaves(results) if isinstance(one, torch.Tensor) and one.requires_grad]
+        if wanted:
+            torch.autograd.backward(wanted, [torch.ones_like(one) for one in wanted])
+    return runtime.captured
+
+
 def compile_captured(captured: Captured, chip: Chip, donate: bool, simulate: bool | None = None) -> TpuProgram:
     """Compiles a captured program; ``simulate`` is as for ``compiler.compile_artifact``."""
     positions = captured.mutated_inputs if donate else ()
-    compiled = compiler.compile_artifact(captured.artifact, chip, positions, captured.source, simulate)
+    compiled = compiler.compile_artifact(
+        captured.artifact, chip, positions, captured.source, simulate, mesh=captured.mesh, named=captured.named
+    )
     drawn = captured.program.drawn_inputs()
-    return TpuProgram.of(captured.program.name, chip, compiled, captured.artifact, drawn)
+    return TpuProgram.of(captured.program.name, chip, compiled, captured.artifact, drawn, captured.named)

@@ -95,6 +95,13 @@ _TABLE: dict[str, str | tuple[str, str]] = {
     ),
     "TL717": ("kernels are not generated for a program that XLA partitions", "nothing to do"),
     "TL718": "saved value is no longer on the devices",
+    "TL721": "mesh on one device",
+    "TL722": "topology with another number of devices than the mesh",
+    "TL723": "groups of ranks that do not fill the topology",
+    "TL724": "fake ranks where a group of ranks is",
+    "TL725": "topology that libtpu does not have",
+    "TL726": "fake ranks cannot run",
+    "TL727": "too few meshes to fit a model to",
     # 5xx: reasons in reports and warnings (never raised)
     "TL501": (
         "buffer kept: the old contents are defined and the kernel reads them",

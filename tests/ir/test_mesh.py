@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpu_lowering.ir.mesh import Irregular, Mesh, of_groups
+from tpu_lowering.ir.mesh import ONE_DEVICE, Irregular, Mesh, filled, of_groups
 
 
 def test_coordinates() -> None:
@@ -59,3 +59,28 @@ def test_every_rank_finds_the_same_mesh(sizes: list[int], chosen: st.DataObject)
         mesh, along = of_groups(rank, groups)
         found.add((mesh, tuple(along[group] for group in groups)))
     assert len(found) == 1
+
+
+def test_ranks_that_are_a_whole_grid_have_axes() -> None:
+    mesh = Mesh(("a", "b", "c"), (2, 2, 4), tuple(range(16)))
+    assert mesh.axes_of(range(16)) == ("a", "b", "c")
+    assert mesh.axes_of((4, 5, 6, 7)) == ("c",)
+    assert mesh.axes_of((1, 5, 9, 13)) == ("a", "b")
+    assert mesh.axes_of((0, 1)) == mesh.axes_of((0, 5)) == mesh.axes_of((3,)) == ()
+
+
+def test_a_mesh_is_filled_up_to_all_ranks() -> None:
+    mesh, _ = of_groups(5, [(1, 5, 9, 13)])
+    assert str(mesh) == "axis_4 4"
+    whole = filled(mesh, 32)
+    assert (whole.axes, whole.sizes) == (("axis_16", "axis_4", "axis_1"), (2, 4, 4))
+    assert whole.ranks == tuple(range(32))
+    assert str(filled(None, 8)) == "axis_1 8"
+    assert str(filled(None, 1)) == str(ONE_DEVICE) == "one device"
+
+
+@pytest.mark.parametrize("count", [12, 6, 4])
+def test_a_mesh_that_does_not_fill_all_ranks_is_none(count: int) -> None:
+    mesh, _ = of_groups(0, [(0, 4, 8, 12)])
+    with pytest.raises(Irregular, match=f"axis_4 4 on {count} devices"):
+        filled(mesh, count)

@@ -23,7 +23,7 @@ from tpu_lowering.ir.mesh import Mesh, coordinates_of, mesh_of
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.normalise import randomness, shared_memory, specialise
 from tpu_lowering.normalise.aliases import APART, Sharing
-from tpu_lowering.normalise.collectives import take_collectives, with_mesh
+from tpu_lowering.normalise.collectives import refuse_own_parts, take_collectives, with_mesh
 from tpu_lowering.normalise.late_gathers import gather_late
 from tpu_lowering.normalise.mask_padding import number_dtype
 from tpu_lowering.observers import Observer
@@ -85,6 +85,8 @@ class CapturedGraph:
         """Takes the captured graph in, with what is known of its sizes."""
         module = take_collectives(self.captured, self.own_parts)
         if self.mesh is not None:
+            if not self.executed:
+                refuse_own_parts(module.graph, self.mesh)
             gather_late(module.graph, ahead=self.runtime.chip.is_tpu)
         self.module, self.effects = effects.take_effects(module) if self.executed else (module, None)
         self.sharing = sharing_of(self.kind, self.module.graph)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+import sys
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +38,42 @@ def trace_for_all_ranks() -> None:
     config: Any = getattr(dist, "config", None)
     if dist.is_available() and dist.is_initialized() and hasattr(config, "compile_on_one_rank"):
         config.compile_on_one_rank = True
+
+
+@contextlib.contextmanager
+def fake_group(count: int) -> Generator[None]:
+    """A scope in which this process is rank 0 of as many ranks that are not there, and whose graphs are those of all.
+
+    Torch's own tests have such a group: its collectives give back what is in memory, so shapes are right and values
+    are not.
+    """
+    fakes = "torch.testing._internal.distributed.fake_pg"
+    store = private("torch", fakes, "FakeStore", "a group of ranks that are not there")()
+    config: Any = getattr(dist, "config", None)
+    before = getattr(config, "compile_on_one_rank", None)
+    hook = sys.excepthook  # torch puts its own before it for each group, and leaves it
+    dist.init_process_group("fake", store=store, rank=0, world_size=count)
+    try:
+        trace_for_all_ranks()
+        yield
+    finally:
+        if before is not None:
+            config.compile_on_one_rank = before
+        dist.destroy_process_group()
+        sys.excepthook = hook
+        _forget_meshes()
+
+
+def _forget_meshes() -> None:
+    """Clears DTensor's caches: they know meshes by their shape, and give a mesh of the next group that of this one."""
+    why = "meshes of groups that are gone"
+    private("torch", "torch.distributed.tensor.debug", "_clear_sharding_prop_cache", why)()
+    private("torch", "torch.distributed.tensor._redistribute", "_gen_transform_infos", why).cache_clear()
+
+
+def is_fake_group() -> bool:
+    """Whether the default group's ranks are not there."""
+    return dist.is_available() and dist.is_initialized() and dist.get_backend() == "fake"
 
 
 _GROUPS = "torch.distributed.distributed_c10d"

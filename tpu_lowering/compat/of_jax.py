@@ -33,12 +33,24 @@ def chip_scope(device_kind: str) -> contextlib.AbstractContextManager[Any]:
 
     JAX 0.7 has no such facts, and JAX 0.9 no name of the platform among them.
     """
+    device = _described(device_kind)
+    if not device:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), **device))
+
+
+def mesh_without_devices(sizes: Sequence[int], axes: Sequence[str], device_kind: str) -> Any:
+    """A mesh that programs can be exported for; kernels in them that ask for facts of the chip get those of a TPU."""
+    return jax.sharding.AbstractMesh(tuple(sizes), tuple(axes), **_described(device_kind))
+
+
+def _described(device_kind: str) -> dict[str, Any]:
+    """What an abstract mesh is told of its devices."""
     abstract_device = getattr(jax.sharding, "AbstractDevice", None)
     if abstract_device is None:
-        return contextlib.nullcontext()
+        return {}
     platform = {"platform": "tpu"} if "platform" in inspect.signature(abstract_device).parameters else {}
-    device = abstract_device(device_kind=device_kind, num_cores=1, **platform)
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
+    return {"abstract_device": abstract_device(device_kind=device_kind, num_cores=1, **platform)}
 
 
 # JAX: tracing ---------------------------------------------------------------------------------------------

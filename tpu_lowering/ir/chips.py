@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Sequence
 
@@ -37,6 +38,11 @@ class Chip:
             with 491,111 operations a cycle on tpu7x and 473,655 on v6e; four units of 256 by 256 make at most
             2 * 4 * 256**2, or 524,288. For the others four give the
             clocks that are published, 1.05, 1.5 and 1.75 GHz.
+        devices: libtpu's devices of one chip: two where each of its cores is one.
+        hbm_bytes: HBM of one device, as Google Cloud's pages give it for a chip: 32, 16, 95, 32 and 192 GiB.
+        link_bytes_per_second: of one link between chips, in one direction; None where it is not known. Google Cloud's
+            pages on v5e, v5p, v6e and tpu7x give both directions of all links of a chip: 400, 1,200, 800 and 1,200 GB
+            a second, over 4 links in a torus of two dimensions, and 6 in one of three. The page on v4 gives none.
     """
 
     name: str
@@ -49,6 +55,19 @@ class Chip:
     smem_bytes: int
     mxu_size: int
     mxus: int
+    devices: int
+    hbm_bytes: int
+    link_bytes_per_second: float | None
+
+    @property
+    def slice_devices(self) -> int:
+        """How many devices its topology has."""
+        return self.devices * math.prod(int(size) for size in self.topology.partition(":")[2].split("x"))
+
+    @property
+    def dimensions(self) -> int:
+        """Of its torus: a chip has two links along each."""
+        return self.topology.count("x", self.topology.find(":")) + 1
 
     @property
     def is_tpu(self) -> bool:
@@ -65,16 +84,29 @@ class Chip:
         return self.bf16_ops_per_second / (2 * self.mxus * self.mxu_size**2)
 
 
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
 CHIPS = (
-    Chip("v4", ("TPU v4",), ("ct4p",), "v4:2x2x1", 6.15e11, 1.375e14, 16 * MIB, MIB, 128, 4),
-    Chip("v5e", ("TPU v5 lite", "TPU v5e"), ("ct5lp",), "v5e:2x2", 8.2e11, 1.97e14, 128 * MIB, MIB, 128, 4),
-    Chip("v5p", ("TPU v5", "TPU v5p"), ("ct5p",), "v5p:2x2x1", 1.23e12, 2.295e14, 64 * MIB, MIB, 128, 4),
-    Chip("v6e", ("TPU v6 lite", "TPU v6e"), ("trillium", "ct6e"), "v6e:2x2", 1.64e12, 9.2e14, 128 * MIB, MIB, 256, 4),
     Chip(
-        "tpu7x", ("TPU7x",), ("TPU v7", "TPU v7x", "ironwood"), "tpu7x:2x2x1", 3.7e12, 1.155e15, 64 * MIB, MIB, 256, 4
+        "v4", ("TPU v4",), ("ct4p",), "v4:2x2x1",
+        6.15e11, 1.375e14, 16 * MIB, MIB, 128, 4, 2, 16 * GIB, None,
     ),
-)
+    Chip(
+        "v5e", ("TPU v5 lite", "TPU v5e"), ("ct5lp",), "v5e:2x2",
+        8.2e11, 1.97e14, 128 * MIB, MIB, 128, 4, 1, 16 * GIB, 5e10,
+    ),
+    Chip(
+        "v5p", ("TPU v5", "TPU v5p"), ("ct5p",), "v5p:2x2x1",
+        1.23e12, 2.295e14, 64 * MIB, MIB, 128, 4, 1, 95 * GIB, 1e11,
+    ),
+    Chip(
+        "v6e", ("TPU v6 lite", "TPU v6e"), ("trillium", "ct6e"), "v6e:2x2",
+        1.64e12, 9.2e14, 128 * MIB, MIB, 256, 4, 1, 32 * GIB, 1e11,
+    ),
+    Chip(
+        "tpu7x", ("TPU7x",), ("TPU v7", "TPU v7x", "ironwood"), "tpu7x:2x2x1",
+        3.7e12, 1.155e15, 64 * MIB, MIB, 256, 4, 2, 96 * GIB, 1e11,
+    ),
+)  # fmt: skip
 """Every TPU, in the order of their generations."""
 
 TPU7X = next(chip for chip in CHIPS if chip.name == "tpu7x")

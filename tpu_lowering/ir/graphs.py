@@ -221,18 +221,19 @@ def sort_by_use(graph: fx.Graph) -> None:
                 heapq.heappush(ready, position[user])
 
 
+_DISTRIBUTED = os.path.join("torch", "distributed", "")
+
+
 def source_line(node: fx.Node) -> str:
     """The user's source line of a node, ``file.py:line in function: code``, or "" where it is unknown."""
     return source_line_of(str(node.meta.get("stack_trace") or ""))
 
 
 def source_line_of(stack_trace: str) -> str:
-    """The innermost line of a stack trace, as ``source_line`` words it; not one of torch's that spread tensors over
-    ranks, which no user has written."""
+    """The innermost line of a stack trace that is not torch.distributed's own, as ``source_line`` words it."""
     frames = stack_trace.strip().split("File ")
-    while len(frames) > 2 and "/torch/distributed/" in frames[-1].partition("\n")[0]:
-        frames.pop()
-    lines = [line.strip() for line in frames[-1].splitlines() if line.strip()]
+    own = [frame for frame in frames[1:] if _DISTRIBUTED not in frame.partition("\n")[0]]
+    lines = [line.strip() for line in (own or frames)[-1].splitlines() if line.strip()]
     if not lines or '"' not in lines[0]:
         return ""
     path, _, rest = lines[0].lstrip('"').partition('"')

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 import sympy
 from torch import fx
 
+from tpu_lowering.ir.collectives import Axes
+
 MESH = "mesh"
 """Key of a module's metadata: the ``Mesh`` that its collectives are along; ``normalise.collectives`` sets it."""
 
@@ -48,8 +50,22 @@ class Mesh:
             place, found[axis] = divmod(place, size)
         return found
 
+    def axes_of(self, ranks: Sequence[int]) -> Axes:
+        """The axes along which ranks are a whole grid, outermost first; () if they are none, or one rank."""
+        places = [self.coordinates(rank) for rank in ranks]
+        found = tuple(axis for axis in self.axes if len({place[axis] for place in places}) > 1)
+        return found if self.size(found) == len(set(ranks)) else ()
+
+    def strides(self) -> tuple[int, ...]:
+        """How far apart along each axis two neighbours' ranks are."""
+        inner = [math.prod(self.sizes[at + 1 :]) for at in range(len(self.sizes))]
+        return tuple(self.ranks[at] - self.ranks[0] for at in inner)
+
     def __str__(self) -> str:
         return " x ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.sizes, strict=True)) or "one device"
+
+
+ONE_DEVICE = Mesh((), (), (0,))
 
 
 def coordinates_of(graph: fx.Graph) -> frozenset[sympy.Symbol]:
@@ -110,6 +126,29 @@ def of_groups(rank: int, groups: Iterable[Sequence[int]]) -> tuple[Mesh, dict[tu
     ranks = _grid(first, [(stride, axes[stride]) for stride in strides])
     mesh = Mesh(tuple(names[stride] for stride in strides), tuple(axes[stride] for stride in strides), tuple(ranks))
     return mesh, along
+
+
+def filled(mesh: Mesh | None, count: int) -> Mesh:
+    """A mesh of the ranks 0 to ``count`` that has a mesh's axes, and others where it has none.
+
+    Args:
+        mesh: what ``of_groups`` found around one rank; None for no groups.
+        count: how many ranks there are in all.
+
+    Raises:
+        Irregular: no grid of so many ranks has these axes.
+    """
+    known = {} if mesh is None else dict(zip(mesh.strides(), zip(mesh.axes, mesh.sizes, strict=True), strict=True))
+    axes, sizes, stride = list[str](), list[int](), 1
+    while stride < count:
+        following = min([other for other in known if other > stride], default=count)
+        name, size = known.get(stride, (f"axis_{stride}", following // stride))
+        if size < 2 or count % (stride * size) or following % (stride * size):
+            raise Irregular(f"{mesh} on {count} devices")
+        axes, sizes, stride = [name, *axes], [size, *sizes], stride * size
+    if len(known) > sum(stride < count for stride in known):
+        raise Irregular(f"{mesh} on {count} devices")
+    return Mesh(tuple(axes), tuple(sizes), tuple(range(count)))
 
 
 def _digits(group: tuple[int, ...]) -> list[tuple[int, int]]:

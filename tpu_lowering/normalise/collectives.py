@@ -146,20 +146,43 @@ def name_groups(graph: fx.Graph) -> None:
 
 def _take_own_parts(graph: fx.Graph, mesh: Mesh) -> None:
     """Rewrites splits of which one part is used, the one at this rank's place along an axis, in place."""
+    for item, axis in _parts_at_own_place(graph, mesh):
+        split: Any = item.args[0]
+        given = graphs.bound(split)
+        dim = given["dim"] % given["self"].meta["val"].ndim
+        with graphs.inserting_for(item):
+            new = _own_part(graph, given["self"], dim, (axis,), len(split.meta["val"]))
+        new.meta["val"] = item.meta["val"]
+        graphs.replace(item, new)
+    graphs.eliminate_dead_code(graph)
+
+
+def refuse_own_parts(graph: fx.Graph, mesh: Mesh) -> None:
+    """Checks that no rank's own place may be in a graph as a number, where no other rank can be asked for its own.
+
+    Raises:
+        TpuLoweringError: TL705.
+    """
+    for item, _ in _parts_at_own_place(graph, mesh):
+        split: Any = item.args[0]
+        if graphs.is_call(split.args[0], collectives.all_gather):
+            got = "got a part, at this rank's place, of what all have gathered; torch exchanges so on meshes of CPUs"
+            raise _impossible(item, got)
+
+
+def _parts_at_own_place(graph: fx.Graph, mesh: Mesh) -> list[tuple[fx.Node, str]]:
+    """The used parts of splits that are at this rank's place along an axis, and that axis."""
     places = mesh.coordinates(dist.get_rank())
-    for node in list(graph.nodes):
+    found: list[tuple[fx.Node, str]] = []
+    for node in graph.nodes:
         if not graphs.is_call(node, aten.split.Tensor) or len(node.users) != 1:
             continue
         (item,), given, parts = node.users, graphs.bound(node), node.meta["val"]
-        dim = given["dim"] % given["self"].meta["val"].ndim
-        sizes = {part.shape[dim] for part in parts}
+        sizes = {part.shape[given["dim"]] for part in parts}
         axis = next((a for a in mesh.axes if mesh.size((a,)) == len(parts) and places[a] == item.args[1]), None)
         if len(sizes) == 1 and axis is not None:
-            with graphs.inserting_for(item):
-                new = _own_part(graph, given["self"], dim, (axis,), len(parts))
-            new.meta["val"] = item.meta["val"]
-            graphs.replace(item, new)
-    graphs.eliminate_dead_code(graph)
+            found.append((item, axis))
+    return found
 
 
 def _own_part(graph: fx.Graph, value: fx.Node, dim: int, axes: Axes, count: int) -> fx.Node:

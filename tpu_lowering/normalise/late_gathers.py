@@ -37,7 +37,7 @@ def gather_late(graph: fx.Graph, ahead: bool) -> None:
     partners = [(node, partner) for node in gathers if (partner := _partner(node)) is not None]
     waits = [partner for _, partner in partners]
     if ahead:
-        waits = [None, *waits[:-1]]  # type: ignore[list-item]
+        waits = [None, *waits][: len(waits)]  # type: ignore[list-item]
     for (node, _), wanted in zip(partners, waits, strict=True):
         if wanted is None or _depends_on(wanted, node):
             continue

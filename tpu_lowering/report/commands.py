@@ -20,8 +20,11 @@ from tpu_lowering.options import Options
 from tpu_lowering.pipeline import Pipeline
 from tpu_lowering.report import bisect as bisect_
 from tpu_lowering.report import doctor as doctor_
+from tpu_lowering.report import plan as plan_
+from tpu_lowering.report import plan_tables
 from tpu_lowering.report import tune as tune_
 from tpu_lowering.report.explain import explain as explain_function
+from tpu_lowering.runtime.aot import compiler
 from tpu_lowering.stages import Step
 
 LONGEST = 128
@@ -160,6 +163,33 @@ def tune(target: str, chip: str, seconds: int, cache: str, configs: bool) -> int
     kept = f"Kept in {options.cache}." if options.cache else "Not kept: name a folder with --cache."
     console.print(kept, soft_wrap=True)
     return 0
+
+
+def plan(target: str, chip: str, counts: str, best: int, fuse: str) -> int:
+    """Says how much memory and traffic the step of ``FILE:FUNCTION`` takes on many meshes.
+
+    Args:
+        target: a function of a mesh and of one size for each axis; see ``plan.plan``.
+        chip: a TPU.
+        counts: numbers of chips, "8..64" for 8, 16, 32 and 64.
+        best: how many meshes to print for each.
+        fuse: as ``Options.fuse``.
+
+    Returns:
+        1 if the model misses a mesh that was compiled and that it was not fitted to.
+
+    Raises:
+        TpuLoweringError: TL106 if there is no such file or function, TL107 for an unknown chip, TL108 without libtpu,
+            TL112 for other counts, TL727.
+    """
+    chosen = chips.find(chip)
+    numbers = plan_.counts_of(counts)
+    compiler.require_libtpu()
+    path, _, name = target.rpartition(":")
+    make = _attribute(_load(pathlib.Path(path), target), name, target)
+    found = plan_.plan(make, chosen, numbers, best, fuse)
+    plan_tables.show(found, Console())
+    return 0 if found.holds else 1
 
 
 def _function_and_inputs(target: str) -> tuple[Any, tuple[Any, ...]]:

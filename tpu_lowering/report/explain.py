@@ -134,6 +134,7 @@ def explain(
     target: str | None = None,
     calls: Sequence[Sequence[Any]] = (),
     options: Mapping[str, Any] | None = None,
+    mesh: Any = None,
     **kwargs: Any,
 ) -> Report:
     """Reports what compiling a function with ``helion_tpu`` does to its buffers.
@@ -149,25 +150,37 @@ def explain(
             ``Report.recompiles`` says why any of them compiled something again.
         options: options of the backend.
         target: a TPU, such as "tpu7x", to add the TPU compiler's view of the forward; see ``Report.chip``.
+        mesh: the mesh of all ranks, as ``aot_compile`` takes it. Ranks of a ``fake_mesh`` run nothing, and what is
+            reported is the forward, as it is compiled for the target.
         kwargs: its keyword arguments.
 
     Returns:
         The report; ``print`` shows it, ``to_dict()`` is ready for JSON.
 
     Raises:
-        TpuLoweringError: TL107 for an unknown target, TL112 for arguments that ``fn`` does not take, and whatever
-            compiling raises.
+        TpuLoweringError: TL107 for an unknown target, TL112 for arguments that ``fn`` does not take, TL726 for fake
+            ranks without a target, and whatever compiling raises.
     """
     for given in [args, *_calls(calls)]:
         aot.check_call("explain", compat.function_behind(fn), given, kwargs)
     if target is not None:
         chips.find(target)
-    report = _compiled_and_run(fn, [args, *calls], kwargs, options)
+    fake = compat.is_fake_group()
+    if fake and target is None:
+        raise errors.refuse(
+            "TL726",
+            "explain",
+            "expected a target, as fake ranks run nothing, got none",
+            'explain(model, x, target="v5e:4x4", mesh=mesh)',
+        )
+    report = None if fake else _compiled_and_run(fn, [args, *calls], kwargs, options)
     if target is None:
+        assert report is not None
         return report
     collector = Collector()
-    view = chip.view(compat.function_behind(fn), args, kwargs, target, options or {}, collector)
+    view = chip.view(compat.function_behind(fn), args, kwargs, target, options or {}, collector, mesh)
     on_chip = collector.report()
+    report = report or on_chip
     fusion = {"fused": on_chip.fused, "unfused": on_chip.unfused, "launched": on_chip.launched}
     return dataclasses.replace(report, chip=view, **fusion)
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from tpu_lowering.report.mesh import MeshView, size_text
+
 
 @dataclasses.dataclass(frozen=True)
 class Remark:
@@ -65,6 +67,8 @@ class CompilerView:
         peak_bytes: the largest peak of a program.
         device_operations: operations that move bytes.
         fusion: what generated kernels came to against XLA alone; "" where there are none.
+        mesh: what the devices of a slice send each other; None for a program of one device. Bytes above are those of
+            one device.
     """
 
     target: str
@@ -73,6 +77,7 @@ class CompilerView:
     peak_bytes: tuple[int, int]
     device_operations: tuple[int, int]
     fusion: str = ""
+    mesh: MeshView | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +161,8 @@ class Report:
         ):
             if buffers:
                 console.print(_buffer_table(title, buffers))
+        if self.chip is not None and self.chip.mesh is not None:
+            self.chip.mesh.print(console)
 
     def _headline(self) -> str:
         if self.programs_after == 1 and not self.allocations_kept:
@@ -211,13 +218,3 @@ def _buffer_table(title: str, buffers: tuple[Remark, ...]) -> Table:
             buffer.remedy,
         )
     return table
-
-
-def size_text(nbytes: int) -> str:
-    """A size for people: 400.0 MiB."""
-    size = float(nbytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError("unreachable")

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from tpu_lowering import compat
 from tpu_lowering.ir.mesh import Mesh
 from tpu_lowering.ir.types import TensorType
 
@@ -24,15 +25,21 @@ class Spread:
 
     Attributes:
         mesh: how they stand.
-        devices: JAX's, one for each place.
+        devices: JAX's, one for each place; () where there are none: such a program can be exported, and no more.
+        kind: what JAX calls one device, where there are none.
     """
 
     mesh: Mesh
     devices: tuple[Any, ...]
+    kind: str = ""
 
     def _sharding(self) -> jax.sharding.NamedSharding:
-        grid = np.array(self.devices, dtype=object).reshape(self.mesh.sizes)
-        return jax.sharding.NamedSharding(jax.sharding.Mesh(grid, self.mesh.axes), self._spec())
+        if not self.devices:
+            mesh: Any = compat.mesh_without_devices(self.mesh.sizes, self.mesh.axes, self.kind)
+        else:
+            grid = np.array(self.devices, dtype=object).reshape(self.mesh.sizes)
+            mesh = jax.sharding.Mesh(grid, self.mesh.axes)
+        return jax.sharding.NamedSharding(mesh, self._spec())
 
     def _spec(self) -> jax.sharding.PartitionSpec:
         return jax.sharding.PartitionSpec(self.mesh.axes)

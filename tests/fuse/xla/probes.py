@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from tpu_lowering.ir import chips
 from tpu_lowering.runtime.aot import hlo
+from tpu_lowering.runtime.aot.traffic import traffic_by_operands
 
 CHIP = "tpu7x"
 Probe = tuple[Callable[..., Any], Sequence[tuple[int, ...]]]
@@ -89,7 +90,7 @@ def main(wanted: dict[str, list[int]], path: pathlib.Path) -> None:
             specs = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding) for shape in shapes]
             compiled = jax.jit(function).trace(*specs).lower(lowering_platforms=("tpu",)).compile()
             text, memory = optimised(dumped), compiled.memory_analysis()
-            traffic = hlo.traffic_by_operands(hlo.Module.of(text))
+            traffic = traffic_by_operands(hlo.Module.of(text))
             least = memory.argument_size_in_bytes + memory.output_size_in_bytes
             found[f"{family} {size}"] = [sum(one.total for one in traffic.values()), least]
             path.write_text(json.dumps(found))

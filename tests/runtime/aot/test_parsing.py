@@ -7,6 +7,7 @@ import pathlib
 import pytest
 
 from tpu_lowering.runtime.aot import hlo, schedule
+from tpu_lowering.runtime.aot.traffic import Traffic, traffic_by_operands
 
 HLO = """\
 HloModule jit_f, is_scheduled=true
@@ -46,15 +47,15 @@ def test_entry_operations_in_schedule_order() -> None:
 
 
 def test_traffic_counts_what_lives_in_hbm_and_aliases_once() -> None:
-    traffic = hlo.traffic_by_operands(hlo.Module.of(HLO))
-    assert traffic["x.vmem"] == hlo.Traffic(WHOLE, 0)  # into VMEM
-    assert traffic["exp_into.1"] == hlo.Traffic(0, WHOLE)  # reads VMEM, writes the aliased buffer
+    traffic = traffic_by_operands(hlo.Module.of(HLO))
+    assert traffic["x.vmem"] == Traffic(WHOLE, 0)  # into VMEM
+    assert traffic["exp_into.1"] == Traffic(0, WHOLE)  # reads VMEM, writes the aliased buffer
     assert "empty.1" not in traffic
 
 
 def test_an_update_in_place_counts_its_slice() -> None:
-    traffic = hlo.traffic_by_operands(hlo.Module.of(HLO))
-    assert traffic["updated"] == hlo.Traffic(ROW + 4, ROW)  # the row, and the index
+    traffic = traffic_by_operands(hlo.Module.of(HLO))
+    assert traffic["updated"] == Traffic(ROW + 4, ROW)  # the row, and the index
 
 
 BROKEN = """\
@@ -91,8 +92,8 @@ def test_an_operation_goes_on_over_line_breaks() -> None:
 def test_a_kernel_that_is_fused_with_its_producer_is_a_kernel() -> None:
     operations = hlo.Module.of(BROKEN).entry
     assert [operation.is_kernel for operation in operations] == [False, True, True, False]
-    traffic = hlo.traffic_by_operands(hlo.Module.of(BROKEN))
-    assert traffic["second"] == hlo.Traffic(WHOLE, WHOLE)
+    traffic = traffic_by_operands(hlo.Module.of(BROKEN))
+    assert traffic["second"] == Traffic(WHOLE, WHOLE)
 
 
 OFFLOADED = """\
@@ -122,8 +123,8 @@ async-update(%start, %t, %r)
 
 
 def test_a_gather_on_the_sparse_core_counts_the_rows_it_takes() -> None:
-    traffic = hlo.traffic_by_operands(hlo.Module.of(OFFLOADED))
-    assert traffic == {"update": hlo.Traffic(16 * ROW + 16 * 4, 16 * ROW)}
+    traffic = traffic_by_operands(hlo.Module.of(OFFLOADED))
+    assert traffic == {"update": Traffic(16 * ROW + 16 * 4, 16 * ROW)}
 
 
 def test_a_text_without_entry_is_refused() -> None:
@@ -148,7 +149,7 @@ def test_dma_bytes_are_summed_by_direction(tmp_path: pathlib.Path) -> None:
     )
     found = schedule.read_schedule(tmp_path)
     assert found.cycles == {"exp_into.1": 250}
-    assert found.dma == {"exp_into.1": hlo.Traffic(256 * 32, 64 * 32)}
+    assert found.dma == {"exp_into.1": Traffic(256 * 32, 64 * 32)}
     assert schedule.read_schedule(tmp_path, whole=False) == schedule.ScheduleDump({"exp_into.1": 250}, {})
 
 

@@ -16,6 +16,7 @@ from tpu_lowering import compat
 from tpu_lowering.analyse import splits
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import kernel_call
+from tpu_lowering.ir.mesh import MESH
 from tpu_lowering.ir.operators import is_allocation
 from tpu_lowering.ir.programs import Output, Program, Signature
 
@@ -63,7 +64,8 @@ def _program(
     written = {_base(node) for node in _written(inside)}
     donated = tuple(sorted(inputs.index(node) for node in written if node in inputs))
     signature = Signature(specs, len(specs), ())
-    return Program(tuple(range(len(inputs))), signature, name=name, module=part), donated
+    mesh = module.meta.get(MESH)
+    return Program(tuple(range(len(inputs))), signature, name=name, module=part, mesh=mesh), donated
 
 
 def _copy(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, Any]) -> fx.Node:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,10 +15,14 @@ from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
+from tpu_lowering.ir.mesh import Mesh
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.runtime import calling_convention
 from tpu_lowering.runtime.aot import refusals
+from tpu_lowering.runtime.aot.slices import Slice, one_device
+from tpu_lowering.runtime.spread import Spread
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,6 +35,8 @@ class Captured:
         artifact: its StableHLO with Mosaic kernels inside, as ``jax.export`` serialises it.
         stablehlo: the same as text, source locations included: equal for equal programs of the same lines.
         mutated_inputs: for each mutated argument, its position among the program's inputs.
+        mesh: whose devices all run it; None for one device.
+        named: the same devices with the axes that the user has named.
     """
 
     program: Program
@@ -38,13 +44,20 @@ class Captured:
     artifact: bytes
     stablehlo: bytes
     mutated_inputs: tuple[int, ...]
+    mesh: Mesh | None = None
+    named: Mesh | None = None
 
 
 class TpuRuntime:
     """A runtime that keeps programs instead of running them; calling one gives tensors with undefined contents."""
 
-    def __init__(self, chip: Chip) -> None:
-        self.chip = chip
+    def __init__(self, chip: Chip, devices: Slice | None = None) -> None:
+        """
+        Args:
+            chip: for which.
+            devices: those that run programs together; None for one device.
+        """
+        self.chip, self.devices = chip, devices
         self.captured: list[Captured] = []
 
     def check(self, arguments: Sequence[Any]) -> None:
@@ -54,7 +67,7 @@ class TpuRuntime:
         return ()
 
     def compile(self, program: Program, source: Source) -> Any:
-        self.captured.append(lower_for(program, source, self.chip))
+        self.captured.append(lower_for(program, source, self.chip, self.devices))
 
         def undefined_results(arguments: Sequence[Any]) -> list[Any]:
             count = len(program.output_nodes()) - len(program.signature.mutated)
@@ -66,21 +79,35 @@ class TpuRuntime:
         return undefined_results
 
 
-def lower_for(program: Program, source: Source, chip: Chip) -> Captured:
-    """Lowers a program for a TPU.
+def lower_for(program: Program, source: Source, chip: Chip, devices: Slice | None = None) -> Captured:
+    """Lowers a program for a TPU, or for all devices of a slice.
 
     Raises:
-        TpuLoweringError: TL602, TL603 or TL604 for what Pallas refuses to lower for the chip.
+        TpuLoweringError: TL602, TL603 or TL604 for what Pallas refuses to lower for the chip; TL721 or TL723 for a
+            program that is not one of these devices.
     """
     refusals.refuse_wide_operands(source, chip)
+    if program.mesh is not None and devices is None:
+        raise one_device(chip, f"collectives among {program.mesh.count} ranks")
+    mesh = None if devices is None else devices.mesh_for(program)
     function = load.load(program, source, "mosaic")
-    specs = load.input_specs(program)
     try:
         with jaxprs.kernel_scope([], chip), compat.enable_x64(True):
-            exported = jax.export.export(jax.jit(function), platforms=["tpu"])(*specs)
+            jitted, specs = _jitted(program, function, chip, mesh)
+            exported = jax.export.export(jitted, platforms=["tpu"])(*specs)
     except errors.TpuLoweringError:
         raise
     except Exception as error:
         raise refusals.from_message(str(error), type(error).__name__, source, chip) from error
     text = str(exported.mlir_module()).replace(program.name, "program")
-    return Captured(program, source, bytes(exported.serialize()), text.encode(), program.donated_inputs())
+    named = mesh if devices is None or devices.named is None else devices.named
+    return Captured(program, source, bytes(exported.serialize()), text.encode(), program.donated_inputs(), mesh, named)
+
+
+def _jitted(program: Program, function: Callable[..., Any], chip: Chip, mesh: Mesh | None) -> tuple[Any, Sequence[Any]]:
+    """A program's function for one device or for all of a mesh, and what it takes."""
+    if mesh is None:
+        return jax.jit(function), load.input_specs(program)
+    types = [TensorType.of(value) for value in load.input_values(program)]
+    spread = Spread(mesh, (), chip.device_kind)
+    return spread.jitted(function, types), spread.specs(types)

@@ -23,6 +23,7 @@ from tpu_lowering.kernels import jaxprs
 from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.runtime.aot import compiler, hlo
 from tpu_lowering.runtime.aot.program import TpuProgram
+from tpu_lowering.runtime.aot.traffic import traffic_by_operands
 from tpu_lowering.runtime.cache.store import Store, digest, package_digest
 
 NO_SOURCE = Source("", "", {})
@@ -129,7 +130,7 @@ class CompilerChooser:
             return Score(error=f"{error.code}, {error.refusal.reason}"[:200])
         program = TpuProgram.of("form", self.chip, compiled, artifact)
         module = hlo.Module.of(compiled.hlo)
-        by_operands = sum(traffic.total for traffic in hlo.traffic_by_operands(module).values())
+        by_operands = sum(traffic.total for traffic in traffic_by_operands(module).values())
         listed = {found.name for found in program.entry_operations if found.bytes_source == "dma schedule"}
         whole = all(operation.name in listed for operation in module.entry if operation.is_kernel)
         return Score(program.hbm_bytes, program.schedule_cycles, "", by_operands, whole)

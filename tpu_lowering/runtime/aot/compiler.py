@@ -17,7 +17,9 @@ from typing import Any
 
 from tpu_lowering import errors, releases
 from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir import chips
 from tpu_lowering.ir.chips import Chip
+from tpu_lowering.ir.mesh import Mesh
 from tpu_lowering.runtime.aot import hlo, refusals, schedule
 
 SECONDS = 600.0
@@ -82,6 +84,8 @@ def compile_artifact(
     source: Source,
     simulate: bool | None = None,
     seconds: float = SECONDS,
+    mesh: Mesh | None = None,
+    named: Mesh | None = None,
 ) -> Compiled:
     """Compiles a ``jax.export`` artifact for a chip; a second time for its static schedule.
 
@@ -92,20 +96,26 @@ def compile_artifact(
         source: what it was made of, for errors.
         simulate: whether to compile it a second time; by default only a program that has kernels.
         seconds: how long each of the two may take.
+        mesh: of all devices that run it; None for one device.
+        named: the same as the user has named it: JAX places it on the torus.
 
     Raises:
-        TpuLoweringError: TL108 without libtpu; TL601 to TL605 for what the compiler refuses.
+        TpuLoweringError: TL108 without libtpu; TL601 to TL605 for what the compiler refuses; TL725 for a topology that
+            libtpu does not have.
     """
     require_libtpu()
     with tempfile.TemporaryDirectory(prefix="tpu_lowering_") as name:
         folder = pathlib.Path(name)
         artifact_file = folder / "artifact"
         artifact_file.write_bytes(artifact)
+        request: dict[str, Any] = {"topology": chip.topology, "artifact": str(artifact_file), "donate": list(donate)}
+        if mesh is not None:
+            request |= {"axes": mesh.axes, "sizes": mesh.sizes, "placed": (named or mesh).sizes}
         facts = folder / "facts"
-        failure = _run(facts, artifact_file, chip, donate, seconds)
+        failure = _run(facts, request, seconds)
         if failure.get("kind") == "UnprintableProgram":
             facts = folder / "facts_with_dump"
-            failure = _run(facts, artifact_file, chip, donate, seconds, dump=folder / "modules")
+            failure = _run(facts, request, seconds, dump=folder / "modules")
         if failure:
             raise failure_of(failure, source, chip)
         text = (facts / "optimised.hlo").read_text()
@@ -116,7 +126,7 @@ def compile_artifact(
         modules = folder / "modules" if (folder / "modules").exists() else None
         again = has_kernels if simulate is None else simulate
         schedule_folder = folder / "schedule"
-        second = _run(schedule_folder, artifact_file, chip, donate, seconds, flags, modules) if again else {}
+        second = _run(schedule_folder, request, seconds, flags, modules) if again else {}
         executable = facts / "executable.bin"
         return Compiled(
             hlo=text,
@@ -134,14 +144,17 @@ def failure_of(failure: dict[str, str], source: Source, chip: Chip) -> errors.Tp
             "TL605", "the program", f"expected the compiler for {chip.name} to finish, got {failure['message']}",
             "compile a smaller program, or fewer grid steps",
         )  # fmt: skip
+    if failure["kind"] == "NoTopology":
+        return errors.refuse(
+            "TL725", repr(chip.topology), f"expected a topology that libtpu has, got {failure['message'][:300]}",
+            f'compile for one that it has, such as target="{chips.find(chip.name).topology}"',
+        )  # fmt: skip
     return refusals.from_message(failure["message"], failure["kind"], source, chip)
 
 
 def _run(
     output: pathlib.Path,
-    artifact: pathlib.Path,
-    chip: Chip,
-    donate: tuple[int, ...],
+    given: dict[str, Any],
     seconds: float,
     environment: dict[str, str] | None = None,
     dump: pathlib.Path | None = None,
@@ -150,6 +163,7 @@ def _run(
 
     Args:
         output: folder it makes and writes into.
+        given: what it is asked for; see ``worker.main``.
         seconds: how long it may take.
         environment: variables besides ``ENVIRONMENT``.
         dump: where XLA is to dump its modules as text.
@@ -161,13 +175,7 @@ def _run(
     extra = dict(environment or {})
     if dump is not None:
         extra["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump} --xla_dump_hlo_as_text".strip()
-    request = {
-        "topology": chip.topology,
-        "artifact": str(artifact),
-        "donate": list(donate),
-        "folder": str(output),
-        "dump": "" if dump is None else str(dump),
-    }
+    request = {**given, "folder": str(output), "dump": "" if dump is None else str(dump)}
     (output / "request.json").write_text(json.dumps(request))
     worker = pathlib.Path(__file__).with_name("worker.py")
     with (output / "stderr").open("wb") as stderr:

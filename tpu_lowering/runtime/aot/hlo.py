@@ -80,6 +80,8 @@ class Operation:
         calls: name of the computation that a fusion runs, or "".
         called: names of all computations that it runs.
         parameter: which argument of its computation it is, or None.
+        details: its attributes as text, up to the metadata; of a constant, its value.
+        aliasing: for each aliased result, in the order of ``aliased``, its position; 0 for one that is no tuple.
     """
 
     name: str
@@ -93,6 +95,8 @@ class Operation:
     calls: str = ""
     called: tuple[str, ...] = ()
     parameter: int | None = None
+    details: str = ""
+    aliasing: tuple[int, ...] = ()
 
     @property
     def is_kernel(self) -> bool:
@@ -201,6 +205,7 @@ def _operation(name: str, rest: str) -> Operation:
     op_name = re.search(r'op_name="([^"]*)"', attributes)
     called = _CALLED.findall(attributes)
     number = int(arguments) if opcode == "parameter" and arguments.isdecimal() else None
+    pairs = re.findall(r"\{([\d, ]*)\}: \((\d+), \{", aliasing[1] if aliasing else "")
     vmem = re.findall(r'"memory_space":"1","offset":"\d+","size":"(\d+)"', attributes)
     return Operation(
         name=name,
@@ -208,12 +213,16 @@ def _operation(name: str, rest: str) -> Operation:
         results=arrays(type_text),
         operands=tuple(re.findall(r"%([\w.\-]+)", arguments)),
         op_name=op_name[1] if op_name else "",
-        aliased=tuple(int(position) for position in re.findall(r"\((\d+), \{", aliasing[1] if aliasing else "")),
+        aliased=tuple(int(position) for _, position in pairs),
+        aliasing=tuple(int(place.split(",")[0] or 0) for place, _ in pairs),
         vmem_bytes=max(map(int, vmem), default=0),
         estimated_cycles=int(cycles[1]) if cycles else None,
         calls=calls[1] if (calls := re.search(r"calls=%?([\w.\-]+)", attributes)) else "",
         called=tuple(called),
         parameter=number,
+        details=arguments
+        if opcode == "constant"
+        else attributes.partition(", metadata=")[0].partition(", backend_")[0],
     )
 
 
@@ -255,113 +264,3 @@ def _split_parenthesis(text: str) -> tuple[str, str]:
         if depth == 0:
             return text[: match.start()], text[match.end() :]
     return text, ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Traffic:
-    """HBM bytes of one operation: by its buffers, operands read once and results written once, or as its schedule
-    copies them."""
-
-    read: int
-    written: int
-
-    @property
-    def total(self) -> int:
-        return self.read + self.written
-
-
-@dataclasses.dataclass(frozen=True)
-class Update:
-    """An update in place: of a large buffer, only a slice is written.
-
-    Attributes:
-        position: operand position of the buffer; neither it nor the rest of the result is touched.
-        nbytes: bytes of the slice.
-    """
-
-    position: int
-    nbytes: int
-
-
-def update_in_place(operation: Operation, operations: Mapping[str, Operation], module: Module) -> Update | None:
-    """The update that an operation makes: a ``dynamic-update-slice``, or a fusion whose result is one."""
-    if operation.opcode == "dynamic-update-slice":
-        update = operations.get(operation.operands[1])
-        return Update(0, sum(array.nbytes for array in update.results)) if update else None
-    if operation.opcode != "fusion":
-        return None
-    body = module.computations.get(operation.calls, ())
-    by_name = {inner.name: inner for inner in body}
-    root = body[-1] if body else None
-    if root is None or root.opcode != "dynamic-update-slice":
-        return None
-    buffer, update = by_name.get(root.operands[0]), by_name.get(root.operands[1])
-    if buffer is None or update is None or buffer.parameter is None:
-        return None
-    return Update(buffer.parameter, sum(array.nbytes for array in update.results))
-
-
-def slices_read(operation: Operation, module: Module) -> dict[int, int]:
-    """Bytes that an operation reads of operands which it takes nothing but slices of, by operand position."""
-    if operation.opcode in SLICES:
-        return {0: sum(array.nbytes for array in operation.written)}
-    body = module.computations.get(operation.calls, ()) if operation.opcode in ("fusion", KERNEL) else ()
-    found: dict[int, int] = {}
-    for parameter in body:
-        users = [inner for inner in body if parameter.name in inner.operands]
-        if parameter.parameter is None or not users:
-            continue
-        if all(user.opcode in SLICES and user.operands.index(parameter.name) == 0 for user in users):
-            found[parameter.parameter] = sum(array.nbytes for user in users for array in user.results)
-    return found
-
-
-def offloaded_traffic(update: Operation, operations: Mapping[str, Operation], module: Module) -> Traffic:
-    """HBM traffic of work that runs on the SparseCore, by the ``async-update`` that hands over its operands.
-
-    What it makes are the results of the ``async-done`` that waits for it. Of the table of an offloaded gather only
-    the rows that are taken count.
-    """
-    _, *given = update.operands
-    taken: dict[Array, int] = {}
-    for name in module.called(operations[update.operands[0]].calls):
-        body = {inner.name: inner for inner in module.computations[name]}
-        for inner in body.values():
-            if inner.opcode == "gather" and inner.operands[0] in body:
-                (table,) = body[inner.operands[0]].results
-                taken[table] = sum(array.nbytes for array in inner.results)
-    arrays_read = [array for name in given if name in operations for array in operations[name].results]
-    read = sum(min(array.hbm_bytes, taken.get(array, array.hbm_bytes)) for array in arrays_read)
-    done = [other for other in operations.values() if other.opcode == "async-done" and update.name in other.operands]
-    return Traffic(read, sum(array.hbm_bytes for other in done for array in other.results))
-
-
-def traffic_by_operands(module: Module) -> dict[str, Traffic]:
-    """HBM traffic of every entry operation that moves bytes.
-
-    An operand and a result that share a buffer count once, as written; of an update in place only the slice
-    counts, of an operand that is only sliced or gathered from the slices, and of a prefetch into VMEM nothing is
-    written. Exact for XLA's own operations that use all of their other operands; a lower bound for kernels that fetch
-    a block more than once.
-    """
-    by_name = {operation.name: operation for operation in module.entry}
-    traffic: dict[str, Traffic] = {}
-    for operation in module.entry:
-        if not operation.moves_bytes:
-            continue
-        update = update_in_place(operation, by_name, module)
-        untouched = (*operation.aliased, *([] if update is None else [update.position]))
-        if operation.opcode == "async-update":
-            traffic[operation.name] = offloaded_traffic(operation, by_name, module)
-            continue
-        sliced = slices_read(operation, module)
-        read = 0
-        for position, name in enumerate(operation.operands):
-            if position not in untouched and name in by_name:
-                whole = sum(array.hbm_bytes for array in by_name[name].results)
-                read += min(whole, sliced.get(position, whole))
-        written = sum(array.hbm_bytes for array in operation.written)
-        if update is not None and written:
-            written = update.nbytes
-        traffic[operation.name] = Traffic(read, written)
-    return traffic

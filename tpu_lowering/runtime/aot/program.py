@@ -8,9 +8,12 @@ import os
 from typing import Any, get_type_hints
 
 from tpu_lowering.ir.chips import Chip
+from tpu_lowering.ir.mesh import ONE_DEVICE, Mesh
 from tpu_lowering.releases import version
 from tpu_lowering.runtime.aot import archive, hlo
+from tpu_lowering.runtime.aot.collectives import Collective, collectives_of, link_seconds
 from tpu_lowering.runtime.aot.compiler import Compiled
+from tpu_lowering.runtime.aot.traffic import traffic_by_operands
 
 LEFT_OUT = frozenset(("hlo", "artifact", "executable"))
 """What is not among a file's facts, but a member of its own."""
@@ -49,6 +52,10 @@ class TpuProgram:
         name: the program's name.
         chip: what it was compiled for.
         hlo: optimised, scheduled HLO text.
+        mesh: the devices that run it together, and the axes that the user has named. All bytes are those of one device;
+            on tpu7x and v4 a device is one of a chip's two cores.
+        places: where the device of each place of the mesh stands on the torus: (x, y, z, core).
+        collectives: what the devices send each other, in the order of the schedule.
         entry_operations: the operations that move bytes, in the order of the schedule.
         argument_bytes, output_bytes, temporary_bytes, aliased_bytes, peak_bytes: the compiler's memory plan.
             Peak counts buffers that are prefetched into VMEM too on v5e and v6e.
@@ -75,6 +82,9 @@ class TpuProgram:
     schedule_failure: str
     drawn_inputs: tuple[str, ...] = ()
     fusion: str = ""
+    mesh: Mesh = ONE_DEVICE
+    places: tuple[tuple[int, ...], ...] = ()
+    collectives: tuple[Collective, ...] = ()
 
     @property
     def hbm_bytes_read(self) -> int:
@@ -107,12 +117,28 @@ class TpuProgram:
         """``hbm_bytes`` over the chip's HBM bandwidth: no run of this program can take less."""
         return self.hbm_bytes / self.chip.hbm_bytes_per_second
 
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes that a device sends in all collectives, as rings would; see ``Collective.sent_bytes``."""
+        return sum(one.total_sent_bytes for one in self.collectives)
+
+    @property
+    def link_bound_seconds(self) -> float | None:
+        """``sent_bytes`` over the published bandwidth of the links; see ``collectives.link_seconds``."""
+        return link_seconds(self.collectives, self.chip)
+
     @staticmethod
     def of(
-        name: str, chip: Chip, compiled: Compiled, artifact: bytes, drawn_inputs: tuple[str, ...] = ()
+        name: str,
+        chip: Chip,
+        compiled: Compiled,
+        artifact: bytes,
+        drawn_inputs: tuple[str, ...] = (),
+        mesh: Mesh | None = None,
     ) -> TpuProgram:
-        """Reads a program off what the compiler said."""
+        """Reads a program off what the compiler said; ``mesh`` is that of all devices that run it."""
         facts = compiled.facts
+        places = tuple(tuple(place) for place in facts.get("places", ()))
         planned = facts["argument_bytes"] + facts["output_bytes"] + facts["temp_bytes"] - facts["alias_bytes"]
         return TpuProgram(
             name=name,
@@ -128,6 +154,9 @@ class TpuProgram:
             executable=compiled.executable,
             schedule_failure=compiled.schedule_failure,
             drawn_inputs=drawn_inputs,
+            mesh=mesh or ONE_DEVICE,
+            places=places,
+            collectives=() if mesh is None else collectives_of(hlo.Module.of(compiled.hlo), mesh, places),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -147,13 +176,15 @@ class TpuProgram:
     def _facts(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in LEFT_OUT}
         values["chip"] = dataclasses.asdict(self.chip)
+        values["mesh"] = dataclasses.asdict(self.mesh)
+        values["collectives"] = [dataclasses.asdict(one) for one in self.collectives]
         values["entry_operations"] = [dataclasses.asdict(operation) for operation in self.entry_operations]
         return values
 
 
 def _entry_operations(compiled: Compiled) -> tuple[EntryOperation, ...]:
     module = hlo.Module.of(compiled.hlo)
-    by_operands = hlo.traffic_by_operands(module)
+    by_operands = traffic_by_operands(module)
     found: list[EntryOperation] = []
     for operation in module.entry:
         if operation.name not in by_operands:

@@ -11,7 +11,7 @@ import dataclasses
 import pathlib
 import re
 
-from tpu_lowering.runtime.aot.hlo import Traffic
+from tpu_lowering.runtime.aot.traffic import Traffic
 
 GRANULE = 32  # bytes; ``size_in_granules`` of the dump counts these
 

@@ -18,7 +18,9 @@ def main(path: pathlib.Path) -> None:
     """Compiles a request.
 
     The request has ``topology``, ``artifact`` (a serialised ``jax.export`` program), ``donate`` (positions),
-    ``folder``, and ``dump``: where XLA was told to dump modules, or "". Into the folder go ``facts.json``,
+    ``folder``, and ``dump``: where XLA was told to dump modules, or "". A request for all devices of the topology has
+    ``axes`` and ``sizes`` of the mesh that the program was exported for, and ``placed``: the sizes of a mesh of as many
+    devices, in the same order, that JAX is to place on the torus. Into the folder go ``facts.json``,
     ``optimised.hlo`` and, where libtpu can write it, ``executable.bin``; or ``error.json``.
     """
     request = json.loads(path.read_text())
@@ -32,18 +34,30 @@ def main(path: pathlib.Path) -> None:
 
 
 def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    """Compiles for the topology's first device; returns the facts."""
+    """Compiles for the topology's first device, or for all of them; returns the facts."""
     import jax
     import jax.export
     from jax.experimental import topologies
 
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=request["topology"])
+    try:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=request["topology"])
+    except Exception as error:
+        raise NoTopology(str(error)) from error
     device = topology.devices[0]
     with jax.enable_x64(True):
         exported = jax.export.deserialize(bytearray(pathlib.Path(request["artifact"]).read_bytes()))
-        sharding = jax.sharding.SingleDeviceSharding(device)
-        specs = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in exported.in_avals]
-        jitted = jax.jit(exported.call, donate_argnums=tuple(request["donate"]))
+        one_device = jax.sharding.SingleDeviceSharding(device)
+        inputs: Any = [one_device] * len(exported.in_avals)
+        outputs: Any = one_device
+        places: list[list[int]] = []
+        if "axes" in request:
+            mesh = mesh_of(request, topology.devices)
+            inputs = exported.in_shardings_jax(mesh)
+            outputs = jax.tree.unflatten(exported.out_tree, exported.out_shardings_jax(mesh))
+            places = [[*one.coords, one.core_on_chip] for one in mesh.devices.flat]
+        pairs = zip(exported.in_avals, inputs, strict=True)
+        specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding) for aval, sharding in pairs]
+        jitted = jax.jit(exported.call, donate_argnums=tuple(request["donate"]), out_shardings=outputs)
         lowered = jitted.trace(*specs).lower(lowering_platforms=("tpu",))
         began, cpu_began = time.perf_counter(), time.process_time()
         compiled = lowered.compile()
@@ -55,9 +69,27 @@ def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, 
     facts["peak_bytes"] = int(getattr(memory, "peak_memory_in_bytes", 0))
     facts["device_kind"] = device.device_kind
     facts["devices"] = len(topology.devices)
+    facts["places"] = places
     facts["compile_seconds"], facts["compile_cpu_seconds"] = seconds, cpu_seconds
     facts["serialised"] = write_executable(compiled, folder)
     return facts
+
+
+def mesh_of(request: dict[str, Any], devices: Any) -> Any:
+    """The devices, as JAX places a mesh on the torus; in libtpu's order where it places none, as on v4's cores."""
+    import jax
+    import numpy
+    from jax.experimental import mesh_utils
+
+    if devices[0].device_kind == "TPU v4":
+        placed = numpy.array(devices)
+    else:
+        placed = mesh_utils.create_device_mesh(request["placed"], devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(placed.reshape(request["sizes"]), tuple(request["axes"]))
+
+
+class NoTopology(Exception):
+    """libtpu has no such topology."""
 
 
 class UnprintableProgram(Exception):

@@ -1,0 +1,117 @@
+"""What the report says of a mesh: its axes, and what its devices send each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from rich.console import Console
+from rich.table import Table
+
+from tpu_lowering.runtime.aot.program import TpuProgram
+
+
+@dataclasses.dataclass(frozen=True)
+class Sent:
+    """Collectives of one kind, along the same axes, from the same source line. Bytes are those of one device, in all.
+
+    Attributes:
+        kind: HLO's name, such as "all-reduce".
+        axes: of the mesh; "part of the mesh" for groups that are no product of axes.
+        where: the user's source line, ``file.py:line``; "" where the compiler has lost it.
+        count: how many there are in the program.
+        runs: how often they run, with loops; None where a loop's count is not known.
+        operand_bytes: what a device gives to them.
+        sent_bytes: what it sends; see ``Collective.sent_bytes``.
+        dimensions: of the torus, that they extend along.
+        overlapped: how many of them the schedule has beside other work.
+    """
+
+    kind: str
+    axes: str
+    where: str
+    count: int
+    runs: int | None
+    operand_bytes: int
+    sent_bytes: int
+    dimensions: str
+    overlapped: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshView:
+    """A program of several devices, as libtpu compiles it. Not measured on a TPU.
+
+    Attributes:
+        axes: names and sizes, such as "data 4 x model 4".
+        topology: on which chips.
+        collectives: what a device sends, by kind, axes and source line.
+        sent_bytes: in all.
+        hbm_bound_seconds: HBM bytes of a device over its HBM bandwidth.
+        link_bound_seconds: ``sent_bytes`` over the links' published bandwidth; None where none is published.
+    """
+
+    axes: str
+    topology: str
+    collectives: tuple[Sent, ...]
+    sent_bytes: int
+    hbm_bound_seconds: float
+    link_bound_seconds: float | None
+
+    @staticmethod
+    def of(program: TpuProgram) -> MeshView:
+        """What there is to say of a program of several devices."""
+        rows: dict[tuple[str, str, str, str], Sent] = {}
+        for one in program.collectives:
+            where = re.findall(r"[\w.\-]+\.py:\d+", one.op_name)
+            axes = ", ".join(one.axes) or "part of the mesh"
+            key = (one.kind, axes, where[-1] if where else "", " ".join(one.dimensions))
+            row = rows.get(key) or Sent(*key[:3], 0, 0, 0, 0, key[3], 0)
+            times = 1 if one.times is None else one.times
+            rows[key] = dataclasses.replace(
+                row,
+                count=row.count + 1,
+                runs=None if None in (row.runs, one.times) else (row.runs or 0) + times,
+                operand_bytes=row.operand_bytes + times * one.operand_bytes,
+                sent_bytes=row.sent_bytes + one.total_sent_bytes,
+                overlapped=row.overlapped + bool(one.overlapped),
+            )
+        return MeshView(
+            axes=str(program.mesh),
+            topology=program.chip.topology,
+            collectives=tuple(rows.values()),
+            sent_bytes=program.sent_bytes,
+            hbm_bound_seconds=program.bandwidth_bound_seconds,
+            link_bound_seconds=program.link_bound_seconds,
+        )
+
+    def print(self, console: Console) -> None:
+        """Prints it as a table."""
+        table = Table(title=f"Mesh: {self.axes} on {self.topology}, bytes of one device", title_justify="left")
+        for name in ("collective", "axes", "where"):
+            table.add_column(name, overflow="fold")
+        for name in ("runs", "given", "sent", "torus", "beside work"):
+            table.add_column(name, justify="right")
+        for one in self.collectives:
+            runs = "unknown" if one.runs is None else str(one.runs)
+            beside = f"{one.overlapped} of {one.count}"
+            sizes = size_text(one.operand_bytes), size_text(one.sent_bytes)
+            table.add_row(one.kind, one.axes, one.where or "-", runs, *sizes, one.dimensions, beside)
+        links = "not known: no bandwidth of its links is published"
+        if self.link_bound_seconds is not None:
+            links = f"{self.link_bound_seconds * 1e6:,.1f} us, bytes sent over published link bandwidth"
+        table.caption = (
+            f"At least {self.hbm_bound_seconds * 1e6:,.1f} us for HBM bytes. Links alone at least {links}. "
+            "Nothing was measured on a TPU."
+        )
+        console.print(table)
+
+
+def size_text(nbytes: int) -> str:
+    """A size for people: 400.0 MiB."""
+    size = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError("unreachable")
