@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from tpu_lowering import compat
+from tpu_lowering import compat, errors
 from tpu_lowering.analyse.partial_updates import updated_in_part
 from tpu_lowering.codegen import load
 from tpu_lowering.codegen.source import Source
@@ -101,8 +101,16 @@ class CpuRuntime:
         """A program that the ranks of a mesh run together, once they agree on it; it is not kept in the store.
 
         Raises:
-            TpuLoweringError: see ``peers.Peers.agree``.
+            TpuLoweringError: TL726 for ranks that are not there; see ``peers.Peers.agree``.
         """
+        if compat.is_fake_group():
+            raise errors.refuse(
+                "TL726",
+                f"a program on the mesh {mesh}",
+                "expected processes that run it together, got fake ranks",
+                "compile it ahead of time, with aot_compile or explain(..., target=...), or start a process a rank",
+                calling_convention.first_collective(program),
+            )
         together, plan = peers.peers_of(mesh), Plan.of(program, (), on_mesh=True)
         cluster = together.connect()
 
