@@ -10,7 +10,7 @@ import tpu_lowering
 from tpu_lowering import compat
 
 REFUSED = """[TL726] fake ranks cannot run: a program on the mesh axis_1 4
-  at   test_fake_ranks.py:23 in function: return functional.all_reduce(x, "sum", mesh)
+  at   test_fake_ranks.py:22 in function: return functional.all_reduce(x, "sum", mesh)
   why  expected processes that run it together, got fake ranks
   fix  compile it ahead of time, with aot_compile or explain(..., target=...), or start a process a rank"""
 
