@@ -15,10 +15,10 @@ from tests.mesh import faults, ranks
 
 SECONDS = 60
 TOGETHER = (
+    "refused_on_one",  # before the ranks are connected
     "another_program",
     "other_options",
     "another_size",
-    "refused_on_one",
     "alone_without_collective",
     "uneven_shard",
     "unequal_exchange",

@@ -43,6 +43,7 @@ from tpu_lowering.runtime.spread import Spread
 from tpu_lowering.session import Cache
 
 Made = TypeVar("Made")
+FIRST = "the first program"
 PATIENCE = 2.0  # seconds for which a rank waits before it looks whether the others still come
 
 _peers: Cache[tuple[Mesh, int], Peers] = Cache(
@@ -118,7 +119,7 @@ class Peers:
             host = _own_host()
             if self.place == 0:
                 self.store.set("address", f"{host}:{_free_port(host)}")
-            self._meet("hello", "", "the first program")
+            self._meet("hello", "", FIRST)
             address = self.store.get("address").decode()
             count, seconds = len(self.ranks), int(self.seconds)
             made = self._guarded(lambda: compat.Cluster(address, host, self.place, count, seconds), "connecting")
@@ -226,6 +227,11 @@ class Peers:
         """
         if self._has("fault"):
             raise self._broken(errors.TpuLoweringError(self.store.get("fault").decode()))
+        next_program = f"program/{self.programs + 1}"
+        for place in missing if what == FIRST else ():
+            if self._has(f"{next_program}/{place}"):  # it has refused what this rank would connect for
+                self.programs += 1
+                raise errors.TpuLoweringError(self.store.get(f"{next_program}/{place}").decode())
         mine = {"for": what, "calls": self.calls, "in_call": in_call}
         self.store.set(f"waits/{self.place}", json.dumps(mine))
         gone = [place for place in missing if self.pulse.is_gone(self.ranks[place])]
