@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import _functional_collectives as functional
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
 import tpu_lowering
@@ -277,3 +277,51 @@ def memory(rank: int, count: int) -> dict[str, float]:
         compat.direct_call = direct
     layer = 4 * width * width
     return {"largest saved": max(saved) / layer} | {name: size / layer for name, size in temporary.items()}
+
+
+def dynamic_sizes(rank: int, count: int) -> float:
+    """A function that is compiled again for each size, when it meets it."""
+    mesh = init_device_mesh("cpu", (count,))
+
+    def function(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        whole = functional.all_gather_tensor(x, 0, mesh)
+        return functional.all_reduce((whole @ w).sin(), "sum", mesh) / x.shape[0]
+
+    compiled = torch.compile(function, backend="helion_tpu", fullgraph=True, dynamic=True)
+    generator, found = torch.Generator().manual_seed(rank), 0.0
+    for size in (3, 5, 3, 8):
+        x, w = torch.randn(size, 4, generator=generator), torch.randn(4, 2, generator=generator)
+        found = max(found, error(compiled(x, w), function(x, w)))
+    return found
+
+
+class Spread(nn.Module):
+    """Columns, then rows, of matrices that data ranks hold in parts too: DTensors on both axes of a mesh."""
+
+    def __init__(self, up: torch.Tensor, down: torch.Tensor, mesh: Any) -> None:
+        super().__init__()
+        self.mesh = mesh
+        self.up = nn.Parameter(distribute_tensor(up, mesh, [Shard(0), Shard(0)]))
+        self.down = nn.Parameter(distribute_tensor(down, mesh, [Shard(0), Shard(1)]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wholes = []
+        for weight, kept in ((self.up, Shard(0)), (self.down, Shard(1))):
+            gathered = weight.redistribute(placements=[Replicate(), kept])
+            wholes.append(gathered.to_local(grad_placements=[Partial("avg"), kept]))
+        part = nn.functional.linear(nn.functional.linear(x, wholes[0]).relu(), wholes[1])
+        return DTensor.from_local(part, self.mesh["model"], [Partial()], run_check=False).full_tensor()
+
+
+def sharded_on_both_axes(rank: int, count: int) -> float:
+    """SimpleFSDP with tensor parallelism: gradients against one process with all rows."""
+    mesh = init_device_mesh("cpu", (count // 2, 2), mesh_dim_names=("data", "model"))
+    generator = torch.Generator().manual_seed(6)
+    up, down = torch.randn(16, 8, generator=generator), torch.randn(8, 16, generator=generator)
+    x = torch.randn(4 * (count // 2), 8, generator=generator)
+    rows = slice(4 * mesh.get_local_rank("data"), 4 * mesh.get_local_rank("data") + 4)
+    eager = [one.clone().requires_grad_() for one in (up, down)]
+    nn.functional.linear(nn.functional.linear(x, eager[0]).relu(), eager[1]).square().mean().backward()
+    model = Spread(up, down, mesh)
+    torch.compile(model, backend="helion_tpu", fullgraph=True)(x[rows]).square().mean().backward()
+    return error([model.up.grad, model.down.grad], [one.grad for one in eager])

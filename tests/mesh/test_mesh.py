@@ -11,10 +11,19 @@ from typing import Any
 from tests.mesh import ranks
 
 EXACT = ("bits", "broadcasts", "empty_and_single", "redistributed", "exchange_in_eager")
-CLOSE = ("functional_collectives", "averages", "coalesced", "in_place", "autograd_collectives", "experts", "stages")
+CLOSE = (
+    "functional_collectives",
+    "averages",
+    "coalesced",
+    "in_place",
+    "autograd_collectives",
+    "experts",
+    "stages",
+    "dynamic_sizes",
+)
 MODELS = ("vocabulary_parallel", "tensor_parallel", "sequence_parallel", "simple_fsdp", "fsdp2", "ddp", "kernels")
 OTHERS = ("tensor_parallel_float64", "counts", "edges", "memory", "verified")
-OF_FOUR = ("two_axes", "hybrid_fsdp", "fsdp_and_tensor_parallel", "dropout")
+OF_FOUR = ("two_axes", "hybrid_fsdp", "sharded_on_both_axes", "fsdp_and_tensor_parallel", "dropout")
 TWO = (*EXACT, *CLOSE, *MODELS, *OTHERS)
 FOUR = (*OF_FOUR, *(TWO if ranks.ALL else ("stages", "sequence_parallel")))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -36,7 +37,8 @@ def trace_for_all_ranks() -> None:
     while it traces, so it is made when the backend is first named.
     """
     config: Any = getattr(dist, "config", None)
-    if dist.is_available() and dist.is_initialized() and hasattr(config, "compile_on_one_rank"):
+    several = dist.is_available() and (dist.is_initialized() or os.environ.get("WORLD_SIZE", "1") != "1")
+    if several and hasattr(config, "compile_on_one_rank"):
         config.compile_on_one_rank = True
 
 
