@@ -26,7 +26,7 @@ from tpu_lowering.options import Options
 from tpu_lowering.runtime import calling_convention
 from tpu_lowering.stages import Request
 
-GRAPHS = int(os.environ.get("TPU_LOWERING_GRAPHS", "1000")) // 10
+GRAPHS = int(os.environ.get("TPU_LOWERING_GRAPHS", "500")) // 10
 Tensor = torch.Tensor
 Step = tuple[int, int, int]
 

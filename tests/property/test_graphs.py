@@ -18,7 +18,7 @@ from tpu_lowering.observers import Observers
 from tpu_lowering.options import Options
 from tpu_lowering.stages import Request
 
-GRAPHS = int(os.environ.get("TPU_LOWERING_GRAPHS", "1000"))
+GRAPHS = int(os.environ.get("TPU_LOWERING_GRAPHS", "500"))
 COMPILED = min(2000, GRAPHS // 10)
 SHARDS = 4
 small = st.integers(0, 11)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.property.memory_programs import Instruction, inputs, relations, run
 
-GRAPHS = max(1, int(os.environ.get("TPU_LOWERING_GRAPHS", "1000")) // 50)
+GRAPHS = max(1, int(os.environ.get("TPU_LOWERING_GRAPHS", "500")) // 50)
 SHARDS = 2
 CALLS = ((5, 1), (7, 2), (6, 3))  # rows, and a place
 small = st.integers(0, 47)

@@ -16,7 +16,7 @@ from tpu_lowering.backend import helion_tpu
 from tpu_lowering.ir.chips import CPU
 from tpu_lowering.runtime.cpu import CpuRuntime
 
-PROGRAMS = int(os.environ.get("TPU_LOWERING_GRAPHS", "1000")) // 25
+PROGRAMS = int(os.environ.get("TPU_LOWERING_GRAPHS", "500")) // 25
 SHARDS = 2
 small = st.integers(0, 11)
 programs = st.lists(st.tuples(small, small, small, small), min_size=2, max_size=10)
