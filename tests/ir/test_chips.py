@@ -109,3 +109,10 @@ def test_a_name_belongs_to_one_chip() -> None:
 def test_two_spellings_of_a_chip_are_one_name() -> None:
     twice = dataclasses.replace(CHIPS[0], other_names=("V4", "tpu-v4"))
     assert chips.by_key([twice])["v4"] is twice
+
+
+def test_a_device_of_two_cores_has_the_bandwidth_of_both() -> None:
+    """libtpu's device of a v5p is a chip; JAX's figures are for one core of it."""
+    assert {chip.name: chip.device_bytes_per_second / chip.hbm_bytes_per_second for chip in CHIPS} == {
+        "v4": 1, "v5e": 1, "v5p": 2, "v6e": 1, "tpu7x": 1,
+    }  # fmt: skip

@@ -29,7 +29,7 @@ class Chip:
         other_names: what else it is called: by torch_tpu, by Google Cloud.
         topology: libtpu's name of a slice, such as ``v5e:2x4``; "" for the CPU. The smallest that libtpu describes,
             unless ``find`` was given another; a program for one device is the same on all of them.
-        hbm_bytes_per_second: HBM bandwidth.
+        hbm_bytes_per_second: HBM bandwidth of one core.
         bf16_ops_per_second: bfloat16 operations of its matrix units.
         vmem_bytes: VMEM of one core.
         smem_bytes: SMEM of one core.
@@ -43,6 +43,7 @@ class Chip:
         link_bytes_per_second: of one link between chips, in one direction; None where it is not known. Google Cloud's
             pages on v5e, v5p, v6e and tpu7x give both directions of all links of a chip: 400, 1,200, 800 and 1,200 GB
             a second, over 4 links in a torus of two dimensions, and 6 in one of three. The page on v4 gives none.
+        cores: of one device. JAX's figures are for one core.
     """
 
     name: str
@@ -58,6 +59,12 @@ class Chip:
     devices: int
     hbm_bytes: int
     link_bytes_per_second: float | None
+    cores: int = 1
+
+    @property
+    def device_bytes_per_second(self) -> float:
+        """HBM bandwidth of all cores of one device."""
+        return self.hbm_bytes_per_second * self.cores
 
     @property
     def slice_devices(self) -> int:
@@ -96,7 +103,7 @@ CHIPS = (
     ),
     Chip(
         "v5p", ("TPU v5", "TPU v5p"), ("ct5p",), "v5p:2x2x1",
-        1.23e12, 2.295e14, 64 * MIB, MIB, 128, 4, 1, 95 * GIB, 1e11,
+        1.23e12, 2.295e14, 64 * MIB, MIB, 128, 4, 1, 95 * GIB, 1e11, 2,
     ),
     Chip(
         "v6e", ("TPU v6 lite", "TPU v6e"), ("trillium", "ct6e"), "v6e:2x2",

@@ -388,6 +388,6 @@ def row_of(model: Model, sizes: Sizes, count: int, chip: Chip) -> Row:
         sizes,
         figures,
         figures.peak_bytes <= chip.hbm_bytes,
-        figures.hbm_bytes / chip.hbm_bytes_per_second,
+        figures.hbm_bytes / chip.device_bytes_per_second,
         links,
     )

@@ -115,7 +115,7 @@ class TpuProgram:
     @property
     def bandwidth_bound_seconds(self) -> float:
         """``hbm_bytes`` over the chip's HBM bandwidth: no run of this program can take less."""
-        return self.hbm_bytes / self.chip.hbm_bytes_per_second
+        return self.hbm_bytes / self.chip.device_bytes_per_second
 
     @property
     def sent_bytes(self) -> int:
