@@ -129,6 +129,19 @@ def irregular_group(rank: int, count: int) -> tuple[str, float]:
     return said(lambda: torch.compile(function, backend="helion_tpu")(torch.ones(4)))
 
 
+def other_meshes(rank: int, count: int) -> tuple[str, float]:
+    """Rank 0 waits for rank 1 in a program of two ranks, and rank 1 for rank 0 in one of four."""
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+
+    def of_two(x: torch.Tensor) -> torch.Tensor:
+        return functional.all_reduce(x * 3, "sum", pairs[rank // 2])
+
+    programs = [torch.compile(of_two, backend="helion_tpu", fullgraph=True), summed()]
+    for program in programs:
+        program(torch.ones(4))
+    return said(lambda: programs[rank != 0](torch.ones(4)))
+
+
 def uneven_shard(rank: int, count: int) -> tuple[str, float]:
     """Five rows on two ranks."""
     mesh = init_device_mesh("cpu", (count,))

@@ -170,9 +170,15 @@ def test_a_rank_that_is_not_there(case: str) -> None:
 
 
 def test_groups_that_are_no_grid() -> None:
-    found = texts(("irregular_group",), "irregular_group", count=4)
+    found = texts(("irregular_group", "other_meshes"), "irregular_group", count=4)
     wanted = f"""[TL701] groups of ranks that are no grid: [0, 1, 3]
   at   faults.py:{line_of('x, "sum", group)')} in function: return functional.all_reduce(x, "sum", group)
   why  expected groups of ranks that are lines or planes of one grid, got the ranks [0, 1, 3]
   fix  make the groups with torch.distributed.device_mesh.init_device_mesh"""
     assert found == [wanted, wanted, "", wanted]
+
+
+def test_ranks_that_wait_in_other_meshes() -> None:
+    found = texts(("irregular_group", "other_meshes"), "other_meshes", count=4)
+    wanted = CROSSED.format(zero="program 1 of the ranks [0, 1]", one="program 1 of the ranks [0, 1, 2, 3]")
+    assert found == [wanted] * 4

@@ -98,7 +98,9 @@ class Peers:
         self.mesh, ranks = mesh, mesh.ranks
         self.ranks, self.place = ranks, ranks.index(dist.get_rank())
         self.others = [place for place in range(len(ranks)) if place != self.place]
-        self.store = dist.PrefixStore(f"tpu_lowering/{mesh} of {ranks}", store)
+        self.name = f"{mesh} of {ranks}"
+        self.store = dist.PrefixStore(f"tpu_lowering/{self.name}", store)
+        self.waits = dist.PrefixStore("tpu_lowering/waits", store)  # of ranks in all meshes
         self.seconds = compat.group_seconds()
         self.programs = self.calls = 0
         self.fault: errors.TpuLoweringError | None = None
@@ -232,15 +234,20 @@ class Peers:
             if self._has(f"{next_program}/{place}"):  # it has refused what this rank would connect for
                 self.programs += 1
                 raise errors.TpuLoweringError(self.store.get(f"{next_program}/{place}").decode())
-        mine = {"for": what, "calls": self.calls, "in_call": in_call}
-        self.store.set(f"waits/{self.place}", json.dumps(mine))
+        counts = {"calls": self.calls, "programs": self.programs}
+        mine = {"mesh": self.name, "ranks": self.ranks, "for": what, "in_call": in_call, **counts}
+        self.waits.set(str(self.ranks[self.place]), json.dumps(mine))
         gone = [place for place in missing if self.pulse.is_gone(self.ranks[place])]
         if gone:
             raise self._tell(stopped([self.ranks[place] for place in gone], what))
         for place in missing:
-            found = self._has(f"waits/{place}") and self.store.get(f"waits/{place}").decode()
+            rank = str(self.ranks[place])
+            found = self.waits.check([rank]) and self.waits.get(rank).decode()
             if found and _is_crossed(mine, theirs := json.loads(found)):
-                raise self._tell(crossed((self.ranks[self.place], what), (self.ranks[place], theirs["for"])))
+                here, there = what, theirs["for"]
+                if theirs["mesh"] != self.name:
+                    here, there = f"{here} of the ranks {list(self.ranks)}", f"{there} of the ranks {theirs['ranks']}"
+                raise self._tell(crossed((self.ranks[self.place], here), (self.ranks[place], there)))
         if waited > self.seconds:
             raise self._tell(late([self.ranks[place] for place in missing], what, waited))
 
@@ -280,7 +287,7 @@ class Peers:
             raise self._broken(stopped([holder], "a message to the other ranks")) from error
 
     def _stop_waiting(self) -> None:
-        self.store.set(f"waits/{self.place}", "")
+        self.waits.set(str(self.ranks[self.place]), "")
 
     def _work(self) -> None:
         while (job := self.jobs.get()) is not None:
@@ -290,6 +297,17 @@ class Peers:
             except BaseException as error:
                 box.error = error
             box.done.set()
+
+
+def _waits_elsewhere(other: Any) -> bool:
+    """Whether a rank waits in another mesh for something that this one has not begun there."""
+    if dist.get_rank() not in other["ranks"]:
+        return False
+    known = [one for _, one in _peers.items() if one.name == other["mesh"]]
+    began = known[0] if known else None
+    if other["in_call"]:
+        return other["calls"] > (began.calls if began else 0)
+    return other["programs"] > (began.programs if began else 0)
 
 
 def _introduce(spread: Spread) -> None:
@@ -310,6 +328,8 @@ def _introduce(spread: Spread) -> None:
 def _is_crossed(one: Any, other: Any) -> bool:
     """Whether each of two ranks waits for the other, by what they say: what for, in which of its calls, and whether in
     a call or before one."""
+    if one["mesh"] != other["mesh"]:
+        return _waits_elsewhere(other)
     if one["in_call"] and other["in_call"]:
         return bool(one["calls"] == other["calls"] and one["for"] != other["for"])
     if one["in_call"] == other["in_call"]:
