@@ -83,7 +83,7 @@ _TABLE: dict[str, str | tuple[str, str]] = {
     "TL704": "rank stopped",
     "TL705": "collective that no program of all ranks can have",
     "TL706": "shape depends on the rank",
-    "TL707": "collective on tensors that no ranks can share a program on",
+    "TL707": "tensors that no ranks can share a program on",
     "TL711": "axis that the mesh does not have",
     "TL712": "kernel without a rule for its sharding",
     "TL713": "sharding that does not fit a tensor",

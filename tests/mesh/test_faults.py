@@ -114,7 +114,7 @@ input_split_sizes = [1, 3]: shapes would differ from rank to rank
 
 
 def a_device_that_no_ranks_share() -> None:
-    wanted = f"""[TL707] collective on tensors that no ranks can share a program on: a program on the mesh axis_1 2
+    wanted = f"""[TL707] tensors that no ranks can share a program on: a program on the mesh axis_1 2
   at   {SUM.format(line=line_of("x * 2"), value="x * 2")}
   why  expected tensors on the CPU, one process a rank, got a program on cpu:0
   fix  move the model and its inputs to the CPU, without options['device']; or keep collectives in eager torch, with options={{"fallback": "eager"}}"""

@@ -109,6 +109,7 @@ from tpu_lowering.compat.of_runtimes import (
     tpu_mesh_devices,
     tpu_name,
     xla_module,
+    xla_sharding,
 )
 from tpu_lowering.compat.of_torch import (
     ResultsOfForward,
@@ -319,6 +320,7 @@ __all__ = [
     "with_effects",
     "without_scoped_references",
     "xla_module",
+    "xla_sharding",
 ]
 
 

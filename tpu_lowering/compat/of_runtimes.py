@@ -23,6 +23,12 @@ def xla_module(name: str) -> Any:
         raise missing("torch_xla", name, "tensors on device xla", f"{type(error).__name__}: {error}") from error
 
 
+def xla_sharding(tensor: Any) -> str:
+    """How ``mark_sharding`` has spread a tensor of torch_xla, in XLA's words; "" for one that is on one device."""
+    spec = private("torch_xla", "torch_xla", "_XLAC", "tensors that are spread over devices")._get_xla_sharding_spec
+    return str(spec(tensor)) if xla_module("torch_xla.runtime").is_spmd() else ""
+
+
 def function_of_xla_kernel(kernel: Any) -> Callable[..., Any] | None:
     """The JAX function that ``torch_xla.experimental.custom_kernel.make_kernel_from_pallas`` was given; else None.
 

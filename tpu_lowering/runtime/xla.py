@@ -100,17 +100,33 @@ class XlaProgram:
 
         Returns:
             The results; mutated arguments have their new values, both for torch_xla to compute.
+
+        Raises:
+            TpuLoweringError: TL707 for an argument that ``mark_sharding`` has spread.
         """
         arguments = self.program.all_arguments(arguments)
         given = [arguments[position] for position in self.program.inputs]
         inputs = [t if t.device.type == xla_tensors.DEVICE else t.to(self.device) for t in given]
         edge_of = self.program.signature
+        _refuse_spread(inputs)
         with torch.no_grad():
             tensors = self.computation([*inputs, *self.constants])
             computed = len(tensors) - len(edge_of.mutated)
             for position, value in zip(edge_of.mutated, tensors[computed:], strict=True):
                 arguments[position].copy_(value)
             return _results(edge_of, arguments, tensors[:computed])
+
+
+def _refuse_spread(tensors: Sequence[torch.Tensor]) -> None:
+    """Refuses tensors that are spread over devices: XLA would run each kernel whole on every one, without a word."""
+    for at, tensor in enumerate(tensors):
+        if found := compat.xla_sharding(tensor):
+            raise errors.refuse(
+                "TL707",
+                f"input {at} of the program, {tuple(tensor.shape)}",
+                f"expected tensors on one device, got one that torch_xla's mark_sharding has spread: {found}",
+                "give options={'mesh': ..., 'shardings': ...} for tensors on the CPU, or start one process a rank",
+            )
 
 
 def in_logical_order(program: Program, function: Callable[..., Any]) -> Callable[..., tuple[jax.Array, ...]]:

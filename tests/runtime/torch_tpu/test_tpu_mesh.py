@@ -59,6 +59,6 @@ def test_some_ranks_are_refused() -> None:
         """,
     )
     assert found["text"].startswith(
-        "[TL707] collective on tensors that no ranks can share a program on: a program on the mesh axis_1 2\n"
+        "[TL707] tensors that no ranks can share a program on: a program on the mesh axis_1 2\n"
     )
     assert "got tensors on tpu:0 of the ranks [0, 1] alone" in found["text"]

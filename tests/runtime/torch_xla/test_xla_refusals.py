@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -104,3 +106,33 @@ def test_views_of_one_tensor_of_which_one_is_written_to() -> None:
     found = refusal(model, base[:2], base[1:])
     assert found.code == "TL110"
     assert found.remedy.startswith("pass the tensor itself and cut the views inside the compiled function")
+
+
+SPREAD = """
+import numpy, torch, torch_xla
+import torch_xla.distributed.spmd as spmd
+import torch_xla.runtime as runtime
+
+runtime.use_spmd()
+mesh = spmd.Mesh(numpy.arange(runtime.global_runtime_device_count()), (1,), ("data",))
+plain, x = torch.ones(8, 4, device="xla"), torch.ones(8, 4, device="xla")
+compiled = torch.compile(lambda x: x * 2 + 1, backend="helion_tpu", fullgraph=True)
+with torch.no_grad():
+    print(float(compiled(plain).sum()))
+    spmd.mark_sharding(x, mesh, ("data", None))
+    try:
+        compiled(x)
+    except Exception as error:
+        print(error)
+"""
+
+
+def test_tensors_that_mark_sharding_has_spread() -> None:
+    """In a process of its own: torch_xla's SPMD mode is for all of a process."""
+    done = subprocess.run([sys.executable, "-c", SPREAD], capture_output=True, text=True, timeout=300, check=True)
+    first, *refused = done.stdout.splitlines()
+    assert float(first) == 96.0
+    assert refused[0] == ("[TL707] tensors that no ranks can share a program on: input 0 of the program, (8, 4)")
+    assert refused[1].startswith(
+        "  why  expected tensors on one device, got one that torch_xla's mark_sharding has spread: "
+    )
