@@ -195,3 +195,16 @@ def again_after_a_fault(rank: int, count: int) -> tuple[str, float]:
     function(torch.ones(4))
     said(lambda: function(torch.ones(4 + (rank == 1))))
     return said(lambda: function(torch.ones(4)))
+
+
+def started_again(rank: int, count: int) -> tuple[str, float]:
+    """The group ends, and another one begins at the same port."""
+
+    def run() -> None:
+        assert torch.equal(summed()(torch.ones(4)), torch.full((4,), 2.0 * count))
+        dist.destroy_process_group()
+        dist.init_process_group("gloo")
+        torch._dynamo.reset()
+        assert torch.equal(summed()(torch.ones(4)), torch.full((4,), 2.0 * count))
+
+    return said(run)

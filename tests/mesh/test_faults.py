@@ -23,6 +23,7 @@ TOGETHER = (
     "uneven_shard",
     "unequal_exchange",
     "on_a_device",
+    "started_again",
 )
 """Cases after which the ranks can go on."""
 
@@ -129,6 +130,7 @@ def test_ranks_that_can_go_on() -> None:
     without_collective_a_rank_compiles_alone()
     unequal_exchange_is_refused()
     a_device_that_no_ranks_share()
+    assert texts(TOGETHER, "started_again") == ["", ""]
     assert [rank["exit"] for rank in said(TOGETHER)] == [0, 0]
 
 
@@ -148,7 +150,7 @@ DYING = {
     "dies_before_a_call": "program 1",
     "dies_before_a_program": "the first program",
 }
-DEAD = list(DYING) if ranks.ALL else ["dies_in_a_call"]
+DEAD = list(DYING) if ranks.ALL else ["dies_before_a_call"]
 
 
 @pytest.mark.parametrize("case", DEAD)

@@ -25,7 +25,7 @@ MODELS = ("vocabulary_parallel", "tensor_parallel", "sequence_parallel", "simple
 OTHERS = ("tensor_parallel_float64", "counts", "edges", "memory", "verified")
 OF_FOUR = ("two_axes", "hybrid_fsdp", "sharded_on_both_axes", "fsdp_and_tensor_parallel", "dropout")
 TWO = (*EXACT, *CLOSE, *MODELS, *OTHERS)
-FOUR = (*OF_FOUR, *(TWO if ranks.ALL else ("stages", "sequence_parallel")))
+FOUR = (*OF_FOUR, *(TWO if ranks.ALL else ()))
 
 Said = list[dict[str, Any]]
 

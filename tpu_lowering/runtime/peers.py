@@ -46,15 +46,14 @@ Made = TypeVar("Made")
 FIRST = "the first program"
 PATIENCE = 2.0  # seconds for which a rank waits before it looks whether the others still come
 
-_peers: Cache[tuple[Mesh, int], Peers] = Cache(
+_peers: Cache[Mesh, Peers] = Cache(
     "runtime.peers", 64, "connections between the ranks of a mesh, which live as long as the process"
 )
 
 
 def peers_of(mesh: Mesh) -> Peers:
     """The processes of a mesh, this one among them; connected when they are first needed."""
-    store = compat.store()
-    return _peers.find((mesh, id(store)), lambda: Peers(mesh, store))
+    return _peers.find(mesh, lambda: Peers(mesh))
 
 
 @contextlib.contextmanager
@@ -94,22 +93,30 @@ class Peers:
         calls: how many calls of programs this process has begun.
     """
 
-    def __init__(self, mesh: Mesh, store: Any) -> None:
+    def __init__(self, mesh: Mesh) -> None:
         self.mesh, ranks = mesh, mesh.ranks
         self.ranks, self.place = ranks, ranks.index(dist.get_rank())
         self.others = [place for place in range(len(ranks)) if place != self.place]
         self.name = f"{mesh} of {ranks}"
-        self.store = dist.PrefixStore(f"tpu_lowering/{self.name}", store)
-        self.waits = dist.PrefixStore("tpu_lowering/waits", store)  # of ranks in all meshes
         self.seconds = compat.group_seconds()
         self.programs = self.calls = 0
         self.fault: errors.TpuLoweringError | None = None
         self.lock = threading.RLock()
-        self.pulse = pulse.of(store)
+        self.pulse = pulse.own()
         self.jobs: queue.SimpleQueue[tuple[Callable[[], Any], _Box] | None] = queue.SimpleQueue()
         worker = threading.Thread(target=self._work, name="tpu_lowering peers", daemon=True)
         pulse.end_with_process(worker, lambda: self.jobs.put(None))
         self.cluster: compat.Cluster | None = None
+
+    @property
+    def store(self) -> Any:
+        """What the ranks of the mesh tell each other."""
+        return pulse.store(f"tpu_lowering/{self.name}")
+
+    @property
+    def waits(self) -> Any:
+        """What each rank waits for, of all meshes."""
+        return pulse.store("tpu_lowering/waits")
 
     def connect(self) -> compat.Cluster:
         """XLA's client of these processes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -11,23 +12,21 @@ from typing import Any
 import torch.distributed as dist
 
 from tpu_lowering import compat
-from tpu_lowering.session import Cache
 
 BEAT = 0.5  # seconds between two signs of life
 SILENCE = 8 * BEAT  # of a rank that is gone
 
-_pulses: Cache[int, Pulse] = Cache("runtime.pulse", 4, "one for each process group that was there in the process")
-
 
 def start() -> None:
     """Gives signs of life, in a process that is one of several; as early as this package knows of the others."""
-    if dist.is_available() and dist.is_initialized():
-        of(compat.store())
+    if dist.is_available() and dist.is_initialized() and not compat.is_fake_group():
+        own()
 
 
-def of(store: Any) -> Pulse:
-    """The signs of life in a store."""
-    return _pulses.find(id(store), lambda: Pulse(store))
+@functools.cache
+def own() -> Pulse:
+    """This process's."""
+    return Pulse()
 
 
 def end_with_process(thread: threading.Thread, end: Callable[[], None], seconds: float = 3.0) -> None:
@@ -47,6 +46,12 @@ def end_with_process(thread: threading.Thread, end: Callable[[], None], seconds:
     atexit.register(leave)
 
 
+def store(prefix: str) -> Any:
+    """Torch's store under a prefix. It is not to be kept: its threads live as long as somebody has it, and a group that
+    is started again cannot have its port."""
+    return dist.PrefixStore(prefix, compat.store())
+
+
 class Pulse:
     """Signs of life of all ranks of the default group. This rank gives them until the process ends.
 
@@ -54,18 +59,19 @@ class Pulse:
         seen: for each other rank the last sign, and when it was seen first.
     """
 
-    def __init__(self, store: Any) -> None:
-        self.store = dist.PrefixStore("tpu_lowering/pulse", store)
-        self.rank = dist.get_rank()
+    PREFIX = "tpu_lowering/pulse"
+
+    def __init__(self) -> None:
         self.seen: dict[int, tuple[bytes, float]] = {}
         self.ended = threading.Event()
         end_with_process(threading.Thread(target=self._beat, name="tpu_lowering pulse", daemon=True), self.ended.set)
 
     def is_gone(self, rank: int) -> bool:
         """Whether a rank that gave signs of life gives none any more; to be asked again and again."""
-        if not self.store.check([str(rank)]):
+        signs = store(self.PREFIX)
+        if not signs.check([str(rank)]):
             return False
-        sign, now = self.store.get(str(rank)), time.monotonic()
+        sign, now = signs.get(str(rank)), time.monotonic()
         known = self.seen.get(rank)
         if known is None or known[0] != sign:
             self.seen[rank] = (sign, now)
@@ -74,11 +80,10 @@ class Pulse:
 
     def _beat(self) -> None:
         number = 0
-        while True:
+        while not self.ended.wait(BEAT if number else 0):
             number += 1
             try:
-                self.store.set(str(self.rank), str(number))
-            except RuntimeError:  # the store is gone, and with it the group
-                return
-            if self.ended.wait(BEAT):
-                return
+                if dist.is_initialized():
+                    store(self.PREFIX).set(str(dist.get_rank()), str(number))
+            except (RuntimeError, ValueError):  # the store is gone, or the group has ended meanwhile
+                continue
