@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -69,9 +68,9 @@ def worker(steps: int) -> None:
 
 def measure(count: int, steps: int) -> dict[str, float]:
     """Medians over steps and ranks, in milliseconds."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    from tpu_lowering.runtime.peers import free_port
+
+    port = free_port()
     known = {
         **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count),
         "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from tpu_lowering.runtime.peers import free_port
 
 ALL = os.environ.get("TPU_LOWERING_MESH") == "all"
 """Whether every case is run on every number of ranks."""
@@ -18,9 +19,7 @@ SURROUNDINGS = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TPU_LOG_DIR": "
 
 def start(names: Sequence[str], count: int, **env: str) -> list[subprocess.Popen[str]]:
     """One process a rank, each with the same cases."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     return [
         subprocess.Popen(
             [sys.executable, "-m", "tests.mesh.worker", *names],

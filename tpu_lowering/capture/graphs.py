@@ -102,8 +102,9 @@ class CapturedGraph:
 
     def _telling(self) -> contextlib.AbstractContextManager[None]:
         """A scope whose refusals all ranks hear of that run the graph's programs together."""
-        together = self.mesh is not None and self.executed
-        return peers.telling(self.mesh) if together and self.mesh is not None else contextlib.nullcontext()
+        if self.mesh is None or not self.executed:
+            return contextlib.nullcontext()
+        return peers.telling(self.mesh)
 
     def __call__(self, arguments: list[Any]) -> list[Any]:
         if self.current and not self.is_current():
@@ -256,23 +257,16 @@ def _refuse_unless_placed(graph: fx.Graph, at: int, argument: int | None) -> Non
 def _has_sizes(graph: fx.Graph, coordinates: frozenset[sympy.Symbol]) -> bool:
     """Whether a graph has sizes that are symbols; the place of a rank is none."""
     values = [node.meta.get("val") for node in graph.nodes]
-    return any(is_symbolic(value) and not free_symbols(value) <= coordinates for value in values)
-
-
-def free_symbols(value: Any) -> set[sympy.Symbol]:
-    """The symbols in a value: a number, or in the layouts of tensors."""
-    found: set[sympy.Symbol] = set()
-    for leaf in compat.tree_leaves(value):
-        tensor = isinstance(leaf, torch.Tensor)
-        for number in (*leaf.shape, *leaf.stride(), leaf.storage_offset()) if tensor else (leaf,):
-            if isinstance(number, specialise.SYMBOLIC):
-                found |= number.node.expr.free_symbols
-    return found
+    return any(is_symbolic(value) and not specialise.free_symbols(value) <= coordinates for value in values)
 
 
 def depends_on_rank(graph: fx.Graph, places: frozenset[sympy.Symbol]) -> errors.TpuLoweringError:
     """The refusal of a graph in which something needs the place of a rank as a number."""
-    users = [node for node in graph.nodes if node.op != "placeholder" and free_symbols(node.meta.get("val")) & places]
+    users = [
+        node
+        for node in graph.nodes
+        if node.op != "placeholder" and specialise.free_symbols(node.meta.get("val")) & places
+    ]
     user = next((node for node in users if isinstance(node.meta.get("val"), torch.Tensor)), users[-1])
     return errors.refuse(
         "TL706",

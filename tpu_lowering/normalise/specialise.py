@@ -142,6 +142,15 @@ def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
     return (*tensor.shape, *tensor.stride(), tensor.storage_offset())
 
 
+def free_symbols(value: Any) -> set[Any]:
+    """The symbols in a node's value: in numbers, and in the layouts of tensors."""
+    found: set[Any] = set()
+    for leaf in compat.tree_leaves(value):
+        sizes = _layout(leaf) if isinstance(leaf, torch.Tensor) else (leaf,)
+        found.update(*(sympy.sympify(one.node.expr).free_symbols for one in sizes if isinstance(one, SYMBOLIC)))
+    return found
+
+
 def refuse_data_dependence(graph: fx.Graph) -> None:
     """Checks that every size follows from the sizes of the inputs.
 
@@ -150,10 +159,7 @@ def refuse_data_dependence(graph: fx.Graph) -> None:
     """
     known: set[Any] = set(coordinates_of(graph))
     for node in graph.nodes:
-        symbols: set[Any] = set()
-        for leaf in compat.tree_leaves(node.meta.get("val")):
-            sizes = _layout(leaf) if isinstance(leaf, torch.Tensor) else (leaf,)
-            symbols.update(*(sympy.sympify(one.node.expr).free_symbols for one in sizes if isinstance(one, SYMBOLIC)))
+        symbols = free_symbols(node.meta.get("val"))
         if node.op == "placeholder":
             known |= symbols
         elif not symbols <= known:

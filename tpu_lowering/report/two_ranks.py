@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
+
+from tpu_lowering.runtime import peers
 
 SUM = (
     "import torch, torch.distributed as dist; from torch.distributed import _functional_collectives as f; "
@@ -21,10 +22,7 @@ def check(seconds: float = 240) -> None:
     Raises:
         RuntimeError: it did not come to that, with the last line of what a process said.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    known = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    known = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(peers.free_port()), "WORLD_SIZE": "2"}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", SUM], env={**known, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True

@@ -142,6 +142,7 @@ class CpuRuntime:
 
 
 def _waited(arrays: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    """The arrays, once all are there."""
     for array in arrays:
         array.block_until_ready()
     return arrays
@@ -230,9 +231,7 @@ class CpuProgram:
         """
         taken = [*self.imports.take([arguments[position] for position in self.reads]), *self.constant_arrays, *donated]
         computed = self.run(taken) if kept is None else self.run.into(taken, kept)  # type: ignore[attr-defined]
-        for array in computed:
-            array.block_until_ready()
-        return computed
+        return _waited(computed)
 
     def _update(self, updated: Sequence[torch.Tensor], arguments: Sequence[Any]) -> Sequence[jax.Array]:
         """Runs the program and updates some arguments: in place where XLA owns their memory, else by a copy.

@@ -127,7 +127,7 @@ class Peers:
         if self.cluster is None:
             host = _own_host()
             if self.place == 0:
-                self.store.set("address", f"{host}:{_free_port(host)}")
+                self.store.set("address", f"{host}:{free_port(host)}")
             self._meet("hello", "", FIRST)
             address = self.store.get("address").decode()
             count, seconds = len(self.ranks), int(self.seconds)
@@ -234,8 +234,8 @@ class Peers:
         Raises:
             TpuLoweringError: TL703, TL704, or what another rank has found.
         """
-        if self._has("fault"):
-            raise self._broken(errors.TpuLoweringError(self.store.get("fault").decode()))
+        if heard := self._heard():
+            raise heard
         next_program = f"program/{self.programs + 1}"
         for place in missing if what == FIRST else ():
             if self._has(f"{next_program}/{place}"):  # it has refused what this rank would connect for
@@ -244,9 +244,8 @@ class Peers:
         counts = {"calls": self.calls, "programs": self.programs}
         mine = {"mesh": self.name, "ranks": self.ranks, "for": what, "in_call": in_call, **counts}
         self.waits.set(str(self.ranks[self.place]), json.dumps(mine))
-        gone = [place for place in missing if self.pulse.is_gone(self.ranks[place])]
-        if gone:
-            raise self._tell(stopped([self.ranks[place] for place in gone], what))
+        if gone := self._gone(missing, what):
+            raise gone
         for place in missing:
             rank = str(self.ranks[place])
             found = self.waits.check([rank]) and self.waits.get(rank).decode()
@@ -260,17 +259,23 @@ class Peers:
 
     def _failed(self, error: BaseException, what: str) -> errors.TpuLoweringError:
         """What a call that raised means: mostly a rank that is gone."""
-        if self._has("fault"):
-            return self._broken(errors.TpuLoweringError(self.store.get("fault").decode()))
         end = time.monotonic() + 2 * pulse.SILENCE
         while time.monotonic() < end:
-            gone = [place for place in self.others if self.pulse.is_gone(self.ranks[place])]
-            if gone:
-                return self._tell(stopped([self.ranks[place] for place in gone], what))
-            if self._has("fault"):
-                return self._broken(errors.TpuLoweringError(self.store.get("fault").decode()))
+            if found := self._heard() or self._gone(self.others, what):
+                return found
             time.sleep(pulse.BEAT)
         return self._tell(failed(what, error))
+
+    def _heard(self) -> errors.TpuLoweringError | None:
+        """What another rank has found."""
+        if not self._has("fault"):
+            return None
+        return self._broken(errors.TpuLoweringError(self.store.get("fault").decode()))
+
+    def _gone(self, places: Sequence[int], what: str) -> errors.TpuLoweringError | None:
+        """What is to be said if some ranks give no sign of life any more."""
+        gone = [self.ranks[place] for place in places if self.pulse.is_gone(self.ranks[place])]
+        return self._tell(stopped(gone, what)) if gone else None
 
     def _tell(self, error: errors.TpuLoweringError) -> errors.TpuLoweringError:
         """Has the other ranks raise an error too."""
@@ -352,7 +357,8 @@ def _own_host() -> str:
         return str(probe.getsockname()[0])
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of this machine that nobody listens at now."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.runtime import with_devices
+from tests.runtime.with_devices import fresh_dynamo, programs  # noqa: F401
 from tpu_lowering.runtime import device as device_module
-from tpu_lowering.runtime.device import DeviceProgram, DeviceRuntime
 
-if "--xla_force_host_platform_device_count=2" not in os.environ.get("XLA_FLAGS", ""):
+if not with_devices.are_there(2):
     collect_ignore_glob = ["test_*.py"]
 
 
@@ -46,20 +46,6 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Moves:
 
 
 @pytest.fixture
-def programs(monkeypatch: pytest.MonkeyPatch) -> list[DeviceProgram]:
-    """The programs that are compiled for a device from now on."""
-    made: list[DeviceProgram] = []
-    compile_ = DeviceRuntime.compile
-
-    def remember(self: DeviceRuntime, *arguments: Any) -> DeviceProgram:
-        made.append(compile_(self, *arguments))
-        return made[-1]
-
-    monkeypatch.setattr(DeviceRuntime, "compile", remember)
-    return made
-
-
-@pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The order in which a call puts arrays, starts to fetch them, and waits for them."""
     seen: list[str] = []
@@ -78,13 +64,6 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     record(device_module, "fetch", "wait")
     record(device_module, "write_back", "wait")
     return seen
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Generator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import pytest
 import torch
 
-from tpu_lowering.runtime.device import DeviceProgram, DeviceRuntime
+from tests.runtime import with_devices
+from tests.runtime.with_devices import fresh_dynamo, programs  # noqa: F401
 
-if "--xla_force_host_platform_device_count=8" not in os.environ.get("XLA_FLAGS", ""):
+if not with_devices.are_there(8):
     collect_ignore_glob = ["test_*.py"]
 
 MESH = {"data": 4, "model": 2}
@@ -41,27 +41,6 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Moves:
 
     monkeypatch.setattr(jax, "device_put", device_put)
     return counted
-
-
-@pytest.fixture
-def programs(monkeypatch: pytest.MonkeyPatch) -> list[DeviceProgram]:
-    """The programs that are compiled for a mesh from now on."""
-    made: list[DeviceProgram] = []
-    compile_ = DeviceRuntime.compile
-
-    def remember(self: DeviceRuntime, *arguments: Any) -> DeviceProgram:
-        made.append(compile_(self, *arguments))
-        return made[-1]
-
-    monkeypatch.setattr(DeviceRuntime, "compile", remember)
-    return made
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Generator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def sharded(function: Callable[..., Any], shardings: Any, mesh: Any = MESH, **options: Any) -> Callable[..., Any]:
