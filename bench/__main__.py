@@ -1,5 +1,5 @@
 """``python -m bench``: all benchmarks; ``compare A.json B.json``; ``compile_time``; ``model_compile_time``;
-``long_graphs``; ``helion_examples``; ``generated``; ``cpu``; ``mesh``."""
+``long_graphs``; ``helion_examples``; ``generated``; ``cpu``; ``mesh``; ``whole_models``."""
 
 from __future__ import annotations
 
@@ -51,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench import mesh
 
         return mesh.main(given.topologies, given.folder, given.width)
+    if given.command == "whole_models":
+        from bench.whole_models import run as whole_models
+
+        return whole_models.main(given.cases, given.chips, given.folder, given.keep_twins)
     from bench import report, run, tasks
 
     chosen = tasks.tasks_of([given.only] if given.only else GROUPS, given.targets, given.quick)
@@ -100,6 +104,11 @@ def parser() -> argparse.ArgumentParser:
     mesh.add_argument("topologies", nargs="*", help="such as v5e:4x4 (default: v5e:4x4 and tpu7x:2x2x2)")
     mesh.add_argument("--width", type=int, default=0, help="of a smaller layer, whose figures are only printed")
     mesh.add_argument("--folder", type=pathlib.Path, default=argparse.SUPPRESS, help="where results go")
+    whole = commands.add_parser("whole_models", help="whole models for TPUs, ours and hand-written in JAX")
+    whole.add_argument("cases", nargs="*", help="names of cases (default: all)")
+    whole.add_argument("--chips", type=targets, default=TARGETS, help="chips, separated by commas")
+    whole.add_argument("--keep-twins", action="store_true", help="figures of twins that are there are not made again")
+    whole.add_argument("--folder", type=pathlib.Path, default=argparse.SUPPRESS, help="where results go")
     cpu = commands.add_parser("cpu", help="speed on this CPU: ours, plain JAX, eager, Inductor, Helion")
     cpu.add_argument("--only", dest="section", choices=SECTIONS, help="one section (default: all)")
     cpu.add_argument("--cases", nargs="*", default=(), help="names of kernels, models or other cases (default: all)")

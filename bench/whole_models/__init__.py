@@ -1,0 +1,1 @@
+"""Whole models compiled for a TPU: from torch by us, and written by hand in JAX."""

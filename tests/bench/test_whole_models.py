@@ -1,0 +1,50 @@
+"""The hand-written twins compute what the models do: results, caches and gradients, at small sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from bench.whole_models.case import Built, flat
+from bench.whole_models.cases import CASES
+
+
+def arrays(built: Built) -> tuple[dict[str, jax.Array], list[jax.Array]]:
+    weights = {name: jnp.asarray(value.detach().numpy()) for name, value in built.weights().items()}
+    return weights, [jnp.asarray(value.numpy()) for value in (*built.inputs, *built.caches)]
+
+
+def equal(got: Any, expected: torch.Tensor, scale: float = 1.0) -> None:
+    """Within what float32 rounds: relative to the largest element."""
+    wanted = expected.detach().numpy()
+    limit = 2e-5 * max(scale, float(np.abs(wanted).max(initial=0)))
+    np.testing.assert_allclose(np.asarray(got), wanted, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_twin_computes_what_the_model_does(name: str) -> None:
+    case = CASES[name]
+    torch.manual_seed(0)
+    built = case.build(True)
+    weights, given = arrays(built)
+    if case.trains:
+        loss = built.function(*built.inputs)
+        loss.backward()
+        trained = {name: weights[name] for name in built.trained()}
+        twin_loss, gradients = jax.value_and_grad(lambda own: built.twin({**weights, **own}, *given))(trained)
+        equal(twin_loss, loss)
+        for name, value in built.module.named_parameters():
+            assert value.grad is not None
+            equal(gradients[name], value.grad, scale=1e-2)
+        return
+    with torch.no_grad():
+        results = list(flat(built.function(*built.inputs)))
+    found = list(flat(built.twin(weights, *given)))
+    assert len(found) == len(results) + len(built.caches)
+    for got, expected in zip(found, (*results, *built.caches), strict=True):
+        equal(got, expected)
