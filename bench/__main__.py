@@ -52,8 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return mesh.main(given.topologies, given.folder, given.width)
     if given.command == "whole_models":
+        from bench.whole_models import layers
         from bench.whole_models import run as whole_models
 
+        if given.layers:
+            return layers.main(given.layers, given.chips[0])
         return whole_models.main(given.cases, given.chips, given.folder, given.keep_twins)
     from bench import report, run, tasks
 
@@ -108,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("cases", nargs="*", help="names of cases (default: all)")
     whole.add_argument("--chips", type=targets, default=TARGETS, help="chips, separated by commas")
     whole.add_argument("--keep-twins", action="store_true", help="figures of twins that are there are not made again")
+    whole.add_argument("--layers", type=int, nargs="*", default=(), help="compile time of so many Llama layers instead")
     whole.add_argument("--folder", type=pathlib.Path, default=argparse.SUPPRESS, help="where results go")
     cpu = commands.add_parser("cpu", help="speed on this CPU: ours, plain JAX, eager, Inductor, Helion")
     cpu.add_argument("--only", dest="section", choices=SECTIONS, help="one section (default: all)")
