@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if given.layers:
             return layers.main(given.layers, given.chips[0])
-        return whole_models.main(given.cases, given.chips, given.folder, given.keep_twins)
+        return whole_models.main(given.cases, given.chips, given.folder, given.keep_twins, given.operations)
     from bench import report, run, tasks
 
     chosen = tasks.tasks_of([given.only] if given.only else GROUPS, given.targets, given.quick)
@@ -112,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--chips", type=targets, default=TARGETS, help="chips, separated by commas")
     whole.add_argument("--keep-twins", action="store_true", help="figures of twins that are there are not made again")
     whole.add_argument("--layers", type=int, nargs="*", default=(), help="compile time of so many Llama layers instead")
+    whole.add_argument("--operations", type=int, default=0, help="how many of the largest operations are printed")
     whole.add_argument("--folder", type=pathlib.Path, default=argparse.SUPPRESS, help="where results go")
     cpu = commands.add_parser("cpu", help="speed on this CPU: ours, plain JAX, eager, Inductor, Helion")
     cpu.add_argument("--only", dest="section", choices=SECTIONS, help="one section (default: all)")

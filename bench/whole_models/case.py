@@ -26,6 +26,7 @@ class Built:
             after them the caches' new values.
         caches: what ``function`` holds and writes.
         read: bytes that a call reads of weights and caches that it does not read whole, by name or by position.
+        draws: whether the twin draws random numbers: it takes a key, uint32 [2], as its last argument.
     """
 
     module: nn.Module
@@ -34,6 +35,7 @@ class Built:
     twin: Callable[..., Any]
     caches: tuple[torch.Tensor, ...] = ()
     read: dict[str, int] = dataclasses.field(default_factory=dict)
+    draws: bool = False
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers by name, each once."""

@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
-from bench.whole_models import bert, llama, mixtral, resnet
+from types import ModuleType
+
+from bench.whole_models import (
+    accumulation,
+    bert,
+    bert_dropout,
+    deepseek,
+    gemma3,
+    llama,
+    long,
+    mamba2,
+    mixtral,
+    paged,
+    quantised,
+    qwen3_moe,
+    resnet,
+    t5,
+    unet,
+    vit,
+)
 from bench.whole_models.case import Case
 
-CASES: dict[str, Case] = {case.name: case for module in (llama, mixtral, bert, resnet) for case in module.CASES}
+MODULES: tuple[ModuleType, ...] = (
+    llama, long, paged, accumulation, gemma3, deepseek, mixtral, qwen3_moe, mamba2, bert, bert_dropout, t5, vit, resnet,
+    unet, quantised,
+)  # fmt: skip
+
+CASES: dict[str, Case] = {case.name: case for module in MODULES for case in module.CASES}

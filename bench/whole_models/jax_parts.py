@@ -18,6 +18,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     FullMask,
     LocalMask,
     MultiHeadMask,
+    NumpyMask,
     make_splash_mha_single_device,
 )
 
@@ -82,11 +83,13 @@ def attention(
     window: int | None = None,
     soft_cap: float | None = None,
     scale: float | None = None,
+    counted: int | None = None,
 ) -> jax.Array:
     """Splash attention of [batch, heads, length, width]; keys and values may have fewer heads.
 
     Args:
         window: how many keys each query sees, itself included; None for all before it.
+        counted: how many keys there are; those after them are padding.
     """
     heads, queries, keys = query.shape[1], query.shape[2], key.shape[2]
     mask: Any = FullMask((queries, keys))
@@ -94,6 +97,8 @@ def attention(
         mask = CausalMask((queries, keys))
     if window is not None:
         mask = LocalMask((queries, keys), (window - 1, 0), 0)
+    if counted is not None:
+        mask = NumpyMask(np.broadcast_to(np.arange(keys) < counted, (queries, keys)))
     rows, columns = min(BLOCK, queries), min(BLOCK, keys)
     blocks = BlockSizes(rows, columns, columns, rows, columns, columns, use_fused_bwd_kernel=True)
     with jax.ensure_compile_time_eval():

@@ -19,7 +19,7 @@ from tpu_lowering.ir import chips
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.runtime.aot import compiler
-from tpu_lowering.runtime.aot.program import TpuProgram
+from tpu_lowering.runtime.aot.program import EntryOperation, TpuProgram
 
 COPIES = ("copy", "copy-start", "transpose")
 
@@ -50,6 +50,11 @@ class Side:
         moved = (operation for program in self.programs for operation in program.entry_operations)
         return sum(o.hbm_bytes_read + o.hbm_bytes_written for o in moved if o.opcode in COPIES)
 
+    def largest(self, count: int) -> list[tuple[int, EntryOperation]]:
+        """The operations that move most bytes, with the number of their program."""
+        every = [(at, o) for at, program in enumerate(self.programs) for o in program.entry_operations]
+        return sorted(every, key=lambda one: -(one[1].hbm_bytes_read + one[1].hbm_bytes_written))[:count]
+
 
 def ours(case: Case, built: Built, target: str) -> Side:
     """The programs of our backend, those with generated kernels or those without, whichever move fewer bytes."""
@@ -73,6 +78,7 @@ def twin(case: Case, built: Built, target: str) -> Side:
     held = built.weights()
     weights = dict(zip(held, specs_of(list(held.values())), strict=True))
     given = [narrow(one) for one in specs_of((*built.inputs, *built.caches))]
+    given += [jax.ShapeDtypeStruct((2,), jnp.uint32)] * built.draws
     with jaxprs.kernel_scope([], chip):
         if case.trains:
             parts = step_of(built.twin, weights, built.trained(), given)
@@ -83,8 +89,8 @@ def twin(case: Case, built: Built, target: str) -> Side:
                 weights, given = jax.tree.unflatten(tree, leaves)
                 return tuple(flat(built.twin(weights, *given)))
 
-            first = len(leaves) - len(built.caches)
-            parts = [Part(function, leaves, tuple(range(first, len(leaves))))]
+            end = len(leaves) - built.draws
+            parts = [Part(function, leaves, tuple(range(end - len(built.caches), end)))]
         programs = tuple(part.compiled(chip) for part in parts)
     return Side(programs, time.monotonic() - began)
 

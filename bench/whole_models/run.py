@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -41,8 +41,19 @@ def figures(side: Side) -> dict[str, Any]:
     }
 
 
-def measured(case: Case, target: str, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Both sides' figures; a side that was measured before may be kept."""
+def operations(side: Side, count: int) -> str:
+    """The operations of a side that move most bytes, one a line: MiB read and written, program, opcode, origin."""
+    lines: list[str] = []
+    for at, o in side.largest(count):
+        moved = f"{o.hbm_bytes_read / MIB:9.1f} {o.hbm_bytes_written / MIB:9.1f}"
+        lines.append(f"{moved}  {at} {o.opcode:<28} {o.name:<36} {o.op_name[-90:]}")
+    return "\n".join(lines)
+
+
+def measured(
+    case: Case, target: str, kept: Mapping[str, Any] | None = None, seen: Callable[[str, Side], None] = lambda *_: None
+) -> dict[str, Any]:
+    """Both sides' figures; a side that was measured before may be kept. ``seen`` gets each that was compiled."""
     built = case.build(False)
     entry: dict[str, Any] = {"note": case.note, "least_bytes": least_bytes(case, built), "limit": case.limit}
     for name, compiled in (("ours", ours), ("hand", twin)):
@@ -50,7 +61,9 @@ def measured(case: Case, target: str, kept: Mapping[str, Any] | None = None) -> 
             entry[name] = kept[name]
             continue
         try:
-            entry[name] = figures(compiled(case, built, target))
+            side = compiled(case, built, target)
+            seen(name, side)
+            entry[name] = figures(side)
         except errors.TpuLoweringError as error:
             entry[name] = {"error": f"{error.code}: {str(error).splitlines()[0]}"}
     return entry
@@ -102,16 +115,24 @@ def document(entries: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def main(names: Sequence[str], targets: Sequence[str], folder: pathlib.Path | None, keep_twins: bool) -> int:
-    """Measures cases for chips, keeps each as soon as it is there, and writes the tables; 1 if a goal is missed."""
+def main(
+    names: Sequence[str], targets: Sequence[str], folder: pathlib.Path | None, keep_twins: bool, shown: int = 0
+) -> int:
+    """Measures cases for chips, keeps each as soon as it is there, and writes the tables; 1 if a goal is missed.
+    Prints the ``shown`` largest operations of each side."""
     folder, console = folder or RESULTS, Console()
     store = Store(folder / "whole_models.json", slashes=1)
     missed = False
+
+    def seen(side_name: str, side: Side) -> None:
+        if shown:
+            console.print(f"{side_name}:\n{operations(side, shown)}", markup=False, soft_wrap=True)
+
     for name in names or CASES:
         for target in targets:
             kept = store.entries.get(f"{name}/{target}")
             known = {"hand": kept["hand"]} if keep_twins and kept and kept["versions"] == versions() else None
-            entry = measured(CASES[name], target, known)
+            entry = measured(CASES[name], target, known, seen)
             store.put(f"{name}/{target}", {**entry, "versions": versions()})
             cells = _cells(entry)
             missed |= "goal" in cells[2] or not cells[2]

@@ -15,8 +15,15 @@ from bench.whole_models.cases import CASES
 
 
 def arrays(built: Built) -> tuple[dict[str, jax.Array], list[jax.Array]]:
-    weights = {name: jnp.asarray(value.detach().numpy()) for name, value in built.weights().items()}
-    return weights, [jnp.asarray(value.numpy()) for value in (*built.inputs, *built.caches)]
+    weights = {name: array(value) for name, value in built.weights().items()}
+    given = [array(value) for value in (*built.inputs, *built.caches)]
+    return weights, given + [jax.random.PRNGKey(0)] * built.draws
+
+
+def array(value: torch.Tensor) -> jax.Array:
+    if value.dtype == torch.float8_e4m3fn:  # NumPy has no such type of its own
+        return jax.lax.bitcast_convert_type(jnp.asarray(value.view(torch.uint8).numpy()), jnp.float8_e4m3fn)
+    return jnp.asarray(value.detach().numpy())
 
 
 def equal(got: Any, expected: torch.Tensor, scale: float = 1.0) -> None:

@@ -1,0 +1,94 @@
+"""A layer of BERT-large, trained with dropout of attention weights and of what the layer's parts add."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+from transformers.models.bert.modeling_bert import BertLayer
+
+from bench.whole_models import bert
+from bench.whole_models import jax_parts as parts
+from bench.whole_models.case import Built, Case, Weights, made
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes(bert.Sizes):
+    """Of a layer, and of its input."""
+
+    dropped: float = 0.1
+
+    def config(self) -> Any:
+        config = super().config()
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = self.dropped
+        return config
+
+
+SMALL = Sizes(**{**dataclasses.asdict(bert.SMALL), "dropped": 0.0})
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def dropout(x: jax.Array, key: jax.Array, share: float) -> jax.Array:
+    """Zeros in a share of the places; the gradient draws them again, so that no mask is kept."""
+    if not share:
+        return x
+    kept = jax.random.bernoulli(key, 1 - share, x.shape)
+    return jnp.where(kept, x / (1 - share), 0).astype(x.dtype)
+
+
+def _dropout(x: jax.Array, key: jax.Array, share: float) -> tuple[jax.Array, jax.Array]:
+    return dropout(x, key, share), key
+
+
+def _dropout_gradient(share: float, key: jax.Array, gradient: jax.Array) -> tuple[jax.Array, None]:
+    return dropout(gradient, key, share), None
+
+
+dropout.defvjp(_dropout, _dropout_gradient)
+
+
+@functools.partial(jax.checkpoint, static_argnums=(4,))
+def attention(query: jax.Array, key: jax.Array, value: jax.Array, draws: jax.Array, share: float) -> jax.Array:
+    """Of [batch, heads, length, width]; the gradient computes the weights again."""
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query * query.shape[-1] ** -0.5, key)
+    weights = jax.nn.softmax(scores.astype(jnp.float32), -1).astype(query.dtype)
+    return jnp.einsum("bhqk,bhkd->bhqd", dropout(weights, draws, share), value)
+
+
+def twin(sizes: Sizes, weights: Weights, x: jax.Array, key: jax.Array) -> jax.Array:
+    """The mean square of a layer's result, float32 []."""
+
+    def own(name: str) -> tuple[jax.Array, jax.Array]:
+        return weights[f"{name}.weight"], weights[f"{name}.bias"]
+
+    width, draws = sizes.width // sizes.heads, jax.random.split(key, 3)
+    heads = (parts.to_heads(x, w, width, b) for w, b in (own(f"attention.self.{n}") for n in ("query", "key", "value")))
+    attended = attention(*heads, draws[0], sizes.dropped)
+    made = parts.from_heads(attended, *own("attention.output.dense"))
+    x = parts.layer_norm(x + dropout(made, draws[1], sizes.dropped), *own("attention.output.LayerNorm"), sizes.epsilon)
+    hidden = parts.gelu(parts.linear(x, *own("intermediate.dense")))
+    made = parts.linear(hidden, *own("output.dense"))
+    x = parts.layer_norm(x + dropout(made, draws[2], sizes.dropped), *own("output.LayerNorm"), sizes.epsilon)
+    return jnp.mean(jnp.square(x.astype(jnp.float32)))
+
+
+def build(small: bool) -> Built:
+    sizes = SMALL if small else Sizes()
+    module = made(lambda: BertLayer(sizes.config()), small).train()
+    x = torch.randn(sizes.batch, sizes.length, sizes.width, dtype=torch.float32 if small else torch.bfloat16)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        result: Any = module(x)
+        return (result[0] if isinstance(result, tuple) else result).float().square().mean()
+
+    def by_hand(weights: Weights, x: jax.Array, key: jax.Array) -> jax.Array:
+        return twin(sizes, weights, x, key)
+
+    return Built(module, function, (x,), by_hand, draws=True)
+
+
+CASES = (Case("bert_dropout", "BERT-large layer with dropout, training 16x512", True, build, 1.0),)
