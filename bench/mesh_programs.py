@@ -56,4 +56,4 @@ def training(
 ) -> list[Captured]:
     """The forward and the backward of a loss, captured for all devices of a topology; ``fuse`` is the backend's."""
     chip = chips.find(target)
-    return aot.capture_step(loss, args, chip, {"fuse": fuse}, slice_of(target, chip, mesh))
+    return aot.capture_step(loss, args, {}, chip, {"fuse": fuse}, (), slice_of(target, chip, mesh))

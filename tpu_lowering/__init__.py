@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tpu_lowering.report.report import Report
     from tpu_lowering.runtime.aot.program import TpuProgram, load
     from tpu_lowering.runtime.aot.slices import fake_mesh
+    from tpu_lowering.runtime.aot.step import TpuStep
     from tpu_lowering.session import clear
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Options": "tpu_lowering.options",
     "TpuProgram": "tpu_lowering.runtime.aot.program",
+    "TpuStep": "tpu_lowering.runtime.aot.step",
     "aot_compile": "tpu_lowering.aot",
     "clear": "tpu_lowering.session",
     "load": "tpu_lowering.runtime.aot.program",
@@ -36,8 +38,8 @@ _PUBLIC = {
 }
 
 __all__ = [
-    "Options", "Report", "TpuLoweringError", "TpuProgram", "__version__", "aot_compile", "clear", "explain",
-    "fake_mesh", "kernel_op", "load", "register_kernel",
+    "Options", "Report", "TpuLoweringError", "TpuProgram", "TpuStep", "__version__", "aot_compile", "clear",
+    "explain", "fake_mesh", "kernel_op", "load", "register_kernel",
 ]  # fmt: skip
 
 

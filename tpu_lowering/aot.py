@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
+from torch import fx
 
 from tpu_lowering import compat, errors
 from tpu_lowering.backend import helion_tpu
+from tpu_lowering.capture.names import Names
 from tpu_lowering.ir import chips
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.kernels import function_values, helion
@@ -22,11 +24,13 @@ from tpu_lowering.runtime.aot import compiler
 from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
 from tpu_lowering.runtime.aot.program import TpuProgram
 from tpu_lowering.runtime.aot.slices import Slice, slice_of
+from tpu_lowering.runtime.aot.step import TpuStep
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
+@overload
 def aot_compile(
     fn: Callable[..., Any],
     args: Sequence[Any],
@@ -36,11 +40,35 @@ def aot_compile(
     options: Mapping[str, Any] | None = None,
     donate: bool = True,
     mesh: DeviceMesh | None = None,
-) -> TpuProgram:
-    """Compiles the forward of a function or module for a TPU, with libtpu's compiler.
+    backward: Literal[False] = False,
+) -> TpuProgram: ...
+@overload
+def aot_compile(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: str = "tpu7x",
+    options: Mapping[str, Any] | None = None,
+    donate: bool = True,
+    mesh: DeviceMesh | None = None,
+    backward: Literal[True],
+) -> TpuStep: ...
+def aot_compile(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: str = "tpu7x",
+    options: Mapping[str, Any] | None = None,
+    donate: bool = True,
+    mesh: DeviceMesh | None = None,
+    backward: bool = False,
+) -> TpuProgram | TpuStep:
+    """Compiles a function or module for a TPU, with libtpu's compiler: its forward, or the forward and the backward.
 
-    The function is called once to capture it; its tensors' values are never used, and what it returns is
-    undefined. It must be one graph (``fullgraph=True``).
+    The function is called once or twice to capture it; its tensors' values are never used, and what it returns is
+    undefined. It must be one graph (``fullgraph=True``). No gradient is left in a parameter.
 
     Args:
         fn: a function or module.
@@ -52,26 +80,37 @@ def aot_compile(
         donate: whether the buffers of mutated inputs are donated, so that they are updated in place.
         mesh: the mesh of all ranks, whose names the program's collectives have, and which JAX places on the torus;
             without one, axes are named by the groups of ranks. ``fake_mesh`` makes one of ranks that are not there.
+        backward: whether to compile the forward as training runs it, and the backward: gradients of all results that
+            require one, for all arguments, parameters and captured tensors that do.
 
     With ``options={"fuse": "tpu"}``, the default, the program is compiled without generated kernels too, and it is
     what is returned if the kernels move no fewer bytes, or if the compiler refuses them: see ``TpuProgram.fusion``.
+    With ``backward`` the bytes of both programs together count.
 
     Returns:
         The compiled program. Its arguments are the captured tensors and, if it draws random numbers, a key; see
-        ``TpuProgram.drawn_inputs``.
+        ``TpuProgram.drawn_inputs``. With ``backward`` two of them, and what is saved in between.
 
     Raises:
         TpuLoweringError: TL107 for an unknown target, TL112 for arguments that ``fn`` does not take, TL108 without
-            libtpu, TL601 to TL605 for what the compiler refuses, TL721 to TL725 for a target that a mesh does not fit,
-            and any code of compiling.
+            libtpu, TL115 with ``backward`` for a function no result of which requires a gradient, TL601 to TL605 for
+            what the compiler refuses, TL721 to TL725 for a target that a mesh does not fit, and any code of compiling.
     """
     chosen = chips.find(target)
     check_call("aot_compile", fn, args, kwargs)
-    if type(donate) is not bool:
-        raise errors.wrong_argument("donate", f"True or False, got {donate!r}", "aot_compile(fn, args, donate=False)")
+    for name, value in (("donate", donate), ("backward", backward)):
+        if type(value) is not bool:
+            call = f"aot_compile(fn, args, {name}={name == 'backward'})"
+            raise errors.wrong_argument(name, f"True or False, got {value!r}", call)
     devices = slice_of(target, chosen, mesh)
     compiler.require_libtpu()
-    return compile_best(fn, args, kwargs or {}, chosen, options or {}, donate, (), devices)
+
+    def capturing(options: Mapping[str, Any]) -> list[Captured]:
+        given = (fn, args, kwargs or {}, chosen, options, (), devices)
+        return _both(fn, capture_step(*given)) if backward else [capture(*given)]
+
+    made = compile_best(capturing, chosen, options or {}, donate)
+    return TpuStep.of(made.captured, made.programs) if backward else made.programs[0]
 
 
 def check_call(name: str, fn: Any, args: Any, kwargs: Any) -> None:
@@ -104,35 +143,88 @@ def check_call(name: str, fn: Any, args: Any, kwargs: Any) -> None:
         ) from error
 
 
-def compile_best(
-    fn: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    chip: Chip,
-    options: Mapping[str, Any],
-    donate: bool,
-    observers: Sequence[Observer],
-    devices: Slice | None = None,
-) -> TpuProgram:
-    """The program with generated kernels or without, whichever moves fewer bytes; observers see the former."""
-    if Options.create(options).fuse != "tpu":
-        return compile_captured(capture(fn, args, kwargs, chip, options, observers, devices), chip, donate)
+def _both(fn: Callable[..., Any], captured: list[Captured]) -> list[Captured]:
+    """A forward and its backward.
 
-    def plain(remark: str) -> TpuProgram:
-        captured = capture(fn, args, kwargs, chip, {**options, "fuse": "never"}, (), devices)
-        return dataclasses.replace(compile_captured(captured, chip, donate), fusion=remark)
+    Raises:
+        TpuLoweringError: TL115 for a forward alone.
+    """
+    if len(captured) == 1:
+        raise errors.refuse(
+            "TL115",
+            getattr(fn, "__qualname__", type(fn).__name__),
+            "expected a result computed of an argument, parameter or other tensor that requires a gradient, got none",
+            "call requires_grad_() on what is trained, or compile with backward=False",
+        )
+    return captured
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Made:
+    """A function compiled: the programs that were captured of it, and what the compiler made of each."""
+
+    captured: tuple[Captured, ...]
+    programs: tuple[TpuProgram, ...]
+
+    @property
+    def hbm_bytes(self) -> int:
+        return sum(program.hbm_bytes for program in self.programs)
+
+    def with_remark(self, fusion: str) -> Made:
+        """The same, with what generated kernels came to."""
+        return Made(self.captured, tuple(dataclasses.replace(program, fusion=fusion) for program in self.programs))
+
+
+Capturing = Callable[[Mapping[str, Any]], Sequence[Captured]]
+"""Captures a function with given options of the backend."""
+
+
+def compile_best(capturing: Capturing, chip: Chip, options: Mapping[str, Any], donate: bool) -> Made:
+    """A function with generated kernels or without, whichever moves fewer bytes, all its programs together.
+
+    The two forms are compiled side by side.
+    """
+    if Options.create(options).fuse != "tpu":
+        return _compiled(capturing(options), chip, donate)
+
+    def plain() -> Sequence[Captured]:
+        return capturing({**options, "fuse": "never"})
 
     try:
-        captured = capture(fn, args, kwargs, chip, options, observers, devices)
-        fused = compile_captured(captured, chip, donate)
+        captured = capturing(options)
     except (errors.TpuLoweringError, compat.BackendCompilerFailed) as error:
-        return plain(f"without generated kernels: {refusal_of(error)}")
-    kernels = [name for name, kernel in captured.source.kernels.items() if kernel.generated]
+        return _compiled(plain(), chip, donate).with_remark(without(error))
+    kernels = [name for one in captured for name, kernel in one.source.kernels.items() if kernel.generated]
     if not kernels:
-        return fused
-    other = plain("")
-    figures = f"{fused.hbm_bytes / 2**20:.1f} MiB with {', '.join(kernels)}, {other.hbm_bytes / 2**20:.1f} MiB without"
-    return dataclasses.replace(fused if fused.hbm_bytes < other.hbm_bytes else other, fusion=figures)
+        return _compiled(captured, chip, donate)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        running = pool.submit(_compiled, captured, chip, donate)
+        other = pool.submit(_compiled, plain(), chip, donate)
+        refused = [running.exception(), other.exception()]
+    for error in refused:
+        if error is not None and not isinstance(error, errors.TpuLoweringError):
+            raise error
+    if isinstance(refused[0], errors.TpuLoweringError):
+        return other.result().with_remark(without(refused[0]))
+    fused, names = running.result(), ", ".join(kernels)
+    if isinstance(refused[1], errors.TpuLoweringError):
+        return fused.with_remark(f"{_mib(fused)} with {names}; refused without: {refusal_of(refused[1])}")
+    best = fused if fused.hbm_bytes < other.result().hbm_bytes else other.result()
+    return best.with_remark(f"{_mib(fused)} with {names}, {_mib(other.result())} without")
+
+
+def _compiled(captured: Sequence[Captured], chip: Chip, donate: bool) -> Made:
+    """Each program of a form compiled, one after the other."""
+    return Made(tuple(captured), tuple(compile_captured(one, chip, donate) for one in captured))
+
+
+def _mib(made: Made) -> str:
+    return f"{made.hbm_bytes / 2**20:.1f} MiB"
+
+
+def without(error: Exception) -> str:
+    """The remark on what was compiled without generated kernels, because of an error."""
+    return f"without generated kernels: {refusal_of(error)}"
 
 
 def refusal_of(error: Exception) -> str:
@@ -152,35 +244,46 @@ def capture(
     observers: Sequence[Observer],
     devices: Slice | None = None,
 ) -> Captured:
-    """Captures a function as one program for a chip, or for devices of a slice."""
-    if (named := Options.create(options).mesh) != ():
-        raise wrong_value("mesh", "no mesh, because a program is compiled ahead of time for one chip", dict(named))
-    runtime = TpuRuntime(chip, devices)
-    helion.check_calls()
-    compat.trace_for_all_ranks()
-    backend = functools.partial(helion_tpu, options=dict(options), runtime=runtime, observers=tuple(observers))
-    with compat.cold_dynamo(), function_values.allowed(), torch.no_grad():
-        torch.compile(fn, backend=backend, fullgraph=True, dynamic=False)(*args, **kwargs)
-    return runtime.captured[-1]
+    """Captures the forward of a function as one program for a chip, or for devices of a slice."""
+    with torch.no_grad():
+        return _captured(fn, args, kwargs, chip, options, observers, devices)[-1]
 
 
 def capture_step(
     fn: Callable[..., Any],
     args: Sequence[Any],
+    kwargs: Mapping[str, Any],
     chip: Chip,
     options: Mapping[str, Any],
+    observers: Sequence[Observer] = (),
     devices: Slice | None = None,
 ) -> list[Captured]:
-    """Captures a function, and its backward if a result requires a gradient: one program or two."""
+    """Captures a function, and its backward if a result requires a gradient: one program or two, the forward first."""
+    with torch.enable_grad(), compat.backward_at_once():
+        return _captured(fn, args, kwargs, chip, options, observers, devices)
+
+
+def _captured(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    chip: Chip,
+    options: Mapping[str, Any],
+    observers: Sequence[Observer],
+    devices: Slice | None,
+) -> list[Captured]:
+    if (named := Options.create(options).mesh) != ():
+        raise wrong_value("mesh", "no mesh, because a program is compiled ahead of time for one chip", dict(named))
     runtime = TpuRuntime(chip, devices)
     helion.check_calls()
     compat.trace_for_all_ranks()
-    backend = functools.partial(helion_tpu, options=dict(options), runtime=runtime)
+
+    def backend(module: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        runtime.inputs = tuple(names[0] for names in Names.of(module).inputs)
+        return helion_tpu(module, examples, options=dict(options), runtime=runtime, observers=tuple(observers))
+
     with compat.cold_dynamo(), function_values.allowed():
-        results = torch.compile(fn, backend=backend, fullgraph=True, dynamic=False)(*args)
-        wanted = [one for one in compat.tree_leaves(results) if isinstance(one, torch.Tensor) and one.requires_grad]
-        if wanted:
-            torch.autograd.backward(wanted, [torch.ones_like(one) for one in wanted])
+        torch.compile(fn, backend=backend, fullgraph=True, dynamic=False)(*args, **kwargs)
     return runtime.captured
 
 

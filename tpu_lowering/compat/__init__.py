@@ -114,6 +114,7 @@ from tpu_lowering.compat.of_runtimes import (
 from tpu_lowering.compat.of_torch import (
     ResultsOfForward,
     autograd_cache,
+    backward_at_once,
     below_autograd,
     bypass_autograd_cache,
     cold_dynamo,
@@ -197,6 +198,7 @@ __all__ = [
     "auto_functionalized",
     "auto_functionalized_v2",
     "autograd_cache",
+    "backward_at_once",
     "below_autograd",
     "bind",
     "bind_helion",

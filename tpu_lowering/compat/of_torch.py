@@ -6,6 +6,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -335,9 +336,19 @@ def autograd_cache(tag: str) -> Generator[None]:
     """A scope in which AOTAutograd's cache is on, keeps results whole rather than in Inductor's cache, and compiles the
     backward at once. ``tag`` is part of every key."""
     functorch = private("torch", "torch._functorch", "config", "AOTAutograd's cache")
-    settings = {"enable_autograd_cache": True, "bundled_autograd_cache": True, "force_non_lazy_backward_lowering": True}
-    with functorch.patch(settings), torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
+    settings = {"enable_autograd_cache": True, "bundled_autograd_cache": True}
+    scopes = functorch.patch(settings), torch.compiler.config.patch(cache_key_tag=tag)  # type: ignore[attr-defined]
+    with scopes[0], scopes[1], backward_at_once():
         yield
+
+
+def backward_at_once() -> AbstractContextManager[None]:
+    """A scope in which AOTAutograd compiles a backward beside its forward, and not when a gradient is asked for.
+
+    To ask for one would run the user's hooks, and leave gradients in parameters.
+    """
+    functorch = private("torch", "torch._functorch", "config", "a backward without a call")
+    return functorch.patch({"force_non_lazy_backward_lowering": True})
 
 
 # torch: where a graph's inputs and results come from ----------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,15 +19,17 @@ from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.observers import Observer
 from tpu_lowering.report.mesh import MeshView
-from tpu_lowering.report.report import CompilerView
+from tpu_lowering.report.report import CompilerView, Direction
 from tpu_lowering.runtime.aot import capture, compiler
 from tpu_lowering.runtime.aot.as_written import split_programs
+from tpu_lowering.runtime.aot.capture import Captured
 from tpu_lowering.runtime.aot.program import TpuProgram
 from tpu_lowering.runtime.aot.slices import Slice, slice_of
+from tpu_lowering.runtime.aot.step import TpuStep
 
 
 class Normalised:
-    """An observer that keeps the graph as it was written: after normalising, before any pass."""
+    """An observer that keeps graphs as they were written: after normalising, before any pass."""
 
     def __init__(self) -> None:
         self.modules: list[fx.GraphModule] = []
@@ -51,7 +54,8 @@ def view(
     observer: Observer,
     mesh: Any = None,
 ) -> CompilerView:
-    """Compiles a function for a target both ways; the observer is told of what our backend does.
+    """Compiles a function for a target both ways, with its backward if a result requires a gradient; the observer is
+    told of what our backend does.
 
     Raises:
         TpuLoweringError: see ``aot.aot_compile``.
@@ -59,18 +63,24 @@ def view(
     chosen = chips.find(target)
     devices = slice_of(target, chosen, mesh)
     compiler.require_libtpu()
-    normalised = Normalised()
-    given = copy.deepcopy((tuple(args), dict(kwargs)))
-    after = aot.compile_best(fn, *given, chosen, options, True, (normalised, observer), devices)
-    before = compile_as_written(normalised.modules[-1], chosen, devices)
-    return CompilerView(
-        target=target,
-        programs=(len(before), 1),
-        hbm_bytes=(sum(part.hbm_bytes for part in before), after.hbm_bytes),
-        peak_bytes=(max((part.peak_bytes for part in before), default=0), after.peak_bytes),
-        device_operations=(sum(len(part.entry_operations) for part in before), len(after.entry_operations)),
-        fusion=after.fusion,
-        mesh=MeshView.of(after) if after.mesh.count > 1 else None,
+    normalised, given = Normalised(), copy.deepcopy((tuple(args), dict(kwargs)))
+    watching = itertools.chain([(observer,)], itertools.repeat(()))  # the first form is what our backend makes
+
+    def capturing(options: Mapping[str, Any]) -> list[Captured]:
+        return aot.capture_step(fn, *given, chosen, options, next(watching), devices)
+
+    # As it was written, attention is no kernel: it becomes one before forward and backward are parted.
+    aot.capture_step(fn, *given, chosen, {**options, "fuse": "never"}, (normalised,), devices)
+    made = aot.compile_best(capturing, chosen, options, True)
+    written = [compile_as_written(module, chosen, devices) for module in normalised.modules]
+    names = ("forward", "backward") if len(written) > 1 else ("forward",)
+    pairs = zip(names, written, made.programs, strict=True)
+    return CompilerView.of(
+        target,
+        [Direction.of(name, before, after) for name, before, after in pairs],
+        saved_bytes=TpuStep.of(made.captured, made.programs).saved_bytes if len(written) > 1 else None,
+        fusion=made.programs[0].fusion,
+        mesh=MeshView.of(made.programs) if made.programs[0].mesh.count > 1 else None,
     )
 
 

@@ -149,9 +149,9 @@ def explain(
         calls: positional arguments of further calls, made one after the other with the same keyword arguments;
             ``Report.recompiles`` says why any of them compiled something again.
         options: options of the backend.
-        target: a TPU, such as "tpu7x", to add the TPU compiler's view of the forward; see ``Report.chip``.
+        target: a TPU, such as "tpu7x", to add the TPU compiler's view of both; see ``Report.chip``.
         mesh: the mesh of all ranks, as ``aot_compile`` takes it. Ranks of a ``fake_mesh`` run nothing, and what is
-            reported is the forward, as it is compiled for the target.
+            reported is what is compiled for the target.
         kwargs: its keyword arguments.
 
     Returns:

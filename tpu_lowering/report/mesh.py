@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +20,7 @@ class Sent:
         kind: HLO's name, such as "all-reduce".
         axes: of the mesh; "part of the mesh" for groups that are no product of axes.
         where: the user's source line, ``file.py:line``; "" where the compiler has lost it.
-        count: how many there are in the program.
+        count: how many there are.
         runs: how often they run, with loops; None where a loop's count is not known.
         operand_bytes: what a device gives to them.
         sent_bytes: what it sends; see ``Collective.sent_bytes``.
@@ -40,7 +41,7 @@ class Sent:
 
 @dataclasses.dataclass(frozen=True)
 class MeshView:
-    """A program of several devices, as libtpu compiles it. Not measured on a TPU.
+    """A program of several devices, or a forward and a backward, as libtpu compiles them. Not measured on a TPU.
 
     Attributes:
         axes: names and sizes, such as "data 4 x model 4".
@@ -59,10 +60,10 @@ class MeshView:
     link_bound_seconds: float | None
 
     @staticmethod
-    def of(program: TpuProgram) -> MeshView:
-        """What there is to say of a program of several devices."""
+    def of(programs: Sequence[TpuProgram]) -> MeshView:
+        """What there is to say of programs of the same devices, which run one after the other."""
         rows: dict[tuple[str, str, str, str], Sent] = {}
-        for one in program.collectives:
+        for one in (one for program in programs for one in program.collectives):
             where = re.findall(r"[\w.\-]+\.py:\d+", one.op_name)
             axes = ", ".join(one.axes) or "part of the mesh"
             key = (one.kind, axes, where[-1] if where else "", " ".join(one.dimensions))
@@ -76,13 +77,14 @@ class MeshView:
                 sent_bytes=row.sent_bytes + one.total_sent_bytes,
                 overlapped=row.overlapped + bool(one.overlapped),
             )
+        links = [program.link_bound_seconds for program in programs]
         return MeshView(
-            axes=str(program.mesh),
-            topology=program.chip.topology,
+            axes=str(programs[0].mesh),
+            topology=programs[0].chip.topology,
             collectives=tuple(rows.values()),
-            sent_bytes=program.sent_bytes,
-            hbm_bound_seconds=program.bandwidth_bound_seconds,
-            link_bound_seconds=program.link_bound_seconds,
+            sent_bytes=sum(program.sent_bytes for program in programs),
+            hbm_bound_seconds=sum(program.bandwidth_bound_seconds for program in programs),
+            link_bound_seconds=None if None in links else sum(bound for bound in links if bound is not None),
         )
 
     def print(self, console: Console) -> None:

@@ -343,7 +343,7 @@ def step_on(make: Callable[..., Any], axes: Sequence[str], sizes: Sizes, chip: C
     placed = chips.find(target)
     with fake_mesh(dict(zip(axes, sizes, strict=True))) as mesh:
         fn, args = make(mesh, *sizes)
-        captured = aot.capture_step(fn, args, placed, {"fuse": fuse}, slice_of(target, placed, mesh))
+        captured = aot.capture_step(fn, args, {}, placed, {"fuse": fuse}, (), slice_of(target, placed, mesh))
     return Figures.of([aot.compile_captured(one, placed, True, False) for one in captured])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from tpu_lowering.report.mesh import MeshView, size_text
+from tpu_lowering.runtime.aot.program import TpuProgram
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +58,51 @@ class Draw:
 
 
 @dataclasses.dataclass(frozen=True)
+class Direction:
+    """What the TPU compiler says of a forward or a backward. Not measured on a TPU.
+
+    Attributes:
+        name: "forward" or "backward".
+        programs: (as written, compiled): as torch_tpu's split rule cuts the graph, each part compiled alone;
+            and the one program. The same for the other pairs.
+        hbm_bytes: HBM bytes moved, added up over the programs.
+        peak_bytes: the largest peak of a program.
+        device_operations: operations that move bytes.
+    """
+
+    name: str
+    programs: tuple[int, int]
+    hbm_bytes: tuple[int, int]
+    peak_bytes: tuple[int, int]
+    device_operations: tuple[int, int]
+
+    @staticmethod
+    def of(name: str, before: Sequence[TpuProgram], after: TpuProgram) -> Direction:
+        """The programs as written, and the compiled one."""
+        return Direction(
+            name=name,
+            programs=(len(before), 1),
+            hbm_bytes=(sum(part.hbm_bytes for part in before), after.hbm_bytes),
+            peak_bytes=(max((part.peak_bytes for part in before), default=0), after.peak_bytes),
+            device_operations=(sum(len(part.entry_operations) for part in before), len(after.entry_operations)),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class CompilerView:
     """What the TPU compiler says of the model, as written and compiled. Not measured on a TPU.
 
     Attributes:
         target: the chip.
-        programs: (as written, compiled): as torch_tpu's split rule cuts the graph, each part compiled alone;
-            and the one program. The same for the other pairs.
+        programs: (as written, compiled), of both directions together; see ``Direction``. The same for the other pairs.
         hbm_bytes: HBM bytes moved, added up over the programs.
         peak_bytes: the largest peak of a program.
         device_operations: operations that move bytes.
         fusion: what generated kernels came to against XLA alone; "" where there are none.
         mesh: what the devices of a slice send each other; None for a program of one device. Bytes above are those of
             one device.
+        directions: the forward and, where a result requires a gradient, the backward.
+        saved_bytes: HBM bytes of what the one saves for the other in memory of its own; None without backward.
     """
 
     target: str
@@ -78,6 +112,18 @@ class CompilerView:
     device_operations: tuple[int, int]
     fusion: str = ""
     mesh: MeshView | None = None
+    directions: tuple[Direction, ...] = ()
+    saved_bytes: int | None = None
+
+    @staticmethod
+    def of(target: str, directions: Sequence[Direction], **others: Any) -> CompilerView:
+        """The view of these directions together."""
+        sums = {
+            name: tuple(joined(getattr(direction, name)[side] for direction in directions) for side in (0, 1))
+            for name, joined in (("programs", sum), ("hbm_bytes", sum), ("peak_bytes", max), ("device_operations", sum))
+        }
+        given: dict[str, Any] = {**sums, **others}
+        return CompilerView(target, directions=tuple(directions), **given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,12 +242,17 @@ class Report:
 
 
 def _add_chip(table: Table, chip: CompilerView) -> None:
-    table.add_section()
-    table.add_row(f"{chip.target}, as libtpu compiles it", "", "")
-    table.add_row("  programs", *map(str, chip.programs))
-    table.add_row("  HBM bytes moved", *map(size_text, chip.hbm_bytes))
-    table.add_row("  peak memory", *map(size_text, chip.peak_bytes))
-    table.add_row("  device operations", *map(str, chip.device_operations))
+    for direction in chip.directions:
+        table.add_section()
+        which = "" if len(chip.directions) == 1 else f", {direction.name}"
+        table.add_row(f"{chip.target}, as libtpu compiles it{which}", "", "")
+        table.add_row("  programs", *map(str, direction.programs))
+        table.add_row("  HBM bytes moved", *map(size_text, direction.hbm_bytes))
+        table.add_row("  peak memory", *map(size_text, direction.peak_bytes))
+        table.add_row("  device operations", *map(str, direction.device_operations))
+    if chip.saved_bytes is not None:
+        table.add_section()
+        table.add_row("  saved for the backward", "", size_text(chip.saved_bytes))
     if chip.fusion:
         table.caption = f"Generated kernels: {chip.fusion}."
 

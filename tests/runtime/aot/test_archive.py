@@ -152,7 +152,7 @@ def rezipped(path: pathlib.Path, change: Callable[[dict[str, bytes]], Any]) -> p
 @pytest.mark.parametrize("name", MEMBERS)
 def test_members_that_are_missing(name: str, tmp_path: pathlib.Path) -> None:
     assert refusal(rezipped(tmp_path / "file", lambda members: members.pop(name))) == (
-        f"expected the members {', '.join(archive.LIMITS)}, got 4 others"
+        f"expected the members {', '.join((archive.MANIFEST, *archive.PROGRAM))}, got 4 others"
     )
 
 

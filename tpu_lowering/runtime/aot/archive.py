@@ -1,4 +1,4 @@
-"""The file of a compiled program: a ZIP archive of which nothing is believed, unpickled or executed.
+"""The file of a compiled program, or of a step: a ZIP archive of which nothing is believed, unpickled or executed.
 
 A member is read when the size that the archive states is one that a program may have, and never past it: the manifest
 first, which says whether to read on. Values are what their types say, or the file is refused.
@@ -14,7 +14,7 @@ import os
 import pathlib
 import types
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 from tpu_lowering import errors
@@ -23,8 +23,12 @@ FORMAT = 4
 MANIFEST, FACTS, HLO = "manifest.json", "facts.json", "optimised.hlo"
 ARTIFACT, EXECUTABLE = "program.jax_export", "executable.bin"
 MIB = 2**20
-LIMITS = {MANIFEST: MIB // 16, FACTS: 64 * MIB, HLO: 1024 * MIB, ARTIFACT: 4096 * MIB, EXECUTABLE: 4096 * MIB}
-"""The members, and how many bytes each may have."""
+PROGRAM = {FACTS: 64 * MIB, HLO: 1024 * MIB, ARTIFACT: 4096 * MIB, EXECUTABLE: 4096 * MIB}
+"""The members of a program, and how many bytes each may have."""
+SAVED = "saved.json"
+DIRECTIONS = ("forward", "backward")
+STEP = {SAVED: 64 * MIB, **{f"{part}.{name}": size for part in DIRECTIONS for name, size in PROGRAM.items()}}
+"""The members of a step."""
 EXPANDS = 32
 """How many times larger a member may be than what the archive holds of it; what packs better is written as it is."""
 
@@ -34,6 +38,15 @@ Path = str | os.PathLike[str]
 def damaged(path: object, reason: str) -> errors.TpuLoweringError:
     """The refusal of a file."""
     return errors.refuse("TL109", str(path), f"expected {reason}", "save the program again with TpuProgram.save(path)")
+
+
+def others(path: object, members: Mapping[str, int], names: Sequence[str]) -> errors.TpuLoweringError:
+    """The refusal of a file with other members."""
+    for kind, what, loader in ((PROGRAM, "a program", "load(path)"), (STEP, "a step", "TpuStep.load(path)")):
+        if sorted(names) == sorted((MANIFEST, *kind)):
+            reason = f"expected {'a step' if kind is PROGRAM else 'a program'}, got {what}"
+            return errors.refuse("TL109", str(path), reason, f"read it with tpu_lowering.{loader}")
+    return damaged(path, f"the members {', '.join((MANIFEST, *members))}, got {len(names)} others")
 
 
 def write(path: Path, members: Mapping[str, bytes], versions: Mapping[str, str]) -> None:
@@ -65,35 +78,35 @@ class _PacksWell(Exception):
     """A member packs so well that a reader would take it for an attack."""
 
 
-def read(path: Path, versions: Mapping[str, str]) -> dict[str, bytes]:
-    """The members of an archive, without the manifest.
+def read(path: Path, versions: Mapping[str, str], members: Mapping[str, int]) -> dict[str, bytes]:
+    """The members of an archive, without the manifest: ``PROGRAM`` or ``STEP``.
 
     Raises:
         TpuLoweringError: TL109.
     """
     try:
         with zipfile.ZipFile(pathlib.Path(path)) as file:
-            sizes = _sizes(path, file)
+            sizes = _sizes(path, file, members)
             manifest = parsed(_member(file, MANIFEST, sizes[MANIFEST]))
-            _check_manifest(path, manifest, versions)
-            members = {name: _member(file, name, size) for name, size in sizes.items() if name != MANIFEST}
+            _check_manifest(path, manifest, versions, members)
+            found = {name: _member(file, name, size) for name, size in sizes.items() if name != MANIFEST}
     except errors.TpuLoweringError:
         raise
     except Exception as error:  # a crafted archive can raise anything; nothing of it was used
         raise damaged(path, f"a file saved by TpuProgram.save, got {type(error).__name__}: {error}") from error
-    for name, data in members.items():
+    for name, data in found.items():
         if hashlib.sha256(data).hexdigest() != manifest["digests"][name]:
             raise damaged(path, f"{name} with digest {manifest['digests'][name][:12]}, got other contents")
-    return members
+    return found
 
 
-def _sizes(path: Path, file: zipfile.ZipFile) -> dict[str, int]:
+def _sizes(path: Path, file: zipfile.ZipFile, members: Mapping[str, int]) -> dict[str, int]:
     """The size of each member, as the archive states it."""
-    found = file.infolist()
-    if sorted(info.filename for info in found) != sorted(LIMITS):
-        raise damaged(path, f"the members {', '.join(LIMITS)}, got {len(found)} others")
+    found, limits = file.infolist(), {MANIFEST: MIB // 16, **members}
+    if sorted(info.filename for info in found) != sorted(limits):
+        raise others(path, members, [info.filename for info in found])
     for info in found:
-        if info.file_size > min(LIMITS[info.filename], EXPANDS * info.compress_size + 1024):
+        if info.file_size > min(limits[info.filename], EXPANDS * info.compress_size + 1024):
             raise damaged(path, f"{info.filename} of a size that a program has, got {info.file_size} bytes")
     return {info.filename: info.file_size for info in found}
 
@@ -106,13 +119,13 @@ def _member(file: zipfile.ZipFile, name: str, size: int) -> bytes:
     return data
 
 
-def _check_manifest(path: Path, manifest: Any, versions: Mapping[str, str]) -> None:
+def _check_manifest(path: Path, manifest: Any, versions: Mapping[str, str], members: Mapping[str, int]) -> None:
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise damaged(path, "a manifest with a format, got something else")
     if type(manifest["format"]) is not int or manifest["format"] != FORMAT:
         raise damaged(path, f"format {FORMAT}, got {str(manifest['format'])[:40]}")
     digests: Any = manifest.get("digests")
-    complete = isinstance(digests, dict) and {MANIFEST, *digests} == set(LIMITS)
+    complete = isinstance(digests, dict) and set(digests) == set(members)
     if not complete or not all(isinstance(digest, str) for digest in digests.values()):
         raise damaged(path, "a digest for each member, got something else")
     if manifest.get("versions") != dict(versions):

@@ -37,6 +37,9 @@ class Captured:
         mutated_inputs: for each mutated argument, its position among the program's inputs.
         mesh: whose devices all run it; None for one device.
         named: the same devices with the axes that the user has named.
+        arguments: the user's name of each argument of the captured graph, as ``named_parameters`` and signatures have
+            it; "" where it is not known.
+        seen: how many of the captured graph's results the caller gets; the others are saved for a backward.
     """
 
     program: Program
@@ -46,6 +49,8 @@ class Captured:
     mutated_inputs: tuple[int, ...]
     mesh: Mesh | None = None
     named: Mesh | None = None
+    arguments: tuple[str, ...] = ()
+    seen: int = 0
 
 
 class TpuRuntime:
@@ -59,6 +64,7 @@ class TpuRuntime:
         """
         self.chip, self.devices = chip, devices
         self.captured: list[Captured] = []
+        self.inputs: tuple[str, ...] = ()  # names of the inputs of Dynamo's graph
 
     def check(self, arguments: Sequence[Any]) -> None:
         calling_convention.check_devices(arguments)
@@ -67,7 +73,10 @@ class TpuRuntime:
         return ()
 
     def compile(self, program: Program, source: Source) -> Any:
-        self.captured.append(lower_for(program, source, self.chip, self.devices))
+        known = compat.results_of_forward()
+        lowered = lower_for(program, source, self.chip, self.devices)
+        seen = program.signature.returned if known is None else known.seen
+        self.captured.append(dataclasses.replace(lowered, arguments=self._names(program), seen=seen))
 
         def undefined_results(arguments: Sequence[Any]) -> list[Any]:
             count = len(program.output_nodes()) - len(program.signature.mutated)
@@ -77,6 +86,11 @@ class TpuRuntime:
             )
 
         return undefined_results
+
+    def _names(self, program: Program) -> tuple[str, ...]:
+        """The user's names of a graph's arguments."""
+        numbers = [compat.input_behind(node) for node in program.module.graph.find_nodes(op="placeholder")]
+        return tuple("" if at is None or at >= len(self.inputs) else self.inputs[at] for at in numbers)
 
 
 def lower_for(program: Program, source: Source, chip: Chip, devices: Slice | None = None) -> Captured:

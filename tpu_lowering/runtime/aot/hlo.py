@@ -236,6 +236,16 @@ def arrays(text: str) -> tuple[Array, ...]:
     return tuple(found)
 
 
+def entry_types(text: str) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """What a program takes and what it gives, each as it lies in memory; () and () where the text does not say."""
+    _, said, rest = text.partition("\n")[0].partition("entry_computation_layout={(")
+    if not said:
+        return (), ()
+    arguments, rest = _split_parenthesis(rest)
+    given, _ = _split_type(rest.removeprefix("->"))
+    return arrays(arguments), arrays(given)
+
+
 def _placed(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
     """A shape, padded as a layout such as "1,0:T(8,128)(2,1)" says; () if that pads nothing."""
     order, tile = re.match(r"[\d,]*", layout), re.search(r":T\((\d+),(\d+)\)", layout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from tpu_lowering.ir.chips import Chip
@@ -165,13 +166,16 @@ class TpuProgram:
         Raises:
             TpuLoweringError: TL112 if there cannot be such a file.
         """
-        members = {
+        archive.write(path, self.members(), versions())
+
+    def members(self) -> dict[str, bytes]:
+        """What a file has of it."""
+        return {
             archive.ARTIFACT: self.artifact,
             archive.EXECUTABLE: self.executable,
             archive.HLO: self.hlo.encode(),
             archive.FACTS: json.dumps(self._facts()).encode(),
         }
-        archive.write(path, members, versions())
 
     def _facts(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in LEFT_OUT}
@@ -213,7 +217,15 @@ def load(path: str | os.PathLike[str]) -> TpuProgram:
     Raises:
         TpuLoweringError: TL109 for a file that is damaged, not ours, or of other versions.
     """
-    members = archive.read(path, versions())
+    return from_members(path, archive.read(path, versions(), archive.PROGRAM))
+
+
+def from_members(path: str | os.PathLike[str], members: Mapping[str, bytes]) -> TpuProgram:
+    """The program that a file has the members of.
+
+    Raises:
+        TpuLoweringError: TL109.
+    """
     hints = get_type_hints(TpuProgram)
     try:
         facts = archive.parsed(members[archive.FACTS])
