@@ -16,6 +16,7 @@ from tpu_lowering import compat, pipeline, releases
 from tpu_lowering.capture import effects, fallback, gradients, mistakes, partition, recompiles, shardings
 from tpu_lowering.capture.graphs import CapturedGraph
 from tpu_lowering.ir import forks
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.kernels import helion
 from tpu_lowering.normalise.decompositions import decompositions
@@ -126,7 +127,9 @@ class _Compilation:
                 fw_compiler=self._compiler("forward", kernels, kinds),
                 bw_compiler=self._compiler("backward", kernels, kinds),
                 inference_compiler=self._compiler("inference", kernels, kinds),
-                partition_fn=partition.partitioner(self._fusing_chip, compat.parameter_inputs(part), self.table),
+                partition_fn=partition.partitioner(
+                    self._fusing_chip, compat.parameter_inputs(part), self.table, self._tell
+                ),
                 decompositions=mistakes.refusing(with_eagers_layouts(decompositions())),
                 keep_inference_input_mutations=True,
             )(part, arguments)
@@ -159,6 +162,10 @@ class _Compilation:
         return self.runtime or runtime_for(
             graph.graph, kind, arguments, self.options, None if effects.are_in(graph.graph) else self.saved
         )
+
+    def _tell(self, actions: Sequence[Action]) -> None:
+        if actions:
+            self.observer.acted(f"graph_{self.number}", "partition", actions)
 
     def _fusing_chip(self, joint: fx.GraphModule, arguments: Any) -> Chip | None:
         """The chip that attention of a joint graph becomes kernels for; None if it stays."""

@@ -164,6 +164,7 @@ _TABLE: dict[str, str | tuple[str, str]] = {
         "do not return or reuse the weights; let a mask need no gradient",
     ),
     "TL523": ("attention kept: a kernel would move no fewer bytes", "nothing to do"),
+    "TL524": ("rows computed again in the backward, not saved", "nothing to do"),
 }
 
 CODES: dict[str, str] = {code: row if isinstance(row, str) else row[0] for code, row in _TABLE.items()}

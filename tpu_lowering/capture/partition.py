@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,13 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from tpu_lowering import compat
 from tpu_lowering.capture.graphs import is_symbolic
+from tpu_lowering.capture.recompute_rows import recompute_rows
 from tpu_lowering.capture.shardings import Table
 from tpu_lowering.fuse.attention import sites
 from tpu_lowering.fuse.attention.masks import Term, computed, constants
 from tpu_lowering.fuse.attention.training import pair_with_gradients
 from tpu_lowering.ir import operators
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.normalise import shared_memory
 from tpu_lowering.normalise.collectives import name_groups
@@ -26,6 +28,7 @@ def partitioner(
     chip_of: Callable[[fx.GraphModule, Any], Chip | None],
     parameters: Collection[int] = (),
     table: Table | None = None,
+    tell: Callable[[Sequence[Action]], None] = lambda actions: None,
 ) -> Callable[..., Any]:
     """A ``partition_fn`` for AOTAutograd.
 
@@ -36,6 +39,7 @@ def partitioner(
             nothing is fused there.
         parameters: which inputs of Dynamo's graph are parameters.
         table: how tensors lie on a mesh; None for one device.
+        tell: is told what was done.
     """
 
     def partition(joint: fx.GraphModule, inputs: Any, **given: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -47,6 +51,8 @@ def partitioner(
             with compat.disable_current_modes():  # masks are computed here
                 pair_with_gradients.call_operators(joint.graph, chip, {})
                 compute_masks_again(joint.graph)
+        with compat.disable_current_modes():
+            tell(recompute_rows(joint.graph, given["num_fwd_outputs"]))
         if table is not None:
             table.constrain_modules(joint.graph, given["num_fwd_outputs"])
         with compat.recomputed_views():

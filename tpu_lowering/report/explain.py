@@ -24,7 +24,7 @@ from tpu_lowering.kernels import helion
 from tpu_lowering.report import chip
 from tpu_lowering.report.report import Draw, Remark, Report
 
-NOTED = ("fresh", "interpreted", "unwritten", "updated", "whole")
+NOTED = ("fresh", "interpreted", "moved", "unwritten", "updated", "whole")
 """Kinds of actions that, with a code, are remarks."""
 
 
