@@ -272,6 +272,6 @@ def test_bytes_of_a_training_step() -> None:
     writes their gradient."""
     x, labels = torch.empty(1024, 4096, dtype=bf16, requires_grad=True), torch.zeros(1024, dtype=torch.long)
     chip = chips.find("tpu7x")
-    captured = aot.capture_step(lambda x, y: F.cross_entropy(x.float(), y), (x, labels), chip, {})
+    captured = aot.capture_step(lambda x, y: F.cross_entropy(x.float(), y), (x, labels), {}, chip, {})
     moved = [aot.compile_captured(one, chip, True, False).hbm_bytes for one in captured]
     assert [round(nbytes / x.nbytes, 1) for nbytes in moved] == [1.0, 2.0]
