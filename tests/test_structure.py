@@ -78,6 +78,7 @@ ROOMS_OF_FUSE = (
     "attention",
     "attention.training",
     "attention.paged",
+    "heads",
     "",  # the passes
 )
 

@@ -30,6 +30,7 @@ from tpu_lowering.codegen import source
 from tpu_lowering.fuse.choose.choices import Answer
 from tpu_lowering.fuse.choose.choose_launches import ChooseLaunches
 from tpu_lowering.fuse.compare_scattered import CompareScattered
+from tpu_lowering.fuse.contract_heads import ContractHeads
 from tpu_lowering.fuse.expand_rows import ExpandRows
 from tpu_lowering.fuse.fuse_around_kernels import FuseAroundKernels
 from tpu_lowering.fuse.fuse_attention import FuseAttention
@@ -158,7 +159,7 @@ DRAWN = (
     .with_(legal.DRAWS, legal.KEYS)
 )
 CALLED = DRAWN.without(legal.FUNCTIONALIZED)
-NORMAL = CALLED.without(legal.targets("views of memory", views.REMOVED)).with_(legal.BOXES)
+NORMAL = CALLED.without(legal.targets("views of memory", views.REMOVED)).with_(legal.BOXES, legal.CONTRACTIONS)
 """After normalising: tensors are values, a kernel has one form of call."""
 LOWERED = NORMAL.instead(legal.ATEN, legal.Operators("operators with a row of the table", TABLE.__contains__))
 
@@ -199,6 +200,7 @@ BUFFERS: tuple[Pass, ...] = (
 def fusion(chooser: CompilerChooser | None = None) -> tuple[Pass, ...]:
     """Passes that make kernels of operators."""
     return (
+        ContractHeads(),
         FuseAttention(),
         FuseAroundKernels(),
         MergeEqual(),

@@ -39,6 +39,7 @@ from torch import fx
 from tpu_lowering import errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box
+from tpu_lowering.ir.contractions import contract
 from tpu_lowering.ir.control_flow import CONTROL_FLOW, flex_attention
 from tpu_lowering.ir.kernels import Kernel, kernel_call
 from tpu_lowering.ir.operators import ALLOCATIONS
@@ -150,7 +151,7 @@ class _Writer:
         ]
 
     def _rare_names(self) -> list[str]:
-        targets = {node.target for node in self.program.module.graph.nodes}
+        targets = {node.target for part in modules(self.program.module) for node in part.graph.nodes}
         used = [f.__name__ for f in OWN if f in targets and f.__name__ not in IMPORTED]
         return [f"from tpu_lowering.codegen.names import {', '.join(used)}"] if used else []
 
@@ -285,7 +286,7 @@ def _function(node: fx.Node) -> str:
 
 def _multiplies(node: fx.Node) -> Multiplies:
     """What a node's products are, if they are the user's."""
-    if node.target is flex_attention:
+    if node.target in (flex_attention, contract):
         return "matrices"
     return TABLE[node.target].multiplies if node.target in TABLE else ""  # type: ignore[index]
 

@@ -21,6 +21,7 @@ from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, read_box, write_box
 from tpu_lowering.ir.collectives import COLLECTIVES as ALONG_AXES
+from tpu_lowering.ir.contractions import contract
 from tpu_lowering.ir.control_flow import CONTROL_FLOW
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.random import derive_key, draw, pack_key, unpack_key
@@ -216,6 +217,17 @@ def _box_is_of_its_value(node: fx.Node) -> str | None:
     return None
 
 
+def _contracts_its_axes(node: fx.Node) -> str | None:
+    """A contraction's equation has an axis for each dimension of what it takes and gives."""
+    equation, *operands = node.args[:3]
+    taken, _, given = str(equation).partition("->")
+    shapes = [tuple(one.meta["val"].shape) for one in (*operands, node) if isinstance(one, fx.Node)]
+    axes = [*taken.split(","), given]
+    if list(map(len, axes)) != list(map(len, shapes)):
+        return f"has the equation {equation!r} for values of shapes {shapes}"
+    return None
+
+
 def _has_regions(node: fx.Node) -> str | None:
     return None if regions_of(node) else f"has no region among its arguments {node.args}"
 
@@ -247,6 +259,7 @@ CONTROL = targets("control flow", CONTROL_FLOW, _has_regions)
 DRAWS = Operators("draws", lambda target: target is draw, _has_a_key)
 KEYS = targets("random keys", (derive_key, pack_key, unpack_key))
 BOXES = targets("boxes", (read_box, write_box), _box_is_of_its_value)
+CONTRACTIONS = targets("contractions", (contract,), _contracts_its_axes)
 CONSTRAINTS = targets("constraints of shardings", (constrain,))
 
 COLLECTIVES = targets("collectives", ALONG_AXES)

@@ -12,6 +12,7 @@ from tpu_lowering import compat, errors
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import read_box, write_box
 from tpu_lowering.ir.collectives import COLLECTIVES
+from tpu_lowering.ir.contractions import contract
 from tpu_lowering.ir.control_flow import CONTROL_FLOW
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.mesh import mesh_of
@@ -23,7 +24,7 @@ from tpu_lowering.ir.shardings import constrain
 from tpu_lowering.lower.families import DRAWS, TABLE
 
 aten = compat.aten
-OWN = (kernel_call, read_box, write_box, derive_key, pack_key, unpack_key, constrain, operator.getitem)
+OWN = (kernel_call, read_box, write_box, contract, derive_key, pack_key, unpack_key, constrain, operator.getitem)
 
 
 def make_program(name: str, module: fx.GraphModule, edge: Signature) -> Program:

@@ -21,12 +21,13 @@ from tpu_lowering import compat
 from tpu_lowering.fuse.space.kinds import Kind, kind_of
 from tpu_lowering.fuse.space.spaces import AccessMap, Dim, Run, Space, aligned, dims_of, joined, mapping, split
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.contractions import contract
 
 ROW_KINDS = ("reduction", "pick", "place", "along")
 aten = compat.aten
 
 PRODUCTS = frozenset((
-    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default,
+    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default, contract,
 ))  # fmt: skip
 LONGEST_ROW = 1 << 21
 """Elements of a row that is reduced in two steps."""
@@ -350,8 +351,7 @@ def matrix_product(node: fx.Node) -> fx.Node | None:
         node = node.args[0]
         if len(node.users) > 1 or shape_of(node)[-1:] != columns:
             return None
-    is_product = graphs.is_call(node, aten.mm.default) or graphs.is_call(node, aten.addmm.default)
-    return node if is_product else None
+    return node if any(graphs.is_call(node, target) for target in (aten.mm.default, aten.addmm.default)) else None
 
 
 def is_own_product(node: fx.Node) -> bool:

@@ -1,0 +1,283 @@
+"""Products of heads as contractions: the graph, values and gradients against eager, what is left alone, and bytes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from expecttest import assert_expected_inline as inline
+from torch import nn
+
+from tests.cases.harness import Record, capture, normalised
+from tests.cases.test_goldens import before_and_after
+from tests.fuse.attention.functions import compiled, equal
+from tpu_lowering import aot_compile
+from tpu_lowering.fuse.contract_heads import ContractHeads
+from tpu_lowering.fuse.heads.axes import runs
+from tpu_lowering.ir.contractions import contract
+from tpu_lowering.lower.contractions import contract as in_jax
+from tpu_lowering.passes.simplify_views import SimplifyViews
+
+Function = Callable[..., Any]
+
+
+def to_heads(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[b, s, m] times [h * d, m], as [b, h, s, d] of 3 heads."""
+    return (x @ weight.mT).unflatten(-1, (3, -1)).transpose(1, 2)
+
+
+def with_bias(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return nn.functional.linear(x, weight, weight[:, 0]).unflatten(-1, (3, -1)).transpose(1, 2)
+
+
+def from_heads(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The inverse: [b, s, h, d] as heads of their own, permuted back and joined."""
+    rows = (x.unflatten(-1, (2, -1)).transpose(1, 2) * 2).exp()
+    return rows.transpose(1, 2).flatten(-2) @ weight.mT
+
+
+def to_and_from(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return to_heads(x, weight).tanh().transpose(1, 2).flatten(-2) @ weight
+
+
+def used_twice(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The heads, and the matrix that they were cut of."""
+    product = x @ weight.mT
+    return product.unflatten(-1, (3, -1)).transpose(1, 2).exp(), product.relu()
+
+
+def used_in_two_orders(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    heads = (x @ weight.mT).unflatten(-1, (3, -1))
+    return heads.permute(0, 2, 1, 3).exp(), heads.permute(2, 0, 3, 1).sin()
+
+
+def of_a_permuted_weight(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Columns whose heads lie inside, as a checkpoint of another library has them."""
+    inside = weight.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1)
+    return (x @ inside.mT).sigmoid()
+
+
+def channels_first(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (x.transpose(1, 2).exp().transpose(1, 2)) @ weight.mT
+
+
+FUNCTIONS: tuple[Function, ...] = (
+    to_heads, with_bias, from_heads, to_and_from, used_twice, used_in_two_orders, of_a_permuted_weight,
+)  # fmt: skip
+
+
+def arguments(sizes: Sequence[int], dtype: torch.dtype) -> list[torch.Tensor]:
+    batch, length, width = sizes
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(shape, generator=generator) / 4 for shape in ((batch, length, width), (12, width))]
+    return [one.to(dtype) for one in drawn]
+
+
+def observed(function: Function, given: Sequence[torch.Tensor], **options: Any) -> tuple[Record, list[tuple[Any, Any]]]:
+    """(what was observed, pairs of results and of gradients with eager's)."""
+    mine, theirs = ([x.detach().clone().requires_grad_() for x in given] for _ in range(2))
+    run, record = compiled(function, **options)
+    results, expected = (
+        value if isinstance(value, tuple) else (value,) for value in (run(*mine), function(*theirs))
+    )
+    gradients = [torch.randn(one.shape, generator=torch.Generator().manual_seed(7)).to(one.dtype) for one in expected]
+    torch.autograd.backward(results, gradients)
+    torch.autograd.backward(expected, gradients)
+    pairs = [*zip(results, expected, strict=True), *((a.grad, b.grad) for a, b in zip(mine, theirs, strict=True))]
+    return record, pairs
+
+
+def contractions(record: Record) -> int:
+    return sum(graph.source.count("contract(") for graph in record.graphs.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("sizes", [(2, 6, 10), (3, 5, 14)])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_equals_eager(function: Function, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    record, pairs = observed(function, arguments(sizes, dtype), verify=True)
+    assert contractions(record)
+    equal(pairs, 2e-5 if dtype == torch.float32 else 4e-2)
+
+
+def test_operands_of_other_strides() -> None:
+    x, weight = arguments((4, 6, 10), torch.float32)
+    given = [x.mT.contiguous().mT[::2], weight.mT.contiguous().mT]
+    record, pairs = observed(to_and_from, given)
+    assert contractions(record)
+    equal(pairs, 2e-5)
+
+
+def test_one_product_of_all_heads() -> None:
+    inline(before_and_after(ContractHeads(), to_heads, (2, 6, 10), (12, 10), first=(SimplifyViews(),)), """\
+%arg0_1: f32[12, 10] = input
+%arg1_1: f32[2, 6, 10] = input
+%permute_default: f32[10, 12] = aten.permute.default(%arg0_1, [1, 0])
+%reshape_default: f32[12, 10] = aten.reshape.default(%arg1_1, [12, 10])
+%mm: f32[12, 12] = aten.mm.default(%reshape_default, %permute_default)
+%reshape_default_3: f32[2, 6, 3, 4] = aten.reshape.default(%mm, [2, 6, 3, 4])
+%permute_default_1: f32[2, 3, 6, 4] = aten.permute.default(%reshape_default_3, [0, 2, 1, 3])
+return (%permute_default_1)
+
+contract_heads:
+moved mm: one product over all axes of its heads, ace,bde->abcd: no copy permutes it
+
+%arg0_1: f32[12, 10] = input
+%arg1_1: f32[2, 6, 10] = input
+%reshape_default_4: f32[3, 4, 10] = aten.reshape.default(%arg0_1, [3, 4, 10])
+%contract: f32[2, 3, 6, 4] = contract('ace,bde->abcd', %arg1_1, %reshape_default_4)
+return (%contract)""")
+
+
+def test_heads_joined_again() -> None:
+    inline(before_and_after(ContractHeads(), from_heads, (2, 6, 10), (4, 10), first=(SimplifyViews(),)), """\
+%arg0_1: f32[2, 6, 10] = input
+%arg1_1: f32[4, 10] = input
+%reshape_default: f32[2, 6, 2, 5] = aten.reshape.default(%arg0_1, [2, 6, 2, 5])
+%permute_default: f32[2, 2, 6, 5] = aten.permute.default(%reshape_default, [0, 2, 1, 3])
+%mul: f32[2, 2, 6, 5] = aten.mul.Tensor(%permute_default, 2)
+%exp: f32[2, 2, 6, 5] = aten.exp.default(%mul)
+%permute_default_1: f32[2, 6, 2, 5] = aten.permute.default(%exp, [0, 2, 1, 3])
+%permute_default_2: f32[10, 4] = aten.permute.default(%arg1_1, [1, 0])
+%reshape_default_4: f32[12, 10] = aten.reshape.default(%permute_default_1, [12, 10])
+%mm: f32[12, 4] = aten.mm.default(%reshape_default_4, %permute_default_2)
+%reshape_default_3: f32[2, 6, 4] = aten.reshape.default(%mm, [2, 6, 4])
+return (%reshape_default_3)
+
+contract_heads:
+moved mm: one product over all axes of its heads, adbe,cde->abc: no copy permutes it
+
+%arg0_1: f32[2, 6, 10] = input
+%arg1_1: f32[4, 10] = input
+%reshape_default: f32[2, 6, 2, 5] = aten.reshape.default(%arg0_1, [2, 6, 2, 5])
+%permute_default: f32[2, 2, 6, 5] = aten.permute.default(%reshape_default, [0, 2, 1, 3])
+%mul: f32[2, 2, 6, 5] = aten.mul.Tensor(%permute_default, 2)
+%exp: f32[2, 2, 6, 5] = aten.exp.default(%mul)
+%reshape_default_5: f32[4, 2, 5] = aten.reshape.default(%arg1_1, [4, 2, 5])
+%contract: f32[2, 6, 4] = contract('adbe,cde->abc', %exp, %reshape_default_5)
+return (%contract)""")
+
+
+# What stays ---------------------------------------------------------------------------------------------
+def one_token(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return to_heads(x[:, :1], weight)
+
+
+def one_head(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (x @ weight.mT)[:, None].transpose(1, 2)
+
+
+def cut_alone(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (x @ weight.mT).unflatten(-1, (3, -1)) * 2
+
+
+def transposed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (x.flatten(0, 1) @ weight.mT).mT.exp()
+
+
+def added_matrix(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    rows = x.flatten(0, 1)
+    return torch.addmm(rows @ weight.mT, rows, weight.mT).reshape(*x.shape[:2], 3, -1)
+
+
+def scaled(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    rows = torch.addmm(weight[:, 0], x.flatten(0, 1), weight.mT, alpha=2)
+    return rows.reshape(*x.shape[:2], 3, -1).transpose(1, 2)
+
+
+def of_no_rows(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return to_heads(x[:0], weight)
+
+
+@pytest.mark.parametrize(
+    "function", [one_token, one_head, cut_alone, transposed, added_matrix, scaled, of_no_rows]
+)
+def test_what_is_not_moved_stays(function: Function) -> None:
+    module = normalised(capture(function, *arguments((2, 6, 10), torch.float32)))
+    before = [node.name for node in module.graph.nodes]
+    assert ContractHeads()(module.graph) == []
+    assert [node.name for node in module.graph.nodes] == before
+
+
+def test_a_view_that_splits_within_a_row_stays() -> None:
+    """12 columns of 6 rows as 8 of 9: no axis of the product is one of the view's."""
+
+    def function(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return (x[0] @ weight.mT).reshape(8, 9).mT.reshape(9, 4, 2).transpose(0, 1)
+
+    module = normalised(capture(function, *arguments((2, 6, 10), torch.float32)))
+    assert ContractHeads()(module.graph) == []
+
+
+def test_nothing_changes_on_a_cpu() -> None:
+    x, weight = arguments((2, 6, 10), torch.float32)
+    record = Record()
+    run = torch.compile(to_heads, backend=functools.partial(_backend, record=record), fullgraph=True)
+    torch._dynamo.reset()
+    run(x, weight)
+    assert contractions(record) == 0
+
+
+def _backend(module: Any, given: Any, record: Record) -> Any:
+    from tpu_lowering.backend import helion_tpu
+
+    return helion_tpu(module, given, options={}, observers=[record])
+
+
+# The operator -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("equation", ["abc,dec->adbe", "abcd,ebd->ace", "ab,cb->ca", "abc,bd->dac"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_rule_is_the_operator(equation: str, dtype: torch.dtype) -> None:
+    from tpu_lowering import compat
+    from tpu_lowering.ir import arrays
+    from tpu_lowering.ir.types import TensorType
+
+    sizes = dict(zip("abcde", (2, 3, 4, 5, 6), strict=True))
+    left, right = equation.partition("->")[0].split(",")
+    given = [torch.randn([sizes[axis] for axis in term]).to(dtype) for term in (left, right)]
+    expected = contract(equation, *given)
+    bias = torch.randn(expected.shape[-1:]).to(dtype)
+    with compat.enable_x64(True):
+        for more in ([], [bias]):
+            result = in_jax(equation, *map(arrays.to_jax, [*given, *more]), out=TensorType.of(expected))
+            torch.testing.assert_close(arrays.borrowed(result), contract(equation, *given, *more))
+
+
+# Bytes --------------------------------------------------------------------------------------------------
+class Block(nn.Module):
+    """Attention as models write it, with shared heads of keys."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        of = functools.partial(nn.Linear, bias=bias, dtype=torch.bfloat16)
+        self.query, self.key, self.value, self.output = of(1024, 1024), of(1024, 256), of(1024, 256), of(1024, 1024)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = [one(x).unflatten(-1, (-1, 128)).transpose(1, 2) for one in (self.query, self.key, self.value)]
+        seen = nn.functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
+        return self.output(seen.transpose(1, 2).flatten(-2))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("target", ["tpu7x", "v5e"])
+def test_heads_are_written_once(target: str, bias: bool) -> None:
+    """Without the pass the queries, keys, values and results are each written and read once more."""
+    model, x = Block(bias).requires_grad_(False), torch.zeros(8, 1024, 1024, dtype=torch.bfloat16)
+    with_pass = aot_compile(model, (x,), target=target)
+    passes = "simplify_views,fuse_attention"
+    without = aot_compile(model, (x,), target=target, options={"passes": passes})
+    copied = 2 * (16 + 4 + 4 + 16)
+    assert without.hbm_bytes - with_pass.hbm_bytes > 0.8 * copied * 2**20
+
+
+def test_runs_of_axes() -> None:
+    """A matrix has two, however it is cut; heads have four."""
+    from tpu_lowering.fuse.heads.axes import product_of
+
+    module = normalised(capture(to_heads, *arguments((2, 6, 10), torch.float32)))
+    (product,) = [found for node in module.graph.nodes if (found := product_of(node)) is not None]
+    assert [runs(product.left), runs(product.right)] == [2, 2]
+    assert list(map(runs, product.results)) == [4]

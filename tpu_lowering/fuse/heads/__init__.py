@@ -1,0 +1,1 @@
+"""Matrix products whose factors or results are cut into heads and permuted."""

@@ -1,0 +1,188 @@
+"""A matrix product over the axes of what its factors lie as, and of what its results are taken as.
+
+Of ``permute(reshape(mm(x, wᵀ), [b, s, h, d]), [0, 2, 1, 3])`` the columns of the product are two axes, h and d, its
+rows b and s; an axis is cut where a factor or a result needs it. Each factor is then a value with an axis for some of
+those, and so is each result, in an order of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+
+from torch import fx
+
+from tpu_lowering import compat
+from tpu_lowering.fuse.attention.views import REPEATED, Digits, View, merged, view_of
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.reshapes import Digit
+from tpu_lowering.normalise.views import RESHAPES
+from tpu_lowering.passes.simplify_views import IDENTITIES
+
+aten = compat.aten
+
+ROWS, COLUMNS, SUMMED = 0, 1, 2
+"""The dimensions of a product; the first two are its own."""
+
+Axis = tuple[int, int]
+"""A part of a dimension of a product: which, and how many of its positions one step is."""
+
+PRODUCTS = (aten.mm.default, aten.addmm.default)
+MOVING = (*IDENTITIES, *RESHAPES, aten.permute.default)
+"""Views that repeat nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """A value whose dimensions are axes of a product.
+
+    Attributes:
+        node: the value.
+        axes: what it is made of, as its elements follow one another.
+        sizes: of those.
+    """
+
+    node: fx.Node
+    axes: tuple[Axis, ...]
+    sizes: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisProduct:
+    """A matrix product over axes.
+
+    Attributes:
+        node: the product.
+        left, right: its factors.
+        bias: a row that is added to each of its own; None if none is.
+        results: the views of it that something else uses, each with the order of its axes.
+    """
+
+    node: fx.Node
+    left: Placed
+    right: Placed
+    bias: fx.Node | None
+    results: tuple[Placed, ...]
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether a factor or a result has axes of one dimension apart from each other."""
+        return any(runs(one) > 2 for one in (self.left, self.right, *self.results))
+
+    @property
+    def order(self) -> Placed:
+        """The axes of its result: as all that is taken of it has them, or as the product itself has."""
+        orders = {one.axes: one for one in self.results}
+        if len(orders) == 1:
+            return self.results[0]
+        axes = sorted(self.results[0].axes, key=lambda axis: (axis[0], -axis[1]))
+        sizes = dict(zip(self.results[0].axes, self.results[0].sizes, strict=True))
+        return Placed(self.node, tuple(axes), tuple(sizes[axis] for axis in axes))
+
+
+def runs(placed: Placed) -> int:
+    """How many pieces of a product's dimensions follow one another in a value: two in a factor that is a matrix."""
+    return len(
+        merged(Digit(axis, stride, size) for (axis, stride), size in zip(placed.axes, placed.sizes, strict=True))
+    )
+
+
+def product_of(node: fx.Node) -> AxisProduct | None:
+    """A node as a product over axes; None if it is none, or has none."""
+    if node.op != "call_function" or node.target not in PRODUCTS or 0 in graphs.type_of(node).shape:
+        return None
+    given = graphs.bound(node)
+    is_plain = node.target is aten.mm.default
+    left, right = (given["self"], given["mat2"]) if is_plain else (given["mat1"], given["mat2"])
+    bias = None if is_plain else given["self"]
+    if (given.get("beta", 1), given.get("alpha", 1)) != (1, 1) or 0 in graphs.type_of(left).shape:
+        return None
+    if not node.meta["val"].dtype.is_floating_point or (bias is not None and not _is_row(bias, node)):
+        return None
+    views, leaves = [_seen(left), _seen(right)], _leaves(node)
+    if leaves is None:
+        return None
+    dims = ((ROWS, SUMMED), (SUMMED, COLUMNS))
+    sizes = {ROWS: graphs.type_of(node).shape[0], COLUMNS: graphs.type_of(node).shape[1]}
+    sizes[SUMMED] = graphs.type_of(left).shape[1]
+    cuts: dict[int, set[int]] = {dim: {1, size} for dim, size in sizes.items()}
+    for view, names in zip(views, dims, strict=True):
+        for digits, dim in zip(view.dims, names, strict=True):
+            cuts[dim] |= set(_strides(digits))
+    for digit in (digit for leaf in leaves for digit in leaf.digits):
+        cuts[digit.axis] |= {digit.stride, digit.stride * digit.size}
+    axes = {dim: _axes(dim, found) for dim, found in cuts.items()}
+    if any(found is None for found in axes.values()):
+        return None
+    factors = [_factor(view, names, axes) for view, names in zip(views, dims, strict=True)]  # type: ignore[arg-type]
+    results = tuple(_result(leaf, axes) for leaf in leaves)  # type: ignore[arg-type]
+    return AxisProduct(node, factors[0], factors[1], bias, results)
+
+
+def _is_row(bias: fx.Node, product: fx.Node) -> bool:
+    *rows, columns = graphs.type_of(bias).shape or (1,)
+    return columns == graphs.type_of(product).shape[1] and all(size == 1 for size in rows)
+
+
+def _seen(node: fx.Node) -> View:
+    """What a factor is a view of; itself where that repeats elements."""
+    view = view_of(node)
+    if any(digit.axis == REPEATED for digit in view.digits):
+        return View(node, tuple(_whole(axis, size) for axis, size in enumerate(graphs.type_of(node).shape)))
+    return view
+
+
+def _whole(axis: int, size: int) -> Digits:
+    return (Digit(axis, 1, size),) if size != 1 else ()
+
+
+def _leaves(product: fx.Node) -> list[View] | None:
+    """The views of a product that something else uses; None where one cannot be told."""
+    found: list[View] = []
+    waiting = [product]
+    while waiting:
+        node = waiting.pop()
+        views = [user for user in node.users if user.op == "call_function" and user.target in MOVING]
+        if len(views) < len(node.users):
+            view = view_of(node)
+            if view.base is not product:
+                return None
+            found.append(view)
+        waiting += views
+    return found or None
+
+
+def _strides(digits: Digits) -> Iterable[int]:
+    """Of a dimension made of digits, where each of them starts."""
+    return itertools.accumulate((digit.size for digit in reversed(digits)), int.__mul__, initial=1)
+
+
+def _axes(dim: int, cuts: set[int]) -> list[Digit] | None:
+    """A dimension that is cut at some strides, from the outermost part inwards; None if those do not nest."""
+    ordered = sorted(cuts)
+    if any(high % low for low, high in itertools.pairwise(ordered)):
+        return None
+    return [Digit(dim, low, high // low) for low, high in itertools.pairwise(ordered)][::-1]
+
+
+def _factor(view: View, names: Sequence[int], axes: dict[int, list[Digit]]) -> Placed:
+    parts: list[tuple[int, int, Digit]] = []
+    for digits, dim in zip(view.dims, names, strict=True):
+        starts = list(_strides(digits))[:-1][::-1]
+        for part in axes[dim]:
+            at = next(at for at, start in enumerate(starts) if start <= part.stride)
+            parts.append((digits[at].axis, -digits[at].stride * (part.stride // starts[at]), part))
+    parts.sort(key=lambda found: found[:2])
+    return _placed(view.base, [part for _, _, part in parts])
+
+
+def _result(leaf: View, axes: dict[int, list[Digit]]) -> Placed:
+    def inside(digit: Digit) -> list[Digit]:
+        return [part for part in axes[digit.axis] if digit.stride <= part.stride < digit.stride * digit.size]
+
+    return _placed(leaf.path[0] if leaf.path else leaf.base, [part for digit in leaf.digits for part in inside(digit)])
+
+
+def _placed(node: fx.Node, parts: Sequence[Digit]) -> Placed:
+    return Placed(node, tuple((part.axis, part.stride) for part in parts), tuple(part.size for part in parts))
