@@ -57,25 +57,38 @@ def in_halves(weight: jax.Array) -> jax.Array:
     return jnp.concatenate((weight[..., 0::2, :], weight[..., 1::2, :]), -2)
 
 
+def quarter_turned(weight: jax.Array) -> jax.Array:
+    """Rows [..., turned, in] that make what a rotary embedding multiplies by sines."""
+    first, second = jnp.split(weight, 2, -2)
+    return jnp.concatenate((-second, first), -2)
+
+
 def attended(sizes: Sizes, on_cpu: bool, x: jax.Array, own: Weights) -> tuple[jax.Array, ...]:
-    """(the result, latents [batch, 1, length, rank], rotated keys [batch, 1, length, turned]) of the attention."""
+    """(the result, latents [batch, 1, length, rank], rotated keys [batch, 1, length, turned]) of the attention.
+
+    A head of queries is [plain, turned * cosines, quarter turned * sines] and one of keys [plain, rotated, rotated]:
+    each is one product, and what is rotated needs no shuffle of lanes and no concatenation of activations.
+    """
     cosines, sines = parts.angles(jnp.arange(x.shape[1]), sizes.turned, sizes.base, x.dtype)
     latent = parts.linear(x, own["q_a_proj.weight"])
     latent = parts.rms_norm(latent, own["q_a_layernorm.weight"], sizes.epsilon)
     expand = own["q_b_proj.weight"].reshape(sizes.heads, -1, sizes.query_rank)
-    query = jnp.einsum("bsr,hdr->bhsd", latent, expand[:, : sizes.plain])
-    turned = jnp.einsum("bsr,hdr->bhsd", latent, in_halves(expand[:, sizes.plain :]))
-    query = jnp.concatenate((query, parts.rotated(turned, cosines, sines)), -1)
+    turned = in_halves(expand[:, sizes.plain :])
+    expand = jnp.concatenate((expand[:, : sizes.plain], turned, quarter_turned(turned)), 1)
+    factors = jnp.concatenate((jnp.ones((x.shape[1], sizes.plain), x.dtype), cosines, sines), -1)
+    query = jnp.einsum("bsr,hdr->bhsd", latent, expand) * factors
 
     compress = own["kv_a_proj_with_mqa.weight"]
     latent = parts.linear(x, compress[: sizes.rank])
     latent = parts.rms_norm(latent, own["kv_a_layernorm.weight"], sizes.epsilon)
     shared = parts.rotated(parts.linear(x, in_halves(compress[sizes.rank :]))[:, None], cosines, sines)
     expand = own["kv_b_proj.weight"].reshape(sizes.heads, -1, sizes.rank)
-    key = jnp.einsum("bsr,hdr->bhsd", latent, expand[:, : sizes.plain])
+    plain = jnp.pad(expand[:, : sizes.plain], ((0, 0), (0, 2 * sizes.turned), (0, 0)))
+    twice = jnp.pad(jnp.concatenate((shared, shared), -1), ((0, 0), (0, 0), (0, 0), (sizes.plain, 0)))
+    key = jnp.einsum("bsr,hdr->bhsd", latent, plain) + twice
     value = jnp.einsum("bsr,hdr->bhsd", latent, expand[:, sizes.plain :])
-    key = jnp.concatenate((key, jnp.broadcast_to(shared, (*key.shape[:3], sizes.turned))), -1)
-    made = parts.attention(query, key, value, causal=True, on_cpu=on_cpu)
+    scale = (sizes.plain + sizes.turned) ** -0.5
+    made = parts.attention(query, key, value, causal=True, on_cpu=on_cpu, scale=scale)
     return parts.from_heads(made, own["o_proj.weight"]), latent[:, None], shared
 
 

@@ -19,6 +19,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     LocalMask,
     MultiHeadMask,
     NumpyMask,
+    QKVLayout,
     make_splash_mha_single_device,
 )
 
@@ -84,12 +85,14 @@ def attention(
     soft_cap: float | None = None,
     scale: float | None = None,
     counted: int | None = None,
+    narrow: bool = False,
 ) -> jax.Array:
     """Splash attention of [batch, heads, length, width]; keys and values may have fewer heads.
 
     Args:
         window: how many keys each query sees, itself included; None for all before it.
         counted: how many keys there are; those after them are padding.
+        narrow: whether HBM holds heads with length as the last dimension: a width below 128 is not padded then.
     """
     heads, queries, keys = query.shape[1], query.shape[2], key.shape[2]
     mask: Any = FullMask((queries, keys))
@@ -100,7 +103,11 @@ def attention(
     if counted is not None:
         mask = NumpyMask(np.broadcast_to(np.arange(keys) < counted, (queries, keys)))
     rows, columns = min(BLOCK, queries), min(BLOCK, keys)
-    blocks = BlockSizes(rows, columns, columns, rows, columns, columns, use_fused_bwd_kernel=True)
+    layout = QKVLayout.SEQ_MINOR if narrow else QKVLayout.HEAD_DIM_MINOR
+    blocks = BlockSizes(
+        rows, columns, columns, rows, columns, columns, use_fused_bwd_kernel=True,
+        q_layout=layout, k_layout=layout, v_layout=layout,
+    )  # fmt: skip
     with jax.ensure_compile_time_eval():
         kernel: Any = make_splash_mha_single_device(
             MultiHeadMask([mask] * heads), block_sizes=blocks, attn_logits_soft_cap=soft_cap, interpret=on_cpu

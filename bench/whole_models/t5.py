@@ -62,7 +62,8 @@ def buckets(length: int) -> np.ndarray[Any, Any]:
 def bias(table: jax.Array, length: int) -> jax.Array:
     """[1, heads, length, length] of a table [buckets, heads]."""
     distances = np.arange(length) - np.arange(length)[:, None] + length - 1
-    return table.T[:, buckets(length)[distances]][None]
+    chosen = jax.nn.one_hot(buckets(length)[distances], BUCKETS, dtype=table.dtype, axis=0)
+    return jnp.einsum("bh,bqk->hqk", table, chosen)[None]
 
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, added: jax.Array, on_cpu: bool) -> jax.Array:

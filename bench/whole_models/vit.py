@@ -44,10 +44,12 @@ SMALL = Sizes(width=128, hidden=96, heads=2, side=24, patch=8, batch=2)
 
 def embedded(sizes: Sizes, weights: Weights, pixels: jax.Array) -> jax.Array:
     """[batch, 1 + patches, width] of [batch, 3, side, side]."""
-    own = parts.subset(weights, "embeddings.")
-    strides = (sizes.patch, sizes.patch)
+    own, patch = parts.subset(weights, "embeddings."), sizes.patch
     kernel, bias = (own[f"patch_embeddings.projection.{name}"] for name in ("weight", "bias"))
-    made = lax.conv_general_dilated(pixels, kernel, strides, "VALID", dimension_numbers=("NCHW", "OIHW", "NHWC"))
+    rows = pixels.reshape(sizes.batch, 3, -1, patch, sizes.side).transpose(0, 2, 4, 1, 3)
+    rows = rows.reshape(-1, sizes.side, 3 * patch)  # rows of patches: their colours and lines are channels
+    kernel = kernel.reshape(sizes.width, 3 * patch, patch)
+    made = lax.conv_general_dilated(rows, kernel, (patch,), "VALID", dimension_numbers=("NWC", "OIW", "NWC"))
     made = made.reshape(sizes.batch, -1, sizes.width) + bias
     first = jnp.broadcast_to(own["cls_token"], (sizes.batch, 1, sizes.width))
     return jnp.concatenate((first, made), 1) + own["position_embeddings"]
@@ -67,7 +69,7 @@ def twin(sizes: Sizes, on_cpu: bool, weights: Weights, pixels: jax.Array) -> jax
         parts.to_heads(hidden, weight, width, bias)
         for weight, bias in (own(f"layers.0.attention.{name}_proj") for name in ("q", "k", "v"))
     )
-    attended = parts.attention(query, key, value, causal=False, on_cpu=on_cpu, counted=length)
+    attended = parts.attention(query, key, value, causal=False, on_cpu=on_cpu, counted=length, narrow=True)
     x = x + parts.from_heads(attended[:, :, :length], *own("layers.0.attention.o_proj"))
     hidden = parts.layer_norm(x, *own("layers.0.layernorm_after"), sizes.epsilon)
     hidden = parts.gelu(parts.linear(hidden, *own("layers.0.mlp.fc1")))

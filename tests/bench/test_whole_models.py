@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.whole_models import bert_dropout
 from bench.whole_models.case import Built, flat
 from bench.whole_models.cases import CASES
 
@@ -43,7 +44,8 @@ def test_a_twin_computes_what_the_model_does(name: str) -> None:
         loss = built.function(*built.inputs)
         loss.backward()
         trained = {name: weights[name] for name in built.trained()}
-        twin_loss, gradients = jax.value_and_grad(lambda own: built.twin({**weights, **own}, *given))(trained)
+        twin = jax.jit(jax.value_and_grad(lambda own: built.twin({**weights, **own}, *given)))
+        twin_loss, gradients = twin(trained)
         equal(twin_loss, loss)
         for name, value in built.module.named_parameters():
             assert value.grad is not None
@@ -51,7 +53,27 @@ def test_a_twin_computes_what_the_model_does(name: str) -> None:
         return
     with torch.no_grad():
         results = list(flat(built.function(*built.inputs)))
-    found = list(flat(built.twin(weights, *given)))
+    found = list(flat(jax.jit(built.twin)(weights, *given)))
     assert len(found) == len(results) + len(built.caches)
     for got, expected in zip(found, (*results, *built.caches), strict=True):
         equal(got, expected)
+
+
+def test_dropout_keeps_the_mean_and_its_gradient_has_the_same_zeros() -> None:
+    share, x = 0.1, jnp.ones((512, 512))
+    key = jax.random.PRNGKey(0)
+    dropped, pull = jax.vjp(lambda x: bert_dropout.dropout(x, key, share), x)
+    zeros = float(jnp.mean(dropped == 0))
+    assert abs(zeros - share) < 4 * (share * (1 - share) / x.size) ** 0.5
+    assert abs(float(jnp.mean(dropped)) - 1) < 4 * (share / (1 - share) / x.size) ** 0.5
+    np.testing.assert_array_equal(np.asarray(pull(x)[0]), np.asarray(dropped))
+
+
+def test_attention_with_dropout_has_the_mean_of_attention_without() -> None:
+    query, key, value = (jax.random.normal(jax.random.PRNGKey(at), (1, 2, 64, 32)) for at in range(3))
+    whole = bert_dropout.attention(query, key, value, jax.random.PRNGKey(3), 0.0)
+    draw = jax.jit(lambda own: bert_dropout.attention(query, key, value, own, 0.1))
+    drawn = jnp.stack([draw(own) for own in jax.random.split(jax.random.PRNGKey(4), 400)])
+    error = jnp.std(drawn, 0) / len(drawn) ** 0.5
+    assert float(jnp.max(jnp.std(drawn, 0))) > 0.01
+    assert float(jnp.max(jnp.abs(jnp.mean(drawn, 0) - whole) / error)) < 6
