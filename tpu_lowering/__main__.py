@@ -1,74 +1,115 @@
-"""``python -m tpu_lowering demo | doctor | pipeline | explain | bisect | tune | plan``; see ``--help`` of each."""
+"""``python -m tpu_lowering``, or ``tpu-lowering``; see ``--help``, and that of each command."""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from tpu_lowering import compat, errors
+from tpu_lowering import __version__
+from tpu_lowering.capture.refusals import refusal_in
 from tpu_lowering.ir.chips import CHIPS
 from tpu_lowering.report import commands
 
+EXIT_CODES = """exit codes: 0 done; 1 refused, with a coded error, or something is not as it should be;
+2 a command line that is wrong; 130 stopped with Ctrl-C"""
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, or 1 where something is wrong, with a coded error if it has one."""
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: see ``EXIT_CODES``."""
+    given = vars(_parser().parse_args(argv))
+    given.pop("command")
+    run = given.pop("run")
+    try:
+        return run(**given)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        refusal = refusal_in(error)
+        if refusal is None:
+            raise
+        print(refusal, file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tpu_lowering", description="PyTorch with Helion and Pallas kernels as one XLA program"
+        prog="python -m tpu_lowering",
+        description="PyTorch with Helion and Pallas kernels as one XLA program",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"tpu_lowering {__version__}")
     subcommands = parser.add_subparsers(dest="command", required=True)
-    demo = subcommands.add_parser("demo", help="run a Llama-style decoder with Helion kernels and report")
+
+    def command(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+        made = subcommands.add_parser(name, help=summary, description=summary)
+        made.set_defaults(run=run)
+        return made
+
+    demo = command("demo", commands.demo, "run a Llama-style decoder with Helion kernels and report")
     demo.add_argument("--length", type=int, default=64, help="tokens in the sequence, at most 128 (default 64)")
-    subcommands.add_parser("doctor", help="say what is installed, what works and how to fix the rest")
-    explain = subcommands.add_parser("explain", help="report on a function of a Python file")
-    explain.add_argument(
-        "target", metavar="FILE:FUNCTION", help="FILE's function example_inputs() gives FUNCTION's arguments"
-    )
-    explain.add_argument("--json", action="store_true", help="print the report as JSON")
-    pipeline = subcommands.add_parser("pipeline", help="print the stages of a program, as options['passes'] takes them")
+    command("doctor", commands.doctor, "say what is installed, what works and how to fix the rest")
+    selftest = command("selftest", commands.selftest, "try kernels, a model, a training step and a cache on a device")
+    selftest.add_argument("--device", default="", help="a device of JAX's, such as tpu:0 (default: the CPU)")
+    selftest.add_argument("--target", help="the chip to compare with (default: the device's own)")
+    selftest.add_argument("--out", default="", help="a file for the text that is printed")
+    _add_explain(command("explain", commands.explain, "report on a function of a file, or say what a code means"))
+    pipeline = command("pipeline", commands.pipeline, "print the stages of a program, as options['passes'] takes them")
     pipeline.add_argument("--target", default="", help="a TPU, such as tpu7x (default: the CPU)")
-    bisect = subcommands.add_parser("bisect", help="find the first stage that changes a function's results, on the CPU")
-    bisect.add_argument("function", metavar="FILE:FUNCTION", help="as for explain")
+    bisect = command("bisect", commands.bisect, "find the first stage that changes a function's results, on the CPU")
+    _add_function(bisect)
     bisect.add_argument("--passes", default="", help="text of a pipeline, as the command pipeline prints it")
     bisect.add_argument("--fuse", default="always", choices=("always", "tpu", "never"), help="default: always")
-    tune = subcommands.add_parser("tune", help="choose forms of a function's regions and kernels with the TPU compiler")
-    tune.add_argument("function", metavar="FILE:FUNCTION", help="as for explain")
-    tune.add_argument(
-        "--target", default="tpu7x", help=f"a TPU: {', '.join(chip.name for chip in CHIPS)} (default tpu7x)"
-    )
-    tune.add_argument("--seconds", type=int, default=600, help="no form is compiled after that (default 600)")
-    tune.add_argument("--cache", default="", help="folder that keeps the choices, as option cache names it")
-    tune.add_argument("--configs", action="store_true", help="give Helion kernels without a config one")
-    plan = subcommands.add_parser("plan", help="memory and traffic of a step on many meshes, of which few are compiled")
-    plan.add_argument("function", metavar="FILE:FUNCTION", help="takes a mesh and a size an axis, gives fn and args")
-    plan.add_argument("--target", default="tpu7x", help="a TPU (default tpu7x)")
-    plan.add_argument("--chips", default="8..64", help="numbers of chips (default 8..64: 8, 16, 32, 64)")
-    plan.add_argument("--best", type=int, default=3, help="meshes to print for each (default 3)")
-    plan.add_argument("--fuse", default="tpu", choices=("tpu", "never"), help="with kernels or without (default tpu)")
-    given = parser.parse_args(argv)
+    _add_tune(command("tune", commands.tune, "choose forms of regions and kernels with the TPU compiler"))
+    _add_plan(command("plan", commands.plan, "memory and traffic of a step on many meshes, of which few are compiled"))
+    return parser
+
+
+def _add_function(parser: argparse.ArgumentParser) -> None:
+    told = "FILE's example_inputs has FUNCTION's arguments: a tuple, a dictionary, or a function that gives one"
+    parser.add_argument("function", metavar="FILE:FUNCTION", help=told)
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    told = "as FILE's example_inputs gives FUNCTION's arguments: a tuple, a dictionary, or a function of one; or a code"
+    parser.add_argument("function", metavar="FILE:FUNCTION | CODE", help=told)
+    parser.add_argument("--target", default="", help="a TPU, such as tpu7x, to see the TPU compiler's view too")
+    parser.add_argument("--options", nargs="*", type=_option, default=(), metavar="NAME=VALUE", help="of the backend")
+    parser.add_argument("--no-grad", action="store_true", help="report on the forward as inference runs it")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--html", default="", metavar="FILE", help="write the report as a page, too")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """``fuse=always`` or ``buckets=512``: values are Python's, or text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
     try:
-        if given.command == "demo":
-            return commands.demo(given.length)
-        if given.command == "doctor":
-            return commands.doctor()
-        if given.command == "pipeline":
-            return commands.pipeline(given.target)
-        if given.command == "bisect":
-            return commands.bisect(given.function, given.passes, given.fuse)
-        if given.command == "plan":
-            return commands.plan(given.function, given.target, given.chips, given.best, given.fuse)
-        if given.command == "tune":
-            return commands.tune(given.function, given.target, given.seconds, given.cache, given.configs)
-        return commands.explain(given.target, as_json=given.json)
-    except errors.TpuLoweringError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except compat.BackendCompilerFailed as error:
-        inner: Any = error
-        if not isinstance(inner.inner_exception, errors.TpuLoweringError):
-            raise
-        print(inner.inner_exception, file=sys.stderr)
-        return 1
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    _add_function(parser)
+    chips = ", ".join(chip.name for chip in CHIPS)
+    parser.add_argument("--target", dest="chip", default="tpu7x", help=f"a TPU: {chips} (default tpu7x)")
+    parser.add_argument("--seconds", type=int, default=600, help="no form is compiled after that (default 600)")
+    parser.add_argument("--cache", default="", help="folder that keeps the choices, as option cache names it")
+    parser.add_argument("--configs", action="store_true", help="give Helion kernels without a config one")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("function", metavar="FILE:FUNCTION", help="takes a mesh and a size an axis, gives fn and args")
+    parser.add_argument("--target", dest="chip", default="tpu7x", help="a TPU (default tpu7x)")
+    parser.add_argument("--chips", dest="counts", default="8..64", help="how many (default 8..64: 8, 16, 32, 64)")
+    parser.add_argument("--best", type=int, default=3, help="meshes to print for each (default 3)")
+    parser.add_argument("--fuse", default="tpu", choices=("tpu", "never"), help="with kernels or without (default tpu)")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import json
 import pathlib
+import re
 import time
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,13 +17,13 @@ from rich.table import Table
 
 from tpu_lowering import errors, releases
 from tpu_lowering.ir import chips
-from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.options import Options
 from tpu_lowering.pipeline import Pipeline
 from tpu_lowering.report import bisect as bisect_
 from tpu_lowering.report import doctor as doctor_
+from tpu_lowering.report import files, plan_tables
 from tpu_lowering.report import plan as plan_
-from tpu_lowering.report import plan_tables
+from tpu_lowering.report import selftest as selftest_
 from tpu_lowering.report import tune as tune_
 from tpu_lowering.report.explain import explain as explain_function
 from tpu_lowering.runtime.aot import compiler
@@ -86,31 +88,87 @@ def doctor() -> int:
     return 0 if doctor_.print_findings(doctor_.examine()) else 1
 
 
-def explain(target: str, as_json: bool) -> int:
-    """Reports on ``FILE:FUNCTION``.
+def selftest(device: str, target: str | None, out: str) -> int:
+    """Tries kernels, a model, a training step and a cache on a device.
+
+    Args:
+        device: of JAX's, such as "tpu:0"; "" for the CPU.
+        target: the chip to compare with; None for the device's own, "" for none.
+        out: a file for the text, or "".
+
+    Returns:
+        1 if something failed or differs from eager.
 
     Raises:
-        TpuLoweringError: TL106 if there is no such file, function or inputs.
+        TpuLoweringError: TL104 for a device that is not there, TL107 for an unknown target.
     """
-    function, inputs = _function_and_inputs(target)
-    report = explain_function(function, *inputs)
+    outcomes = selftest_.run(device, target)
+    if out:
+        pathlib.Path(out).write_text(selftest_.text(outcomes, device) + "\n")
+    return 0 if selftest_.show(outcomes, device, Console()) else 1
+
+
+def explain(
+    function: str,
+    target: str,
+    options: Sequence[tuple[str, Any]],
+    no_grad: bool,
+    as_json: bool,
+    html: str,
+) -> int:
+    """Reports on ``FILE:FUNCTION``, or says what a code means.
+
+    Args:
+        function: the function, or a code.
+        target: a TPU, or "".
+        options: of the backend, by name.
+        no_grad: whether gradients are off.
+        as_json: whether the report is printed as JSON.
+        html: a file for the report as a page, or "".
+
+    Raises:
+        TpuLoweringError: TL106 if there is no such file, function, inputs or code, TL107 for an unknown target.
+    """
+    if re.fullmatch(r"TL\d+", function, re.IGNORECASE):
+        print(_page(function.upper()))
+        return 0
+    given = files.given(function)
+    with torch.set_grad_enabled(not no_grad):
+        report = explain_function(
+            given.function, *given.args, target=target or None, options=dict(options), **given.kwargs
+        )
     if as_json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
         report.print()
+    if html:
+        report.save(html)
     return 0
 
 
-def pipeline(chip: str) -> int:
+def _page(code: str) -> str:
+    """What a code means.
+
+    Raises:
+        TpuLoweringError: TL106 for one that there is not.
+    """
+    if code not in errors.CODES:
+        near = difflib.get_close_matches(code, errors.CODES, n=1, cutoff=0.0)[0]
+        raise errors.refuse("TL106", code, f"expected a code of docs/errors.md, got {code}", f"did you mean {near}?")
+    remedy = errors.REMEDIES.get(code, "the error itself says what to do: its line 'fix'")
+    return f"{code}: {errors.CODES[code]}\n  fix  {remedy}"
+
+
+def pipeline(target: str) -> int:
     """Prints the pipeline of a program as text, and what is legal after each step.
 
     Args:
-        chip: a TPU, or a topology; "" for the CPU.
+        target: a TPU, or a topology; "" for the CPU.
 
     Raises:
         TpuLoweringError: TL107 for an unknown chip.
     """
-    found = Pipeline.of(Options(), chips.find(chip) if chip else chips.CPU)
+    found = Pipeline.of(Options(), chips.find(target) if target else chips.CPU)
     console = Console(soft_wrap=True)
     console.print(str(found))
     table = Table("stage", "what may be in the graph after it", box=None)
@@ -120,11 +178,11 @@ def pipeline(chip: str) -> int:
     return 0
 
 
-def bisect(target: str, passes: str, fuse: str) -> int:
+def bisect(function: str, passes: str, fuse: str) -> int:
     """Finds the first stage of ``FILE:FUNCTION``'s programs that changes a result, on the CPU.
 
     Args:
-        target: the function.
+        function: the function.
         passes: text of a pipeline; "" for the default one.
         fuse: as ``Options.fuse``.
 
@@ -134,17 +192,17 @@ def bisect(target: str, passes: str, fuse: str) -> int:
     Raises:
         TpuLoweringError: TL106 if there is no such file, function or inputs, TL113 for a text that is no pipeline.
     """
-    function, inputs = _function_and_inputs(target)
-    found = bisect_.bisect(function, inputs, options={"fuse": fuse, "passes": passes or True})
+    given = files.given(function)
+    found = bisect_.bisect(given.with_arguments(), given.args, options={"fuse": fuse, "passes": passes or True})
     bisect_.show(found, Console())
     return 1 if found.differences or found.equals_eager is False else 0
 
 
-def tune(target: str, chip: str, seconds: int, cache: str, configs: bool) -> int:
+def tune(function: str, chip: str, seconds: int, cache: str, configs: bool) -> int:
     """Chooses the forms of ``FILE:FUNCTION``'s regions and kernels with the TPU compiler.
 
     Args:
-        target: the function.
+        function: the function.
         chip: a TPU, or a topology.
         seconds: for how long forms are compiled.
         cache: folder that keeps what the compiler says; "" for the one that the environment names, or none.
@@ -155,21 +213,23 @@ def tune(target: str, chip: str, seconds: int, cache: str, configs: bool) -> int
             libtpu.
     """
     chosen = chips.find(chip)
-    function, inputs = _function_and_inputs(target)
+    found = files.given(function)
     given: dict[str, Any] = {"tune": "configs" if configs else True, "tune_seconds": seconds}
     options = Options.create({**given, "cache": cache} if cache else given)
     console = Console()
-    tune_.show(tune_.tune(function, inputs, chosen, {**given, "cache": options.cache}), chosen, console)
+    tune_.show(
+        tune_.tune(found.with_arguments(), found.args, chosen, {**given, "cache": options.cache}), chosen, console
+    )
     kept = f"Kept in {options.cache}." if options.cache else "Not kept: name a folder with --cache."
     console.print(kept, soft_wrap=True)
     return 0
 
 
-def plan(target: str, chip: str, counts: str, best: int, fuse: str) -> int:
+def plan(function: str, chip: str, counts: str, best: int, fuse: str) -> int:
     """Says how much memory and traffic the step of ``FILE:FUNCTION`` takes on many meshes.
 
     Args:
-        target: a function of a mesh and of one size for each axis; see ``plan.plan``.
+        function: a function of a mesh and of one size for each axis; see ``plan.plan``.
         chip: a TPU.
         counts: numbers of chips, "8..64" for 8, 16, 32 and 64.
         best: how many meshes to print for each.
@@ -185,51 +245,8 @@ def plan(target: str, chip: str, counts: str, best: int, fuse: str) -> int:
     chosen = chips.find(chip)
     numbers = plan_.counts_of(counts)
     compiler.require_libtpu()
-    path, _, name = target.rpartition(":")
-    make = _attribute(_load(pathlib.Path(path), target), name, target)
+    path, _, name = function.rpartition(":")
+    make = files.attribute(files.load(pathlib.Path(path), function), name, function)
     found = plan_.plan(make, chosen, numbers, best, fuse)
     plan_tables.show(found, Console())
     return 0 if found.holds else 1
-
-
-def _function_and_inputs(target: str) -> tuple[Any, tuple[Any, ...]]:
-    """A file's function, and what its ``example_inputs`` gives."""
-    path, _, name = target.rpartition(":")
-    module = _load(pathlib.Path(path), target)
-    function = _attribute(module, name, target)
-    try:
-        inputs = _attribute(module, "example_inputs", target)()
-    except errors.TpuLoweringError:
-        raise
-    except Exception as error:
-        raise _no_target(target, f"{type(error).__name__} from example_inputs(): {first_line(error)}") from error
-    return function, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-
-
-def _load(path: pathlib.Path, target: str) -> ModuleType:
-    if not path.is_file():
-        raise _no_target(target, f"no file {str(path)!r}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise _no_target(target, f"no Python file {str(path)!r}")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise _no_target(target, f"{type(error).__name__} when it was run: {first_line(error)}") from error
-    return module
-
-
-def _attribute(module: ModuleType, name: str, target: str) -> Any:
-    if not callable(getattr(module, name, None)):
-        raise _no_target(target, f"no function {name!r} in {module.__name__}")
-    return getattr(module, name)
-
-
-def _no_target(target: str, got: str) -> errors.TpuLoweringError:
-    return errors.refuse(
-        "TL106",
-        repr(target),
-        f"expected FILE:FUNCTION, with example_inputs() in FILE to give FUNCTION's arguments, got {got}",
-        "python -m tpu_lowering explain model.py:forward",
-    )

@@ -80,9 +80,7 @@ def observed(function: Function, given: Sequence[torch.Tensor], **options: Any) 
     """(what was observed, pairs of results and of gradients with eager's)."""
     mine, theirs = ([x.detach().clone().requires_grad_() for x in given] for _ in range(2))
     run, record = compiled(function, **options)
-    results, expected = (
-        value if isinstance(value, tuple) else (value,) for value in (run(*mine), function(*theirs))
-    )
+    results, expected = (value if isinstance(value, tuple) else (value,) for value in (run(*mine), function(*theirs)))
     gradients = [torch.randn(one.shape, generator=torch.Generator().manual_seed(7)).to(one.dtype) for one in expected]
     torch.autograd.backward(results, gradients)
     torch.autograd.backward(expected, gradients)
@@ -112,7 +110,9 @@ def test_operands_of_other_strides() -> None:
 
 
 def test_one_product_of_all_heads() -> None:
-    inline(before_and_after(ContractHeads(), to_heads, (2, 6, 10), (12, 10), first=(SimplifyViews(),)), """\
+    inline(
+        before_and_after(ContractHeads(), to_heads, (2, 6, 10), (12, 10), first=(SimplifyViews(),)),
+        """\
 %arg0_1: f32[12, 10] = input
 %arg1_1: f32[2, 6, 10] = input
 %permute_default: f32[10, 12] = aten.permute.default(%arg0_1, [1, 0])
@@ -129,11 +129,14 @@ moved mm: one product over all axes of its heads, ace,bde->abcd: no copy permute
 %arg1_1: f32[2, 6, 10] = input
 %reshape_default_4: f32[3, 4, 10] = aten.reshape.default(%arg0_1, [3, 4, 10])
 %contract: f32[2, 3, 6, 4] = contract('ace,bde->abcd', %arg1_1, %reshape_default_4)
-return (%contract)""")
+return (%contract)""",
+    )
 
 
 def test_heads_joined_again() -> None:
-    inline(before_and_after(ContractHeads(), from_heads, (2, 6, 10), (4, 10), first=(SimplifyViews(),)), """\
+    inline(
+        before_and_after(ContractHeads(), from_heads, (2, 6, 10), (4, 10), first=(SimplifyViews(),)),
+        """\
 %arg0_1: f32[2, 6, 10] = input
 %arg1_1: f32[4, 10] = input
 %reshape_default: f32[2, 6, 2, 5] = aten.reshape.default(%arg0_1, [2, 6, 2, 5])
@@ -158,7 +161,8 @@ moved mm: one product over all axes of its heads, adbe,cde->abc: no copy permute
 %exp: f32[2, 2, 6, 5] = aten.exp.default(%mul)
 %reshape_default_5: f32[4, 2, 5] = aten.reshape.default(%arg1_1, [4, 2, 5])
 %contract: f32[2, 6, 4] = contract('adbe,cde->abc', %exp, %reshape_default_5)
-return (%contract)""")
+return (%contract)""",
+    )
 
 
 # What stays ---------------------------------------------------------------------------------------------
@@ -192,9 +196,7 @@ def of_no_rows(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return to_heads(x[:0], weight)
 
 
-@pytest.mark.parametrize(
-    "function", [one_token, one_head, cut_alone, transposed, added_matrix, scaled, of_no_rows]
-)
+@pytest.mark.parametrize("function", [one_token, one_head, cut_alone, transposed, added_matrix, scaled, of_no_rows])
 def test_what_is_not_moved_stays(function: Function) -> None:
     module = normalised(capture(function, *arguments((2, 6, 10), torch.float32)))
     before = [node.name for node in module.graph.nodes]
