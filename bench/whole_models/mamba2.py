@@ -53,66 +53,73 @@ SMALL = Sizes(width=32, heads=8, head=8, state=16, groups=2, chunk=32, vocabular
 
 
 def convolved(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
-    """Each channel of [batch, length, channels] by its own kernel [channels, 1, taps] over tokens before; then silu."""
-    length, taps = x.shape[1], weight.shape[-1]
-    padded = jnp.pad(x, ((0, 0), (taps - 1, 0), (0, 0)))
-    summed = sum(padded[:, at : at + length].astype(jnp.float32) * weight[:, 0, at] for at in range(taps))
-    return jax.nn.silu((summed + bias).astype(x.dtype))
+    """Each channel of [batch, chunks, channels, chunk] by its own kernel [channels, 1, taps] over tokens before; then
+    silu."""
+    length, taps = x.shape[-1], weight.shape[-1]
+    before = jnp.pad(x[:, :-1, :, 1 - taps :], ((0, 0), (1, 0), (0, 0), (0, 0)))
+    padded = jnp.concatenate((before, x), -1)
+    summed = sum(padded[..., at : at + length].astype(jnp.float32) * weight[:, :, at] for at in range(taps))
+    return jax.nn.silu((summed + bias[:, None]).astype(x.dtype))
 
 
-def scanned(sizes: Sizes, x: jax.Array, step: jax.Array, decay: jax.Array, write: jax.Array, read: jax.Array) -> Any:
-    """([batch, length, groups, heads, head], the last state [batch, groups, heads, head, state]) of a selective scan.
+def scanned(x: jax.Array, step: jax.Array, decay: jax.Array, write: jax.Array, read: jax.Array) -> Any:
+    """(the result [batch, chunks, groups, heads, head, chunk], the last state [batch, groups, heads, head, state]) of a
+    selective scan; both are float32.
 
     Args:
-        x: [batch, length, groups, heads, head].
-        step: [batch, length, groups, heads], float32.
-        decay: [groups, heads], float32; negative.
-        write, read: [batch, length, groups, state].
+        x: [batch, chunks, groups, heads, head, chunk].
+        step: [batch, chunks, groups, heads, chunk], float32.
+        decay: [groups, heads, 1], float32; negative.
+        write, read: [batch, chunks, groups, state, chunk].
     """
-    x, step, write, read = (
-        one.reshape(one.shape[0], -1, sizes.chunk, *one.shape[2:]) for one in (x, step, write, read)
-    )
-    total = jnp.cumsum(step * decay, 2)
-    earlier = jnp.tril(jnp.ones((sizes.chunk, sizes.chunk), bool))[..., None, None]
-    fading = jnp.exp(jnp.where(earlier, total[:, :, :, None] - total[:, :, None], -jnp.inf))
-    scores = jnp.einsum("bclgn,bcsgn->bclsg", read, write, preferred_element_type=jnp.float32)
-    weights = (scores[..., None] * fading * step[:, :, None]).astype(x.dtype)
-    made = jnp.einsum("bclsgr,bcsgrp->bclgrp", weights, x, preferred_element_type=jnp.float32)
+    wide, total = jnp.float32, jnp.cumsum(step * decay, -1)
+    earlier = jnp.tril(jnp.ones((x.shape[-1], x.shape[-1]), bool))
+    fading = jnp.exp(jnp.where(earlier, total[..., None] - total[..., None, :], -jnp.inf))
+    scores = jnp.einsum("bcgnl,bcgns->bcgls", read, write, preferred_element_type=wide)
+    weights = (scores[:, :, :, None] * fading * step[..., None, :]).astype(x.dtype)
+    made = jnp.einsum("bcgrls,bcgrps->bcgrpl", weights, x, preferred_element_type=wide)
 
-    left = (jnp.exp(total[:, :, -1:] - total) * step)[..., None].astype(x.dtype)
-    states = jnp.einsum("bcsgn,bcsgrp->bcgrpn", write, x * left, preferred_element_type=jnp.float32)
+    left = (jnp.exp(total[..., -1:] - total) * step)[..., None, :].astype(x.dtype)
+    states = jnp.einsum("bcgns,bcgrps->bcgrpn", write, x * left, preferred_element_type=wide)
 
     def following(state: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         added, kept = chunk
         return state * kept[..., None, None] + added, state
 
-    over = jnp.moveaxis(states, 1, 0), jnp.moveaxis(jnp.exp(total[:, :, -1]), 1, 0)
+    over = jnp.moveaxis(states, 1, 0), jnp.moveaxis(jnp.exp(total[..., -1]), 1, 0)
     last, before = lax.scan(following, jnp.zeros_like(states[:, 0]), over, unroll=True)
     before = jnp.moveaxis(before, 0, 1).astype(x.dtype)
-    seen = jnp.einsum("bclgn,bcgrpn->bclgrp", read, before, preferred_element_type=jnp.float32)
-    made = made + seen * jnp.exp(total)[..., None]
-    return made.reshape(made.shape[0], -1, *made.shape[3:]), last
+    seen = jnp.einsum("bcgnl,bcgrpn->bcgrpl", read, before, preferred_element_type=wide)
+    return made + seen * jnp.exp(total)[..., None, :], last
 
 
 def mixed(sizes: Sizes, x: jax.Array, own: Weights) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(the result, the convolution's last inputs, the last state) of a mixer."""
-    batch, length = x.shape[:2]
+    """(the result, the convolution's last inputs, the last state) of a mixer.
+
+    Tokens of a chunk are the last dimension throughout: heads of 64 would fill half of the lanes.
+    """
+    batch = x.shape[0]
+    chunks = x.reshape(batch, -1, sizes.chunk, sizes.width)
     ends = (sizes.inner, 2 * sizes.inner + 2 * sizes.groups * sizes.state)
-    gate, channels, step = (parts.linear(x, weight) for weight in jnp.split(own["in_proj.weight"], ends))
-    tail = channels[:, -sizes.kernel :].swapaxes(1, 2)
+    gate, channels, step = (
+        jnp.einsum("bclm,dm->bcdl", chunks, weight) for weight in jnp.split(own["in_proj.weight"], ends)
+    )
+    tail = channels[:, -1, :, -sizes.kernel :]
     channels = convolved(channels, own["conv1d.weight"], own["conv1d.bias"])
-    heads, write, read = jnp.split(channels, (sizes.inner, sizes.inner + sizes.groups * sizes.state), -1)
-    heads = heads.reshape(batch, length, sizes.groups, -1, sizes.head)
-    write, read = (one.reshape(batch, length, sizes.groups, -1) for one in (write, read))
-    step = jax.nn.softplus(step + own["dt_bias"]).astype(jnp.float32).reshape(batch, length, sizes.groups, -1)
-    decay = -jnp.exp(own["A_log"].astype(jnp.float32)).reshape(sizes.groups, -1)
-    made, state = scanned(sizes, heads, step, decay, write, read)
-    made = made + own["D"].astype(jnp.float32).reshape(sizes.groups, -1, 1) * heads
-    made = made.reshape(batch, length, sizes.groups, -1)
+    heads, write, read = (
+        one.reshape(*one.shape[:2], sizes.groups, -1, sizes.chunk)
+        for one in jnp.split(channels, (sizes.inner, sizes.inner + sizes.groups * sizes.state), 2)
+    )
+    heads = heads.reshape(*heads.shape[:3], -1, sizes.head, sizes.chunk)
+    step = jax.nn.softplus(step + own["dt_bias"][:, None]).astype(jnp.float32).reshape(*heads.shape[:4], -1)
+    decay = -jnp.exp(own["A_log"].astype(jnp.float32)).reshape(sizes.groups, -1, 1)
+    made, state = scanned(heads, step, decay, write, read)
+    made = made + own["D"].astype(jnp.float32).reshape(sizes.groups, -1, 1, 1) * heads
     made = made * jax.nn.silu(gate.astype(jnp.float32)).reshape(made.shape)
-    made = made * lax.rsqrt(jnp.mean(made * made, -1, keepdims=True) + sizes.epsilon)
-    made = (own["norm.weight"] * made.reshape(batch, length, -1)).astype(x.dtype)
-    return parts.linear(made, own["out_proj.weight"]), tail, state.reshape(batch, sizes.heads, sizes.head, -1)
+    made = made * lax.rsqrt(jnp.mean(made * made, (3, 4), keepdims=True) + sizes.epsilon)
+    made = (own["norm.weight"][:, None] * made.reshape(gate.shape)).astype(x.dtype)
+    made = jnp.einsum("bcdl,md->bclm", made, own["out_proj.weight"]).reshape(x.shape)
+    return made, tail, state.reshape(batch, sizes.heads, sizes.head, -1)
 
 
 def twin(sizes: Sizes, weights: Weights, tokens: jax.Array) -> tuple[jax.Array, ...]:

@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 
 from bench import markdown
+from bench.programs import refused
 from bench.store import Store, versions
 from bench.whole_models.case import Built, Case
 from bench.whole_models.cases import CASES
 from bench.whole_models.programs import Side, ours, twin
-from tpu_lowering import errors
 
 RESULTS = pathlib.Path(__file__).parent.parent / "results"
 MIB = 1 << 20
@@ -64,8 +64,10 @@ def measured(
             side = compiled(case, built, target)
             seen(name, side)
             entry[name] = figures(side)
-        except errors.TpuLoweringError as error:
-            entry[name] = {"error": f"{error.code}: {str(error).splitlines()[0]}"}
+        except Exception as error:  # what is refused stays in the table, by its code or its type's name
+            told = refused(getattr(error, "inner_exception", error))
+            first, *_ = told["text"].strip().split("\n")
+            entry[name] = {"error": f"{told['code']}: {first}"}
     return entry
 
 
