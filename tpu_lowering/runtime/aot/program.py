@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.mesh import ONE_DEVICE, Mesh
 from tpu_lowering.releases import version
-from tpu_lowering.runtime.aot import archive, hlo
+from tpu_lowering.runtime.aot import archive, hlo, trace
 from tpu_lowering.runtime.aot.collectives import Collective, collectives_of, link_seconds
 from tpu_lowering.runtime.aot.compiler import Compiled
 from tpu_lowering.runtime.aot.traffic import traffic_by_operands
@@ -45,7 +45,7 @@ class EntryOperation:
     schedule_cycles: int | None
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TpuProgram:
     """A program compiled by libtpu for a chip that is not there. Nothing in it was measured on a TPU.
 
@@ -159,6 +159,25 @@ class TpuProgram:
             places=places,
             collectives=() if mesh is None else collectives_of(hlo.Module.of(compiled.hlo), mesh, places),
         )
+
+    def __repr__(self) -> str:
+        """A line: what stands in the fields takes hundreds of kilobytes."""
+        cycles = "" if self.schedule_cycles is None else f", {self.schedule_cycles:,} cycles simulated"
+        return (
+            f"<TpuProgram {self.name} for {self.chip.name}: {len(self.entry_operations)} operations, "
+            f"{self.hbm_bytes:,} HBM bytes, {self.peak_bytes:,} at peak{cycles}>"
+        )
+
+    def trace(self, path: str | os.PathLike[str]) -> None:
+        """Writes the static schedule as a timeline for Perfetto, in Chrome's trace event format.
+
+        There is a track for XLA's operations, one for asynchronous copies and one for each kernel. Times are
+        microseconds of simulated cycles over ``chip.cycles_per_second``, and nothing was measured; see ``trace``.
+
+        Raises:
+            TpuLoweringError: TL112 if there cannot be such a file.
+        """
+        trace.write(path, [self])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one file: StableHLO, executable, HLO text and facts, each under a digest.

@@ -12,7 +12,7 @@ import torch
 from tpu_lowering import compat
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.chips import Chip
-from tpu_lowering.runtime.aot import archive, hlo, program
+from tpu_lowering.runtime.aot import archive, hlo, program, trace
 from tpu_lowering.runtime.aot.capture import Captured
 from tpu_lowering.runtime.aot.program import TpuProgram
 
@@ -48,7 +48,7 @@ class SavedTensor:
     taken: int | None
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TpuStep:
     """The forward and the backward of a function, compiled by libtpu for a chip that is not there.
 
@@ -140,6 +140,17 @@ class TpuStep:
         gradients = [name for name, spec in zip(captured[0].arguments, outputs, strict=False) if spec.is_computed]
         held = _Memories.of(captured[0], forward).held_bytes(saved)
         return TpuStep(forward, backward, saved, held, tuple(gradients))
+
+    def __repr__(self) -> str:
+        return f"<TpuStep: {self.forward!r}, {self.backward!r}, {self.saved_bytes:,} bytes saved>"
+
+    def trace(self, path: str | os.PathLike[str]) -> None:
+        """Writes both static schedules as a timeline, the backward after the forward; see ``TpuProgram.trace``.
+
+        Raises:
+            TpuLoweringError: TL112 if there cannot be such a file.
+        """
+        trace.write(path, self.programs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one file with both programs, as ``TpuProgram.save`` writes one.
