@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tpu_lowering.aot import aot_compile
     from tpu_lowering.errors import TpuLoweringError
     from tpu_lowering.kernels.operators import kernel_op
+    from tpu_lowering.kernels.reference import reference
     from tpu_lowering.kernels.registry import register_kernel
     from tpu_lowering.options import Options
     from tpu_lowering.report.explain import explain
@@ -34,12 +35,13 @@ _PUBLIC = {
     "explain": "tpu_lowering.report.explain",
     "fake_mesh": "tpu_lowering.runtime.aot.slices",
     "kernel_op": "tpu_lowering.kernels.operators",
+    "reference": "tpu_lowering.kernels.reference",
     "register_kernel": "tpu_lowering.kernels.registry",
 }
 
 __all__ = [
     "Options", "Report", "TpuLoweringError", "TpuProgram", "TpuStep", "__version__", "aot_compile", "clear",
-    "explain", "fake_mesh", "kernel_op", "load", "register_kernel",
+    "explain", "fake_mesh", "kernel_op", "load", "reference", "register_kernel",
 ]  # fmt: skip
 
 

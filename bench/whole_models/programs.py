@@ -153,7 +153,11 @@ def step_of(
         arguments = dict(zip(again, arrays, strict=False))
         computed = dict(zip(new, arrays[len(again) :], strict=True))
         saved = [
-            computed[at] if at in computed else arguments[places[result]] if result in places else result.val
+            computed[at]
+            if at in computed
+            else arguments[places[result]]
+            if isinstance(result, core.Var)
+            else jnp.asarray(result.val, result.aval.dtype)
             for at, result in enumerate(results)
             if at
         ]

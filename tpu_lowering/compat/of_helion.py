@@ -41,6 +41,22 @@ def helion_kernel_class() -> Any:
     return private("helion", "helion.runtime.kernel", "Kernel", "a kernel with settings of our target")
 
 
+@contextlib.contextmanager
+def helion_calls(call: Callable[..., Any]) -> Generator[None]:
+    """A scope in which a Helion kernel that is called by eager code calls a function with itself and the arguments.
+
+    Helion launches a kernel on the device of its tensors, and has none for the CPU. Dynamo writes calls into graphs
+    without calling the kernel.
+    """
+    kernel = helion_kernel_class()
+    own = kernel.__call__
+    kernel.__call__ = lambda self, *args, **kwargs: call(self, *args, **kwargs)
+    try:
+        yield
+    finally:
+        kernel.__call__ = own
+
+
 def helion_capture(name: str) -> tuple[Any, Callable[[Sequence[Any]], Sequence[Any]]]:
     """The kernel behind an operator of ``helion_capture``, and the function that folds its numbers.
 
