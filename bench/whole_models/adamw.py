@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import torch
 from torch import nn
+from torch.optim.adamw import adamw
 
 from bench.whole_models.case import Built, Case, Weights
 
@@ -66,23 +67,21 @@ def build(small: bool) -> Built:
     def values(shape: tuple[int, ...]) -> torch.Tensor:
         return torch.randn(shape) if small else torch.empty(shape, dtype=dtype)
 
-    weights = [nn.Parameter(values(shape)) for shape in sizes.shapes()]
-    optimizer = torch.optim.AdamW(weights, RATE, (FIRST, SECOND), EPSILON, DECAY, foreach=False)
-    for weight in weights:
-        moments = {name: values(tuple(weight.shape)).abs() for name in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[weight] = {"step": torch.tensor(STEPS), **moments}
-    held: list[torch.Tensor] = []
-    for weight in weights:
-        held += [weight.detach(), *(optimizer.state[weight][name] for name in ("step", "exp_avg", "exp_avg_sq"))]
+    shapes = list(sizes.shapes())
+    weights, first, second = ([values(shape) for shape in shapes] for _ in range(3))
+    second = [one.abs() for one in second]
+    steps = [torch.tensor(STEPS) for _ in shapes]
 
     @torch.no_grad()
     def function(*gradients: torch.Tensor) -> torch.Tensor:
-        for weight, gradient in zip(weights, gradients, strict=True):
-            weight.grad = gradient
-        optimizer.step()
+        adamw(
+            weights, list(gradients), first, second, [], steps, foreach=False, amsgrad=False, beta1=FIRST,
+            beta2=SECOND, lr=RATE, weight_decay=DECAY, eps=EPSILON, maximize=False,
+        )  # fmt: skip
         return gradients[-1].clone()
 
-    return Built(nn.Module(), function, tuple(values(shape) for shape in sizes.shapes()), twin, tuple(held))
+    held = tuple(one for group in zip(weights, steps, first, second, strict=True) for one in group)
+    return Built(nn.Module(), function, tuple(values(shape) for shape in shapes), twin, held)
 
 
 CASES = (Case("adamw", "AdamW's step on the weights of a Llama-8B layer", False, build, 1.0),)

@@ -28,24 +28,26 @@ class Sizes(bert.Sizes):
         return config
 
 
-SMALL = Sizes(**{**dataclasses.asdict(bert.SMALL), "dropped": 0.0})
+SMALL = Sizes(width=128, hidden=96, heads=2, batch=2, length=128, dropped=0.0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def dropout(x: jax.Array, key: jax.Array, share: float) -> jax.Array:
-    """Zeros in a share of the places; the gradient draws them again, so that no mask is kept."""
+def _zeroed(x: jax.Array, key: jax.Array, share: float) -> jax.Array:
     if not share:
         return x
     kept = jax.random.bernoulli(key, 1 - share, x.shape)
     return jnp.where(kept, x / (1 - share), 0).astype(x.dtype)
 
 
+dropout = jax.custom_vjp(_zeroed, nondiff_argnums=(2,))
+"""Zeros in a share of the places; the gradient draws them again, so that no mask is kept."""
+
+
 def _dropout(x: jax.Array, key: jax.Array, share: float) -> tuple[jax.Array, jax.Array]:
-    return dropout(x, key, share), key
+    return _zeroed(x, key, share), key
 
 
 def _dropout_gradient(share: float, key: jax.Array, gradient: jax.Array) -> tuple[jax.Array, None]:
-    return dropout(gradient, key, share), None
+    return _zeroed(gradient, key, share), None
 
 
 dropout.defvjp(_dropout, _dropout_gradient)

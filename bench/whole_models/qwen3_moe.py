@@ -27,12 +27,13 @@ class Sizes(mixtral.Sizes):
     epsilon: float = 1e-6
 
     def config(self) -> Any:
+        others: dict[str, Any] = {"head_dim": self.head, **mixtral.IMPLEMENTATIONS}
         return transformers.Qwen3MoeConfig(
             hidden_size=self.width, moe_intermediate_size=self.hidden, num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads, head_dim=self.head, num_hidden_layers=1, vocab_size=self.vocabulary,
+            num_key_value_heads=self.kv_heads, num_hidden_layers=1, vocab_size=self.vocabulary,
             num_experts=self.experts, num_experts_per_tok=self.chosen, norm_topk_prob=True,
             rms_norm_eps=self.epsilon, rope_parameters={"rope_type": "default", "rope_theta": self.base},
-            **mixtral.IMPLEMENTATIONS,
+            **others,
         )  # fmt: skip
 
 

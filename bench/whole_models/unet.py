@@ -121,7 +121,7 @@ class Twin:
             parts.to_heads(tokens, own[f"{name}.weight"], self.sizes.head, own[f"{name}.bias"])
             for name in ("query", "key", "value")
         )
-        attended = parts.attention(query, key, value, causal=False, on_cpu=self.on_cpu)
+        attended = parts.attention(query, key, value, causal=False, on_cpu=self.on_cpu, narrow=True)
         return x + parts.from_heads(attended, own["out.weight"], own["out.bias"]).reshape(x.shape)
 
     def forward(self, weights: Weights, x: jax.Array, time: jax.Array) -> jax.Array:
