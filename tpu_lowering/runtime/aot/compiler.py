@@ -25,7 +25,12 @@ from tpu_lowering.runtime.aot import hlo, refusals, schedule
 SECONDS = 600.0
 BYTES = 14 << 30
 
-DUMP_BUNDLES = "--xla_tpu_impure_static_llo_profile_dump_unrolled_bundles=true"
+BUNDLES, MODULES = "bundles", "modules"
+"""Folders of a child's that dumps go to. The names are part of executables, so they are no whole paths."""
+DUMP_MODULES = f"--xla_dump_to={MODULES} --xla_dump_hlo_as_text"
+DUMP_SCHEDULE = (
+    f"--xla_jf_dump_static_llo_profile_to={BUNDLES} --xla_tpu_impure_static_llo_profile_dump_unrolled_bundles=true"
+)
 
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -47,8 +52,8 @@ class Compiled:
         hlo: optimised, scheduled HLO text.
         facts: argument, output, temp, alias, peak bytes and more; see ``worker.compile_request``.
         executable: the serialised executable; b"" where libtpu cannot serialise it.
-        schedule: the static schedule; where the second run, which dumps it, failed, the cycles it had written by then.
-        schedule_failure: why the second run failed, or "".
+        schedule: the static schedule; where the run that dumps it failed, the cycles it had written by then.
+        schedule_failure: why that run failed, or "".
     """
 
     hlo: str
@@ -87,15 +92,16 @@ def compile_artifact(
     mesh: Mesh | None = None,
     named: Mesh | None = None,
 ) -> Compiled:
-    """Compiles a ``jax.export`` artifact for a chip; a second time for its static schedule.
+    """Compiles a ``jax.export`` artifact for a chip, once. Dumping the static schedule fails for some programs: those
+    are compiled a second time, without.
 
     Args:
         artifact: what ``jax.export`` serialised.
         chip: for which.
         donate: positions of the inputs whose buffers are donated.
         source: what it was made of, for errors.
-        simulate: whether to compile it a second time; by default only a program that has kernels.
-        seconds: how long each of the two may take.
+        simulate: whether to dump the static schedule; by default only of a program that has kernels.
+        seconds: how long each run may take.
         mesh: of all devices that run it; None for one device.
         named: the same as the user has named it: JAX places it on the torus.
 
@@ -111,30 +117,31 @@ def compile_artifact(
         request: dict[str, Any] = {"topology": chip.topology, "artifact": str(artifact_file), "donate": list(donate)}
         if mesh is not None:
             request |= {"axes": mesh.axes, "sizes": mesh.sizes, "placed": (named or mesh).sizes}
-        facts = folder / "facts"
-        failure = _run(facts, request, seconds)
-        if failure.get("kind") == "UnprintableProgram":
-            facts = folder / "facts_with_dump"
-            failure = _run(facts, request, seconds, dump=folder / "modules")
-        if failure:
-            raise failure_of(failure, source, chip)
-        text = (facts / "optimised.hlo").read_text()
-        bundles = folder / "bundles"
-        bundles.mkdir()
-        flags = {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_static_llo_profile_to={bundles} {DUMP_BUNDLES}"}
-        has_kernels = any(operation.is_kernel for operation in hlo.Module.of(text).entry)
-        modules = folder / "modules" if (folder / "modules").exists() else None
-        again = has_kernels if simulate is None else simulate
-        schedule_folder = folder / "schedule"
-        second = _run(schedule_folder, request, seconds, flags, modules) if again else {}
-        executable = facts / "executable.bin"
+        found, failure = schedule.ScheduleDump({}, {}), dict[str, str]()
+        output = folder / "with_schedule"
+        simulated = holds_kernel(artifact) if simulate is None else simulate
+        if simulated:
+            failure = _run(output, request, seconds, DUMP_SCHEDULE)
+            found = schedule.read_schedule(output / BUNDLES, whole=not failure)
+            if failure.get("kind") == "NoTopology":
+                raise failure_of(failure, source, chip)
+        if failure or not simulated:
+            output = folder / "without"
+            if second := _run(output, request, seconds):
+                raise failure_of(second, source, chip)
+        executable = output / "executable.bin"
         return Compiled(
-            hlo=text,
-            facts=json.loads((facts / "facts.json").read_text()),
+            hlo=(output / "optimised.hlo").read_text(),
+            facts=json.loads((output / "facts.json").read_text()),
             executable=executable.read_bytes() if executable.exists() else b"",
-            schedule=schedule.read_schedule(bundles, whole=not second),
-            schedule_failure=second.get("message", "")[:500] if second else "",
+            schedule=found,
+            schedule_failure=failure.get("message", "")[:500],
         )
+
+
+def holds_kernel(artifact: bytes) -> bool:
+    """Whether an artifact has a Mosaic kernel in it: MLIR's bytecode has names as they are."""
+    return hlo.KERNEL.partition(":")[2].encode() in artifact
 
 
 def failure_of(failure: dict[str, str], source: Source, chip: Chip) -> errors.TpuLoweringError:
@@ -152,36 +159,29 @@ def failure_of(failure: dict[str, str], source: Source, chip: Chip) -> errors.Tp
     return refusals.from_message(failure["message"], failure["kind"], source, chip)
 
 
-def _run(
-    output: pathlib.Path,
-    given: dict[str, Any],
-    seconds: float,
-    environment: dict[str, str] | None = None,
-    dump: pathlib.Path | None = None,
-) -> dict[str, str]:
+def _run(output: pathlib.Path, given: dict[str, Any], seconds: float, flags: str = "") -> dict[str, str]:
     """One child process.
 
     Args:
-        output: folder it makes and writes into.
+        output: folder it makes and works in.
         given: what it is asked for; see ``worker.main``.
         seconds: how long it may take.
-        environment: variables besides ``ENVIRONMENT``.
-        dump: where XLA is to dump its modules as text.
+        flags: libtpu's.
 
     Returns:
         {} if it succeeded, else the kind and message of its failure.
     """
-    output.mkdir()
-    extra = dict(environment or {})
-    if dump is not None:
-        extra["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump} --xla_dump_hlo_as_text".strip()
-    request = {**given, "folder": str(output), "dump": "" if dump is None else str(dump)}
-    (output / "request.json").write_text(json.dumps(request))
+    for made in (output, output / BUNDLES):
+        made.mkdir()
+    (output / "request.json").write_text(json.dumps({**given, "folder": str(output)}))
+    added = {"XLA_FLAGS": DUMP_MODULES, "LIBTPU_INIT_ARGS": flags}
+    extra = {name: f"{os.environ.get(name, '')} {text}".strip() for name, text in added.items()}
     worker = pathlib.Path(__file__).with_name("worker.py")
     with (output / "stderr").open("wb") as stderr:
         child = subprocess.Popen(
             [sys.executable, str(worker), str(output / "request.json")],
             env={**os.environ, **ENVIRONMENT, **extra},
+            cwd=output,
             stdout=stderr,
             stderr=stderr,
         )

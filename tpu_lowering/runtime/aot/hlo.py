@@ -21,6 +21,8 @@ FREE = frozenset((
 
 # They read what they take out of their operand, and no more.
 SLICES = frozenset(("slice", "dynamic-slice", "slice-start", "dynamic-slice-start", "gather"))
+ASYNCHRONOUS = ("slice", "dynamic-slice", "copy")
+"""Operations whose asynchronous start has a name of its own."""
 
 KERNEL = "custom-call:tpu_custom_call"
 
@@ -145,6 +147,10 @@ class Module:
             if header[1] not in computations:
                 computations[header[1]] = _root_last(_operations(text, header.end() - 1))
         found = [operation for operation, _ in _operations(text, text.index("{\n", start))]
+        computations = {
+            name: tuple(_named_start(one, computations) for one in inside) for name, inside in computations.items()
+        }
+        found = [_named_start(one, computations) for one in found]
         entry = [dataclasses.replace(one, opcode=KERNEL) if _holds_kernel(one, computations) else one for one in found]
         return Module(tuple(entry), computations)
 
@@ -174,6 +180,15 @@ def _holds_kernel(operation: Operation, computations: Mapping[str, tuple[Operati
     """Whether an operation is a fusion of a kernel with what makes its operands."""
     inside = computations.get(operation.calls, ())
     return operation.opcode == "fusion" and any(inner.is_kernel for inner in inside)
+
+
+def _named_start(operation: Operation, computations: Mapping[str, tuple[Operation, ...]]) -> Operation:
+    """An asynchronous start of a slice or copy as ``slice-start``: XLA's dumps spell it ``async-start``, with the slice
+    in a computation."""
+    inside = [one for one in computations.get(operation.calls, ()) if one.parameter is None]
+    if operation.opcode != "async-start" or len(inside) != 1 or inside[0].opcode not in ASYNCHRONOUS:
+        return operation
+    return dataclasses.replace(operation, opcode=f"{inside[0].opcode}-start", calls="", called=())
 
 
 def _instructions(text: str, start: int) -> list[str]:

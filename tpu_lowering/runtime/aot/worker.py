@@ -17,11 +17,11 @@ from typing import Any
 def main(path: pathlib.Path) -> None:
     """Compiles a request.
 
-    The request has ``topology``, ``artifact`` (a serialised ``jax.export`` program), ``donate`` (positions),
-    ``folder``, and ``dump``: where XLA was told to dump modules, or "". A request for all devices of the topology has
-    ``axes`` and ``sizes`` of the mesh that the program was exported for, and ``placed``: the sizes of a mesh of as many
-    devices, in the same order, that JAX is to place on the torus. Into the folder go ``facts.json``,
-    ``optimised.hlo`` and, where libtpu can write it, ``executable.bin``; or ``error.json``.
+    The request has ``topology``, ``artifact`` (a serialised ``jax.export`` program), ``donate`` (positions), and
+    ``folder``, below which XLA was told to dump modules. A request for all devices of the topology has ``axes`` and
+    ``sizes`` of the mesh that the program was exported for, and ``placed``: the sizes of a mesh of as many devices, in
+    the same order, that JAX is to place on the torus. Into the folder go ``facts.json``, ``optimised.hlo`` and, where
+    libtpu can write it, ``executable.bin``; or ``error.json``.
     """
     request = json.loads(path.read_text())
     folder = pathlib.Path(request["folder"])
@@ -62,7 +62,7 @@ def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, 
         began, cpu_began = time.perf_counter(), time.process_time()
         compiled = lowered.compile()
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-    (folder / "optimised.hlo").write_text(text_of(compiled, request["dump"]))
+    (folder / "optimised.hlo").write_text(text_of(compiled, folder))
     memory = compiled.memory_analysis()
     fields = ("argument", "output", "temp", "alias", "generated_code")
     facts: dict[str, Any] = {f"{name}_bytes": int(getattr(memory, f"{name}_size_in_bytes")) for name in fields}
@@ -92,25 +92,13 @@ class NoTopology(Exception):
     """libtpu has no such topology."""
 
 
-class UnprintableProgram(Exception):
-    """XLA compiled a program whose optimised text it cannot print, and no dump was asked for."""
-
-
-def text_of(compiled: Any, dump: str) -> str:
-    """The optimised HLO text; from XLA's dump, if there is one.
-
-    Raises:
-        UnprintableProgram: XLA cannot print it: it fails to read back an operation that runs on the SparseCore
-            (an ``async-update`` with several operands), as gathers and sorts of a certain size do.
-    """
-    if dump:
-        return max(
-            pathlib.Path(dump).glob("*.after_optimizations.txt"), key=lambda file: file.stat().st_size
-        ).read_text()
+def text_of(compiled: Any, folder: pathlib.Path) -> str:
+    """The optimised HLO text; that of XLA's dump where XLA cannot print it: it fails to read back an operation that
+    runs on the SparseCore (an ``async-update`` with several operands), as gathers and sorts of a certain size do."""
     try:
         return str(compiled.as_text())
-    except Exception as error:
-        raise UnprintableProgram(str(error)) from error
+    except Exception:
+        return max(folder.glob("*/*.after_codegen.txt"), key=lambda file: file.stat().st_size).read_text()
 
 
 def write_executable(compiled: Any, folder: pathlib.Path) -> str:

@@ -1,0 +1,144 @@
+"""How often the compiler runs for a program, what it is told, and that what it is told changes nothing."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from typing import Any
+
+import pytest
+import torch
+
+import tpu_lowering
+from tpu_lowering import aot
+from tpu_lowering.ir import chips
+from tpu_lowering.runtime.aot import compiler, hlo
+from tpu_lowering.runtime.aot.capture import Captured
+from tpu_lowering.runtime.aot.compiler import Compiled
+from tpu_lowering.runtime.aot.traffic import traffic_by_operands
+
+pytest.importorskip("libtpu")
+
+
+def both(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A generated kernel and a product."""
+    return torch.softmax(x, -1), torch.relu(x @ w)
+
+
+def captured(chip: str) -> Captured:
+    args = (torch.empty(1024, 1024), torch.empty(1024, 256))
+    return aot.capture(both, args, {}, chips.find(chip), {}, ())
+
+
+def compiled(one: Captured, chip: str, **given: Any) -> Compiled:
+    return compiler.compile_artifact(one.artifact, chips.find(chip), (), one.source, **given)
+
+
+def without_notes(text: str) -> str:
+    """The instructions of a program, without what the compiler notes of each."""
+    return re.sub(r", (metadata|backend_config)=\{.*", "", text.partition("\n\n\n")[0] + text[text.find("\n%") :])
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v6e", "tpu7x"])
+def test_dumping_the_schedule_leaves_the_program_as_it_is(chip: str) -> None:
+    one = captured(chip)
+    dumped, alone = (compiled(one, chip, simulate=simulate) for simulate in (True, False))
+    assert (dumped.schedule_failure, bool(dumped.schedule.cycles), bool(alone.schedule.cycles)) == ("", True, False)
+    assert without_notes(dumped.hlo) == without_notes(alone.hlo)
+    changing = ("compile_seconds", "compile_cpu_seconds", "generated_code_bytes")
+    assert {k: v for k, v in dumped.facts.items() if k not in changing} == {
+        k: v for k, v in alone.facts.items() if k not in changing
+    }
+    assert dumped.executable and b"tpu_lowering_" not in dumped.executable  # the folder that it was made in
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The flags of each run of the compiler."""
+    found: list[str] = []
+    run = compiler._run
+
+    def counted(output: pathlib.Path, given: dict[str, Any], seconds: float, flags: str = "") -> dict[str, str]:
+        found.append(flags)
+        return run(output, given, seconds, flags)
+
+    monkeypatch.setattr(compiler, "_run", counted)
+    return found
+
+
+def test_a_program_is_compiled_once(runs: list[str]) -> None:
+    one = captured("v5e")
+    assert compiler.holds_kernel(one.artifact)
+    made = compiled(one, "v5e")
+    assert (runs, made.schedule_failure) == ([compiler.DUMP_SCHEDULE], "")
+    assert made.schedule.dma and made.executable
+    runs.clear()
+    plain = aot.capture(torch.relu, (torch.empty(8, 128),), {}, chips.find("v5e"), {}, ())
+    assert not compiler.holds_kernel(plain.artifact)
+    compiled(plain, "v5e")
+    assert runs == [""]
+
+
+def test_a_program_that_xla_cannot_print_is_compiled_once(runs: list[str]) -> None:
+    table, rows = torch.empty(100_000, 128), torch.empty(65_536, dtype=torch.int32)
+    program = tpu_lowering.aot_compile(torch.nn.functional.embedding, (rows, table), target="v6e")
+    assert runs == [""]
+    (gather,) = (operation for operation in program.entry_operations if operation.opcode == "async-update")
+    assert gather.hbm_bytes_read == 65_536 * (128 * 4 + 4)
+
+
+def test_only_a_failed_dump_is_followed_by_a_run_without(monkeypatch: pytest.MonkeyPatch, runs: list[str]) -> None:
+    counted, one = compiler._run, captured("v5e")
+    failure = {"kind": "exit code -6", "message": "Check failed: bundle_analysis.cc"}
+
+    def aborting(output: pathlib.Path, given: dict[str, Any], seconds: float, flags: str = "") -> dict[str, str]:
+        return counted(output, given, seconds, flags) or (failure if flags else {})
+
+    monkeypatch.setattr(compiler, "_run", aborting)
+    made = compiled(one, "v5e")
+    assert (runs, made.schedule_failure) == ([compiler.DUMP_SCHEDULE, ""], failure["message"])
+    assert made.schedule.cycles and not made.schedule.dma  # bundles may be cut off
+    assert made.facts["argument_bytes"] and made.executable
+
+
+def test_what_is_refused_with_the_dump_is_refused_if_it_is_so_without(
+    monkeypatch: pytest.MonkeyPatch, runs: list[str]
+) -> None:
+    """With the dump libtpu takes more VMEM, and refuses what it takes without."""
+    failure = {"kind": "JaxRuntimeError", "message": "Scoped allocation with size 200M and limit 16M exceeded"}
+
+    def refusing(output: pathlib.Path, given: dict[str, Any], seconds: float, flags: str = "") -> dict[str, str]:
+        runs.append(flags)
+        return failure
+
+    monkeypatch.setattr(compiler, "_run", refusing)
+    with pytest.raises(tpu_lowering.TpuLoweringError) as caught:
+        compiled(captured("v5e"), "v5e")
+    assert (caught.value.code, runs) == ("TL601", [compiler.DUMP_SCHEDULE, ""])
+
+
+DUMPED = """\
+HloModule jit_f, is_scheduled=true
+
+%async_computation (param: f32[512,4096]) -> f32[128,4096] {
+  %param = f32[512,4096]{1,0:T(8,128)} parameter(0)
+  ROOT %slice.1 = f32[128,4096]{1,0:T(8,128)S(1)} slice(%param), slice={[0:128], [0:4096]}
+}
+
+ENTRY %main (x: f32[512,4096]) -> f32[128,4096] {
+  %x = f32[512,4096]{1,0:T(8,128)} parameter(0)
+  %start = ((f32[512,4096]{1,0:T(8,128)}), f32[128,4096]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) async-start(%x), \
+calls=%async_computation
+  %done = f32[128,4096]{1,0:T(8,128)S(1)} async-done(%start)
+  ROOT %copy = f32[128,4096]{1,0:T(8,128)} copy(%done)
+}
+"""
+
+
+def test_a_dumped_slice_counts_as_a_printed_one() -> None:
+    module = hlo.Module.of(DUMPED)
+    part = 128 * 4096 * 4
+    assert [one.opcode for one in module.entry if one.moves_bytes] == ["slice-start", "copy"]
+    assert {name: (moved.read, moved.written) for name, moved in traffic_by_operands(module).items()} == {
+        "start": (part, 0), "copy": (0, part),
+    }  # fmt: skip
