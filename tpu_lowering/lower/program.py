@@ -22,8 +22,15 @@ from tpu_lowering.ir.random import derive_key, draw, pack_key, unpack_key
 from tpu_lowering.ir.regions import modules
 from tpu_lowering.ir.shardings import constrain
 from tpu_lowering.lower.families import DRAWS, TABLE
+from tpu_lowering.lower.table import Limit
 
 aten = compat.aten
+ON_GPUS_ALONE = (
+    aten._convert_weight_to_int4pack.default,
+    aten._scaled_grouped_mm.default,
+    aten._scaled_grouped_mm_v2.default,
+    aten._weight_int4pack_mm.default,
+)
 OWN = (kernel_call, read_box, write_box, contract, derive_key, pack_key, unpack_key, constrain, operator.getitem)
 
 
@@ -47,9 +54,10 @@ def make_program(name: str, module: fx.GraphModule, edge: Signature) -> Program:
     graphs.eliminate_dead_code(graph)
     for part in modules(module):
         _name_zeros(part.graph)
+        _name_equal_elements(part.graph)
         graphs.eliminate_dead_code(part.graph)
         for node in part.graph.nodes:
-            if node.op == "call_function" and not _has_rule(node):
+            if node.op == "call_function" and not (_has_rule(node) and _is_within_limits(node)):
                 raise no_lowering(node)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     inputs = tuple(at for at, node in enumerate(placeholders) if node.users)
@@ -80,6 +88,18 @@ def _name_zeros(graph: fx.Graph) -> None:
                 break
 
 
+def _name_equal_elements(graph: fx.Graph) -> None:
+    """Tables of zeros that rows are added to as one zero, in place: the row of the table makes them, and knows."""
+    for node in graph.nodes:
+        if node.target in (aten.index_put.default, aten._unsafe_index_put.default):
+            given = graphs.bound(node)
+            table, dtype = given["self"], node.meta["val"].dtype
+            if given["accumulate"] and graphs.type_of(table).ndim and dtype.is_floating_point and _is_zero(table):
+                with graphs.inserting_for(node):
+                    zero = graphs.call(graph, aten.full.default, [], 0.0, dtype=dtype)
+                node.replace_input_with(table, zero)
+
+
 def _is_zero(node: Any) -> bool:
     """Whether every element of a node is 0.0: a fill, or a view of one."""
     while isinstance(node, fx.Node) and node.target in (aten.expand.default, aten.reshape.default, read_box):
@@ -96,6 +116,16 @@ def _has_rule(node: fx.Node) -> bool:
     return node.args[0] in DRAWS if node.target is draw else node.target in TABLE
 
 
+def _limit(node: fx.Node) -> Limit | None:
+    row = TABLE.get(node.target)  # type: ignore[arg-type]
+    return None if row is None else row.limit
+
+
+def _is_within_limits(node: fx.Node) -> bool:
+    limit = _limit(node)
+    return limit is None or limit.holds(node)
+
+
 def no_lowering(node: fx.Node) -> errors.TpuLoweringError:
     """The refusal of an operator that has no row in the lowering table."""
     if isinstance(node.target, compat.OpOverload) and node.target.namespace not in ("aten", "prims"):
@@ -105,8 +135,18 @@ def no_lowering(node: fx.Node) -> errors.TpuLoweringError:
     return errors.refuse(
         "TL301",
         str(node.target),
-        f"expected an operator in the lowering table, got {node.target}",
+        _expected(node),
         "run it in eager torch, between two programs, with options={'fallback': 'eager'}, or write it with other "
         "operators",
         graphs.source_line(node),
     )
+
+
+def _expected(node: fx.Node) -> str:
+    limit = _limit(node)
+    if limit is not None:
+        return limit.words(node)
+    known = "an operator in the lowering table"
+    if node.target in ON_GPUS_ALONE:
+        return f"expected {known}, got {node.target}, which eager has on GPUs alone: there is nothing to compare with"
+    return f"expected {known}, got {node.target}"

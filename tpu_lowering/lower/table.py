@@ -17,10 +17,25 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from torch import fx
+
 from tpu_lowering import compat
 from tpu_lowering.lower.precision import Multiplies, exact
 
 Rule = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """What a row of the table takes, where that is less than the overload does.
+
+    Attributes:
+        holds: whether a call is within it.
+        words: of a call that is not, "expected X, got Y".
+    """
+
+    holds: Callable[[fx.Node], bool]
+    words: Callable[[fx.Node], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +47,14 @@ class Row:
         rule: the JAX function.
         name: the name generated code calls it by, unique for each rule function.
         multiplies: what its products are, if they are the user's.
+        limit: which calls it takes; None for all.
     """
 
     overload: compat.OpOverload
     rule: Rule
     name: str
     multiplies: Multiplies = ""
+    limit: Limit | None = None
 
 
 TABLE: dict[compat.OpOverload, Row] = {}
@@ -45,12 +62,14 @@ DRAWS: dict[compat.OpOverload, Row] = {}
 RULES: dict[str, Rule] = {}
 
 
-def lowers(*overloads: compat.OpOverload, multiplies: Multiplies = "") -> Callable[[Rule], Rule]:
+def lowers(
+    *overloads: compat.OpOverload, multiplies: Multiplies = "", limit: Limit | None = None
+) -> Callable[[Rule], Rule]:
     """Enters a JAX function into the table for one or more overloads.
 
     The function's own name, less a trailing underscore, is what generated code calls it. ``multiplies`` says what its
-    products are, if they are the user's or their gradients; others are exact. An overload that the installed torch
-    lacks (``compat.aten`` gives an ``Absent``) is no row.
+    products are, if they are the user's or their gradients; others are exact. ``limit`` says which calls it takes, if
+    not all. An overload that the installed torch lacks (``compat.aten`` gives an ``Absent``) is no row.
 
     Raises:
         KeyError: an overload or a name is in the table already.
@@ -64,7 +83,7 @@ def lowers(*overloads: compat.OpOverload, multiplies: Multiplies = "") -> Callab
         for overload in filter(None, overloads):
             if overload in TABLE:
                 raise KeyError(f"expected one rule for {overload}, got {TABLE[overload].name} and {name}")
-            TABLE[overload] = Row(overload, computed, name, multiplies)
+            TABLE[overload] = Row(overload, computed, name, multiplies, limit)
         return rule
 
     return enter

@@ -14,13 +14,12 @@ import numpy as np
 
 from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
-from tpu_lowering.lower.aten.promotion import finish, widen
+from tpu_lowering.lower.aten.added_rows import IN_BOUNDS, add_rows
+from tpu_lowering.lower.aten.promotion import cast, finish, widen
 from tpu_lowering.lower.aten.views import along
 from tpu_lowering.lower.table import lowers
 
 aten = compat.aten
-
-IN_BOUNDS = "promise_in_bounds"
 
 
 def is_mask(index: Any) -> bool:
@@ -136,16 +135,20 @@ def embedding_dense_backward(
     out: TensorType,
 ) -> jax.Array:
     """Gradient rows added up by index, in float32; ``padding_idx`` gets none."""
-    width = out.shape[-1]
     flat = indices.reshape(-1)
-    grad = widen(grad_output).reshape(-1, width)
+    grad = grad_output.reshape(-1, out.shape[-1])
     if scale_grad_by_freq:
+        grad = widen(grad)
         counts = jnp.zeros(num_weights, grad.dtype).at[flat].add(1, mode=IN_BOUNDS)
         grad = grad / counts[flat][:, None]
     if padding_idx >= 0:
-        grad = jnp.where((flat == padding_idx)[:, None], 0, grad)
-    empty = jnp.zeros((num_weights, width), grad.dtype)
-    return finish(empty.at[flat].add(grad, mode=IN_BOUNDS, wrap_negative_indices=False), out)
+        grad = jnp.where((flat == padding_idx)[:, None], jnp.zeros((), grad.dtype), grad)
+
+    def plain(table: Any, index: Any, rows: Any) -> jax.Array:
+        at = widen(table).at[index]
+        return cast(at.add(widen(rows), mode=IN_BOUNDS, wrap_negative_indices=False), table.dtype)
+
+    return finish(add_rows(jnp.zeros((), out.dtype), flat, grad, False, plain, out.shape), out)
 
 
 @lowers(aten.nonzero_static.default)

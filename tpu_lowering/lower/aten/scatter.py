@@ -11,6 +11,7 @@ import numpy as np
 
 from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
+from tpu_lowering.lower.aten.added_rows import add_rows
 from tpu_lowering.lower.aten.index import IN_BOUNDS, are_apart, at_least_1d, index_tuple, is_mask, positions_under
 from tpu_lowering.lower.aten.promotion import cast, finish, widen
 from tpu_lowering.lower.aten.views import along
@@ -29,10 +30,27 @@ def _put(self: Any, index: Any, values: Any, accumulate: bool, out: TensorType, 
     return finish(wide.at[index].add(cast(values, wide.dtype), mode=mode), out)
 
 
+def _add_rows(self: Any, index: Any, rows: Any, out: TensorType) -> jax.Array:
+    """``self`` with rows added at each element of an index."""
+
+    def plain(table: Any, index: Any, rows: Any) -> jax.Array:
+        return _put(table, index, rows, True, out)
+
+    return finish(add_rows(self, index.reshape(-1), rows, True, plain, out.shape or (1,)), out)
+
+
 @lowers(aten.index_put.default, aten._unsafe_index_put.default)
 def index_put(self: Any, indices: list[Any], values: Any, accumulate: bool = False, *, out: TensorType) -> jax.Array:
-    """``self`` with self[indices] = values, or += if ``accumulate``; None takes a whole dimension."""
+    """``self`` with self[indices] = values, or += if ``accumulate``; None takes a whole dimension.
+
+    A ``self`` of equal elements may be given without dimensions.
+    """
     given = [index for index in indices if index is not None]
+    if accumulate and len(indices) == len(given) == 1 and not is_mask(given[0]):
+        row = out.shape[1:]
+        if values.shape == (*given[0].shape, *row):
+            return _add_rows(self, given[0], values.reshape(given[0].size, *row), out)
+    self = jnp.broadcast_to(self, out.shape)
     if not any(map(is_mask, given)):
         return _put(self, index_tuple(indices), values, accumulate, out)
     if values.size == 0:
@@ -86,7 +104,9 @@ def put(self: Any, index: Any, source: Any, accumulate: bool = False, *, out: Te
 def index_add(self: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1, out: TensorType) -> jax.Array:
     """``self`` with alpha * ``source`` added to the slices along ``dim`` that ``index`` names."""
     x, rows = at_least_1d(self, source)
-    rows = widen(rows) if alpha == 1 else widen(rows) * cast(alpha, widen(rows).dtype)
+    rows = rows if alpha == 1 else widen(rows) * cast(alpha, widen(rows).dtype)
+    if dim % x.ndim == 0:
+        return _add_rows(x, index, rows, out)
     return _put(x, along(dim, x.ndim, index.reshape(-1)), rows, True, out)
 
 
