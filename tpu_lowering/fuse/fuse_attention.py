@@ -147,6 +147,7 @@ def _call(plan: AttentionPlan, rows: list[fx.Node], chip: Chip) -> AttentionCall
         excludes=any(term.may_exclude for term in terms),
         outweighs=any(term.may_outweigh for term in terms),
         empty=site.empty,
+        soft_cap=site.soft_cap,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tpu_lowering.fuse.attention.blocks import Blocks, Heads, Library, choose, fetched, tiles_of
-from tpu_lowering.fuse.attention.masks import StaticMask
+from tpu_lowering.fuse.attention.static_masks import StaticMask
 
 REQUIRED = Heads(count=128, groups=1, queries=2048, keys=2048, width=128, value_width=128, itemsize=2)
 """bf16 [8, 16, 2048, 128]: every operand is 64 MiB."""
@@ -80,3 +80,36 @@ def test_masks_keep_their_rows() -> None:
 
 def test_no_blocks_fit() -> None:
     assert choose(REQUIRED, None, 1 << 16, "flash") is None
+
+
+BANDS = [(None, 0), (-50, 0), (-200, 100), (3, 130), (-300, -100), (None, None), (-20, None)]
+
+
+@pytest.mark.parametrize("band", BANDS)
+@pytest.mark.parametrize("sizes", itertools.product((128, 256, 512), (128, 384)))
+def test_tiles_of_a_band_are_those_of_its_rows(band: tuple[int | None, int | None], sizes: tuple[int, int]) -> None:
+    heads = dataclasses.replace(REQUIRED, queries=512, keys=384)
+    mask = StaticMask(512, 384, b"", *band)
+    by_rows = StaticMask(512, 384, np.packbits(mask.array).tobytes())
+    one, other = (tiles_of(heads, given, Blocks(*sizes)) for given in (mask, by_rows))
+    assert np.array_equal(one.any, other.any) and one.patterns.keys() == other.patterns.keys()
+    for a, b in itertools.combinations(one.patterns, 2):
+        assert (one.patterns[a] == one.patterns[b]) == (other.patterns[a] == other.patterns[b])
+
+
+@pytest.mark.parametrize("band", BANDS)
+@pytest.mark.parametrize("sizes", [(256, 384), (384, 256), (128, 128)])
+def test_a_band_is_the_mask_of_its_rows(band: tuple[int | None, int | None], sizes: tuple[int, int]) -> None:
+    mask = StaticMask(*sizes, b"", *band)
+    if mask.array.any():
+        assert np.array_equal(StaticMask.of(mask.array).array, mask.array) and StaticMask.of(mask.array).is_band
+    assert mask.seen == mask.array.sum() and mask.shows_all_queries == mask.array.any(axis=1).all()
+
+
+def test_a_large_window_fetches_what_it_sees() -> None:
+    """Of 32,768 keys each query sees 1,024: the kernel fetches a small part of them, and no mask of 1 GiB."""
+    long = Heads(count=32, groups=4, queries=32768, keys=32768, width=128, value_width=128, itemsize=2)
+    found = choose(long, StaticMask(32768, 32768, b"", -1023, 0), 48 * MIB, "splash")
+    assert found is not None
+    blocks, cost = found
+    assert blocks.by_position and cost.nbytes < 3 * 2**30 and not cost.wasteful

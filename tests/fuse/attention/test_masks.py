@@ -22,7 +22,7 @@ from tests.fuse.attention.functions import (
     rows,
     trained,
 )
-from tpu_lowering.fuse.attention.masks import StaticMask, lengthened
+from tpu_lowering.fuse.attention.static_masks import StaticMask, lengthened
 
 Function = Callable[..., Any]
 BOTH = ["splash_attention", "splash_attention_gradient"]
@@ -148,3 +148,40 @@ def test_a_mask_of_queries_for_rounded_lengths_stays() -> None:
         action.reason,
         "expected, with a mask of queries and keys, lengths that are multiples of 128, got 200 and 200",
     )
+
+
+# Bands ---------------------------------------------------------------------------------------------------
+def a_window(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Grouped heads; each query sees the hundred keys up to its own."""
+    i, j = torch.arange(query.shape[2])[:, None], torch.arange(key.shape[2])[None, :]
+    return sdpa(query, key, value, attn_mask=(j <= i) & (j > i - 100), enable_gqa=True)
+
+
+def both_sides(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    i, j = torch.arange(query.shape[2])[:, None], torch.arange(key.shape[2])[None, :]
+    return sdpa(query, key, value, attn_mask=(i - j).abs() <= 60, enable_gqa=True)
+
+
+@pytest.mark.parametrize(("function", "length"), [(a_window, 256), (a_window, 200), (both_sides, 256)])
+def test_gradients_of_large_bands(function: Function, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No mask is so small that it may be computed: all that is known of it is its band."""
+    for module in ("masks", "static_masks"):
+        monkeypatch.setattr(f"tpu_lowering.fuse.attention.{module}.MOST", 1)
+    monkeypatch.setattr("tpu_lowering.fuse.attention.static_masks.StaticMask.of", None)
+    given = [rows(heads, torch.float32, at, length) for at, heads in enumerate((4, 2, 2))]
+    record, pairs = trained(function, given)
+    assert kernels(record) == BOTH
+    equal(pairs, 2e-5)
+
+
+@pytest.mark.parametrize("band", [(None, 0), (-100, 0), (-60, 60), (5, 130), (-300, -3), (None, None)])
+@pytest.mark.parametrize("by_position", [False, True])
+def test_a_kernel_sees_a_band(band: tuple[int | None, int | None], by_position: bool) -> None:
+    """Splash attention's own functions of positions, and blocks of the mask, are those of ``StaticMask``."""
+    from tpu_lowering.fuse.attention.splash_masks import splash_mask
+
+    mask = StaticMask(256, 384, b"", *band)
+    found = splash_mask(mask, (256, 384), by_position)
+    whole = [found[slice(i, i + 128), slice(j, j + 128)] for i in (0, 128) for j in (0, 128, 256)]
+    expected = [mask.array[i : i + 128, j : j + 128] for i in (0, 128) for j in (0, 128, 256)]
+    assert all((one == other).all() for one, other in zip(whole, expected, strict=True))

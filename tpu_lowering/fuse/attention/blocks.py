@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tpu_lowering.fuse.attention.masks import MOST, StaticMask
+from tpu_lowering.fuse.attention.static_masks import StaticMask
 from tpu_lowering.ir.chips import LANES
 from tpu_lowering.session import Cache
 
@@ -80,10 +80,17 @@ class Heads:
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Sizes of blocks, in rows: of queries, of keys, and of the keys whose scores are computed at once."""
+    """Sizes of blocks, in rows: of queries, of keys, and of the keys whose scores are computed at once.
+
+    Attributes:
+        queries, keys: sizes.
+        by_position: whether the kernel computes a mask that is a band of the positions of queries, which it fetches;
+            else it fetches the blocks of a mask in which some queries see some keys.
+    """
 
     queries: int
     keys: int
+    by_position: bool = False
 
     @property
     def computed(self) -> int:
@@ -130,12 +137,13 @@ def choose(heads: Heads, mask: StaticMask | None, vmem: int, library: Library) -
 
 def _cheapest(heads: Heads, mask: StaticMask | None, vmem: int, library: Library) -> tuple[Blocks, Cost] | None:
     found: list[tuple[Blocks, Cost]] = []
-    for queries, keys in itertools.product(sizes(heads.queries), sizes(heads.keys)):
-        blocks = Blocks(queries, keys)
+    is_band, is_gradient = mask is not None and mask.is_band, library == "splash_gradient"
+    ways = ((False, True) if library == "splash" else (is_gradient,)) if is_band else (False,)
+    for queries, keys, by_position in itertools.product(sizes(heads.queries), sizes(heads.keys), ways):
+        blocks = Blocks(queries, keys, by_position)
         tiles = tiles_of(heads, mask, blocks)
-        if mask is not None and mask.is_causal and library != "splash":
-            tiles = dataclasses.replace(tiles, patterns={})  # these kernels compute them from positions
-        is_gradient = library == "splash_gradient"
+        if is_band and (by_position or library == "flash"):
+            tiles = dataclasses.replace(tiles, patterns={})
         held = _gradient_vmem(heads, blocks, tiles) if is_gradient else _forward_vmem(heads, blocks, tiles)
         if held <= vmem:
             moved = _gradient_bytes(heads, blocks, tiles) if is_gradient else _forward_bytes(heads, blocks, tiles)
@@ -171,14 +179,15 @@ def tiles_of(heads: Heads, mask: StaticMask | None, blocks: Blocks) -> Tiles:
     rows, columns = heads.queries // blocks.queries, heads.keys // blocks.keys
     if mask is None:
         return Tiles(np.ones((rows, columns), bool), {})
-    if mask.is_causal:
-        first, last = np.arange(rows) * blocks.queries, np.arange(columns) * blocks.keys
-        seen = last[None, :] <= (first + blocks.queries - 1)[:, None]
-        whole = (last + blocks.keys - 1)[None, :] <= first[:, None]
-        partial = np.argwhere(seen & ~whole).tolist()
-        if heads.queries * heads.keys > MOST:  # the kernel computes these from positions
-            return Tiles(seen, {})
-        return Tiles(seen, {(i, j): i * blocks.queries - j * blocks.keys for i, j in partial})
+    if mask.is_band:
+        place = np.arange(columns)[None, :] * blocks.keys - np.arange(rows)[:, None] * blocks.queries
+        least, most = place - blocks.queries + 1, place + blocks.keys - 1  # how far keys are from queries in a block
+        first, last = (
+            (least.min() if mask.first is None else mask.first),
+            (most.max() if mask.last is None else mask.last),
+        )
+        seen, whole = (most >= first) & (least <= last), (least >= first) & (most <= last)
+        return Tiles(seen, {(i, j): int(place[i, j]) for i, j in np.argwhere(seen & ~whole).tolist()})
     cut = mask.array.reshape(rows, blocks.queries, columns, blocks.keys)
     seen: Any = cut.any((1, 3))
     whole: Any = cut.all((1, 3))
@@ -212,6 +221,8 @@ def _forward_bytes(heads: Heads, blocks: Blocks, tiles: Tiles) -> int:
     partial = [tiles.patterns[i, j] for i, j in visited if (i, j) in tiles.patterns]
     if partial:
         moved += fetched(partial, heads.count, heads.count) * blocks.queries * blocks.keys * 4
+    if blocks.by_position:
+        moved += heads.count * heads.queries * LANES * 4
     return moved
 
 
@@ -232,6 +243,7 @@ def _forward_vmem(heads: Heads, blocks: Blocks, tiles: Tiles) -> int:
     rows = blocks.queries * heads.query_bytes + blocks.keys * heads.query_bytes
     state = blocks.queries * (4 * LANES + laid_out(heads.value_width)) * 4
     mask = blocks.queries * blocks.keys * (4 if tiles.patterns else heads.bias)
+    mask += blocks.queries * LANES * 4 if blocks.by_position else 0
     return 2 * (rows + state + mask) + 4 * blocks.queries * blocks.computed * 4
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tpu_lowering.fuse.attention.blocks import Blocks, rounded
-from tpu_lowering.fuse.attention.masks import StaticMask
+from tpu_lowering.fuse.attention.static_masks import StaticMask
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.types import TensorType, f32
 
@@ -49,6 +49,7 @@ class AttentionCall:
         excludes: whether the biases may be -inf.
         outweighs: whether they may be as large in finite numbers, so that nothing else is left of a score.
         empty: the result for a query that no key is left of.
+        soft_cap: see ``attention.sites.Attention``.
     """
 
     query: TensorType
@@ -68,6 +69,7 @@ class AttentionCall:
     excludes: bool = False
     outweighs: bool = False
     empty: float = 0.0
+    soft_cap: float | None = None
 
     @property
     def groups(self) -> int:

@@ -12,7 +12,6 @@ their authors left out:
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 from tpu_lowering import compat
 from tpu_lowering.fuse.attention import added_columns
 from tpu_lowering.fuse.attention.calls import AttentionCall, added_by, visible
-from tpu_lowering.fuse.attention.masks import MOST, lengthened
+from tpu_lowering.fuse.attention.static_masks import lengthened
 from tpu_lowering.ir.kernels import Operand
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
@@ -141,21 +140,14 @@ def _scaled(rows: jax.Array, scale: float) -> jax.Array:
 
 
 def _splash(call: AttentionCall, is_gradient: bool) -> Any:
-    """The library's kernel for all heads of the batch, as heads of one sequence.
-
-    A causal mask is taken from memory by the forward, one block for all heads, and computed from positions, which the
-    forward would fetch for each head again, by the gradient, and where it would be too large.
-    """
+    """The library's kernel for all heads of the batch, as heads of one sequence."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as library
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    shape, mask = call.lengths, lengthened(call.mask, (call.query.shape[1], call.key.shape[1]), call.lengths)
-    if mask is None:
-        seen: Any = masks.FullMask(shape)
-    elif mask.is_causal and (is_gradient or math.prod(shape) > MOST):
-        seen = masks.CausalMask(shape)
-    else:
-        seen = masks.NumpyMask(mask.array)
+    from tpu_lowering.fuse.attention.splash_masks import splash_mask
+
+    mask = lengthened(call.mask, (call.query.shape[1], call.key.shape[1]), call.lengths)
+    seen = splash_mask(mask, call.lengths, call.blocks.by_position)
     sizes: dict[str, Any] = {"block_q": call.blocks.queries, "block_kv": call.blocks.keys}
     if is_gradient:
         sizes |= {f"{name}_dkv": size for name, size in sizes.items()} | {"use_fused_bwd_kernel": True}
@@ -168,6 +160,7 @@ def _splash(call: AttentionCall, is_gradient: bool) -> Any:
         head_shards=1,
         q_seq_shards=1,
         save_residuals=call.gives_logsumexp and not is_gradient,
+        attn_logits_soft_cap=call.soft_cap,
     )
 
 

@@ -1,10 +1,8 @@
-"""Masks of an attention that depend on no input: found by computing them while the program is compiled."""
+"""Masks of an attention that depend on no input: found by computing them, or their diagonals, while compiling."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -14,6 +12,10 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
+from tpu_lowering.fuse.attention import diagonals
+from tpu_lowering.fuse.attention.blocks import rounded
+from tpu_lowering.fuse.attention.diagonals import Varying
+from tpu_lowering.fuse.attention.static_masks import MOST, StaticMask
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.operators import ALLOCATIONS
@@ -28,67 +30,6 @@ LARGE = -1e8
 """Beside a number as large in a score, what else is in it is lost in float32."""
 SMALL = 1 << 16
 """Elements of the largest mask that is computed to see whether it is one at all."""
-MOST = 1 << 26
-"""Elements of the largest mask that is computed while compiling: 8192 queries by 8192 keys."""
-
-
-@dataclasses.dataclass(frozen=True)
-class StaticMask:
-    """Which keys each query sees, the same in every head.
-
-    Attributes:
-        queries, keys: the mask's shape.
-        bits: rows of the mask, packed as ``numpy.packbits`` does; b"" for a causal mask, in which query ``i`` sees
-            the keys 0 to ``i``.
-    """
-
-    queries: int
-    keys: int
-    bits: bytes = b""
-
-    @property
-    def is_causal(self) -> bool:
-        return not self.bits
-
-    @functools.cached_property
-    def digest(self) -> bytes:
-        """Equal for equal masks: what is kept by a mask does not keep the mask."""
-        return hashlib.sha256(b"%d %d " % (self.queries, self.keys) + self.bits).digest()
-
-    @staticmethod
-    def of(seen: np.ndarray[Any, Any]) -> StaticMask:
-        """A mask from a bool array [queries, keys]."""
-        queries, keys = seen.shape
-        if np.array_equal(seen, np.tri(queries, keys, dtype=bool)):
-            return StaticMask(queries, keys)
-        return StaticMask(queries, keys, np.packbits(seen).tobytes())
-
-    @functools.cached_property
-    def array(self) -> np.ndarray[Any, Any]:
-        """bool [queries, keys]: True where the query sees the key."""
-        if self.is_causal:
-            return np.tri(self.queries, self.keys, dtype=bool)
-        packed = np.frombuffer(self.bits, np.uint8)
-        return np.unpackbits(packed, count=self.queries * self.keys).reshape(self.queries, self.keys).astype(bool)
-
-    @property
-    def seen(self) -> int:
-        """How many pairs of a query and a key it leaves."""
-        if not self.is_causal:
-            return int(self.array.sum())
-        full = min(self.queries, self.keys)
-        return full * (full + 1) // 2 + (self.queries - full) * self.keys
-
-
-def lengthened(mask: StaticMask | None, lengths: tuple[int, int], longer: tuple[int, int]) -> StaticMask | None:
-    """A mask for rounded lengths of queries and keys: keys that are added are hidden from queries that are not."""
-    if lengths == longer or (mask is None and lengths[1] == longer[1]):
-        return mask
-    if mask is not None and mask.is_causal and lengths[0] <= lengths[1]:
-        return StaticMask(*longer)
-    seen = np.ones(lengths, bool) if mask is None else mask.array
-    rows = np.pad(seen, ((0, longer[0] - lengths[0]), (0, 0)), mode="edge")
-    return StaticMask.of(np.pad(rows, ((0, 0), (0, longer[1] - lengths[1]))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +79,29 @@ class Term:
         return all(size == 1 for size in shape[-2:-1]) and (groups == 1 or all(size == 1 for size in shape[-3:-2]))
 
 
-Known = dict[Term, np.ndarray[Any, Any] | None]
-"""For terms that were looked at, what they add to every head, float [queries or 1, keys or 1]; None if unknown."""
+Known = dict[Term, "Added | None"]
+"""For terms that were looked at, what they add to every head; None if unknown."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Added:
+    """What a term adds to the scores of every head: 0, or what hides a key.
+
+    Attributes:
+        values: float [queries or 1, keys or 1]; or one for each diagonal, as ``StaticMask.of_diagonals`` has them.
+    """
+
+    values: np.ndarray[Any, Any]
+
+    @property
+    def is_of_diagonals(self) -> bool:
+        return self.values.ndim == 1
+
+    def array(self, queries: int, keys: int) -> np.ndarray[Any, Any]:
+        """float [queries or 1, keys or 1]."""
+        if not self.is_of_diagonals:
+            return self.values
+        return self.values[np.arange(keys)[None, :] - np.arange(queries)[:, None] + queries - 1]
 
 
 def number(value: Any) -> float | None:
@@ -153,7 +115,7 @@ def number(value: Any) -> float | None:
 
 
 def constants(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that depend on no input and no random number, but for large ones and what is made of those."""
+    """The nodes that depend on no input and no random number."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         if _is_computed(node) and found.issuperset(node.all_input_nodes):
@@ -163,10 +125,9 @@ def constants(graph: fx.Graph) -> set[fx.Node]:
 
 def _is_computed(node: fx.Node) -> bool:
     """Whether a node is a tensor that it takes nothing but other nodes to know."""
-    value = node.meta.get("val")
     is_call = node.op in ("call_function", "get_attr") and node.target not in (*ALLOCATIONS, kernel_call)
     is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    return is_call and not is_random and isinstance(value, torch.Tensor) and value.numel() <= MOST
+    return is_call and not is_random and isinstance(node.meta.get("val"), torch.Tensor)
 
 
 def constant(node: fx.Node) -> torch.Tensor | None:
@@ -175,7 +136,7 @@ def constant(node: fx.Node) -> torch.Tensor | None:
     waiting = [node]
     while waiting:
         needed = waiting.pop()
-        if not _is_computed(needed):
+        if not _is_computed(needed) or needed.meta["val"].numel() > MOST:
             return None
         order.pop(needed, None)
         order[needed] = None
@@ -314,28 +275,49 @@ def split(
         (None if nothing is known to hide a key, the other terms).
     """
     causal = StaticMask(queries, keys) if is_causal else None
-    known.update({term: _hidden(term) for term in terms if term not in known})
+    varying: dict[fx.Node, Varying | None] = {}
+    known.update({term: _hidden(term, varying) for term in terms if term not in known})
     found = [(term, known[term]) for term in terms]
-    rest = tuple(term for term, hidden in found if hidden is None)
-    hiding = [hidden for _, hidden in found if hidden is not None]
+    is_large = queries * keys > MOST
+    hiding = {term: one for term, one in found if one is not None and (one.is_of_diagonals or not is_large)}
+    rest = tuple(term for term in terms if term not in hiding)
     if not hiding:
         return causal, rest
-    shown = [np.tri(queries, keys, dtype=bool)] if is_causal else []
-    seen = np.logical_and.reduce([*shown, *(np.broadcast_to(hidden == 0, (queries, keys)) for hidden in hiding)])
-    mask = StaticMask.of(seen) if seen.any(axis=1).all() else None
-    is_exact = all(np.isin(hidden, (0, -np.inf)).all() for hidden in hiding)
+    mask = _mask(list(hiding.values()), is_causal, queries, keys)
+    is_exact = all(np.isin(one.values, (0, -np.inf)).all() for one in hiding.values())
     is_known = mask is not None and (mask.is_causal or all(term.is_along_keys(groups) for term in rest))
     if mask is None or (rest and not (is_exact and is_known)):
         return causal, tuple(terms)
-    return mask, rest
+    return (None if mask.is_full else mask), rest
 
 
-def _hidden(term: Term) -> np.ndarray[Any, Any] | None:
-    """What a constant term adds to the scores of every head, float [.., ..]: 0, or what hides a key; None if it does
-    anything else."""
-    found = constant(term.node)
-    if found is not None and found.ndim > 2:
-        heads = found.flatten(0, -3)
+def _mask(hiding: Sequence[Added], is_causal: bool, queries: int, keys: int) -> StaticMask | None:
+    """The keys that nothing hides; None where a query is left none, or if there are too many for what is no band."""
+    if all(one.is_of_diagonals for one in hiding):
+        below = np.arange(1 - queries, keys) <= 0 if is_causal else np.ones(queries + keys - 1, bool)
+        mask = StaticMask.of_diagonals(
+            queries, keys, np.logical_and.reduce([below, *(one.values == 0 for one in hiding)])
+        )
+    else:
+        shown = [np.tri(queries, keys, dtype=bool)] if is_causal else []
+        arrays = (np.broadcast_to(one.array(queries, keys) == 0, (queries, keys)) for one in hiding)
+        mask = StaticMask.of(np.logical_and.reduce([*shown, *arrays]))
+    if mask is None or not mask.shows_all_queries:
+        return None
+    is_large = queries * keys > MOST  # one that blocks do not divide would be computed
+    return None if is_large and mask.longer_band((rounded(queries), rounded(keys))) is None else mask
+
+
+def _hidden(term: Term, varying: dict[fx.Node, Varying | None]) -> Added | None:
+    """What a constant term adds to the scores of every head; None if it does anything but to hide keys."""
+    by_diagonal = diagonals.varying(term.node, varying)
+    found: torch.Tensor | None = None
+    if by_diagonal is not None and by_diagonal.dims in ((), (-1,), (-2,), (-2, -1)):
+        found = by_diagonal.values
+        if by_diagonal.dims != (-2, -1):
+            found = found.reshape((-1, 1) if by_diagonal.dims == (-2,) else (1, -1))
+    elif (computed := constant(term.node)) is not None:
+        heads = computed.reshape((-1, *(1, 1, *computed.shape)[-2:]))
         found = heads[0] if bool((heads[1:] == heads[0]).all()) else None
     if found is None:
         return None
@@ -344,4 +326,4 @@ def _hidden(term: Term) -> np.ndarray[Any, Any] | None:
         value = torch.where(value == term.where, term.value, 0.0)
     if not value.dtype.is_floating_point or not bool(((value <= HIDDEN) | (value == 0)).all()):
         return None
-    return torch.atleast_2d(value.double()).flatten(0, -2).numpy()
+    return Added(value.double().numpy())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,8 +11,9 @@ from torch import fx
 
 from tpu_lowering.fuse.attention.added_columns import COLUMNS
 from tpu_lowering.fuse.attention.blocks import Blocks, Cost, Heads, Library, choose, laid_out, rounded
-from tpu_lowering.fuse.attention.masks import Known, StaticMask, Term, lengthened, parts, split
+from tpu_lowering.fuse.attention.masks import Known, Term, parts, split
 from tpu_lowering.fuse.attention.sites import Attention
+from tpu_lowering.fuse.attention.static_masks import StaticMask, lengthened
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
@@ -89,7 +91,8 @@ def _library(site: Attention, mask: StaticMask | None, terms: Sequence[Term]) ->
         return "splash_gradient"
     if terms:
         return "splash" if _are_along_keys(site, terms) else "flash"
-    is_plain = (mask is None or mask.is_causal) and not site.wants_logsumexp and _fits_flash(site)
+    is_plain = (mask is None or mask.is_causal) and site.soft_cap is None
+    is_plain = is_plain and not site.wants_logsumexp and _fits_flash(site)
     return "flash" if is_plain else "splash"
 
 
@@ -156,6 +159,8 @@ def unfit(site: Attention) -> str:
         return f"expected heads that share keys in equal groups, got {query.heads}, {key.heads} and {value.heads}"
     if query.width != key.width or query.width % 8 or value.width % 8:
         return f"expected rows of a multiple of 8 elements, got {query.width} and {value.width}"
+    if site.soft_cap is not None and not (site.soft_cap > 0 and math.isfinite(site.soft_cap)):
+        return f"expected a positive number that bounds the scores, got {site.soft_cap:g}"
     return "" if site.scale > 0 else f"expected a positive scale, got {site.scale:g}"
 
 
@@ -164,6 +169,8 @@ def _unfit_for(library: Library, site: Attention, terms: Sequence[Term]) -> str:
     rank = len(site.leading) + 2
     if any(len(graphs.type_of(term.node).shape) > rank for term in terms):
         return f"expected a mask that broadcasts with scores of {rank} dimensions, got others"
+    if site.soft_cap is not None and terms:
+        return "expected, with scores that are bounded, a mask that depends on no input, got another"
     if library == "splash" or not terms or (site.is_gradient and _are_along_keys(site, terms)):
         return ""
     if site.is_gradient:

@@ -58,6 +58,7 @@ class Attention:
         query, key, value: its operands.
         leading: sizes before the last two of the scores that ``terms`` broadcast with.
         scale: what the products of queries and keys are multiplied by.
+        soft_cap: the number that scores ``s`` are kept below, ``soft_cap * tanh(s / soft_cap)``; None if they are not.
         is_causal: whether query ``i`` sees the keys 0 to ``i`` alone.
         terms: what else is done to the scores.
         dropout: whether weights are dropped, or multiplied by anything else.
@@ -81,6 +82,7 @@ class Attention:
     outputs: tuple[fx.Node | None, ...]
     given: tuple[fx.Node, ...] = ()
     written: ExplicitAttention | None = None
+    soft_cap: float | None = None
 
     @property
     def is_gradient(self) -> bool:
@@ -178,6 +180,7 @@ class _Scores:
     Attributes:
         product: the ``bmm``.
         scale, terms, leading: see ``Attention``.
+        bound: what the hyperbolic tangent of the scaled products is multiplied by; None if none is taken.
         shared: a node on the way that is used elsewhere too; None if there is none.
     """
 
@@ -186,6 +189,7 @@ class _Scores:
     terms: tuple[Term, ...] = ()
     leading: tuple[int, ...] | None = None
     shared: fx.Node | None = None
+    bound: float | None = None
 
 
 def _of_pattern(node: fx.Node) -> Attention | None:
@@ -197,7 +201,7 @@ def _of_pattern(node: fx.Node) -> Attention | None:
     given: Any = (*up.product.args, result.args[1])
     query_node, key_node, value_node = given
     query, key = rows_of(query_node, factors=True), rows_of(key_node, swapped=True, factors=True)
-    scale = up.scale * query.factor * key.factor
+    scale = up.scale * query.factor * key.factor * (1.0 if up.bound is None else up.bound)
     query, key = (dataclasses.replace(rows, factor=1.0) for rows in (query, key))
     value = rows_of(value_node)
     if query.repeat > 1 or key.repeat != value.repeat:
@@ -216,6 +220,7 @@ def _of_pattern(node: fx.Node) -> Attention | None:
         shared=shared or up.shared,
         outputs=(result,),
         written=ExplicitAttention(up.product, up.scale, up.shared, node, result),
+        soft_cap=up.bound,
     )
 
 
@@ -302,7 +307,11 @@ def _up_step(node: fx.Node) -> _Scores | None:
         found = _up(args[0], (node,))
         if found is None or (found.terms and factor != 1):
             return None
-        return dataclasses.replace(found, scale=found.scale * factor)
+        return _multiplied(found, factor)
+    if node.target is aten.tanh.default:
+        found = _up(args[0], (node,))
+        is_plain = found is not None and not found.terms and found.bound is None
+        return dataclasses.replace(found, bound=1.0) if is_plain else None  # type: ignore[type-var]
     for scores, term in _terms_of(node):
         found = _up(scores, (node,))
         leading = tuple(graphs.type_of(node).shape[:-2])
@@ -311,6 +320,12 @@ def _up_step(node: fx.Node) -> _Scores | None:
                 return None
             return dataclasses.replace(found, terms=(*found.terms, term), leading=leading)
     return None
+
+
+def _multiplied(scores: _Scores, factor: float) -> _Scores:
+    if scores.bound is None:
+        return dataclasses.replace(scores, scale=scores.scale * factor)
+    return dataclasses.replace(scores, bound=scores.bound * factor)
 
 
 def _terms_of(node: fx.Node) -> list[tuple[fx.Node, Term]]:

@@ -123,7 +123,7 @@ def paged_plan(site: Attention, chip: Chip) -> PagedPlan | Action | None:
     gather = gather_of(site.key)
     if gather is None or site.query.length != 1 or site.is_gradient or site.wants_logsumexp or site.is_causal:
         return None
-    if site.dropout or site.shared is not None or unfit(site):
+    if site.dropout or site.shared is not None or site.soft_cap is not None or unfit(site):
         return None
     key = paged(site.key, gather)
     if key is None:

@@ -58,7 +58,7 @@ class Training:
 def training_of(site: Attention, known: Known) -> Training | None:
     """An attention with its gradients; None if its scores or weights have any use that is none of those."""
     written = site.written
-    if written is None or written.scores is not None or site.shared is None or site.dropout:
+    if written is None or written.scores is not None or site.shared is None or site.dropout or site.soft_cap:
         return None
     if any(term.value is not None and term.value > -math.inf and not term.adds for term in unknown(site, known)):
         return None  # where it hides all keys of a query, the scores have no gradient, but that of the operator has
@@ -90,7 +90,7 @@ def training_of(site: Attention, known: Known) -> Training | None:
     place = {node: at for at, node in enumerate(softmax.graph.nodes)}
     anchor = min((by_weights, *(product.rows.node for product in by_value)), key=place.__getitem__)
     found = [products[0].rows if products else None for products in (by_query, by_key, by_value)]
-    shared = [found[0], *(rows if rows is None else _summed(rows, key.repeat) for rows in found[1:])]
+    shared = [found[0], *(rows if rows is None else summed(rows, key.repeat) for rows in found[1:])]
     if key.repeat != value.repeat or shared.count(None) > found.count(None):
         key, value = Rows(_argument(written.product, 1), swapped=True), Rows(_argument(written.result, 1))
         shared = found
@@ -212,7 +212,7 @@ def _product_behind(node: fx.Node) -> fx.Node | None:
     return node if graphs.is_call(node, aten.bmm.default) else None
 
 
-def _summed(rows: Rows, repeat: int) -> Rows | None:
+def summed(rows: Rows, repeat: int) -> Rows | None:
     """The sum of the gradients of heads that are ``repeat`` times the same one, which is all that is made of them."""
     while repeat > 1:
         if len(rows.node.users) != 1:
