@@ -6,6 +6,7 @@ Before::
     p = read_box(b1, box('4:8'))        # nothing of v in it
     q = read_box(b1, box('0:4'))        # v itself
     r = permute(permute(x, [1, 0]), [1, 0])
+    s = getitem(aten.split(x, 4, -1), 1)
 
 After::
 
@@ -13,11 +14,14 @@ After::
     p = read_box(b0, box('4:8'))
     q = v
     r = x
+    s = read_box(x, box('0:8, 4:8'))
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -129,6 +133,24 @@ def _expand(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return source if graphs.type_of(source).shape == graphs.type_of(node).shape else None
 
 
+def _piece(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """A piece of what is cut along a dimension, as a box of its own: the others are of no concern to who uses it."""
+    cut, number = _source(node), node.args[1]
+    if cut.op != "call_function" or cut.target not in CUTS:
+        return None
+    given = graphs.bound(cut)
+    shape = graphs.type_of(given["self"]).shape
+    dim = given["dim"] % len(shape)
+    sizes = [1 if cut.target is aten.unbind.int else piece.shape[dim] for piece in cut.meta["val"]]
+    start, stop = [0, *itertools.accumulate(sizes)][number : number + 2]  # type: ignore[misc,operator]
+    whole = [(0, size, 1) for size in shape]
+    box = Box.of([*whole[:dim], (start, stop, 1), *whole[dim + 1 :]])
+    return graphs.reshaped(graph, graphs.call(graph, read_box, given["self"], box), graphs.type_of(node).shape)
+
+
+CUTS = (aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int)
+
+
 def _source(node: fx.Node) -> fx.Node:
     source = node.args[0]
     assert isinstance(source, fx.Node)
@@ -141,5 +163,6 @@ RULES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.reshape.default: _reshape,
     aten.permute.default: _permute,
     aten.expand.default: _expand,
+    operator.getitem: _piece,
     **dict.fromkeys(IDENTITIES, _identity),
 }
