@@ -8,13 +8,29 @@ The wording follows one shape, so that a reader finds the same thing in the same
       fix  decorate one with @tpu_lowering.register_kernel(torch.ops.ns.op.default), or ...
 
 Codes are stable: once released, a code keeps its meaning. ``CODES`` is the list of all of them; those that are reported
-and not raised have their remedy beside them.
+and not raised have their remedy beside them. Cause, example and remedy of each are in ``error_pages/``, a file for each
+of ``GROUPS``; ``page`` puts them together.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import pathlib
 import re
+import textwrap
+import tomllib
+
+GROUPS: dict[str, tuple[str, str]] = {
+    "1": ("calls", "How the backend is called"),
+    "2": ("kernels", "Kernels"),
+    "3": ("operators", "Operators and values"),
+    "4": ("bugs", "Bugs of this package"),
+    "5": ("reports", "Reasons in reports, and warnings; never raised"),
+    "6": ("compiler", "The TPU compiler"),
+    "7": ("devices", "Many devices"),
+}
+"""For each first digit of a code: the name of its page, and its title."""
 
 _TABLE: dict[str, str | tuple[str, str]] = {
     # 1xx: how the backend is called
@@ -172,6 +188,84 @@ CODES: dict[str, str] = {code: row if isinstance(row, str) else row[0] for code,
 
 REMEDIES: dict[str, str] = {code: row[1] for code, row in _TABLE.items() if not isinstance(row, str)}
 """What a user can do about a code, where that is the same for each subject."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What is to be said of a code beyond its text.
+
+    Attributes:
+        cause: why it comes out, in Markdown.
+        example: code that makes it come out; a command, if it begins with "python -m".
+        remedy: what to do, in Markdown.
+        needs: what the example needs beyond torch and JAX on a CPU; "" for nothing.
+        run: whether the example can be run where that is there.
+        devices: how many CPU devices of JAX's the example needs.
+        fixed: the same code as it should be; "" where the remedy says it.
+    """
+
+    cause: str
+    example: str
+    remedy: str
+    needs: str = ""
+    run: bool = True
+    devices: int = 1
+    fixed: str = ""
+
+
+@functools.cache
+def pages() -> dict[str, Page]:
+    """What is to be said of every code, by code."""
+    folder = pathlib.Path(__file__).parent / "error_pages"
+    read = [tomllib.loads((folder / f"{name}.toml").read_text("utf-8")) for name, _ in GROUPS.values()]
+    return {
+        code: Page(**{"remedy": _as_sentence(code), "run": "needs" not in facts, **facts})
+        for group in read
+        for code, facts in group.items()
+    }
+
+
+def _as_sentence(code: str) -> str:
+    remedy = REMEDIES.get(code, "")
+    return f"{remedy[:1].upper()}{remedy[1:]}."
+
+
+WIDTH = 118
+"""Columns of a page's prose."""
+
+
+def page(code: str, level: int = 1) -> str:
+    """All that is known of a code as Markdown: what it says, its cause, an example, a remedy.
+
+    Args:
+        code: a key of ``CODES``, in capitals or not.
+        level: of its heading.
+
+    Raises:
+        TpuLoweringError: TL112 for a text that is no code.
+    """
+    code = code.upper()
+    if code not in CODES:
+        raise wrong_argument("code", f"a code such as TL205, got {code!r}", "docs/errors.md lists every code")
+    known = pages()[code]
+    kind = "bash" if known.example.startswith("python -m") else "python"
+    devices = f"{known.devices} devices, such as XLA_FLAGS=--xla_force_host_platform_device_count={known.devices} gives"
+    needs = known.needs or (devices if known.devices > 1 else "")
+    parts = [
+        f"{'#' * level} {code}",
+        f"**{CODES[code][:1].upper()}{CODES[code][1:]}.**",
+        _wrapped(known.cause),
+        f"For example{f' (needs {needs})' if needs else ''}:",
+        f"```{kind}\n{known.example}```",
+        _wrapped(f"**Remedy.** {known.remedy}"),
+    ]
+    if known.fixed:
+        parts.append(f"```python\n{known.fixed}```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 @dataclasses.dataclass(frozen=True)
