@@ -20,6 +20,7 @@ import pathlib
 import re
 import textwrap
 import tomllib
+from typing import Any
 
 GROUPS: dict[str, tuple[str, str]] = {
     "1": ("calls", "How the backend is called"),
@@ -218,11 +219,12 @@ def pages() -> dict[str, Page]:
     """What is to be said of every code, by code."""
     folder = pathlib.Path(__file__).parent / "error_pages"
     read = [tomllib.loads((folder / f"{name}.toml").read_text("utf-8")) for name, _ in GROUPS.values()]
-    return {
-        code: Page(**{"remedy": _as_sentence(code), "run": "needs" not in facts, **facts})
-        for group in read
-        for code, facts in group.items()
-    }
+    return {code: _page_of(code, facts) for group in read for code, facts in group.items()}
+
+
+def _page_of(code: str, facts: dict[str, Any]) -> Page:
+    described: dict[str, Any] = {"remedy": _as_sentence(code), "run": "needs" not in facts, **facts}
+    return Page(**described)
 
 
 def _as_sentence(code: str) -> str:
