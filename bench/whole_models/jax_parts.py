@@ -25,6 +25,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 
 BLOCK = 512
 
+again = functools.partial(jax.checkpoint, prevent_cse=False)
+"""What is cheap is computed again in the backward, of its arguments."""
+
 
 def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """``x`` [..., in] by ``weight`` [out, in]."""
@@ -44,6 +47,7 @@ def from_heads(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -
     return made if bias is None else made + bias
 
 
+@functools.partial(again, static_argnums=2)
 def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
     """Over the last dimension, in float32."""
     wide = x.astype(jnp.float32)
@@ -51,6 +55,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
     return weight * scaled.astype(x.dtype)
 
 
+@functools.partial(again, static_argnums=3)
 def layer_norm(x: jax.Array, weight: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
     """Over the last dimension, in float32."""
     wide = x.astype(jnp.float32)
@@ -118,7 +123,12 @@ def attention(
 
 def gated_mlp(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array, act: Any = jax.nn.silu) -> jax.Array:
     """``down(act(gate(x)) * up(x))``; the barrier keeps the multiply with the product before it."""
-    return linear(lax.optimization_barrier(act(linear(x, gate)) * linear(x, up)), down)
+
+    @again
+    def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+        return act(gate) * up
+
+    return linear(lax.optimization_barrier(gated(linear(x, gate), linear(x, up))), down)
 
 
 @jax.custom_vjp
@@ -176,4 +186,4 @@ def subset(weights: dict[str, jax.Array], prefix: str) -> dict[str, jax.Array]:
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-gelu = functools.partial(jax.nn.gelu, approximate=False)
+gelu = again(functools.partial(jax.nn.gelu, approximate=False))

@@ -11,6 +11,7 @@ import torch
 from jax import lax
 from torch import nn
 
+from bench.whole_models import jax_parts as parts
 from bench.whole_models.case import Built, Case, Weights, made
 
 EPSILON = 1e-5
@@ -79,8 +80,15 @@ def normed(x: jax.Array, weights: Weights, name: str, running: dict[str, jax.Arr
     for which, new in (("running_mean", mean), ("running_var", variance * (count / (count - 1)))):
         old = weights[f"{name}.{which}"]
         running[f"{name}.{which}"] = ((1 - MOMENTUM) * old + MOMENTUM * lax.stop_gradient(new)).astype(old.dtype)
-    scale = lax.rsqrt(variance + EPSILON) * weights[f"{name}.weight"].astype(jnp.float32)
-    return (wide * scale + (weights[f"{name}.bias"].astype(jnp.float32) - mean * scale)).astype(x.dtype)
+    return scaled(x, mean, variance, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+
+@parts.again
+def scaled(x: jax.Array, mean: jax.Array, variance: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+    """What a batch norm gives, of its statistics."""
+    scale = lax.rsqrt(variance + EPSILON) * weight.astype(jnp.float32)
+    shift = bias.astype(jnp.float32) - mean * scale
+    return (x.astype(jnp.float32) * scale + shift).astype(x.dtype)
 
 
 def bottleneck(x: jax.Array, weights: Weights, name: str, running: dict[str, jax.Array]) -> jax.Array:
