@@ -50,6 +50,7 @@ _TABLE: dict[str, str | tuple[str, str]] = {
     "TL113": "text that is no pipeline",
     "TL114": "buffer lost in a call that failed",
     "TL115": "no gradient to compile a backward for",
+    "TL116": "cache folder that others can write to",
     # 2xx: kernels
     "TL201": "operator has no JAX implementation",
     "TL202": "kernel result has the wrong shape or dtype",

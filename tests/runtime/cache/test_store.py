@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import pathlib
+import stat
 import subprocess
 import sys
 
@@ -62,6 +63,41 @@ def test_a_folder_that_cannot_be_written_to_is_no_error(tmp_path: pathlib.Path) 
     store = Store(tmp_path / "file" / "entries")
     store.write(KEY, b"contents")
     assert store.read(KEY) is None
+
+
+def test_the_folder_is_for_its_user_alone(store: Store) -> None:
+    before = os.umask(0)
+    try:
+        store.write(KEY, b"contents")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(store.folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o777, 0o1777, 0o702], ids=oct)
+def test_a_folder_that_others_can_write_to_is_refused(mode: int, store: Store) -> None:
+    """When a store is made of it, and when it became such a folder since."""
+    store.write(KEY, b"contents")
+    store.folder.chmod(mode)
+    for use in (lambda: Store(store.folder), lambda: store.read(KEY), lambda: store.write(KEY, b"others")):
+        with pytest.raises(tpu_lowering.TpuLoweringError) as caught:
+            use()
+        assert str(caught.value) == (
+            f"[TL116] cache folder that others can write to: {store.folder}\n"
+            "  why  expected a folder that its user alone can write to, as its programs are run as they are found, "
+            f"got mode {mode:04o}\n"
+            f"  fix  name a folder that is not there yet, or, if all in it is yours: chmod go-w {store.folder}"
+        )
+    store.folder.chmod(0o755)
+    assert Store(store.folder).read(KEY) == b"contents"
+
+
+def test_a_folder_of_another_user_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write(KEY, b"contents")
+    owner = store.folder.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(tpu_lowering.TpuLoweringError, match=rf"TL116.*\n.*one of user {owner}, in a process of user"):
+        store.read(KEY)
 
 
 def test_writers_at_once_leave_one_whole_entry(store: Store) -> None:

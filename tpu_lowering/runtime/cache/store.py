@@ -3,6 +3,9 @@
 The folder has a limit. An entry's file says by its time of modification when it was last used; of entries beyond the
 limit the least recently used go. One that another process is about to read may be among them: it reads the whole entry
 or finds none.
+
+Entries are native code that is run as it is found. So the folder is made for its user alone, and one that somebody else
+owns or can write to is refused.
 """
 
 from __future__ import annotations
@@ -12,11 +15,14 @@ import functools
 import hashlib
 import os
 import pathlib
+import shlex
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
 import tpu_lowering
+from tpu_lowering import errors
 from tpu_lowering.options import Options
 
 MAGIC = b"tpu_lowering entry 1\n"
@@ -57,7 +63,9 @@ class Store:
     """
 
     def __init__(self, folder: pathlib.Path, limit: int = Options.cache_bytes) -> None:
+        """Raises TpuLoweringError: TL116 for a folder that others own or can write to, here and when it is used."""
         self.folder, self.limit = folder, limit
+        check_is_own(folder)
 
     @staticmethod
     def of(options: Options) -> Store | None:
@@ -69,6 +77,7 @@ class Store:
 
     def read(self, key: str) -> bytes | None:
         """The contents of an entry; None if there is no sound one."""
+        check_is_own(self.folder)
         try:
             data = self.path(key).read_bytes()
         except OSError:
@@ -88,7 +97,9 @@ class Store:
         if size > self.limit:
             return
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
+            check_is_own(self.folder)
+            path.parent.mkdir(exist_ok=True)
             handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".")
             try:
                 with os.fdopen(handle, "wb") as file:
@@ -114,6 +125,31 @@ class Store:
                 with contextlib.suppress(OSError):  # another process was first
                     os.unlink(path)
                 excess -= size
+
+
+def check_is_own(folder: pathlib.Path) -> None:
+    """Checks that nobody but this process's user can put entries into a folder. One that is not there is fine.
+
+    Raises:
+        TpuLoweringError: TL116.
+    """
+    try:
+        facts = folder.stat()
+    except OSError:
+        return
+    own = getattr(os, "geteuid", lambda: facts.st_uid)()  # Windows has none, and no such modes
+    if facts.st_uid != own:
+        got = f"one of user {facts.st_uid}, in a process of user {own}"
+    elif os.name == "posix" and facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        got = f"mode {stat.S_IMODE(facts.st_mode):04o}"
+    else:
+        return
+    raise errors.refuse(
+        "TL116",
+        str(folder),
+        f"expected a folder that its user alone can write to, as its programs are run as they are found, got {got}",
+        f"name a folder that is not there yet, or, if all in it is yours: chmod go-w {shlex.quote(str(folder))}",
+    )
 
 
 def _files(folder: pathlib.Path) -> Iterator[tuple[float, int, str]]:
