@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -78,14 +79,15 @@ def helion_tpu(
     gradients.refuse_missing_backward(module)
     observer = Observers([*observers, LogObserver(), *dump_observer(chosen.dump)])
     number = next(_numbers)
-    if again := recompiles.failed_guard():
+    if again := recompiles.failed_guard(module.graph):
         observer.acted(f"graph_{number}", "capture", again)
     # What comes out of AOTAutograd's cache has no stages to observe.
     may_keep = bool(chosen.cache) and not (observers or chosen.dump or chosen.mesh)
     table = None if runtime is not None else shardings.Table.of(module, chosen)
     compilation = _Compilation(number, chosen, observer, runtime, may_keep, table)
     if chosen.fallback == "eager":
-        return fallback.compile_around(module, examples, compilation.compile_or_refuse)
+        tell = functools.partial(compilation.tell, stage="fallback")
+        return fallback.compile_around(module, examples, compilation.compile_or_refuse, tell)
     return compilation.compile_or_refuse(module, examples)
 
 
@@ -128,7 +130,7 @@ class _Compilation:
                 bw_compiler=self._compiler("backward", kernels, kinds),
                 inference_compiler=self._compiler("inference", kernels, kinds),
                 partition_fn=partition.partitioner(
-                    self._fusing_chip, compat.parameter_inputs(part), self.table, self._tell
+                    self._fusing_chip, compat.parameter_inputs(part), self.table, self.tell
                 ),
                 decompositions=mistakes.refusing(with_eagers_layouts(decompositions())),
                 keep_inference_input_mutations=True,
@@ -163,9 +165,10 @@ class _Compilation:
             graph.graph, kind, arguments, self.options, None if effects.are_in(graph.graph) else self.saved
         )
 
-    def _tell(self, actions: Sequence[Action]) -> None:
+    def tell(self, actions: Sequence[Action], stage: str = "partition") -> None:
+        """Tells the observer what is known of the graph before it is parted."""
         if actions:
-            self.observer.acted(f"graph_{self.number}", "partition", actions)
+            self.observer.acted(f"graph_{self.number}", stage, actions)
 
     def _fusing_chip(self, joint: fx.GraphModule, arguments: Any) -> Chip | None:
         """The chip that attention of a joint graph becomes kernels for; None if it stays."""

@@ -172,6 +172,15 @@ _TABLE: dict[str, str | tuple[str, str]] = {
         "program compiled again: a kernel reads a name that has another value",
         "give the kernel the value as an argument; a number is then an input of the program or a specialisation",
     ),
+    "TL515": (
+        "graph broken: Dynamo leaves the function here",
+        "keep what Dynamo cannot trace out of the compiled function",
+    ),
+    "TL516": (
+        "operator runs in eager torch, between programs",
+        "decorate a JAX function with @tpu_lowering.register_kernel(operator)",
+    ),
+    "TL517": ("the chip's view is missing", "see the code; the rest of the report is the CPU's"),
     "TL521": (
         "attention kept: no library kernel takes it",
         "use float32 or bfloat16, drop nothing from the weights, mask keys alike for all queries in training, "

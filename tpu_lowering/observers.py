@@ -34,6 +34,18 @@ class HearsAnswers(Protocol):
         """After each question."""
 
 
+@runtime_checkable
+class HearsStages(Protocol):
+    """An observer that is told, too, when each stage begins, and how long it took: of the last ones as well, which edit
+    no graph."""
+
+    def begins(self, program: str, stage: str) -> None:
+        """Before a stage."""
+
+    def ended(self, program: str, stage: str, seconds: float) -> None:
+        """After it."""
+
+
 class Observers:
     """Several observers as one."""
 
@@ -56,3 +68,13 @@ class Observers:
         for observer in self.observers:
             if isinstance(observer, HearsAnswers):
                 observer.answered(program, answer)
+
+    def begins(self, program: str, stage: str) -> None:
+        for observer in self.observers:
+            if isinstance(observer, HearsStages):
+                observer.begins(program, stage)
+
+    def ended(self, program: str, stage: str, seconds: float) -> None:
+        for observer in self.observers:
+            if isinstance(observer, HearsStages):
+                observer.ended(program, stage, seconds)

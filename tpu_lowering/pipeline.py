@@ -58,7 +58,7 @@ from tpu_lowering.normalise import (
 )
 from tpu_lowering.normalise.mask_padding import mask_padding
 from tpu_lowering.normalise.shard_kernels import shard_kernels
-from tpu_lowering.observers import HearsAnswers, Observer
+from tpu_lowering.observers import HearsAnswers, HearsStages, Observer
 from tpu_lowering.options import Options
 from tpu_lowering.passes.assemble_writes import AssembleWrites
 from tpu_lowering.passes.base import Pass
@@ -291,7 +291,8 @@ class Pipeline:
         request.observer.stage(request.name, "captured", made.module, 0.0)
         checked = legal.Checked()
         for stage in self.stages:
-            with contextlib.nullcontext() if stage is FINISH[-1] else _uncollected():
+            collected = contextlib.nullcontext() if stage is FINISH[-1] else _uncollected()
+            with collected, _heard(request, stage.name):
                 if isinstance(stage, Step):
                     made = _run_step(stage, request, made, checked)
                 else:
@@ -324,6 +325,19 @@ def _chooser(options: Options, chip: Chip, tell: Callable[[Answer], None] | None
     store = Store.of(options)
     compiles, configs = options.tune is not False, options.tune == "configs"
     return CompilerChooser(chip, store, compiles, configs, float(options.tune_seconds), tell)
+
+
+@contextlib.contextmanager
+def _heard(request: Request, stage: str) -> Generator[None]:
+    """A scope of a stage, of which observers hear that want to."""
+    observer = request.observer
+    if not isinstance(observer, HearsStages):
+        yield
+        return
+    observer.begins(request.name, stage)
+    began = time.perf_counter()
+    yield
+    observer.ended(request.name, stage, time.perf_counter() - began)
 
 
 @contextlib.contextmanager

@@ -75,7 +75,9 @@ def test_counts_of_the_main_job() -> None:
 def test_prints_as_tables() -> None:
     text = str(tpu_lowering.explain(model, X))
     assert text.startswith(EXPECTED)
-    assert "│ programs (torch_tpu's split rule)    │          3 │        1 │" in text
+    assert "│ programs (torch_tpu's split rule) │          3 │        1 │" in text
+    assert "│ bytes to fill and fetch these     │   32.0 KiB │      0 B │" in text
+    assert "\nRemoved: empty_like, 16.0 KiB, test_report.py:38 in model: out = torch.empty_like(x)" in text
 
 
 def test_a_kept_fill_says_why() -> None:
@@ -87,6 +89,8 @@ def test_a_kept_fill_says_why() -> None:
     assert kept.remedy == "nothing to do if the kernel should read it; else write every element before loading any"
     assert "[TL501]" in str(report)
     assert report.bytes_saved == 0
+    assert report.bytes_left == 2 * NBYTES  # filled, and fetched by the kernel
+    assert "│ bytes to fill and fetch these     │   32.0 KiB │ 32.0 KiB │" in str(report)
 
 
 def test_a_fill_that_is_overwritten_is_counted() -> None:

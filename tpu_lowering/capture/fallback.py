@@ -17,7 +17,10 @@ from torch.fx.passes.split_module import split_module
 
 from tpu_lowering import compat
 from tpu_lowering.capture.gradients import called_overload
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.operators import ALLOCATIONS
+from tpu_lowering.ir.printer import target_name
 from tpu_lowering.kernels import registry
 from tpu_lowering.lower.families import DRAWS, TABLE
 from tpu_lowering.normalise import effects, randomness
@@ -91,16 +94,29 @@ def runs_in_eager(node: fx.Node) -> bool:
     return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) and bool(free_unbacked_symbols(value))
 
 
-def compile_around(module: fx.GraphModule, examples: Sequence[Any], compile_part: Compile) -> Callable[..., Any]:
+def compile_around(
+    module: fx.GraphModule,
+    examples: Sequence[Any],
+    compile_part: Compile,
+    tell: Callable[[Sequence[Action]], None] = lambda actions: None,
+) -> Callable[..., Any]:
     """Cuts a graph at operators that run in eager torch; the parts between are compiled, each as it would be alone.
+
+    Args:
+        module: Dynamo's graph.
+        examples: its arguments.
+        compile_part: compiles a part.
+        tell: told of what runs in eager torch.
 
     Returns:
         A callable of the graph's arguments. A graph without such operators is compiled whole.
     """
-    if not any(map(runs_in_eager, module.graph.nodes)):
+    left = {node: None for node in module.graph.nodes if runs_in_eager(node)}
+    if not left:
         return compile_part(module, examples)
+    tell([_remark(node) for node in left if isinstance(node.meta.get("example_value"), torch.Tensor)])
     parts: dict[fx.Node, int] = {}
-    runs = itertools.groupby(list(module.graph.nodes), key=runs_in_eager)
+    runs = itertools.groupby(list(module.graph.nodes), key=left.__contains__)
     eager: set[str] = set()
     for number, (is_eager, nodes) in enumerate(runs):
         parts.update(dict.fromkeys(nodes, number))
@@ -117,6 +133,13 @@ def compile_around(module: fx.GraphModule, examples: Sequence[Any], compile_part
         if name.startswith("submod_") and name not in eager:
             setattr(split, name, _Part(part, compile_part))  # type: ignore[arg-type]
     return split
+
+
+def _remark(node: fx.Node) -> Action:
+    """On a node that runs in eager torch."""
+    why = "the shape of its result depends on data" if node.meta.get("unbacked_bindings") else "it has no lowering"
+    reason = f"{target_name(called_overload(node) or node.target)}: {why}"
+    return Action("eager", node.name, graphs.place(node), "TL516", reason, 0)
 
 
 class _Part(torch.nn.Module):

@@ -10,6 +10,7 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.capture.rounding import size_symbols
+from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 
 
@@ -22,16 +23,16 @@ def new_sizes(graph: fx.Graph, old: Mapping[sympy.Symbol, Any], new: Mapping[sym
         for symbol in sorted(changed, key=str)
     ]
     reason = "; ".join(texts) or "arguments lie otherwise in memory"
-    return Action("recompiled", graph.output_node().name, "", "TL512", reason, 0)
+    return Action("recompiled", graph.output_node().name, graphs.place_of(graph), "TL512", reason, 0)
 
 
 def changed_names(graph: fx.Graph) -> Action:
     """Why programs of a graph are compiled again without a reason in their arguments."""
     reason = "a kernel reads a name that has another value than when it was traced"
-    return Action("recompiled", graph.output_node().name, "", "TL514", reason, 0)
+    return Action("recompiled", graph.output_node().name, graphs.place_of(graph), "TL514", reason, 0)
 
 
-def failed_guard() -> list[Action]:
+def failed_guard(graph: fx.Graph) -> list[Action]:
     """Why Dynamo captures a function again; nothing the first time."""
     reason = compat.recompile_reason()
-    return [Action("recompiled", "graph", "", "TL513", reason, 0)] if reason else []
+    return [Action("recompiled", "graph", graphs.place_of(graph), "TL513", reason, 0)] if reason else []

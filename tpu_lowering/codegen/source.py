@@ -271,8 +271,8 @@ def _unwritable(node: fx.Node, value: Any) -> errors.TpuLoweringError:
 
 
 def _scope(node: fx.Node) -> str:
-    """The user's source line as ``file.py:line``, or what the node is where there is none."""
-    return graphs.source_line(node).partition(" in ")[0].replace('"', "") or "tpu_lowering"
+    """The user's source line as ``file.py:line``, or the module where there is none."""
+    return graphs.place(node).partition(" in ")[0].replace('"', "") or "tpu_lowering"
 
 
 def _function(node: fx.Node) -> str:

@@ -28,6 +28,7 @@ from tpu_lowering.compat.of_distributed import (
     store,
     trace_for_all_ranks,
 )
+from tpu_lowering.compat.of_dynamo import Break, Watched, watched_compilations
 from tpu_lowering.compat.of_executables import (
     CpuArrays,
     DirectCall,
@@ -179,6 +180,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TYPED_NUMBERS",
     "BackendCompilerFailed",
+    "Break",
     "Cluster",
     "Conflict",
     "CpuArrays",
@@ -191,6 +193,7 @@ __all__ = [
     "OutputCode",
     "Results",
     "ResultsOfForward",
+    "Watched",
     "aliases",
     "aot_autograd",
     "aot_export_joint_simple",
@@ -321,6 +324,7 @@ __all__ = [
     "unnamed",
     "version_of",
     "versions_advanced",
+    "watched_compilations",
     "with_effects",
     "without_scoped_references",
     "xla_module",

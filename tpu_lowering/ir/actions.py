@@ -23,6 +23,7 @@ Kind = Literal[
     "interpreted",
     "updated",
     "whole",
+    "eager",
 ]
 
 
@@ -36,7 +37,7 @@ class Action:
             size is not rounded up), "recompiled" (something was compiled again), "fused" (operators became a kernel),
             "unfused" (they could have, but did not), "launched" (a kernel's launch has another form than its config
             says), "interpreted" (a kernel runs in an interpreter, which is slow), "updated" (an argument is updated in
-            place), "whole" (every device of a mesh runs a whole kernel).
+            place), "whole" (every device of a mesh runs a whole kernel), "eager" (an operator runs in eager torch).
         node: name of the node it is about.
         where: the user's source line.
         code: a code of ``errors.CODES`` for a refusal or remark, else "".
@@ -53,4 +54,4 @@ class Action:
 
     @staticmethod
     def on(kind: Kind, node: fx.Node, reason: str, code: str = "") -> Action:
-        return Action(kind, node.name, graphs.source_line(node), code, reason, graphs.type_of(node).nbytes)
+        return Action(kind, node.name, graphs.place(node), code, reason, graphs.type_of(node).nbytes)

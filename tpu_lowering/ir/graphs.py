@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import os
+import re
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -222,6 +223,10 @@ def sort_by_use(graph: fx.Graph) -> None:
 
 
 _DISTRIBUTED = os.path.join("torch", "distributed", "")
+_RESUMED = re.compile(r"torch_dynamo_resume_in_(.+)_at_\d+$")
+"""What Dynamo calls the rest of a function, behind a place where it left it."""
+_OWNER = re.compile(r"^L\['\w+'\]\.?")
+"""How Dynamo writes the local name of a module: of ``self``, or of what was compiled."""
 
 
 def source_line(node: fx.Node) -> str:
@@ -238,9 +243,31 @@ def source_line_of(stack_trace: str) -> str:
         return ""
     path, _, rest = lines[0].lstrip('"').partition('"')
     number = rest.partition("line ")[2].split(",")[0].strip()
-    function = rest.partition(" in ")[2].strip()
+    function = _RESUMED.sub(r"\1", rest.partition(" in ")[2].strip())
     text = f"{os.path.basename(path)}:{number} in {function}"
     return f"{text}: {lines[1]}" if len(lines) > 1 else text
+
+
+def place(node: fx.Node) -> str:
+    """Where a node comes from: the user's source line; where there is none, as of the layers of a
+    ``torch.nn.Sequential``, the module, ``module 1.0 (BatchNorm1d)``; of an argument, where it is first used."""
+    used = next(iter(node.users), None) if node.op in ("placeholder", "get_attr") else None
+    return source_line(node) or module_of_user(node) or ("" if used is None else place(used))
+
+
+def place_of(graph: fx.Graph) -> str:
+    """Where a graph begins: the first place that is known of it."""
+    return next(filter(None, map(place, graph.nodes)), "")
+
+
+def module_of_user(node: fx.Node) -> str:
+    """The innermost module of the user's that made a node, ``module 1.0 (BatchNorm1d)``; "" where it is unknown."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
+    if not stack:
+        return ""
+    path, kind = list(stack.values())[-1]
+    name = getattr(kind, "__name__", str(kind).rpartition(".")[2])
+    return " ".join(part for part in ("module", _OWNER.sub("", str(path)), f"({name})") if part)
 
 
 def bound(node: fx.Node) -> dict[str, Any]:

@@ -5,127 +5,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections import defaultdict
+import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx
 
 from tpu_lowering import aot, compat, errors, pipeline
-from tpu_lowering.analyse import splits
-from tpu_lowering.codegen.source import Source
-from tpu_lowering.ir import chips, graphs, random, regions
-from tpu_lowering.ir.actions import Action
-from tpu_lowering.ir.kernels import kernel_call
-from tpu_lowering.ir.operators import is_allocation, is_fill
-from tpu_lowering.ir.programs import Program
+from tpu_lowering.ir import chips
 from tpu_lowering.kernels import helion
+from tpu_lowering.observers import Observers
 from tpu_lowering.report import chip
-from tpu_lowering.report.report import Draw, Remark, Report
-
-NOTED = ("fresh", "interpreted", "moved", "unwritten", "updated", "whole")
-"""Kinds of actions that, with a code, are remarks."""
-
-
-class Collector:
-    """An observer that gathers what a report needs."""
-
-    def __init__(self) -> None:
-        self.programs: list[str] = []
-        self.calls = 0
-        self.draws: list[Draw] = []
-        self.before = 0
-        self.made: dict[tuple[str, str], Remark] = {}
-        self.fills: set[tuple[str, str]] = set()
-        self.left: set[tuple[str, str]] = set()
-        self.actions: list[tuple[str, Action]] = []
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-
-    def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
-        self.seconds[stage] += seconds
-        if stage == pipeline.AS_WRITTEN:
-            self._as_written(program, module)
-
-    def _as_written(self, program: str, module: fx.GraphModule) -> None:
-        self.before += splits.program_count(module.graph, splits.RULES["torch_tpu"])
-        for node in _nodes(module):
-            if is_allocation(node) or is_fill(node):
-                key = (program, node.name)
-                self.made[key] = Remark(node.name, program, graphs.source_line(node), graphs.type_of(node).nbytes)
-                if is_fill(node):
-                    self.fills.add(key)
-
-    def acted(self, program: str, name: str, actions: Sequence[Action]) -> None:
-        self.actions += [(program, action) for action in actions]
-
-    def compiled(self, program: Program, source: Source) -> None:
-        self.programs.append(program.name)
-        self.calls += sum(graphs.is_call(node, kernel_call) for node in _nodes(program.module))
-        self.draws += _draws(program)
-        self.left |= {(program.name, node.name) for node in _nodes(program.module)}
-
-    def report(self) -> Report:
-        """The report of everything compiled so far."""
-        removed = {key: buffer for key, buffer in self.made.items() if key not in self.left}
-        fresh = [action for _, action in self.actions if action.kind == "fresh" and action.code != "TL504"]
-        kept = [self._buffer(program, action) for program, action in self.actions if action.kind == "kept"]
-        by_kind = {True: [b for b in kept if self._is_made(b)], False: [b for b in kept if not self._is_made(b)]}
-        return Report(
-            programs_before=self.before,
-            programs_after=len(self.programs),
-            kernel_calls=self.calls,
-            allocations_removed=sum(key not in self.fills for key in removed),
-            fills_removed=sum(key in self.fills for key in removed),
-            bytes_saved=sum(b.nbytes for b in removed.values()) + sum(action.nbytes for action in fresh),
-            removed=tuple(removed.values()),
-            allocations_kept=tuple(by_kind[True]),
-            aliases_kept=tuple(by_kind[False]),
-            notes=tuple(self._buffer(p, a) for p, a in self.actions if a.kind in NOTED and a.code),
-            programs=tuple(self.programs),
-            draws=tuple(self.draws),
-            seconds=dict(self.seconds),
-            sizes_kept=self._of_kind("exact"),
-            recompiles=self._of_kind("recompiled"),
-            fused=self._of_kind("fused"),
-            unfused=self._of_kind("unfused"),
-            launched=self._of_kind("launched"),
-        )
-
-    def _is_made(self, buffer: Remark) -> bool:
-        return (buffer.program, buffer.node) in self.made
-
-    def _of_kind(self, kind: str) -> tuple[Remark, ...]:
-        return tuple(self._buffer(program, action) for program, action in self.actions if action.kind == kind)
-
-    @staticmethod
-    def _buffer(program: str, action: Action) -> Remark:
-        return Remark(
-            action.node,
-            program,
-            action.where,
-            action.nbytes,
-            action.code,
-            action.reason,
-            errors.REMEDIES.get(action.code, ""),
-        )
-
-
-def _nodes(module: fx.GraphModule) -> list[fx.Node]:
-    """The nodes of a graph and of its regions."""
-    return [node for part in regions.modules(module) for node in part.graph.nodes]
-
-
-def _draws(program: Program) -> list[Draw]:
-    """Where a program draws random numbers, or is given them."""
-    found: list[Draw] = []
-    for node in program.module.graph.nodes:
-        source = node.meta.get("drawn")
-        if node.target is random.draw:
-            found.append(Draw(node.name, program.name, graphs.source_line(node), str(node.args[0]), "key"))
-        elif isinstance(source, random.Drawn):
-            found.append(Draw(node.name, program.name, graphs.source_line(node), source.name, "torch"))
-    return found
+from tpu_lowering.report.collector import Collector, breaks
+from tpu_lowering.report.progress import Progress
+from tpu_lowering.report.report import Remark, Report
 
 
 def explain(
@@ -173,16 +67,53 @@ def explain(
             "expected a target, as fake ranks run nothing, got none",
             'explain(model, x, target="v5e:4x4", mesh=mesh)',
         )
-    report = None if fake else _compiled_and_run(fn, [args, *calls], kwargs, options)
-    if target is None:
-        assert report is not None
-        return report
-    collector = Collector()
-    view = chip.view(compat.function_behind(fn), args, kwargs, target, options or {}, collector, mesh)
+    with Progress() as progress:
+        report = None if fake else _compiled_and_run(fn, [args, *calls], kwargs, options, progress)
+        if target is None:
+            assert report is not None
+            return report
+        return _with_chip(fn, (args, kwargs), target, options, mesh, report, progress)
+
+
+def _with_chip(
+    fn: Callable[..., Any],
+    given: tuple[Sequence[Any], Mapping[str, Any]],
+    target: str,
+    options: Mapping[str, Any] | None,
+    mesh: Any,
+    report: Report | None,
+    progress: Progress,
+) -> Report:
+    """The report with the chip's view; where there can be none, with a remark that says why.
+
+    Raises:
+        TpuLoweringError: what the chip's part refuses, if there is no other report.
+    """
+    collector, function = Collector(), compat.function_behind(fn)
+    try:
+        view = chip.view(function, *given, target, options or {}, Observers([collector, progress]), mesh)
+    except (errors.TpuLoweringError, compat.BackendCompilerFailed) as error:
+        refusal = getattr(getattr(error, "inner_exception", error), "refusal", None)
+        if report is None or refusal is None:
+            raise
+        where = refusal.where or place_of(function)
+        reason = f"{errors.CODES[refusal.code]}: {refusal.subject}: {refusal.reason}"
+        refused = Remark(refusal.subject, target, where, 0, refusal.code, reason, refusal.remedy)
+        return dataclasses.replace(report, refused=(refused,))
     on_chip = collector.report()
     report = report or on_chip
-    fusion = {"fused": on_chip.fused, "unfused": on_chip.unfused, "launched": on_chip.launched}
-    return dataclasses.replace(report, chip=view, **fusion)
+    of_chip = ("fused", "unfused", "launched", "graphs")
+    return dataclasses.replace(report, chip=view, **{name: getattr(on_chip, name) for name in of_chip})
+
+
+def place_of(function: Any) -> str:
+    """Where a function or module is defined, ``file.py:line in function``."""
+    code = inspect.unwrap(function.forward if isinstance(function, torch.nn.Module) else function)
+    try:
+        file, line = inspect.getsourcefile(code) or "", inspect.getsourcelines(code)[1]
+    except (OSError, TypeError):
+        return getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{os.path.basename(file)}:{line} in {getattr(code, '__name__', 'forward')}"
 
 
 def _calls(calls: Any) -> Sequence[Any]:
@@ -198,6 +129,7 @@ def _compiled_and_run(
     calls: Sequence[Sequence[Any]],
     kwargs: Mapping[str, Any],
     options: Mapping[str, Any] | None,
+    progress: Progress,
 ) -> Report:
     """The report without a chip's view."""
     from tpu_lowering.backend import helion_tpu
@@ -207,13 +139,32 @@ def _compiled_and_run(
     if isinstance(fn, torch.nn.Module):
         fn = copy.deepcopy(fn)
     helion.check_calls()
-    backend = functools.partial(helion_tpu, observers=(collector,), options=options)
+    backend = functools.partial(helion_tpu, observers=(collector, progress), options=options)
     compiled = torch.compile(fn, backend=backend)
-    for args in calls:
-        given_args, given_kwargs = copy.deepcopy((tuple(args), dict(kwargs)))
-        results = compiled(*given_args, **given_kwargs)
-        run_backward(results, fn, (given_args, given_kwargs))
-    return collector.report()
+    with compat.watched_compilations() as watched:
+        for args in calls:
+            progress.says("Dynamo captures, and the function runs")
+            given_args, given_kwargs = copy.deepcopy((tuple(args), dict(kwargs)))
+            results = compiled(*given_args, **given_kwargs)
+            progress.says("the backward")
+            run_backward(results, fn, (given_args, given_kwargs))
+    return dataclasses.replace(
+        collector.report(),
+        graph_breaks=breaks(watched.breaks, place_of(fn)),
+        compile_seconds=_by_whom(watched, collector.seconds),
+    )
+
+
+def _by_whom(watched: compat.Watched, seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of a compilation, by what spent them. What is compiled for further sizes, Dynamo does not see."""
+    xla = seconds.get(pipeline.FINISH[-1].name, 0.0)
+    ours = sum(seconds.values()) - xla
+    return {
+        "Dynamo": max(0.0, watched.dynamo_seconds - watched.backend_seconds),
+        "AOTAutograd": max(0.0, watched.backend_seconds - ours - xla),
+        "tpu_lowering": ours,
+        "XLA": xla,
+    }
 
 
 def run_backward(results: Any, fn: Any, given: Any) -> Sequence[torch.Tensor | None]:

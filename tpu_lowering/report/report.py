@@ -7,10 +7,12 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import rich.markup
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from tpu_lowering.report.boxes import ProgramGraphs
 from tpu_lowering.report.mesh import MeshView, size_text
 from tpu_lowering.runtime.aot.program import TpuProgram
 
@@ -134,19 +136,26 @@ class Report:
         programs_before: programs (device launches) that torch_tpu's split rule makes of the model as it
             is written: a kernel call that writes in place is cut off before and after.
         programs_after: XLA programs that were compiled: one for each captured graph.
-        kernel_calls: kernel calls in all programs.
+        kernel_calls_before: kernel calls of the model as it is written.
+        kernel_calls: kernel calls in all programs, generated kernels with them.
         allocations_removed: ``torch.empty*`` calls that cost nothing any more.
         fills_removed: ``torch.zeros`` and the like that are provably overwritten and gone.
         bytes_saved: HBM bytes that are no longer moved, by the operands: each removed allocation or fill
             was written once, and each operand that became a fresh buffer was fetched once. Counted, not
             measured.
+        bytes_left: HBM bytes that are still moved for buffers, counted in the same way.
         removed: the buffers behind ``allocations_removed`` and ``fills_removed``.
         allocations_kept: allocations and fills that stay, each with its reason.
         aliases_kept: other buffers that a kernel writes in place: mutated inputs, results of kernels.
         notes: remarks, such as a kernel that loads undefined memory.
         programs: names of the programs, in the order they were compiled.
         draws: where random numbers are drawn.
-        seconds: time spent in our stages, by stage.
+        seconds: time spent in our stages, by stage; "compile" is XLA's.
+        compile_seconds: time spent in compiling, by whom: Dynamo, AOTAutograd, tpu_lowering, XLA.
+        graph_breaks: where Dynamo left the function, and its reasons.
+        in_eager: operators that run in eager torch, with ``options={"fallback": "eager"}``.
+        refused: what could not be compiled for the target that was asked for.
+        graphs: each program's graph as boxes, as written and as compiled; for the target, if one was asked for.
         chip: the TPU compiler's view, if a target was asked for.
         sizes_kept: dynamic sizes that ``buckets`` leaves as they are, each with the operator and the reason.
         recompiles: why a graph or a program was compiled again: the sizes that changed, the guard that failed.
@@ -175,6 +184,13 @@ class Report:
     fused: tuple[Remark, ...] = ()
     unfused: tuple[Remark, ...] = ()
     launched: tuple[Remark, ...] = ()
+    in_eager: tuple[Remark, ...] = ()
+    graph_breaks: tuple[Remark, ...] = ()
+    refused: tuple[Remark, ...] = ()
+    graphs: tuple[ProgramGraphs, ...] = ()
+    compile_seconds: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
+    kernel_calls_before: int = 0
+    bytes_left: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dictionaries, lists, strings and numbers, ready for JSON."""
@@ -193,9 +209,23 @@ class Report:
     def print(self, console: Console | None = None) -> None:
         """Prints the report as tables."""
         console = console or Console()
-        console.print(Panel(self._headline(), title="tpu_lowering", expand=False))
+        console.print(Panel(self.headline(), title="tpu_lowering", expand=False))
         console.print(self._summary())
-        for title, buffers in (
+        for buffer in self.removed:
+            line = f"Removed: {buffer.node}, {size_text(buffer.nbytes)}, {buffer.where}"
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+        for title, buffers in self.sections():
+            if buffers:
+                console.print(_buffer_table(title, buffers))
+        if self.chip is not None and self.chip.mesh is not None:
+            self.chip.mesh.print(console)
+
+    def sections(self) -> tuple[tuple[str, tuple[Remark, ...]], ...]:
+        """All remarks, under their titles, but for what was removed."""
+        return (
+            ("Refused", self.refused),
+            ("Graph breaks", self.graph_breaks),
+            ("Run in eager torch", self.in_eager),
             ("Allocations kept", self.allocations_kept),
             ("Written in place", self.aliases_kept),
             ("Remarks", self.notes),
@@ -204,22 +234,18 @@ class Report:
             ("Became kernels", self.fused),
             ("Did not become kernels", self.unfused),
             ("Launched otherwise", self.launched),
-        ):
-            if buffers:
-                console.print(_buffer_table(title, buffers))
-        if self.chip is not None and self.chip.mesh is not None:
-            self.chip.mesh.print(console)
-
-    def _headline(self) -> str:
-        if self.programs_after == 1 and not self.allocations_kept:
-            return "One XLA program. No allocation is left."
-        left = len(self.allocations_kept)
-        programs = "1 XLA program" if self.programs_after == 1 else f"{self.programs_after} XLA programs"
-        return (
-            f"{programs}. {left} allocation{'' if left == 1 else 's'} left."
-            if left
-            else f"{programs}. No allocation is left."
         )
+
+    def headline(self) -> str:
+        """The report in a few words."""
+        left = len(self.allocations_kept)
+        programs = "One XLA program" if self.programs_after == 1 else f"{self.programs_after} XLA programs"
+        sentences = [programs, f"{_count(left, 'allocation')} left" if left else "No allocation is left"]
+        if self.graph_breaks:
+            sentences.append(_count(len(self.graph_breaks), "graph break"))
+        if self.refused:
+            sentences.append("Refused for the target")
+        return ". ".join(sentences) + "."
 
     def _summary(self) -> Table:
         table = Table(title=", ".join(self.programs), title_justify="left")
@@ -231,8 +257,9 @@ class Report:
         table.add_row(
             "allocations and fills for kernels", str(self.allocations_removed + self.fills_removed + kept), str(kept)
         )
-        table.add_row("kernel calls", str(self.kernel_calls), str(self.kernel_calls))
-        table.add_row("bytes written or fetched for nothing", size_text(self.bytes_saved), size_text(0))
+        moved = self.bytes_saved + self.bytes_left
+        table.add_row("bytes to fill and fetch these", size_text(moved), size_text(self.bytes_left))
+        table.add_row("kernel calls", str(self.kernel_calls_before), str(self.kernel_calls))
         if self.draws:
             drawn_before = sum(draw.source == "torch" for draw in self.draws)
             table.add_row("random draws in the programs", str(len(self.draws)), str(len(self.draws) - drawn_before))
@@ -257,15 +284,22 @@ def _add_chip(table: Table, chip: CompilerView) -> None:
         table.caption = f"Generated kernels: {chip.fusion}."
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _buffer_table(title: str, buffers: tuple[Remark, ...]) -> Table:
+    """The remarks as a table. Columns that would be empty are left out."""
     table = Table(title=title, title_justify="left", show_lines=True)
-    for column in ("buffer", "where", "why", "what to do"):
-        table.add_column(column, overflow="fold")
-    for buffer in buffers:
-        table.add_row(
-            f"{buffer.node}\n{size_text(buffer.nbytes)}" if buffer.nbytes else buffer.program,
-            buffer.where,
-            (f"[{buffer.code}] " if buffer.code else "").replace("[", "\\[") + buffer.reason.replace("[", "\\["),
-            buffer.remedy,
-        )
+    columns = {
+        "what": [f"{b.node}\n{size_text(b.nbytes)}" if b.nbytes else b.program or b.node for b in buffers],
+        "where": [b.where for b in buffers],
+        "why": [f"[{b.code}] {b.reason}" if b.code else b.reason for b in buffers],
+        "what to do": [b.remedy for b in buffers],
+    }
+    shown = {name: cells for name, cells in columns.items() if any(cells)}
+    for name in shown:
+        table.add_column(name, overflow="fold")
+    for row in zip(*shown.values(), strict=True):
+        table.add_row(*(rich.markup.escape(cell) for cell in row))
     return table

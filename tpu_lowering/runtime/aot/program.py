@@ -14,35 +14,11 @@ from tpu_lowering.releases import version
 from tpu_lowering.runtime.aot import archive, hlo, trace
 from tpu_lowering.runtime.aot.collectives import Collective, collectives_of, link_seconds
 from tpu_lowering.runtime.aot.compiler import Compiled
+from tpu_lowering.runtime.aot.entry_operation import EntryOperation
 from tpu_lowering.runtime.aot.traffic import traffic_by_operands
 
 LEFT_OUT = frozenset(("hlo", "artifact", "executable"))
 """What is not among a file's facts, but a member of its own."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EntryOperation:
-    """One operation that the device executes.
-
-    Attributes:
-        name: its name in the optimised HLO.
-        opcode: HLO opcode; custom calls with their target.
-        op_name: where it comes from, in JAX's name scopes: the user's source line is part of it.
-        hbm_bytes_read: HBM bytes it reads.
-        hbm_bytes_written: HBM bytes it writes.
-        bytes_source: "dma schedule" or "operands", where the bytes come from.
-        vmem_bytes: scoped VMEM, as the compiler states it.
-        schedule_cycles: cycles of the compiler's simulated static schedule; None where it states none.
-    """
-
-    name: str
-    opcode: str
-    op_name: str
-    hbm_bytes_read: int
-    hbm_bytes_written: int
-    bytes_source: str
-    vmem_bytes: int
-    schedule_cycles: int | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -172,7 +148,7 @@ class TpuProgram:
         """Writes the static schedule as a timeline for Perfetto, in Chrome's trace event format.
 
         There is a track for XLA's operations, one for asynchronous copies and one for each kernel. Times are
-        microseconds of simulated cycles over ``chip.cycles_per_second``, and nothing was measured; see ``trace``.
+        microseconds of simulated cycles over the chip's clock, and nothing was measured; see ``trace``.
 
         Raises:
             TpuLoweringError: TL112 if there cannot be such a file.

@@ -12,14 +12,12 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from tpu_lowering import errors
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.runtime.aot import hlo
-
-if TYPE_CHECKING:
-    from tpu_lowering.runtime.aot.program import EntryOperation, TpuProgram
+from tpu_lowering.runtime.aot.entry_operation import EntryOperation
 
 COMPUTE, DMA, KERNELS = 1, 2, 3
 """Threads of the trace: operations of XLA, asynchronous copies, and from there on one for each kernel."""
@@ -31,6 +29,19 @@ SIMULATED = (
 
 _LINE = re.compile(r"[^/\s]+\.py:\d+")
 _NUMBER = re.compile(r"(\.\d+)+$")
+
+
+class Scheduled(Protocol):
+    """What a timeline is made of: a ``TpuProgram``, for the meaning of whose attributes see there."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def chip(self) -> Chip: ...
+    @property
+    def hlo(self) -> str: ...
+    @property
+    def entry_operations(self) -> tuple[EntryOperation, ...]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +75,7 @@ def kernel_name(name: str) -> str:
     return _NUMBER.sub("", name)
 
 
-def events(program: TpuProgram, start: float = 0.0) -> list[Event]:
+def events(program: Scheduled, start: float = 0.0) -> list[Event]:
     """The timeline of a program, which begins at ``start`` microseconds."""
     known = {operation.name: operation for operation in program.entry_operations}
     threads: dict[str, int] = {}
@@ -99,7 +110,7 @@ def events(program: TpuProgram, start: float = 0.0) -> list[Event]:
     return found
 
 
-def write(path: str | os.PathLike[str], programs: Sequence[TpuProgram]) -> None:
+def write(path: str | os.PathLike[str], programs: Sequence[Scheduled]) -> None:
     """Writes the timelines of programs that run one after the other, each as a process of the trace.
 
     Raises:
@@ -157,7 +168,7 @@ def _facts(entry: EntryOperation, line: str, source: str) -> dict[str, Any]:
     }
 
 
-def _names(program: TpuProgram, process: int, timeline: Sequence[Event]) -> list[dict[str, Any]]:
+def _names(program: Scheduled, process: int, timeline: Sequence[Event]) -> list[dict[str, Any]]:
     """The metadata events of a program: what the process and its threads are called, and their order."""
     tracks = {COMPUTE: "compute", DMA: "DMA"} | {event.thread: event.track for event in timeline}
     named: list[tuple[str, int, dict[str, Any]]] = [

@@ -1,0 +1,68 @@
+"""What Dynamo says of a compilation: where graphs broke and why, and how long it took."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections import Counter
+from collections.abc import Generator
+from typing import Any, NamedTuple
+
+from tpu_lowering.compat.lookup import private
+
+_UTILS = "torch._dynamo.utils"
+
+
+class Break(NamedTuple):
+    """A place where Dynamo left the function that it was capturing.
+
+    Attributes:
+        reason: in Dynamo's words: a line, then an explanation and hints.
+        stack_trace: of the place in the user's code; "" where Dynamo skipped a whole function.
+    """
+
+    reason: str
+    stack_trace: str
+
+
+class Watched:
+    """What was compiled in a scope.
+
+    Attributes:
+        breaks: where graphs broke.
+        dynamo_seconds: in Dynamo, with all that it called.
+        backend_seconds: in AOTAutograd and the backend, at capture and for backwards.
+    """
+
+    def __init__(self) -> None:
+        self.breaks: list[Break] = []
+        self.dynamo_seconds = self.backend_seconds = 0.0
+
+
+@contextlib.contextmanager
+def watched_compilations() -> Generator[Watched]:
+    """A scope; what Dynamo did in it is known after it.
+
+    Dynamo keeps reasons in a list and, of functions that it skipped, in counters. Only its own ``explain`` reads them,
+    which runs a backend of its own.
+    """
+    reasons: Any = private("torch", _UTILS, "graph_break_reasons", "why graphs broke")
+    counters: Any = private("torch", _UTILS, "counters", "why functions were skipped")
+    metrics: Any = private("torch", _UTILS, "get_compilation_metrics", "how long Dynamo took")
+    seen, counted = len(reasons), Counter(counters["graph_break"])
+    began = time.time() * 1e6
+    watched = Watched()
+    try:
+        yield watched
+    finally:
+        new = reasons[seen:] if len(reasons) >= seen else reasons[:]  # a reset forgets them
+        watched.breaks += [Break(str(one.reason), "".join(traceback.format_list(one.user_stack))) for one in new]
+        listed = {one.reason for one in watched.breaks}
+        skipped = Counter(counters["graph_break"]) - counted
+        watched.breaks += [Break(str(reason), "") for reason in skipped if str(reason) not in listed]
+        for one in metrics():
+            if (getattr(one, "start_time_us", None) or 0) >= began:
+                watched.dynamo_seconds += (getattr(one, "dynamo_cumulative_compile_time_us", None) or 0) / 1e6
+                for name in ("aot_autograd", "backward"):
+                    watched.backend_seconds += (getattr(one, f"{name}_cumulative_compile_time_us", None) or 0) / 1e6

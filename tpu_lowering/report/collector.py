@@ -1,0 +1,154 @@
+"""``Collector``: an observer that gathers what a report needs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from torch import fx
+
+from tpu_lowering import compat, errors, pipeline
+from tpu_lowering.analyse import splits
+from tpu_lowering.codegen.source import Source
+from tpu_lowering.ir import graphs, random, regions
+from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.kernels import kernel_call
+from tpu_lowering.ir.operators import is_allocation, is_fill
+from tpu_lowering.ir.programs import Program
+from tpu_lowering.report.boxes import ProgramGraphs, boxes_of
+from tpu_lowering.report.report import Draw, Remark, Report
+
+NOTED = ("fresh", "interpreted", "moved", "unwritten", "updated", "whole")
+"""Kinds of actions that, with a code, are remarks."""
+
+
+class Collector:
+    """An observer that gathers what a report needs."""
+
+    def __init__(self) -> None:
+        self.programs: list[str] = []
+        self.calls_before = self.calls = 0
+        self.draws: list[Draw] = []
+        self.before = 0
+        self.made: dict[tuple[str, str], Remark] = {}
+        self.fills: set[tuple[str, str]] = set()
+        self.left: set[tuple[str, str]] = set()
+        self.actions: list[tuple[str, Action]] = []
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.graphs: dict[str, ProgramGraphs] = {}
+        self.places: dict[tuple[str, str], str] = {}
+
+    def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
+        if stage == pipeline.AS_WRITTEN:
+            self._as_written(program, module)
+
+    def begins(self, program: str, stage: str) -> None:
+        """Only how long it took matters."""
+
+    def ended(self, program: str, stage: str, seconds: float) -> None:
+        self.seconds[stage] += seconds
+
+    def _as_written(self, program: str, module: fx.GraphModule) -> None:
+        self.before += splits.program_count(module.graph, splits.RULES["torch_tpu"])
+        self.graphs[program] = ProgramGraphs(program, boxes_of(module.graph, split=True))
+        for node in _nodes(module):
+            key = (program, node.name)
+            self.places[key] = graphs.place(node)
+            self.calls_before += graphs.is_call(node, kernel_call)
+            if is_allocation(node) or is_fill(node):
+                self.made[key] = Remark(node.name, program, self._place(*key), graphs.type_of(node).nbytes)
+                if is_fill(node):
+                    self.fills.add(key)
+
+    def acted(self, program: str, name: str, actions: Sequence[Action]) -> None:
+        self.actions += [(program, action) for action in actions]
+
+    def compiled(self, program: Program, source: Source) -> None:
+        nodes = _nodes(program.module)
+        self.programs.append(program.name)
+        self.calls += sum(graphs.is_call(node, kernel_call) for node in nodes)
+        self.draws += _draws(program)
+        self.left |= {(program.name, node.name) for node in nodes}
+        written = self.graphs[program.name].written
+        self.graphs[program.name] = ProgramGraphs(program.name, written, boxes_of(program.module.graph, split=False))
+        for node in nodes:
+            self.places.setdefault((program.name, node.name), graphs.place(node))
+
+    def report(self) -> Report:
+        """The report of everything compiled so far."""
+        removed = {key: buffer for key, buffer in self.made.items() if key not in self.left}
+        fresh = [action for _, action in self.actions if action.kind == "fresh" and action.code != "TL504"]
+        kept = [self._remark(program, action) for program, action in self.actions if action.kind == "kept"]
+        by_kind = {True: [b for b in kept if self._is_made(b)], False: [b for b in kept if not self._is_made(b)]}
+        stay = {(b.program, b.node): b.nbytes for b in by_kind[True]}
+        return Report(
+            programs_before=self.before,
+            programs_after=len(self.programs),
+            kernel_calls_before=self.calls_before,
+            kernel_calls=self.calls,
+            allocations_removed=sum(key not in self.fills for key in removed),
+            fills_removed=sum(key in self.fills for key in removed),
+            bytes_saved=sum(b.nbytes for b in removed.values()) + sum(action.nbytes for action in fresh),
+            bytes_left=sum(stay.values()) + sum(b.nbytes for b in by_kind[True] if b.code != "TL503"),
+            removed=tuple(removed.values()),
+            allocations_kept=tuple(by_kind[True]),
+            aliases_kept=tuple(by_kind[False]),
+            notes=tuple(self._remark(p, a) for p, a in self.actions if a.kind in NOTED and a.code),
+            programs=tuple(self.programs),
+            draws=tuple(self.draws),
+            seconds=dict(self.seconds),
+            sizes_kept=self._of_kind("exact"),
+            recompiles=self._of_kind("recompiled"),
+            fused=self._of_kind("fused"),
+            unfused=self._of_kind("unfused"),
+            launched=self._of_kind("launched"),
+            in_eager=self._of_kind("eager"),
+            graphs=tuple(self.graphs.values()),
+        )
+
+    def _is_made(self, buffer: Remark) -> bool:
+        return (buffer.program, buffer.node) in self.made
+
+    def _of_kind(self, kind: str) -> tuple[Remark, ...]:
+        return tuple(self._remark(program, action) for program, action in self.actions if action.kind == kind)
+
+    def _place(self, program: str, node: str) -> str:
+        """Where a node comes from; what is known of neither a line nor a module is somewhere in its program."""
+        of_program = (place for (owner, _), place in self.places.items() if owner == program and place)
+        return self.places.get((program, node)) or next(of_program, f"program {program}")
+
+    def _remark(self, program: str, action: Action) -> Remark:
+        where = action.where or self._place(program, action.node)
+        remedy = errors.REMEDIES.get(action.code, "")
+        return Remark(action.node, program, where, action.nbytes, action.code, action.reason, remedy)
+
+
+def _nodes(module: fx.GraphModule) -> list[fx.Node]:
+    """The nodes of a graph and of its regions."""
+    return [node for part in regions.modules(module) for node in part.graph.nodes]
+
+
+def _draws(program: Program) -> list[Draw]:
+    """Where a program draws random numbers, or is given them."""
+    found: list[Draw] = []
+    for node in program.module.graph.nodes:
+        source = node.meta.get("drawn")
+        if node.target is random.draw:
+            found.append(Draw(node.name, program.name, graphs.place(node), str(node.args[0]), "key"))
+        elif isinstance(source, random.Drawn):
+            found.append(Draw(node.name, program.name, graphs.place(node), source.name, "torch"))
+    return found
+
+
+def breaks(found: Sequence[compat.Break], function: str) -> tuple[Remark, ...]:
+    """Where Dynamo left a function, and why; ``function`` is where the function itself is."""
+    remarks: list[Remark] = []
+    for one in found:
+        first, *others = [line.strip() for line in one.reason.splitlines() if line.strip()]
+        explained = [line.removeprefix("Explanation: ") for line in others if line.startswith("Explanation: ")]
+        hints = [line.removeprefix("Hint: ") for line in others if line.startswith("Hint: ") and "PyTorch" not in line]
+        where = graphs.source_line_of(one.stack_trace) or function
+        reason = ": ".join([first.rstrip("."), *explained[:1]])
+        remedy = " ".join(hints[:2]) or errors.REMEDIES["TL515"]
+        remarks.append(Remark("graph break", "", where, 0, "TL515", reason, remedy))
+    return tuple(remarks)
