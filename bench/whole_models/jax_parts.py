@@ -163,7 +163,7 @@ def embedding(table: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def _embedding(table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, Any]:
-    return table[tokens], (tokens, jax.ShapeDtypeStruct(table.shape, table.dtype))
+    return table[tokens], (tokens, table)
 
 
 def _embedding_gradient(saved: Any, gradient: jax.Array) -> tuple[jax.Array, None]:

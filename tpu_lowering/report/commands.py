@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import pathlib
@@ -127,10 +126,11 @@ def explain(
         html: a file for the report as a page, or "".
 
     Raises:
-        TpuLoweringError: TL106 if there is no such file, function, inputs or code, TL107 for an unknown target.
+        TpuLoweringError: TL106 if there is no such file, function or inputs, TL107 for an unknown target, TL112 for a
+            code that there is not.
     """
     if re.fullmatch(r"TL\d+", function, re.IGNORECASE):
-        print(_page(function.upper()))
+        print(errors.page(function).rstrip())
         return 0
     given = files.given(function)
     with torch.set_grad_enabled(not no_grad):
@@ -144,19 +144,6 @@ def explain(
     if html:
         report.save(html)
     return 0
-
-
-def _page(code: str) -> str:
-    """What a code means.
-
-    Raises:
-        TpuLoweringError: TL106 for one that there is not.
-    """
-    if code not in errors.CODES:
-        near = difflib.get_close_matches(code, errors.CODES, n=1, cutoff=0.0)[0]
-        raise errors.refuse("TL106", code, f"expected a code of docs/errors.md, got {code}", f"did you mean {near}?")
-    remedy = errors.REMEDIES.get(code, "the error itself says what to do: its line 'fix'")
-    return f"{code}: {errors.CODES[code]}\n  fix  {remedy}"
 
 
 def pipeline(target: str) -> int:
