@@ -186,7 +186,7 @@ def compile_best(capturing: Capturing, chip: Chip, options: Mapping[str, Any], d
     The two forms are compiled side by side.
     """
     if Options.create(options).fuse != "tpu":
-        return _compiled(capturing(options), chip, donate)
+        return compile_all(capturing(options), chip, donate)
 
     def plain() -> Sequence[Captured]:
         return capturing({**options, "fuse": "never"})
@@ -194,13 +194,13 @@ def compile_best(capturing: Capturing, chip: Chip, options: Mapping[str, Any], d
     try:
         captured = capturing(options)
     except (errors.TpuLoweringError, compat.BackendCompilerFailed) as error:
-        return _compiled(plain(), chip, donate).with_remark(without(error))
+        return compile_all(plain(), chip, donate).with_remark(without(error))
     kernels = [name for one in captured for name, kernel in one.source.kernels.items() if kernel.generated]
     if not kernels:
-        return _compiled(captured, chip, donate)
+        return compile_all(captured, chip, donate)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        running = pool.submit(_compiled, captured, chip, donate)
-        other = pool.submit(_compiled, plain(), chip, donate)
+        running = pool.submit(compile_all, captured, chip, donate)
+        other = pool.submit(compile_all, plain(), chip, donate)
         refused = [running.exception(), other.exception()]
     for error in refused:
         if error is not None and not isinstance(error, errors.TpuLoweringError):
@@ -214,15 +214,19 @@ def compile_best(capturing: Capturing, chip: Chip, options: Mapping[str, Any], d
     return best.with_remark(f"{_mib(fused)} with {names}, {_mib(other.result())} without")
 
 
-def _compiled(captured: Sequence[Captured], chip: Chip, donate: bool) -> Made:
-    """Each program of a form compiled, one after the other: a backward takes what is saved as the forward gives it."""
+def compile_all(captured: Sequence[Captured], chip: Chip, donate: bool, simulate: bool | None = None) -> Made:
+    """Each program of a form compiled, one after the other: a backward takes what is saved as the forward gives it.
+
+    ``simulate`` is as for ``compiler.compile_artifact``.
+    """
     forward, *rest = captured
     if not rest:
-        return Made((forward,), (compile_captured(forward, chip, donate),))
+        return Made((forward,), (compile_captured(forward, chip, donate, simulate),))
     free = free_results(forward, forward.mutated_inputs if donate else ())
-    first = compile_captured(forward, chip, donate, layouts=Layouts(free=free))
-    saved = saved_tensors(forward, *rest, first)
-    second = compile_captured(*rest, chip, donate, layouts=Layouts(given=layouts_of_saved(saved, free)))
+    first = compile_captured(forward, chip, donate, simulate, Layouts(free=free))
+    backward = rest[0]
+    saved = saved_tensors(forward, backward, first)
+    second = compile_captured(backward, chip, donate, simulate, Layouts(given=layouts_of_saved(saved, free)))
     return Made(tuple(captured), (first, second))
 
 

@@ -70,7 +70,7 @@ def ours(case: Case, built: Built, target: str) -> Side:
         given = (built.function, built.inputs, {}, chip, {"fuse": fuse}, ())
         try:
             captured = aot.capture_step(*given) if case.trains else [aot.capture(*given)]
-            programs = tuple(aot.compile_captured(one, chip, True, False) for one in captured)
+            programs = aot.compile_all(captured, chip, True, simulate=False).programs
         except errors.TpuLoweringError:
             if fuse == "never":
                 raise
