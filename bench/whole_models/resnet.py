@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import torch
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from torch import nn
 
 from bench.whole_models import jax_parts as parts
 from bench.whole_models.case import Built, Case, Weights, made
 
 EPSILON = 1e-5
-MOMENTUM = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,52 +69,47 @@ class Stage(nn.Module):
 
 def convolved(x: jax.Array, weight: jax.Array) -> jax.Array:
     """[batch, height, width, channels] by torch's [out, in, height, width], with padding that keeps the size."""
-    return lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=("NHWC", "OIHW", "NHWC"))
+    made = lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=("NHWC", "OIHW", "NHWC"))
+    return checkpoint_name(made, KEPT)
 
 
-def normed(x: jax.Array, weights: Weights, name: str, running: dict[str, jax.Array]) -> jax.Array:
-    """Batch norm in training; what becomes of the running statistics goes to ``running``."""
+def normed(x: jax.Array, weights: Weights, name: str) -> jax.Array:
+    """Batch norm in training. What becomes of the running statistics, a few kilobytes, is left out."""
     wide = x.astype(jnp.float32)
-    mean = jnp.mean(wide, (0, 1, 2))
-    variance = jnp.mean(jnp.square(wide), (0, 1, 2)) - jnp.square(mean)
-    count = x.size // x.shape[-1]
-    for which, new in (("running_mean", mean), ("running_var", variance * (count / (count - 1)))):
-        old = weights[f"{name}.{which}"]
-        running[f"{name}.{which}"] = ((1 - MOMENTUM) * old + MOMENTUM * lax.stop_gradient(new)).astype(old.dtype)
-    return scaled(x, mean, variance, weights[f"{name}.weight"], weights[f"{name}.bias"])
+    mean = checkpoint_name(jnp.mean(wide, (0, 1, 2)), KEPT)
+    variance = checkpoint_name(jnp.mean(jnp.square(wide), (0, 1, 2)), KEPT) - jnp.square(mean)
+    scale = lax.rsqrt(variance + EPSILON) * weights[f"{name}.weight"].astype(jnp.float32)
+    shift = weights[f"{name}.bias"].astype(jnp.float32) - mean * scale
+    return (wide * scale + shift).astype(x.dtype)
 
 
-@parts.again
-def scaled(x: jax.Array, mean: jax.Array, variance: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
-    """What a batch norm gives, of its statistics."""
-    scale = lax.rsqrt(variance + EPSILON) * weight.astype(jnp.float32)
-    shift = bias.astype(jnp.float32) - mean * scale
-    return (x.astype(jnp.float32) * scale + shift).astype(x.dtype)
+KEPT = "kept"
+ONLY_KEPT = jax.checkpoint_policies.save_only_these_names(KEPT)
+"""The backward gets what convolutions give, and statistics; it computes norms and activations again."""
 
 
-def bottleneck(x: jax.Array, weights: Weights, name: str, running: dict[str, jax.Array]) -> jax.Array:
+@functools.partial(parts.again, policy=ONLY_KEPT)
+def bottleneck(x: jax.Array, weights: Weights) -> jax.Array:
     around = x
-    if f"{name}.downsample.0.weight" in weights:
-        around = convolved(x, weights[f"{name}.downsample.0.weight"])
-        around = normed(around, weights, f"{name}.downsample.1", running)
+    if "downsample.0.weight" in weights:
+        around = normed(convolved(x, weights["downsample.0.weight"]), weights, "downsample.1")
     for at in (1, 2):
-        x = normed(convolved(x, weights[f"{name}.conv{at}.weight"]), weights, f"{name}.bn{at}", running)
-        x = jax.nn.relu(x)
-    x = normed(convolved(x, weights[f"{name}.conv3.weight"]), weights, f"{name}.bn3", running)
-    return jax.nn.relu(x + around)
+        x = jax.nn.relu(normed(convolved(x, weights[f"conv{at}.weight"]), weights, f"bn{at}"))
+    return jax.nn.relu(normed(convolved(x, weights["conv3.weight"]), weights, "bn3") + around)
 
 
 def twin(sizes: Sizes, weights: Weights, x: jax.Array) -> jax.Array:
     """The mean square of the stage's result, float32 []; ``x`` is [batch, channels, height, width]."""
-    x, running = x.transpose(0, 2, 3, 1), {}
+    x = x.transpose(0, 2, 3, 1)
     for at in range(sizes.blocks):
-        x = bottleneck(x, weights, f"blocks.{at}", running)
+        x = bottleneck(x, parts.subset(weights, f"blocks.{at}."))
     return jnp.mean(jnp.square(x.astype(jnp.float32)))
 
 
 def build(small: bool) -> Built:
     sizes = SMALL if small else Sizes()
     module = made(lambda: Stage(sizes), small).train()
+    module = module if small else module.to(torch.bfloat16)  # running statistics too, or eager refuses
     shape = (sizes.batch, sizes.channels, sizes.side, sizes.side)
     x = torch.randn(shape, dtype=torch.float32 if small else torch.bfloat16)
     x = x.to(memory_format=torch.channels_last)
