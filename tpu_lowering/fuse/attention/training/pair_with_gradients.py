@@ -20,11 +20,9 @@ the other. Values are replaced by equal values, so nothing else that the graph c
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import operator
-from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -36,14 +34,13 @@ from tpu_lowering.fuse.attention.operands import Rows
 from tpu_lowering.fuse.attention.plans import AttentionPlan, plan_of
 from tpu_lowering.fuse.attention.sites import BACKWARD, FORWARD, Attention, find
 from tpu_lowering.fuse.attention.training.gradients import Training, training_of, unknown
+from tpu_lowering.fuse.attention.training.insertion import inserting_for
+from tpu_lowering.fuse.attention.training.share_heads import share_heads
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
 
 aten = compat.aten
-
-PARTITIONING = ("recompute", "ac_graph_id", "partitioner_tag")
-"""What AOTAutograd's partitioner reads of a node: whether to compute it again, and that it belongs to the backward."""
 
 
 def call_operators(graph: fx.Graph, chip: Chip, known: Known) -> dict[fx.Node, Action]:
@@ -65,6 +62,7 @@ def call_operators(graph: fx.Graph, chip: Chip, known: Known) -> dict[fx.Node, A
             _rewrite(graph, training, known)
         else:
             kept[training.forward.node] = refused
+    share_heads(graph)
     return kept
 
 
@@ -72,7 +70,7 @@ def _rewrite(graph: fx.Graph, training: Training, known: Known) -> None:
     """Puts the operators in, and their results in the place of what they replace."""
     site = training.forward
     heads = site.leading[-1] if site.leading[-1] % site.groups == 0 else site.query.heads
-    with _inserting_for(site.node):
+    with inserting_for(site.node):
         query = _placed(graph, site.query, heads)
         key, value = (_placed(graph, rows, heads // site.groups) for rows in (site.key, site.value))
         is_causal, mask = _mask(graph, site, known)
@@ -81,7 +79,7 @@ def _rewrite(graph: fx.Graph, training: Training, known: Known) -> None:
         result, logsumexp = (graphs.call(graph, operator.getitem, forward, at) for at in range(2))
         alive = _alive(graph, site, is_causal, mask, known)
         replaced = [(site.node, _like(graph, _or_nan(graph, result, alive), Rows(site.node)))]
-    with _inserting_for(training.anchor):
+    with inserting_for(training.anchor):
         gradient = _or_nan(graph, _placed(graph, training.given, heads), alive)
         backward = graphs.call(
             graph, BACKWARD, gradient, query, key, value, result, logsumexp, 0.0, is_causal, **given
@@ -92,15 +90,6 @@ def _rewrite(graph: fx.Graph, training: Training, known: Known) -> None:
                 replaced.append((rows.node, _like(graph, found, rows)))
     for old, new in replaced:
         graphs.replace(old, new)
-
-
-@contextlib.contextmanager
-def _inserting_for(node: fx.Node) -> Generator[None]:
-    """Inserts before a node, with its source line and what the partitioner reads of it."""
-    with graphs.recorded(node.graph) as new, graphs.inserting_for(node):
-        yield
-    for inserted in new:
-        inserted.meta.update({key: node.meta[key] for key in PARTITIONING if key in node.meta})
 
 
 def _placed(graph: fx.Graph, rows: Rows, heads: int) -> fx.Node:
