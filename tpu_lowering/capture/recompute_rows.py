@@ -32,7 +32,7 @@ from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.attention.training.pair_with_gradients import PARTITIONING
+from tpu_lowering.fuse.attention.training.insertion import PARTITIONING
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.types import element_type
