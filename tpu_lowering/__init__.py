@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tpu_lowering.aot import aot_compile
+    from tpu_lowering.capture.reference import reference
     from tpu_lowering.errors import TpuLoweringError
     from tpu_lowering.kernels.operators import kernel_op
-    from tpu_lowering.kernels.reference import reference
     from tpu_lowering.kernels.registry import register_kernel
     from tpu_lowering.options import Options
     from tpu_lowering.report.explain import explain
@@ -35,7 +35,7 @@ _PUBLIC = {
     "explain": "tpu_lowering.report.explain",
     "fake_mesh": "tpu_lowering.runtime.aot.slices",
     "kernel_op": "tpu_lowering.kernels.operators",
-    "reference": "tpu_lowering.kernels.reference",
+    "reference": "tpu_lowering.capture.reference",
     "register_kernel": "tpu_lowering.kernels.registry",
 }
 
