@@ -32,6 +32,18 @@ def trips(loop: Operation, operations: Mapping[str, Operation], module: Module) 
     return None if start is None or end is None or step is None else max(0, -(-(end - start) // step))
 
 
+def body_of(loop: Operation, module: Module) -> tuple[Operation, ...]:
+    """What a ``while`` runs each time, the root last."""
+    return module.computations.get(named(loop, "body"), ())
+
+
+def inner_loops(loop: Operation, module: Module) -> list[tuple[Operation, Mapping[str, Operation]]]:
+    """The loops that a ``while`` runs, at any depth, each with the operations of its computation."""
+    body = {one.name: one for one in body_of(loop, module)}
+    found = [(one, body) for one in body.values() if one.opcode == "while"]
+    return found + [inner for one, _ in found for inner in inner_loops(one, module)]
+
+
 def named(operation: Operation, attribute: str) -> str:
     """The computation that an attribute names; "" if there is none."""
     for text in operation.details.split(", "):

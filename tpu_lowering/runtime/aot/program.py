@@ -11,10 +11,11 @@ from typing import Any, get_type_hints
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.mesh import ONE_DEVICE, Mesh
 from tpu_lowering.releases import version
-from tpu_lowering.runtime.aot import archive, hlo, trace
+from tpu_lowering.runtime.aot import archive, hlo, loops, trace
 from tpu_lowering.runtime.aot.collectives import Collective, collectives_of, link_seconds
 from tpu_lowering.runtime.aot.compiler import Compiled
 from tpu_lowering.runtime.aot.entry_operation import EntryOperation
+from tpu_lowering.runtime.aot.schedule import ScheduleDump
 from tpu_lowering.runtime.aot.traffic import traffic_by_operands
 
 LEFT_OUT = frozenset(("hlo", "artifact", "executable"))
@@ -62,6 +63,11 @@ class TpuProgram:
     mesh: Mesh = ONE_DEVICE
     places: tuple[tuple[int, ...], ...] = ()
     collectives: tuple[Collective, ...] = ()
+
+    @property
+    def unknown_loops(self) -> tuple[str, ...]:
+        """Loops whose bytes and cycles are counted once, because the program does not say how often they run."""
+        return tuple(operation.name for operation in self.entry_operations if operation.times is None)
 
     @property
     def hbm_bytes_read(self) -> int:
@@ -183,22 +189,46 @@ class TpuProgram:
 
 def _entry_operations(compiled: Compiled) -> tuple[EntryOperation, ...]:
     module = hlo.Module.of(compiled.hlo)
-    by_operands = traffic_by_operands(module)
+    by_name = {operation.name: operation for operation in module.entry}
+    moved, dma = traffic_by_operands(module, compiled.schedule.dma), compiled.schedule.dma
     found: list[EntryOperation] = []
     for operation in module.entry:
-        if operation.name not in by_operands:
+        if operation.name not in moved:
             continue
-        traffic, source = by_operands[operation.name], "operands"
-        dma = compiled.schedule.dma.get(operation.name)
-        # A schedule that copies less than the operands hold was not dumped whole.
-        if operation.is_kernel and dma is not None and dma.total >= traffic.total:
-            traffic, source = dma, "dma schedule"
-        cycles = compiled.schedule.cycles.get(operation.name, operation.estimated_cycles)
-        moved = (traffic.read, traffic.written, source)
+        traffic = moved[operation.name]
+        source = "dma schedule" if operation.is_kernel and dma.get(operation.name) == traffic else "operands"
+        times: int | None = 1
+        if operation.opcode == "while" and loops.body_of(operation, module):
+            counts = [loops.trips(operation, by_name, module)]
+            counts += [loops.trips(loop, inside, module) for loop, inside in loops.inner_loops(operation, module)]
+            source, times = "body", None if None in counts else counts[0]
         found.append(
-            EntryOperation(operation.name, operation.opcode, operation.op_name, *moved, operation.vmem_bytes, cycles)
+            EntryOperation(
+                operation.name,
+                operation.opcode,
+                operation.op_name,
+                traffic.read,
+                traffic.written,
+                source,
+                operation.vmem_bytes,
+                _cycles(operation, by_name, module, compiled.schedule),
+                times,
+            )
         )
     return tuple(found)
+
+
+def _cycles(
+    operation: hlo.Operation, operations: Mapping[str, hlo.Operation], module: hlo.Module, dumped: ScheduleDump
+) -> int | None:
+    """Cycles of an operation; of a loop those of its body, as often as it runs."""
+    body = loops.body_of(operation, module) if operation.opcode == "while" else ()
+    if not body:
+        return dumped.cycles.get(operation.name, operation.estimated_cycles)
+    inside = {one.name: one for one in body}
+    once = [_cycles(one, inside, module, dumped) for one in body if one.moves_bytes]
+    count = loops.trips(operation, operations, module)
+    return None if None in once else (1 if count is None else count) * sum(one for one in once if one is not None)
 
 
 def versions() -> dict[str, str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import types
+from collections.abc import Mapping, Sequence
 
+from tpu_lowering.runtime.aot import loops
 from tpu_lowering.runtime.aot.asynchronous import Placed, placed
 from tpu_lowering.runtime.aot.hlo import KERNEL, SLICES, Array, Module, Operation
 
@@ -21,36 +23,76 @@ class Traffic:
     def total(self) -> int:
         return self.read + self.written
 
+    def times(self, count: int) -> Traffic:
+        """The same, so often."""
+        return Traffic(count * self.read, count * self.written)
+
+
+NOTHING: Mapping[str, Traffic] = types.MappingProxyType({})
+
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """An update in place: of a large buffer, only a slice is written.
+    """An update in place: of a large buffer, only a slice or some rows are written.
 
     Attributes:
         position: operand position of the buffer; neither it nor the rest of the result is touched.
-        nbytes: bytes of the slice.
+        nbytes: bytes of the slice or the rows.
+        read: bytes of the buffer that are read, to be added to.
     """
 
     position: int
     nbytes: int
+    read: int = 0
 
 
 def update_in_place(operation: Operation, operations: Mapping[str, Operation], module: Module) -> Update | None:
-    """The update that an operation makes: a ``dynamic-update-slice``, or a fusion whose result is one."""
-    if operation.opcode == "dynamic-update-slice":
-        update = operations.get(operation.operands[1])
-        return Update(0, sum(array.nbytes for array in update.results)) if update else None
+    """The update that an operation makes: a ``dynamic-update-slice`` or a ``scatter``, or a fusion whose result is one.
+
+    XLA writes either over its operand, and copies that first where somebody else needs it.
+    """
+    if operation.opcode in UPDATES:
+        return _update(operation, operations, module, 0)
     if operation.opcode != "fusion":
         return None
     body = module.computations.get(operation.calls, ())
     by_name = {inner.name: inner for inner in body}
-    root = body[-1] if body else None
-    if root is None or root.opcode != "dynamic-update-slice":
+    root = _behind(body[-1], by_name) if body else None
+    if root is None or root.opcode not in UPDATES:
         return None
-    buffer, update = by_name.get(root.operands[0]), by_name.get(root.operands[1])
-    if buffer is None or update is None or buffer.parameter is None:
+    buffer = by_name.get(root.operands[0])
+    if root.opcode == "scatter" and buffer is not None:
+        while buffer.parameter is None and buffer.opcode in SAME and buffer.operands[0] in by_name:
+            buffer = by_name[buffer.operands[0]]
+        if sum(buffer.name in inner.operands for inner in body) > 1:
+            return None
+    if buffer is None or buffer.parameter is None:
         return None
-    return Update(buffer.parameter, sum(array.nbytes for array in update.results))
+    return _update(root, by_name, module, buffer.parameter)
+
+
+UPDATES, SAME = ("dynamic-update-slice", "scatter"), ("bitcast", "reshape", "transpose", "copy")
+"""Operations that update their first operand, and those that give what they take."""
+
+
+def _behind(operation: Operation, operations: Mapping[str, Operation]) -> Operation:
+    """What a value is a bitcast of."""
+    while operation.opcode == "bitcast" and operation.operands[0] in operations:
+        operation = operations[operation.operands[0]]
+    return operation
+
+
+def _update(root: Operation, operations: Mapping[str, Operation], module: Module, position: int) -> Update | None:
+    is_scatter = root.opcode == "scatter"
+    if is_scatter and len(root.operands) != 3:
+        return None
+    new = operations.get(root.operands[2 if is_scatter else 1])
+    if new is None:
+        return None
+    nbytes = sum(array.nbytes for array in new.results)
+    combiner = [one for name in root.called for one in module.computations.get(name, ())]
+    overwrites = bool(combiner) and combiner[-1].parameter == 1
+    return Update(position, nbytes, nbytes if is_scatter and not overwrites else 0)
 
 
 def slices_read(operation: Operation, module: Module) -> dict[int, int]:
@@ -88,10 +130,10 @@ def offloaded_traffic(update: Operation, operations: Mapping[str, Operation], mo
     return Traffic(read, sum(array.hbm_bytes for other in done for array in other.results))
 
 
-def parts_of_collectives(module: Module) -> dict[str, Placed]:
-    """The fusions of the entry computation that begin a collective, carry it on or end it, by name."""
+def parts_of_collectives(module: Module, operations: Sequence[Operation]) -> dict[str, Placed]:
+    """The fusions of a computation that begin a collective, carry it on or end it, by name."""
     found: dict[str, Placed] = {}
-    for one in placed(module, module.entry):
+    for one in placed(module, operations):
         if one.issued.opcode == "fusion" and one.is_asynchronous:
             found |= dict.fromkeys((one.issued.name, *one.carried), one)
     return found
@@ -110,36 +152,59 @@ def _of_part(operation: Operation, whole: Placed, operations: Mapping[str, Opera
     return Traffic(read, sum(array.hbm_bytes for array in new))
 
 
-def traffic_by_operands(module: Module) -> dict[str, Traffic]:
+def traffic_by_operands(module: Module, scheduled: Mapping[str, Traffic] = NOTHING) -> dict[str, Traffic]:
     """HBM traffic of every entry operation that moves bytes.
 
-    An operand and a result that share a buffer count once, as written; of an update in place only the slice
-    counts, of an operand that is only sliced or gathered from the slices, and of a prefetch into VMEM nothing is
-    written. Exact for XLA's own operations that use all of their other operands; a lower bound for kernels that fetch
-    a block more than once.
+    An operand and a result that share a buffer count once, as written; of an update in place only the slice or the rows
+    count, of an operand that is only sliced or gathered from the slices, and of a prefetch into VMEM nothing is
+    written. A loop counts its body as often as it runs it, or once where nothing says how often. Exact for XLA's own
+    operations that use all of their other operands; a lower bound for kernels that fetch a block more than once.
+
+    Args:
+        module: the program.
+        scheduled: what kernels move by their DMA schedules, by name; taken where it is no less.
     """
-    by_name = {operation.name: operation for operation in module.entry}
-    parts = parts_of_collectives(module)
+    return _traffic_of(module.entry, module, scheduled)
+
+
+def _traffic_of(
+    operations: Sequence[Operation], module: Module, scheduled: Mapping[str, Traffic]
+) -> dict[str, Traffic]:
+    """The same of the operations of any computation."""
+    by_name = {operation.name: operation for operation in operations}
+    parts = parts_of_collectives(module, operations)
     traffic: dict[str, Traffic] = {}
-    for operation in module.entry:
+    for operation in operations:
         if not operation.moves_bytes:
             continue
-        update = update_in_place(operation, by_name, module)
-        untouched = (*operation.aliased, *([] if update is None else [update.position]))
         if operation.name in parts:
-            traffic[operation.name] = _of_part(operation, parts[operation.name], by_name)
-            continue
-        if operation.opcode == "async-update":
-            traffic[operation.name] = offloaded_traffic(operation, by_name, module)
-            continue
-        sliced = slices_read(operation, module)
-        read = 0
-        for position, name in enumerate(operation.operands):
-            if position not in untouched and name in by_name:
-                whole = sum(array.hbm_bytes for array in by_name[name].results)
-                read += min(whole, sliced.get(position, whole))
-        written = sum(array.hbm_bytes for array in operation.written)
-        if update is not None and written:
-            written = update.nbytes
-        traffic[operation.name] = Traffic(read, written)
+            found = _of_part(operation, parts[operation.name], by_name)
+        elif operation.opcode == "async-update":
+            found = offloaded_traffic(operation, by_name, module)
+        elif operation.opcode == "while" and (body := loops.body_of(operation, module)):
+            once = _traffic_of(body, module, scheduled).values()
+            count = loops.trips(operation, by_name, module)
+            found = Traffic(sum(one.read for one in once), sum(one.written for one in once))
+            found = found.times(1 if count is None else count)
+        else:
+            found = _of_operands(operation, by_name, module)
+        known = scheduled.get(operation.name)
+        # A schedule that copies less than the operands hold was not dumped whole.
+        whole = operation.is_kernel and known is not None and known.total >= found.total
+        traffic[operation.name] = known if whole and known is not None else found
     return traffic
+
+
+def _of_operands(operation: Operation, operations: Mapping[str, Operation], module: Module) -> Traffic:
+    update = update_in_place(operation, operations, module)
+    untouched = (*operation.aliased, *([] if update is None else [update.position]))
+    sliced = slices_read(operation, module)
+    read = 0
+    for position, name in enumerate(operation.operands):
+        if position not in untouched and name in operations:
+            whole = sum(array.hbm_bytes for array in operations[name].results)
+            read += min(whole, sliced.get(position, whole))
+    written = sum(array.hbm_bytes for array in operation.written)
+    if update is not None and written:
+        return Traffic(read + update.read, update.nbytes)
+    return Traffic(read, written)

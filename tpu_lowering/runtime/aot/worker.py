@@ -88,8 +88,9 @@ def layout_of(text: str) -> Any:
 
     order, _, rest = text.partition(":")
     tiles = re.match(r"T((?:\([\d,]+\))+)", rest)
-    tiling = [tuple(map(int, tile.split(","))) for tile in re.findall(r"[\d,]+", tiles[1])] if tiles else None
-    return Layout(tuple(int(dim) for dim in order.split(","))[::-1], tiling and tuple(tiling))
+    sizes = re.findall(r"[\d,]+", tiles[1]) if tiles else []
+    tiling = tuple(tuple(int(size) for size in tile.split(",")) for tile in sizes) or None
+    return Layout(tuple(int(dim) for dim in order.split(","))[::-1], tiling)
 
 
 def mesh_of(request: dict[str, Any], devices: Any) -> Any:
