@@ -135,6 +135,19 @@ def test_a_module_and_its_backward_are_explained_without_touching_it() -> None:
     assert all(parameter.grad is None for parameter in layer.parameters())
 
 
+def test_gradients_through_a_closure_are_explained_too() -> None:
+    """The usual training function: the module is in a closure, and no argument requires a gradient."""
+    layer, scale = torch.nn.Linear(4, 4), torch.ones(4, requires_grad=True)
+
+    def loss(x, y):
+        return ((layer(x) * scale - y) ** 2).mean()
+
+    report = tpu_lowering.explain(loss, torch.randn(8, 4), torch.randn(8, 4))
+    assert [name.rpartition("_")[0] for name in report.programs] == ["forward", "backward"]
+    assert scale.grad is None
+    assert all(parameter.grad is None for parameter in layer.parameters())
+
+
 def test_a_compiled_function_is_explained_too() -> None:
     compiled = torch.compile(model, backend="eager")
     assert tpu_lowering.explain(compiled, X).programs_before == 3

@@ -28,7 +28,7 @@ from tpu_lowering.compat.of_distributed import (
     store,
     trace_for_all_ranks,
 )
-from tpu_lowering.compat.of_dynamo import Break, Watched, watched_compilations
+from tpu_lowering.compat.of_dynamo import Break, Watched, artifact_log, trace_artifact, watched_compilations
 from tpu_lowering.compat.of_executables import (
     CpuArrays,
     DirectCall,
@@ -197,6 +197,7 @@ __all__ = [
     "aliases",
     "aot_autograd",
     "aot_export_joint_simple",
+    "artifact_log",
     "as_dlpack",
     "aten",
     "auto_functionalized",
@@ -313,6 +314,7 @@ __all__ = [
     "tpu_kernels",
     "tpu_mesh_devices",
     "tpu_name",
+    "trace_artifact",
     "trace_context",
     "trace_for_all_ranks",
     "traced_line",

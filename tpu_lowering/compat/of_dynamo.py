@@ -1,12 +1,13 @@
-"""What Dynamo says of a compilation: where graphs broke and why, and how long it took."""
+"""What Dynamo says of a compilation, and what it is told: breaks, times, and artefacts of its logs and traces."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import traceback
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 from tpu_lowering.compat.lookup import private
@@ -66,3 +67,30 @@ def watched_compilations() -> Generator[Watched]:
                 watched.dynamo_seconds += (getattr(one, "dynamo_cumulative_compile_time_us", None) or 0) / 1e6
                 for name in ("aot_autograd", "backward"):
                     watched.backend_seconds += (getattr(one, f"{name}_cumulative_compile_time_us", None) or 0) / 1e6
+
+
+def artifact_log(name: str) -> logging.Logger:
+    """The logger of one of the artefacts that ``TORCH_LOGS`` names, such as "output_code".
+
+    Torch gives a logger of its own to each module that asks. It has handlers at its own loggers alone, so ours stands
+    beneath one of those.
+    """
+    get = private("torch", "torch._logging", "getArtifactLogger", "TORCH_LOGS")
+    return get("torch._dynamo.backends.tpu_lowering", name)
+
+
+def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
+    """Writes an artefact for ``TORCH_TRACE``, and so for tlparse. ``payload`` is called only if there is such a trace.
+
+    Args:
+        name: of the file that tlparse makes of it.
+        encoding: "string" or "json".
+        payload: makes the text.
+    """
+    trace = private("torch", "torch._logging", "trace_structured", "TORCH_TRACE")
+    trace(
+        "artifact",
+        metadata_fn=lambda: {"name": name, "encoding": encoding},
+        payload_fn=payload,
+        expect_trace_id=False,
+    )

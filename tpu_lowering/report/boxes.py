@@ -33,7 +33,8 @@ class Box:
         nbytes: of its value.
         where: the user's source line, ``file.py:line in function: code``, or the module.
         operands: names of the nodes that it takes.
-        written: those of them whose memory it writes in place.
+        written: names of the nodes whose memory it writes in place: as it was written, the copies that functionalizing
+            makes are not there.
         part: number of the program that torch_tpu's split rule puts it into, from 0; None for what computes nothing.
     """
 
@@ -83,7 +84,7 @@ def _box(node: fx.Node, where: str, part: int | None) -> Box:
     written: tuple[str, ...] = ()
     if graphs.is_call(node, kernel_call):
         given = graphs.operands_of(node)
-        written = tuple(_behind(one).name for at in splits.aliased_operands(node) if (one := given[at]) is not None)
+        written = tuple(_memory(one).name for at in splits.aliased_operands(node) if (one := given[at]) is not None)
     type_, nbytes = _type(node.meta.get("val"))
     return Box(node.name, kind, text, type_, nbytes, where, operands, written, part)
 
@@ -93,6 +94,13 @@ def _behind(node: fx.Node) -> fx.Node:
     while node.target is operator.getitem:
         node = node.all_input_nodes[0]
     return node
+
+
+def _memory(node: fx.Node) -> fx.Node:
+    """The call that makes what is a view or a copy of it."""
+    while node.op == "call_function" and (splits.is_view(node) or node.target is compat.aten.clone.default):
+        node = node.all_input_nodes[0]
+    return _behind(node)
 
 
 _OF_OP = {"placeholder": "argument", "get_attr": "constant", "output": "result"}

@@ -18,8 +18,8 @@ from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.observers import Observer
+from tpu_lowering.report.findings import CompilerView, Direction
 from tpu_lowering.report.mesh import MeshView
-from tpu_lowering.report.report import CompilerView, Direction
 from tpu_lowering.runtime.aot import capture, compiler
 from tpu_lowering.runtime.aot.as_written import split_programs
 from tpu_lowering.runtime.aot.capture import Captured
@@ -53,9 +53,10 @@ def view(
     options: Mapping[str, Any],
     observer: Observer,
     mesh: Any = None,
+    says: Callable[[str], None] = lambda text: None,
 ) -> CompilerView:
     """Compiles a function for a target both ways, with its backward if a result requires a gradient; the observer is
-    told of what our backend does.
+    told of what our backend does, ``says`` what is begun.
 
     Raises:
         TpuLoweringError: see ``aot.aot_compile``.
@@ -71,7 +72,9 @@ def view(
 
     # As it was written, attention is no kernel: it becomes one before forward and backward are parted.
     aot.capture_step(fn, *given, chosen, {**options, "fuse": "never"}, (normalised,), devices)
+    says(f"libtpu compiles for {target}")
     made = aot.compile_best(capturing, chosen, options, True)
+    says(f"libtpu compiles for {target} what was written")
     written = [compile_as_written(module, chosen, devices) for module in normalised.modules]
     names = ("forward", "backward") if len(written) > 1 else ("forward",)
     pairs = zip(names, written, made.programs, strict=True)

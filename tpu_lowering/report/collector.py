@@ -16,7 +16,8 @@ from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.operators import is_allocation, is_fill
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.report.boxes import ProgramGraphs, boxes_of
-from tpu_lowering.report.report import Draw, Remark, Report
+from tpu_lowering.report.findings import Draw, Remark
+from tpu_lowering.report.report import Report
 
 NOTED = ("fresh", "interpreted", "moved", "unwritten", "updated", "whole")
 """Kinds of actions that, with a code, are remarks."""

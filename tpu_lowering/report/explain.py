@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,8 +19,9 @@ from tpu_lowering.kernels import helion
 from tpu_lowering.observers import Observers
 from tpu_lowering.report import chip
 from tpu_lowering.report.collector import Collector, breaks
+from tpu_lowering.report.findings import Remark
 from tpu_lowering.report.progress import Progress
-from tpu_lowering.report.report import Remark, Report
+from tpu_lowering.report.report import Report
 
 
 def explain(
@@ -68,11 +70,13 @@ def explain(
             'explain(model, x, target="v5e:4x4", mesh=mesh)',
         )
     with Progress() as progress:
-        report = None if fake else _compiled_and_run(fn, [args, *calls], kwargs, options, progress)
-        if target is None:
-            assert report is not None
-            return report
-        return _with_chip(fn, (args, kwargs), target, options, mesh, report, progress)
+        found = None if fake else _compiled_and_run(fn, [args, *calls], kwargs, options, progress)
+        if target is not None:
+            found = _with_chip(fn, (args, kwargs), target, options, mesh, found, progress)
+    assert found is not None
+    report = found
+    compat.trace_artifact("tpu_lowering_report", "json", lambda: json.dumps(report.to_dict(), indent=1))
+    return report
 
 
 def _with_chip(
@@ -91,7 +95,8 @@ def _with_chip(
     """
     collector, function = Collector(), compat.function_behind(fn)
     try:
-        view = chip.view(function, *given, target, options or {}, Observers([collector, progress]), mesh)
+        observer = Observers([collector, progress])
+        view = chip.view(function, *given, target, options or {}, observer, mesh, progress.says)
     except (errors.TpuLoweringError, compat.BackendCompilerFailed) as error:
         refusal = getattr(getattr(error, "inner_exception", error), "refusal", None)
         if report is None or refusal is None:
@@ -168,11 +173,31 @@ def _by_whom(watched: compat.Watched, seconds: Mapping[str, float]) -> dict[str,
 
 
 def run_backward(results: Any, fn: Any, given: Any) -> Sequence[torch.Tensor | None]:
-    """Gradients for every leaf that a result depends on, into no one's ``.grad``."""
+    """Gradients for every leaf that a result depends on, into no one's ``.grad``: arguments, parameters of a module,
+    and what a function holds otherwise, in a closure or a global name, those in the order of their identities."""
     outputs = [r for r in compat.tree_leaves(results) if isinstance(r, torch.Tensor) and r.requires_grad]
-    leaves = [v for v in compat.tree_leaves(given) if isinstance(v, torch.Tensor) and v.requires_grad]
-    leaves += list(fn.parameters()) if isinstance(fn, torch.nn.Module) else []
-    leaves = [leaf for leaf in leaves if leaf.requires_grad]
+    known = [v for v in compat.tree_leaves(given) if isinstance(v, torch.Tensor)]
+    known += list(fn.parameters()) if isinstance(fn, torch.nn.Module) else []
+    named = {id(leaf) for leaf in known}
+    others = [leaf for leaf in _leaves_behind(outputs) if id(leaf) not in named]
+    leaves = [leaf for leaf in [*known, *sorted(others, key=id)] if leaf.requires_grad]
     if not outputs or not leaves:
         return ()
     return torch.autograd.grad(outputs, leaves, [torch.ones_like(o) for o in outputs], allow_unused=True)
+
+
+def _leaves_behind(outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The leaves that autograd's graph ends at."""
+    found: dict[int, torch.Tensor] = {}
+    pending: list[Any] = [output.grad_fn for output in outputs]
+    seen: set[Any] = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)  # of a node that accumulates into it
+        if isinstance(leaf, torch.Tensor):
+            found[id(leaf)] = leaf
+        pending += [next_ for next_, _ in node.next_functions]
+    return list(found.values())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from tpu_lowering.report.sizes import size_text
 from tpu_lowering.runtime.aot.program import TpuProgram
 
 
@@ -107,13 +108,3 @@ class MeshView:
             "Nothing was measured on a TPU."
         )
         console.print(table)
-
-
-def size_text(nbytes: int) -> str:
-    """A size for people: 400.0 MiB."""
-    size = float(nbytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError("unreachable")

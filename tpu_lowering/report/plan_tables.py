@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from tpu_lowering.report.mesh import size_text
 from tpu_lowering.report.plan import BYTES, MEMORY, Plan, Sizes
+from tpu_lowering.report.sizes import size_text
 
 
 def show(found: Plan, console: Console) -> None:

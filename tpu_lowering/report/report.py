@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Sequence
+import os
 from typing import Any
 
 import rich.markup
@@ -12,120 +12,11 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from tpu_lowering import errors
 from tpu_lowering.report.boxes import ProgramGraphs
-from tpu_lowering.report.mesh import MeshView, size_text
-from tpu_lowering.runtime.aot.program import TpuProgram
-
-
-@dataclasses.dataclass(frozen=True)
-class Remark:
-    """What the report says of one buffer, or of another value.
-
-    Attributes:
-        node: its name in the graph.
-        program: the program it belongs to.
-        where: the user's source line, ``file.py:line in function: code``.
-        nbytes: its size.
-        code: a code of ``errors.CODES``; "" where there is nothing to explain.
-        reason: why it is kept, or how it could go.
-        remedy: what the user can do.
-    """
-
-    node: str
-    program: str
-    where: str
-    nbytes: int
-    code: str = ""
-    reason: str = ""
-    remedy: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Draw:
-    """One place where a model draws random numbers.
-
-    Attributes:
-        node: its name in the graph.
-        program: the program it belongs to.
-        where: the user's source line, ``file.py:line in function: code``.
-        operator: what is drawn, such as ``aten.bernoulli.p``.
-        source: "key", drawn in the program from the key of the call, or "torch", drawn by eager torch before it runs.
-    """
-
-    node: str
-    program: str
-    where: str
-    operator: str
-    source: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Direction:
-    """What the TPU compiler says of a forward or a backward. Not measured on a TPU.
-
-    Attributes:
-        name: "forward" or "backward".
-        programs: (as written, compiled): as torch_tpu's split rule cuts the graph, each part compiled alone;
-            and the one program. The same for the other pairs.
-        hbm_bytes: HBM bytes moved, added up over the programs.
-        peak_bytes: the largest peak of a program.
-        device_operations: operations that move bytes.
-    """
-
-    name: str
-    programs: tuple[int, int]
-    hbm_bytes: tuple[int, int]
-    peak_bytes: tuple[int, int]
-    device_operations: tuple[int, int]
-
-    @staticmethod
-    def of(name: str, before: Sequence[TpuProgram], after: TpuProgram) -> Direction:
-        """The programs as written, and the compiled one."""
-        return Direction(
-            name=name,
-            programs=(len(before), 1),
-            hbm_bytes=(sum(part.hbm_bytes for part in before), after.hbm_bytes),
-            peak_bytes=(max((part.peak_bytes for part in before), default=0), after.peak_bytes),
-            device_operations=(sum(len(part.entry_operations) for part in before), len(after.entry_operations)),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class CompilerView:
-    """What the TPU compiler says of the model, as written and compiled. Not measured on a TPU.
-
-    Attributes:
-        target: the chip.
-        programs: (as written, compiled), of both directions together; see ``Direction``. The same for the other pairs.
-        hbm_bytes: HBM bytes moved, added up over the programs.
-        peak_bytes: the largest peak of a program.
-        device_operations: operations that move bytes.
-        fusion: what generated kernels came to against XLA alone; "" where there are none.
-        mesh: what the devices of a slice send each other; None for a program of one device. Bytes above are those of
-            one device.
-        directions: the forward and, where a result requires a gradient, the backward.
-        saved_bytes: HBM bytes of what the one saves for the other in memory of its own; None without backward.
-    """
-
-    target: str
-    programs: tuple[int, int]
-    hbm_bytes: tuple[int, int]
-    peak_bytes: tuple[int, int]
-    device_operations: tuple[int, int]
-    fusion: str = ""
-    mesh: MeshView | None = None
-    directions: tuple[Direction, ...] = ()
-    saved_bytes: int | None = None
-
-    @staticmethod
-    def of(target: str, directions: Sequence[Direction], **others: Any) -> CompilerView:
-        """The view of these directions together."""
-        sums = {
-            name: tuple(joined(getattr(direction, name)[side] for direction in directions) for side in (0, 1))
-            for name, joined in (("programs", sum), ("hbm_bytes", sum), ("peak_bytes", max), ("device_operations", sum))
-        }
-        given: dict[str, Any] = {**sums, **others}
-        return CompilerView(target, directions=tuple(directions), **given)
+from tpu_lowering.report.findings import CompilerView, Draw, Remark
+from tpu_lowering.report.page.document import Page, document, fragment
+from tpu_lowering.report.sizes import size_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +97,23 @@ class Report:
         self.print(Console(file=text, width=110, force_terminal=False))
         return text.getvalue().rstrip()
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the report as one HTML file, which needs no network and no script.
+
+        Raises:
+            TpuLoweringError: TL112 if there cannot be such a file.
+        """
+        try:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(document(self._page()))
+        except OSError as error:
+            got = f"a file that can be written, got {str(path)!r}: {error.strerror}"
+            raise errors.wrong_argument("path", got, 'report.save("report.html")') from error
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return fragment(self._page())
+
     def print(self, console: Console | None = None) -> None:
         """Prints the report as tables."""
         console = console or Console()
@@ -247,41 +155,69 @@ class Report:
             sentences.append("Refused for the target")
         return ". ".join(sentences) + "."
 
+    def _page(self) -> Page:
+        rows = [(what, *sides) for part in self._rows() for what, *sides in part]
+        sections = (*self.sections(), ("Allocations removed", self.removed))
+        return Page(
+            self.headline(),
+            self.programs,
+            [(row[0], row[1], row[2]) for row in rows],
+            sections,
+            self.graphs,
+            self.chip,
+            self.compile_seconds,
+            self.seconds,
+        )
+
     def _summary(self) -> Table:
         table = Table(title=", ".join(self.programs), title_justify="left")
         table.add_column("")
         table.add_column("as written", justify="right")
         table.add_column("compiled", justify="right")
-        kept = len(self.allocations_kept)
-        table.add_row("programs (torch_tpu's split rule)", str(self.programs_before), str(self.programs_after))
-        table.add_row(
-            "allocations and fills for kernels", str(self.allocations_removed + self.fills_removed + kept), str(kept)
-        )
-        moved = self.bytes_saved + self.bytes_left
-        table.add_row("bytes to fill and fetch these", size_text(moved), size_text(self.bytes_left))
-        table.add_row("kernel calls", str(self.kernel_calls_before), str(self.kernel_calls))
-        if self.draws:
-            drawn_before = sum(draw.source == "torch" for draw in self.draws)
-            table.add_row("random draws in the programs", str(len(self.draws)), str(len(self.draws) - drawn_before))
-        if self.chip is not None:
-            _add_chip(table, self.chip)
+        for part in self._rows():
+            for row in part:
+                table.add_row(*row)
+            table.add_section()
+        if self.chip is not None and self.chip.fusion:
+            table.caption = f"Generated kernels: {self.chip.fusion}."
         return table
 
+    def _rows(self) -> list[list[tuple[str, str, str]]]:
+        """The summary's rows, in parts: what, as written, compiled."""
+        kept = len(self.allocations_kept)
+        moved = self.bytes_saved + self.bytes_left
+        rows = [
+            ("programs (torch_tpu's split rule)", str(self.programs_before), str(self.programs_after)),
+            (
+                "allocations and fills for kernels",
+                str(self.allocations_removed + self.fills_removed + kept),
+                str(kept),
+            ),
+            ("bytes to fill and fetch these", size_text(moved), size_text(self.bytes_left)),
+            ("kernel calls", str(self.kernel_calls_before), str(self.kernel_calls)),
+        ]
+        if self.draws:
+            drawn_before = sum(draw.source == "torch" for draw in self.draws)
+            rows.append(("random draws in the programs", str(len(self.draws)), str(len(self.draws) - drawn_before)))
+        return [rows, *([] if self.chip is None else _chip_rows(self.chip))]
 
-def _add_chip(table: Table, chip: CompilerView) -> None:
+
+def _chip_rows(chip: CompilerView) -> list[list[tuple[str, str, str]]]:
+    parts: list[list[tuple[str, str, str]]] = []
     for direction in chip.directions:
-        table.add_section()
         which = "" if len(chip.directions) == 1 else f", {direction.name}"
-        table.add_row(f"{chip.target}, as libtpu compiles it{which}", "", "")
-        table.add_row("  programs", *map(str, direction.programs))
-        table.add_row("  HBM bytes moved", *map(size_text, direction.hbm_bytes))
-        table.add_row("  peak memory", *map(size_text, direction.peak_bytes))
-        table.add_row("  device operations", *map(str, direction.device_operations))
+        rows = [(f"{chip.target}, as libtpu compiles it{which}", "", "")]
+        for what, values, text in (
+            ("programs", direction.programs, str),
+            ("HBM bytes moved", direction.hbm_bytes, size_text),
+            ("peak memory", direction.peak_bytes, size_text),
+            ("device operations", direction.device_operations, str),
+        ):
+            rows.append((f"  {what}", text(values[0]), text(values[1])))
+        parts.append(rows)
     if chip.saved_bytes is not None:
-        table.add_section()
-        table.add_row("  saved for the backward", "", size_text(chip.saved_bytes))
-    if chip.fusion:
-        table.caption = f"Generated kernels: {chip.fusion}."
+        parts.append([("  saved for the backward", "", size_text(chip.saved_bytes))])
+    return parts
 
 
 def _count(number: int, what: str) -> str:

@@ -27,7 +27,7 @@ SIMULATED = (
     "cycles, bytes over the HBM bandwidth."
 )
 
-_LINE = re.compile(r"[^/\s]+\.py:\d+")
+_LINE = re.compile(r"[^/\s]+\.py:\d+|module(?: [\w.]+)? \(\w+\)")
 _NUMBER = re.compile(r"(\.\d+)+$")
 
 
@@ -65,7 +65,7 @@ class Event:
 
 
 def source_line(op_name: str) -> str:
-    """The user's source line in JAX's name scopes, ``model.py:12``; "" where there is none."""
+    """The user's source line in JAX's name scopes, ``model.py:12``, or the module; "" where there is none."""
     found = _LINE.findall(op_name)
     return found[-1] if found else ""
 
@@ -73,6 +73,13 @@ def source_line(op_name: str) -> str:
 def kernel_name(name: str) -> str:
     """The name that all calls of a kernel have in optimised HLO."""
     return _NUMBER.sub("", name)
+
+
+def called(operation: EntryOperation) -> str:
+    """What an operation is: a kernel's name, or JAX's operation."""
+    if operation.opcode == hlo.KERNEL:
+        return kernel_name(operation.name)
+    return operation.op_name.rpartition("/")[2] or operation.opcode
 
 
 def events(program: Scheduled, start: float = 0.0) -> list[Event]:
@@ -83,7 +90,7 @@ def events(program: Scheduled, start: float = 0.0) -> list[Event]:
     open_: dict[str, float] = {}  # when the bytes of each asynchronous copy are there
     now = start
     entry = hlo.Module.of(program.hlo).entry
-    lines = _lines(entry)
+    lines = source_lines(entry)
     for operation in entry:
         if operation.opcode.endswith(("-done", "-update")):
             now = max([now, *(open_.get(name, now) for name in operation.operands)])
@@ -99,9 +106,8 @@ def events(program: Scheduled, start: float = 0.0) -> list[Event]:
             found.append(Event(what.strip(), "DMA", DMA, now, microseconds, facts))
             continue
         microseconds, source = _duration(moved, program.chip)
-        what, track, thread = moved.op_name.rpartition("/")[2] or moved.opcode, "compute", COMPUTE
+        what, track, thread = called(moved), "compute", COMPUTE
         if operation.is_kernel:
-            what = kernel_name(operation.name)
             track = f"kernel {what}"
             thread = threads.setdefault(track, KERNELS + len(threads))
         facts = _facts(moved, line, source)
@@ -144,7 +150,7 @@ def _duration(entry: EntryOperation, chip: Chip) -> tuple[float, str]:
     return entry.schedule_cycles / chip.cycles_per_second * 1e6, "simulated cycles"
 
 
-def _lines(entry: Sequence[hlo.Operation]) -> dict[str, str]:
+def source_lines(entry: Sequence[hlo.Operation]) -> dict[str, str]:
     """The user's source line of each operation; of one that the compiler added, that of what uses its result."""
     lines: dict[str, str] = {}
     for operation in reversed(entry):
