@@ -35,9 +35,9 @@ test-strides: .venv/dev
 sweep: .venv/dev
 	TPU_LOWERING_GRAPHS=100000 TPU_LOWERING_KERNELS=2000 $(BIN)/python -m pytest tests/property -n 2
 
-# Every model of the suite, trained, in inference mode with all passes verified, and generating.
+# Every model of the suite, trained, in inference mode with all passes verified, and generating; every hand-written twin.
 test-models: .venv/dev
-	TPU_LOWERING_MODELS=all $(BIN)/python -m pytest tests/models -n 2
+	TPU_LOWERING_MODELS=all $(BIN)/python -m pytest tests/models tests/bench/test_whole_models.py -n 2
 
 # Every case of many processes, on two and on four, every way for one to be gone, and the examples.
 test-mesh: .venv/dev

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import jax
@@ -34,7 +35,12 @@ def equal(got: Any, expected: torch.Tensor, scale: float = 1.0) -> None:
     np.testing.assert_allclose(np.asarray(got), wanted, rtol=0, atol=limit)
 
 
-@pytest.mark.parametrize("name", CASES)
+FIRST = ("llama_decode", "llama_training", "mixtral_prefill", "bert_training", "resnet_training", "int8_mlp")
+"""The default run has these; ``make test-models`` has all."""
+NAMES = [name for name in CASES if name in FIRST or os.environ.get("TPU_LOWERING_MODELS") == "all"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_twin_computes_what_the_model_does(name: str) -> None:
     case = CASES[name]
     torch.manual_seed(0)
