@@ -13,6 +13,7 @@ from torch import fx
 
 from tpu_lowering import compat, errors
 from tpu_lowering.backend import helion_tpu
+from tpu_lowering.capture import refusals
 from tpu_lowering.capture.names import Names
 from tpu_lowering.ir import chips
 from tpu_lowering.ir.chips import Chip
@@ -294,7 +295,7 @@ def _captured(
         runtime.inputs = tuple(names[0] for names in Names.of(module).inputs)
         return helion_tpu(module, examples, options=dict(options), runtime=runtime, observers=tuple(observers))
 
-    with compat.cold_dynamo(), function_values.allowed():
+    with compat.cold_dynamo(), function_values.allowed(), refusals.unwrapped():
         torch.compile(fn, backend=backend, fullgraph=True, dynamic=False)(*args, **kwargs)
     return runtime.captured
 

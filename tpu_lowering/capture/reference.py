@@ -62,7 +62,9 @@ def _alone(kernel: Any, cpu_kernels: Execution) -> Callable[..., Any]:
     held, options = weakref.ref(kernel), dict[str, Any](cpu_kernels=cpu_kernels)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return held()(*args, **kwargs)
+        alive = held()
+        assert alive is not None
+        return alive(*args, **kwargs)
 
     # Dynamo keeps what it has compiled by code, and a few kinds of calls of one.
     call.__code__ = call.__code__.replace(co_name=kernel.name)

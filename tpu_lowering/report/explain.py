@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from tpu_lowering import aot, compat, errors, pipeline
+from tpu_lowering.capture import refusals
 from tpu_lowering.ir import chips
 from tpu_lowering.kernels import helion
 from tpu_lowering.observers import Observers
@@ -97,10 +98,10 @@ def _with_chip(
     try:
         observer = Observers([collector, progress])
         view = chip.view(function, *given, target, options or {}, observer, mesh, progress.says)
-    except (errors.TpuLoweringError, compat.BackendCompilerFailed) as error:
-        refusal = getattr(getattr(error, "inner_exception", error), "refusal", None)
-        if report is None or refusal is None:
+    except errors.TpuLoweringError as error:
+        if report is None:
             raise
+        refusal = error.refusal
         where = refusal.where or place_of(function)
         reason = f"{errors.CODES[refusal.code]}: {refusal.subject}: {refusal.reason}"
         refused = Remark(refusal.subject, target, where, 0, refusal.code, reason, refusal.remedy)
@@ -146,7 +147,7 @@ def _compiled_and_run(
     helion.check_calls()
     backend = functools.partial(helion_tpu, observers=(collector, progress), options=options)
     compiled = torch.compile(fn, backend=backend)
-    with compat.watched_compilations() as watched:
+    with compat.watched_compilations() as watched, refusals.unwrapped():
         for args in calls:
             progress.says("Dynamo captures, and the function runs")
             given_args, given_kwargs = copy.deepcopy((tuple(args), dict(kwargs)))

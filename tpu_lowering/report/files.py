@@ -49,7 +49,7 @@ def given(target: str) -> Given:
     function = attribute(module, name, target)
     inputs = getattr(module, "example_inputs", None)
     if inputs is None:
-        raise no_target(target, f"no function 'example_inputs' in {module.__name__}")
+        raise no_target(target, f"no function 'example_inputs' in {stem(module)}")
     if inspect.isclass(function):
         function = _called(function, target, name)
     inputs = _called(inputs, target, "example_inputs") if callable(inputs) else inputs
@@ -107,8 +107,13 @@ def attribute(module: ModuleType, name: str, target: str) -> Any:
     for part in name.split("."):
         found = getattr(found, part, None)
     if not callable(found):
-        raise no_target(target, f"no function {name!r} in {module.__name__}")
+        raise no_target(target, f"no function {name!r} in {stem(module)}")
     return found
+
+
+def stem(module: ModuleType) -> str:
+    """A module's name as its file has it."""
+    return pathlib.Path(str(module.__file__)).stem
 
 
 def _called(function: Any, target: str, name: str) -> Any:
