@@ -47,6 +47,9 @@ BY_POSITIONS = tuple(operator.packet for operator in (
 ) if operator)  # fmt: skip
 """Those whose integers are positions: 0 is always one."""
 
+UNASKED = (aten._weight_int8pack_mm.default, aten._weight_int4pack_mm_for_cpu.default)
+"""Those that end the process for sizes which are no multiples of their blocks: eager reads beyond its arguments."""
+
 functional = torch.nn.functional
 EARLY: tuple[Any, ...] = (functional.interpolate, functional.max_pool1d, torch.max_pool1d, torch.hardshrink)
 """Functions that Dynamo's graph calls as they are, of operators that torch takes apart above its autograd, or that
@@ -121,7 +124,7 @@ def check(overload: Any, args: Sequence[Any], kwargs: dict[str, Any], line: str 
     """
     if overload not in EARLY and (overload.is_view or compat.schema(overload).is_mutable):
         return
-    if not _is_on_cpu((args, kwargs)):
+    if overload in UNASKED or not _is_on_cpu((args, kwargs)):
         return  # what the CPU's kernels refuse, another device's may take
     if str(getattr(overload, "name", str)()).partition(".")[0].endswith("_backward"):
         return  # torch's own formula, whose types are what meta functions say of a forward's: eager's may be others
