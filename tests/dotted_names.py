@@ -13,6 +13,7 @@ OUTSIDE = {
     "helion",
     "jax",
     "jnp",
+    "numpy",
     "os",
     "pl",
     "pltpu",

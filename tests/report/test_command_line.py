@@ -15,7 +15,8 @@ import torch
 import tpu_lowering
 from tpu_lowering import errors
 from tpu_lowering.__main__ import main
-from tpu_lowering.report import commands, files, selftest
+from tpu_lowering.report import commands, files
+from tpu_lowering.report.checks import selftest
 
 MODEL = """
 from __future__ import annotations

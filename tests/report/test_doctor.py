@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from tpu_lowering import releases
-from tpu_lowering.report import doctor
+from tpu_lowering.report.checks import doctor
 
 TORCH = {"torch": "2.13.0+cpu", "jax": "0.10.2", "jaxlib": "0.10.2"}
 XLA = {"torch": "2.9.0+cpu", "jax": "0.7.1", "jaxlib": "0.7.1"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import weakref
 from collections.abc import Callable, Generator, Hashable
 from typing import Any
 
@@ -12,12 +11,13 @@ import torch
 
 from tpu_lowering import compat
 from tpu_lowering.capture import refusals
+from tpu_lowering.ir.arguments import Identity
 from tpu_lowering.ir.kernels import Execution
+from tpu_lowering.session import Cache
 
-CALLS = 64
-"""Kinds of calls of a kernel whose programs are kept: by shapes, strides and types of tensors, and other values."""
-
-_compiled: weakref.WeakKeyDictionary[Any, dict[Hashable, Callable[..., Any]]] = weakref.WeakKeyDictionary()
+_compiled: Cache[Hashable, Callable[..., Any]] = Cache(
+    "capture.reference", 256, "compiling a kernel takes a second; another kind of call than these is compiled again"
+)
 
 
 @contextlib.contextmanager
@@ -40,14 +40,11 @@ def reference(cpu_kernels: Execution = "vectorized") -> Generator[None]:
 
 
 def _call(cpu_kernels: Execution, kernel: Any, *args: Any, **kwargs: Any) -> Any:
-    known, values = _compiled.setdefault(kernel, {}), [*args, *(pair for pair in sorted(kwargs.items()))]
-    key = (cpu_kernels, torch.is_grad_enabled(), len(args), *map(_kind, values))
-    if key not in known:
-        if len(known) >= CALLS:
-            known.clear()
-        known[key] = _alone(kernel, cpu_kernels)
+    kinds = [*map(_kind, args), *((name, _kind(value)) for name, value in sorted(kwargs.items()))]
+    key = (Identity(kernel), cpu_kernels, torch.is_grad_enabled(), *kinds)
+    compiled = _compiled.find(key, lambda: _alone(kernel, cpu_kernels))
     with refusals.unwrapped():
-        return known[key](*args, **kwargs)
+        return compiled(*args, **kwargs)
 
 
 def _kind(value: Any) -> Hashable:
@@ -59,12 +56,10 @@ def _kind(value: Any) -> Hashable:
 
 def _alone(kernel: Any, cpu_kernels: Execution) -> Callable[..., Any]:
     """A kernel compiled by itself."""
-    held, options = weakref.ref(kernel), dict[str, Any](cpu_kernels=cpu_kernels)
+    options = dict[str, Any](cpu_kernels=cpu_kernels)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        alive = held()
-        assert alive is not None
-        return alive(*args, **kwargs)
+        return kernel(*args, **kwargs)
 
     # Dynamo keeps what it has compiled by code, and a few kinds of calls of one.
     call.__code__ = call.__code__.replace(co_name=kernel.name)

@@ -19,11 +19,11 @@ from tpu_lowering.ir import chips
 from tpu_lowering.options import Options
 from tpu_lowering.pipeline import Pipeline
 from tpu_lowering.report import bisect as bisect_
-from tpu_lowering.report import doctor as doctor_
 from tpu_lowering.report import files, plan_tables
 from tpu_lowering.report import plan as plan_
-from tpu_lowering.report import selftest as selftest_
 from tpu_lowering.report import tune as tune_
+from tpu_lowering.report.checks import doctor as doctor_
+from tpu_lowering.report.checks import selftest as selftest_
 from tpu_lowering.report.explain import explain as explain_function
 from tpu_lowering.runtime.aot import compiler
 from tpu_lowering.stages import Step

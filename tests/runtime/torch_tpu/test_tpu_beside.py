@@ -8,7 +8,7 @@ import pytest
 
 from tests.backend.alone import STATE
 from tests.runtime.torch_tpu.tpu_alone import DEVICE, run
-from tpu_lowering.report import doctor
+from tpu_lowering.report.checks import doctor
 
 BOTH = """
 import json, os

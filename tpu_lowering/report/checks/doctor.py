@@ -108,7 +108,7 @@ RUN = (
     "assert torch.equal(f(torch.ones(4)), torch.full((4,), 3.0))"
 )
 CHIP = "from tpu_lowering import compat; print(compat.tpu_name())"
-RANKS = "from tpu_lowering.report import two_ranks; two_ranks.check()"
+RANKS = "from tpu_lowering.report.checks import two_ranks; two_ranks.check()"
 DEVICES = "from tpu_lowering.runtime.places import device_names; print(', '.join(device_names()))"
 RUN_TPU = (
     "import torch; f = torch.compile(lambda x: x * 2 + 1, backend='helion_tpu'); "
