@@ -88,11 +88,10 @@ def test_a_scatter_counts_the_rows_that_it_adds_to() -> None:
     assert program.hbm_bytes <= 6 * MIB + 16384
 
 
-def test_the_gradient_of_an_embedding_is_zeros_and_rows() -> None:
+def test_the_gradient_of_an_embedding_is_its_table_and_rows() -> None:
     table, rows = torch.empty(TABLE, requires_grad=True), torch.empty(TAKEN, dtype=torch.int64)
     step = tpu_lowering.aot_compile(F.embedding, (rows, table), target="tpu7x", backward=True)
-    zeros = table.nbytes
-    assert zeros < step.backward.hbm_bytes_written <= zeros + 5 * MIB
+    assert table.nbytes <= step.backward.hbm_bytes_written <= table.nbytes + 5 * MIB
     assert step.backward.hbm_bytes_read <= 8 * MIB
     assert step.forward.hbm_bytes <= 5 * MIB
 
