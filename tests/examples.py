@@ -64,12 +64,14 @@ def _main(files: list[str]) -> None:
     import os
 
     import torch
+    import torch._inductor.config
 
     found: dict[str, dict[str, str]] = {}
     for file in map(pathlib.Path, files):
         torch.compiler.reset()
         os.chdir(file.parent)
         found[file.name] = run(file)
+        torch._inductor.config.post_grad_custom_pre_pass = None
     print(json.dumps(found))
 
 

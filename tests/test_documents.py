@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
-from tests import dotted_names
+from tests import dotted_names, examples
 from tpu_lowering import errors
 from tpu_lowering.ir.chips import CHIPS
 from tpu_lowering.options import Options
@@ -18,7 +18,6 @@ from tpu_lowering.options import Options
 ROOT = pathlib.Path(__file__).parent.parent
 FIRST = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES = [*FIRST, *sorted((ROOT / "docs").rglob("*.md"))]
-RUNNABLE = re.compile(r"<!-- runnable -->\n```python\n(.*?)```", re.DOTALL)
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 PATHS = re.compile(r"`((?:tpu_lowering|tests|bench|docs)/[\w./]*|[\w./]+/[\w.]+\.py)`")
 
@@ -101,17 +100,78 @@ def test_a_name_that_is_gone_is_found(tmp_path: pathlib.Path) -> None:
     assert found == [("other.py", "room.two"), ("one.py", "other.Gone")]
 
 
-def test_what_is_marked_runs(tmp_path: pathlib.Path) -> None:
-    """All blocks in one process, each with names of its own."""
-    blocks = [
-        (f"{page.stem}_{number}.py", text)
-        for page in PAGES
-        for number, text in enumerate(RUNNABLE.findall(page.read_text()))
-    ]
-    assert len(blocks) == 5
-    for file, text in blocks:
-        (tmp_path / file).write_text(text)
-    runs = "\n".join(f"runpy.run_path({file!r})" for file, _ in blocks)
-    command = [sys.executable, "-c", f"import runpy\n{runs}"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-3000:]
+# Blocks of code -----------------------------------------------------------------------------------------
+BLOCK = re.compile(
+    r"(?:^<!-- (?P<marker>[^\n]*) -->\n)?^```python\n(?P<code>.*?)^```\n"
+    r"(?:(?:[^`\n]*\n)*?<!-- prints -->\n```\n(?P<shown>.*?)^```\n)?",
+    re.DOTALL | re.MULTILINE,
+)
+MARKER = re.compile(r"runnable(?P<compiler> with libtpu)?(?P<later>, goes on)?|not run: .+")
+BETWEEN = "\x1e"
+"""What is printed between two blocks that are one program."""
+
+WITH_CODE = [page for page in PAGES if "```python" in page.read_text() and not {"errors", "design"} & {*page.parts}]
+"""Pages whose blocks are run here; those of codes are run by ``test_error_pages.py``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Some code of a page: whether it goes on with the program before it, what it needs, and what it prints, if said."""
+
+    code: str
+    goes_on: bool
+    needs_compiler: bool
+    shown: str | None
+
+
+def blocks(page: pathlib.Path) -> list[Block]:
+    """Those to run."""
+    found: list[Block] = []
+    for match in BLOCK.finditer(page.read_text()):
+        marker = MARKER.fullmatch(match["marker"] or "")
+        assert marker, f"{name(page)}: expected a marker, got {match['marker']!r} above\n{match['code']}"
+        if not marker[0].startswith("not run"):
+            found.append(Block(match["code"], bool(marker["later"]), bool(marker["compiler"]), match["shown"]))
+    return found
+
+
+def programs(page: pathlib.Path) -> list[list[Block]]:
+    """A page's blocks, those of one program together; without what needs the TPU compiler where there is none."""
+    has_compiler, found = importlib.util.find_spec("libtpu") is not None, list[list[Block]]()
+    for block in blocks(page):
+        if not block.goes_on:
+            found.append([])
+        if has_compiler or not block.needs_compiler:
+            found[-1].append(block)
+    return found
+
+
+def file_of(page: pathlib.Path, number: int) -> str:
+    return f"{page.stem.lower()}_{number}.py"
+
+
+@pytest.fixture(scope="module")
+def came_out(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """What comes out of every program of every page, all run in one process."""
+    folder, files = tmp_path_factory.mktemp("blocks"), list[pathlib.Path]()
+    for page in WITH_CODE:
+        for number, program in enumerate(programs(page)):
+            files.append(folder / file_of(page, number))
+            files[-1].write_text(f"\nprint({BETWEEN!r})\n".join(block.code for block in program))
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "HF_HUB_OFFLINE": "1"}
+    return examples.run_all(files, {**os.environ, **flags}, timeout=900)
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name)
+def test_what_is_marked_runs_and_prints_what_is_shown(page: pathlib.Path, came_out: dict[str, dict[str, str]]) -> None:
+    for number, program in enumerate(programs(page)):
+        found = came_out[file_of(page, number)]
+        assert not found["error"]
+        for block, printed in zip(program, found["printed"].split(f"{BETWEEN}\n"), strict=True):
+            if block.shown is not None:
+                assert [line.rstrip() for line in printed.splitlines()] == block.shown.splitlines()
+
+
+def test_blocks_are_found() -> None:
+    assert len({file_of(page, 0) for page in WITH_CODE}) == len(WITH_CODE)
+    assert sum(block.shown is not None for page in WITH_CODE for block in blocks(page)) >= 9
