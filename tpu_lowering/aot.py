@@ -23,10 +23,9 @@ from tpu_lowering.observers import Observer
 from tpu_lowering.options import Options, wrong_value
 from tpu_lowering.runtime.aot import compiler
 from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
-from tpu_lowering.runtime.aot.compiler import Layouts
 from tpu_lowering.runtime.aot.program import TpuProgram
 from tpu_lowering.runtime.aot.slices import Slice, slice_of
-from tpu_lowering.runtime.aot.step import TpuStep, free_results, layouts_of_saved, saved_tensors
+from tpu_lowering.runtime.aot.step import TpuStep
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -216,19 +215,8 @@ def compile_best(capturing: Capturing, chip: Chip, options: Mapping[str, Any], d
 
 
 def compile_all(captured: Sequence[Captured], chip: Chip, donate: bool, simulate: bool | None = None) -> Made:
-    """Each program of a form compiled, one after the other: a backward takes what is saved as the forward gives it.
-
-    ``simulate`` is as for ``compiler.compile_artifact``.
-    """
-    forward, *rest = captured
-    if not rest:
-        return Made((forward,), (compile_captured(forward, chip, donate, simulate),))
-    free = free_results(forward, forward.mutated_inputs if donate else ())
-    first = compile_captured(forward, chip, donate, simulate, Layouts(free=free))
-    backward = rest[0]
-    saved = saved_tensors(forward, backward, first)
-    second = compile_captured(backward, chip, donate, simulate, Layouts(given=layouts_of_saved(saved, free)))
-    return Made(tuple(captured), (first, second))
+    """Each program of a form compiled, one after the other; ``simulate`` is as for ``compiler.compile_artifact``."""
+    return Made(tuple(captured), tuple(compile_captured(one, chip, donate, simulate) for one in captured))
 
 
 def _mib(made: Made) -> str:
@@ -300,14 +288,11 @@ def _captured(
     return runtime.captured
 
 
-def compile_captured(
-    captured: Captured, chip: Chip, donate: bool, simulate: bool | None = None, layouts: Layouts = Layouts()
-) -> TpuProgram:
-    """Compiles a captured program; ``simulate`` and ``layouts`` are as for ``compiler.compile_artifact``."""
+def compile_captured(captured: Captured, chip: Chip, donate: bool, simulate: bool | None = None) -> TpuProgram:
+    """Compiles a captured program; ``simulate`` is as for ``compiler.compile_artifact``."""
     positions = captured.mutated_inputs if donate else ()
-    mesh, named = captured.mesh, captured.named
     compiled = compiler.compile_artifact(
-        captured.artifact, chip, positions, captured.source, simulate, mesh=mesh, named=named, layouts=layouts
+        captured.artifact, chip, positions, captured.source, simulate, mesh=captured.mesh, named=captured.named
     )
     drawn = captured.program.drawn_inputs()
-    return TpuProgram.of(captured.program.name, chip, compiled, captured.artifact, drawn, named)
+    return TpuProgram.of(captured.program.name, chip, compiled, captured.artifact, drawn, captured.named)

@@ -16,7 +16,6 @@ import tpu_lowering
 from tpu_lowering import aot
 from tpu_lowering.ir import chips
 from tpu_lowering.runtime.aot import hlo
-from tpu_lowering.runtime.aot.step import free_results
 
 pytest.importorskip("libtpu")
 
@@ -82,7 +81,8 @@ def test_what_is_saved_says_what_it_is_and_where_it_comes_from(step: tpu_lowerin
     assert tanh.where.endswith("in loss: return model(x).pow(2).mean()")
     own = [one for one in step.saved if one.memory == "own"]
     assert step.saved_bytes == sum(one.nbytes for one in own) == 4 * ROWS * (HIDDEN + WIDTH)
-    given, taken = hlo.Entry.of(step.forward.hlo).results, hlo.Entry.of(step.backward.hlo).arguments
+    _, given = hlo.entry_types(step.forward.hlo)
+    taken, _ = hlo.entry_types(step.backward.hlo)
     for one in own:
         assert one.given is not None and one.taken is not None
         assert given[one.given].shape == taken[one.taken].shape == one.shape
@@ -133,41 +133,6 @@ def test_running_statistics_are_updated_in_place_and_draws_take_a_key() -> None:
     assert (made.forward.drawn_inputs, made.backward.drawn_inputs) == (("key",), ())
     assert "input_output_alias={" in made.forward.hlo.partition("\n")[0]
     assert made.forward.aliased_bytes > 0
-
-
-def convolutions() -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(64, 64, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()).bfloat16()
-
-
-def test_what_only_the_backward_reads_lies_as_the_compiler_likes(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.empty(64, 64, 56, 56, dtype=torch.bfloat16, requires_grad=True)
-    made = compiled(convolutions(), x, target="tpu7x", options={"fuse": "never"})
-    forward, backward = (hlo.Entry.of(program.hlo) for program in made.programs)
-    own = [one for one in made.saved if one.memory == "own" and len(one.shape) == 4]
-    assert own and all(one.layout.partition(":")[0] not in ("3,2,1,0", "") for one in own)
-    for one in own:
-        assert one.given is not None and one.taken is not None
-        assert forward.result_layouts[one.given] == backward.argument_layouts[one.taken] == one.layout
-    result, parameters = forward.result_layouts[0], [one for one in made.saved if one.memory == "argument"]
-    assert parameters
-    monkeypatch.setattr(aot, "free_results", lambda *_: ())
-    fixed = compiled(convolutions(), x, target="tpu7x", options={"fuse": "never"})
-    entry = hlo.Entry.of(fixed.forward.hlo)
-    assert (result, forward.argument_layouts) == (entry.result_layouts[0], entry.argument_layouts)  # the user's stay
-    assert made.forward.hbm_bytes < 0.8 * fixed.forward.hbm_bytes
-    assert made.hbm_bytes < fixed.hbm_bytes
-
-
-def test_only_what_nobody_else_gets_is_free() -> None:
-    def fn(x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        state.add_(1)
-        return torch.sigmoid(torch.tanh(x)) @ torch.tanh(x)
-
-    args = (torch.empty(16, 16, requires_grad=True), torch.zeros(16, 16))
-    forward, _ = aot.capture_step(fn, args, {}, chips.find("v5e"), {"fuse": "never"})
-    assert len(free_results(forward, ())) == 2  # tanh and sigmoid; not the product
-    assert 0 not in free_results(forward, ())
-    assert free_results(forward, forward.mutated_inputs) == ()  # they may be written over the state
 
 
 def test_a_gradient_that_is_given_is_no_result() -> None:

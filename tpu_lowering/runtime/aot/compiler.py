@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from tpu_lowering import errors, releases
@@ -43,19 +42,6 @@ ENVIRONMENT = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Layouts:
-    """How arrays lie that are not row by row.
-
-    Attributes:
-        free: positions of results whose layout the compiler chooses.
-        given: layouts of inputs by position, as HLO writes them: "1,0:T(8,128)(2,1)".
-    """
-
-    free: tuple[int, ...] = ()
-    given: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +91,6 @@ def compile_artifact(
     seconds: float = SECONDS,
     mesh: Mesh | None = None,
     named: Mesh | None = None,
-    layouts: Layouts = Layouts(),
 ) -> Compiled:
     """Compiles a ``jax.export`` artifact for a chip, once. Dumping the static schedule fails for some programs: those
     are compiled a second time, without.
@@ -119,7 +104,6 @@ def compile_artifact(
         seconds: how long each run may take.
         mesh: of all devices that run it; None for one device.
         named: the same as the user has named it: JAX places it on the torus.
-        layouts: of arguments and results.
 
     Raises:
         TpuLoweringError: TL108 without libtpu; TL601 to TL605 for what the compiler refuses; TL725 for a topology that
@@ -131,7 +115,6 @@ def compile_artifact(
         artifact_file = folder / "artifact"
         artifact_file.write_bytes(artifact)
         request: dict[str, Any] = {"topology": chip.topology, "artifact": str(artifact_file), "donate": list(donate)}
-        request |= {"free": layouts.free, "laid": layouts.given}
         if mesh is not None:
             request |= {"axes": mesh.axes, "sizes": mesh.sizes, "placed": (named or mesh).sizes}
         found, failure = schedule.ScheduleDump({}, {}), dict[str, str]()

@@ -251,34 +251,14 @@ def arrays(text: str) -> tuple[Array, ...]:
     return tuple(found)
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """What a program takes and what it gives.
-
-    Attributes:
-        arguments, results: as they lie in memory.
-        argument_layouts, result_layouts: as HLO writes them: "1,0:T(8,128)(2,1)"; "" for one number.
-    """
-
-    arguments: tuple[Array, ...]
-    results: tuple[Array, ...]
-    argument_layouts: tuple[str, ...]
-    result_layouts: tuple[str, ...]
-
-    @staticmethod
-    def of(text: str) -> Entry:
-        """Reads the first line of optimised HLO text.
-
-        Raises:
-            ValueError: it does not say.
-        """
-        _, said, rest = text.partition("\n")[0].partition("entry_computation_layout={(")
-        if not said:
-            raise ValueError("expected an HLO module with the layout of its entry computation, got none")
-        taken, rest = _split_parenthesis(rest)
-        given, _ = _split_type(rest.removeprefix("->"))
-        layouts = [tuple(layout for _, _, layout in _ARRAY.findall(part)) for part in (taken, given)]
-        return Entry(arrays(taken), arrays(given), *layouts)
+def entry_types(text: str) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """What a program takes and what it gives, each as it lies in memory; () and () where the text does not say."""
+    _, said, rest = text.partition("\n")[0].partition("entry_computation_layout={(")
+    if not said:
+        return (), ()
+    arguments, rest = _split_parenthesis(rest)
+    given, _ = _split_type(rest.removeprefix("->"))
+    return arrays(arguments), arrays(given)
 
 
 def _placed(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ import torch
 from tpu_lowering import compat
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.chips import Chip
-from tpu_lowering.ir.types import TensorType
 from tpu_lowering.runtime.aot import archive, hlo, program, trace
 from tpu_lowering.runtime.aot.capture import Captured
 from tpu_lowering.runtime.aot.program import TpuProgram
@@ -29,9 +27,6 @@ class SavedTensor:
         name: in both graphs.
         shape, dtype: of the tensor, the latter as torch writes it: "bfloat16".
         nbytes: HBM bytes of the memory that it is in, with padding to tiles.
-        layout: how that lies, as HLO writes it: dimensions from the innermost on, then tiles, "1,0:T(8,128)(2,1)". The
-            compiler chooses it for what is computed for the backward alone. "" for an argument that the forward does
-            not read.
         memory: "own" for what is computed and nobody else gets; "argument" for the memory of an argument or parameter,
             and "result" for that of a result which the caller gets: these take none of their own.
         argument: the user's name of the argument or parameter whose memory it is in: "layers.0.weight", "x"; "" for
@@ -46,7 +41,6 @@ class SavedTensor:
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
-    layout: str
     memory: str
     argument: str
     where: str
@@ -144,7 +138,7 @@ class TpuStep:
         # AOTAutograd's backward gives a gradient for each argument of the forward, or None.
         outputs = captured[1].program.signature.outputs
         gradients = [name for name, spec in zip(captured[0].arguments, outputs, strict=False) if spec.is_computed]
-        held = _Memories(captured[0], hlo.Entry.of(forward.hlo)).held_bytes(saved)
+        held = _Memories.of(captured[0], forward).held_bytes(saved)
         return TpuStep(forward, backward, saved, held, tuple(gradients))
 
     def __repr__(self) -> str:
@@ -203,7 +197,7 @@ def saved_tensors(forward: Captured, backward: Captured, compiled: TpuProgram) -
     edge, found = forward.program.signature, list[SavedTensor]()
     given = backward.program.module.graph.find_nodes(op="placeholder")
     taken = {number: slot for slot, number in enumerate(backward.program.inputs)}
-    memories = _Memories(forward, hlo.Entry.of(compiled.hlo))
+    memories = _Memories.of(forward, compiled)
     for number, (node, spec) in enumerate(zip(given, edge.outputs[forward.seen : edge.returned], strict=False)):
         value = node.meta.get("val")
         if spec.stride is not None and isinstance(value, torch.Tensor):
@@ -213,59 +207,38 @@ def saved_tensors(forward: Captured, backward: Captured, compiled: TpuProgram) -
     return tuple(found)
 
 
-def free_results(forward: Captured, donated: Sequence[int]) -> tuple[int, ...]:
-    """The results of a forward that may lie as the compiler likes: those that nobody but the backward gets, nor a view
-    of them. Of a type that a donated argument has JAX may write one over that, which lies row by row."""
-    program = forward.program
-    outputs = program.signature.outputs
-    bases = {spec.place.base for spec in outputs if spec.place is not None and not spec.place.of_argument}
-    computed = [at for at, spec in enumerate(outputs) if spec.is_computed]
-    inputs = [TensorType.of(node.meta["val"]) for node in program.input_nodes()]
-    taken = {inputs[slot] for slot in donated}
-    results = zip(computed, program.types(), strict=False)
-    return tuple(
-        number
-        for number, (at, type_) in enumerate(results)
-        if outputs[at].is_saved and at not in bases and len(type_.shape) > 1 and type_ not in taken
-    )
-
-
-def layouts_of_saved(saved: Sequence[SavedTensor], free: Sequence[int]) -> dict[int, str]:
-    """How a backward's arguments lie that its forward's compiler has chosen the layout of, by position."""
-    chosen = [one for one in saved if one.memory == "own" and one.given in free]
-    return {one.taken: one.layout for one in chosen if one.taken is not None}
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Memories:
     """What a forward takes and gives, as it lies in memory."""
 
     forward: Captured
-    entry: hlo.Entry
+    arguments: tuple[int, ...]  # HBM bytes of each of the program's arguments
+    results: tuple[int, ...]  # and of its results
+    computed: tuple[int, ...]  # positions among the signature's outputs
 
-    @functools.cached_property
-    def computed(self) -> list[int]:
-        """Positions of the program's results among the signature's outputs."""
-        return [at for at, spec in enumerate(self.forward.program.signature.outputs) if spec.is_computed]
+    @staticmethod
+    def of(forward: Captured, compiled: TpuProgram) -> _Memories:
+        arguments, results = hlo.entry_types(compiled.hlo)
+        computed = tuple(at for at, spec in enumerate(forward.program.signature.outputs) if spec.is_computed)
+        taken, given = (tuple(array.hbm_bytes for array in arrays) for arrays in (arguments, results))
+        return _Memories(forward, taken, given, computed)
 
-    def of_result(self, at: int, value: torch.Tensor) -> tuple[int, str, str, str, str, int | None]:
-        """Bytes, layout, kind, argument, source line and position of an output; see ``SavedTensor``."""
-        program, entry, spec = self.forward.program, self.entry, self.forward.program.signature.outputs[at]
+    def of_result(self, at: int, value: torch.Tensor) -> tuple[int, str, str, str, int | None]:
+        """Bytes, kind, argument, source line and position of an output of the signature; see ``SavedTensor``."""
+        program, spec = self.forward.program, self.forward.program.signature.outputs[at]
         if spec.place is not None and spec.place.of_argument:
             position = spec.place.base
+            slot = program.inputs.index(position) if position in program.inputs else None
+            nbytes = value.numel() * value.itemsize if slot is None else self.arguments[slot]
             name = self.forward.arguments[position] if position < len(self.forward.arguments) else ""
-            if position not in program.inputs:
-                return value.numel() * value.itemsize, "", "argument", name, "", None
-            slot = program.inputs.index(position)
-            return entry.arguments[slot].hbm_bytes, entry.argument_layouts[slot], "argument", name, "", slot
+            return nbytes, "argument", name, "", slot
         base = at if spec.place is None else spec.place.base
         number = self.computed.index(base)
         node = program.output_nodes()[number]
         if not graphs.source_line(node) and node.target is aten.permute.default:  # into the order in memory
             node = node.all_input_nodes[0]
         kind = "result" if base < self.forward.seen else "own"
-        nbytes, layout = entry.results[number].hbm_bytes, entry.result_layouts[number]
-        return nbytes, layout, kind, "", graphs.source_line(node), number
+        return self.results[number], kind, "", graphs.source_line(node), number
 
     def held_bytes(self, saved: Sequence[SavedTensor]) -> int:
         """What is there beside a backward: arguments and results that it does not take."""
@@ -273,6 +246,6 @@ class _Memories:
         taken = {(one.memory == "argument", one.given) for one in saved if one.taken is not None}
         arguments = range(len(program.inputs) - len(program.drawn_inputs()))
         results = [number for number, at in enumerate(self.computed) if at < self.forward.seen]
-        return sum(self.entry.arguments[slot].hbm_bytes for slot in arguments if (True, slot) not in taken) + sum(
-            self.entry.results[number].hbm_bytes for number in results if (False, number) not in taken
+        return sum(self.arguments[slot] for slot in arguments if (True, slot) not in taken) + sum(
+            self.results[number] for number in results if (False, number) not in taken
         )

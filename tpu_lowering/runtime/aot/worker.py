@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import re
 import sys
 import time
 import traceback
@@ -21,9 +20,8 @@ def main(path: pathlib.Path) -> None:
     The request has ``topology``, ``artifact`` (a serialised ``jax.export`` program), ``donate`` (positions), and
     ``folder``, below which XLA was told to dump modules. A request for all devices of the topology has ``axes`` and
     ``sizes`` of the mesh that the program was exported for, and ``placed``: the sizes of a mesh of as many devices, in
-    the same order, that JAX is to place on the torus. ``free`` are positions of results whose layout XLA chooses, and
-    ``laid`` has layouts of inputs, as HLO writes them, by position; others are row by row. Into the folder go
-    ``facts.json``, ``optimised.hlo`` and, where libtpu can write it, ``executable.bin``; or ``error.json``.
+    the same order, that JAX is to place on the torus. Into the folder go ``facts.json``, ``optimised.hlo`` and, where
+    libtpu can write it, ``executable.bin``; or ``error.json``.
     """
     request = json.loads(path.read_text())
     folder = pathlib.Path(request["folder"])
@@ -40,7 +38,6 @@ def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, 
     import jax
     import jax.export
     from jax.experimental import topologies
-    from jax.experimental.layout import Format, Layout
 
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=request["topology"])
@@ -50,21 +47,17 @@ def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, 
     with jax.enable_x64(True):
         exported = jax.export.deserialize(bytearray(pathlib.Path(request["artifact"]).read_bytes()))
         one_device = jax.sharding.SingleDeviceSharding(device)
-        inputs: list[Any] = [one_device] * len(exported.in_avals)
-        outputs: list[Any] = [one_device] * len(exported.out_avals)
+        inputs: Any = [one_device] * len(exported.in_avals)
+        outputs: Any = one_device
         places: list[list[int]] = []
         if "axes" in request:
             mesh = mesh_of(request, topology.devices)
-            inputs, outputs = list(exported.in_shardings_jax(mesh)), list(exported.out_shardings_jax(mesh))
+            inputs = exported.in_shardings_jax(mesh)
+            outputs = jax.tree.unflatten(exported.out_tree, exported.out_shardings_jax(mesh))
             places = [[*one.coords, one.core_on_chip] for one in mesh.devices.flat]
-        for at in request["free"]:
-            outputs[at] = Format(Layout.AUTO, outputs[at])
-        for at, text in request["laid"].items():
-            inputs[int(at)] = Format(layout_of(text), inputs[int(at)])
         pairs = zip(exported.in_avals, inputs, strict=True)
         specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding) for aval, sharding in pairs]
-        results = jax.tree.unflatten(exported.out_tree, outputs)
-        jitted = jax.jit(exported.call, donate_argnums=tuple(request["donate"]), out_shardings=results)
+        jitted = jax.jit(exported.call, donate_argnums=tuple(request["donate"]), out_shardings=outputs)
         lowered = jitted.trace(*specs).lower(lowering_platforms=("tpu",))
         began, cpu_began = time.perf_counter(), time.process_time()
         compiled = lowered.compile()
@@ -80,17 +73,6 @@ def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, 
     facts["compile_seconds"], facts["compile_cpu_seconds"] = seconds, cpu_seconds
     facts["serialised"] = write_executable(compiled, folder)
     return facts
-
-
-def layout_of(text: str) -> Any:
-    """JAX's layout of one of HLO's: "1,0:T(8,128)(2,1)" has the dimensions from the innermost on, and tiles."""
-    from jax.experimental.layout import Layout
-
-    order, _, rest = text.partition(":")
-    tiles = re.match(r"T((?:\([\d,]+\))+)", rest)
-    sizes = re.findall(r"[\d,]+", tiles[1]) if tiles else []
-    tiling = tuple(tuple(int(size) for size in tile.split(",")) for tile in sizes) or None
-    return Layout(tuple(int(dim) for dim in order.split(","))[::-1], tiling)
 
 
 def mesh_of(request: dict[str, Any], devices: Any) -> Any:
