@@ -92,7 +92,7 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [bf16, f32], ids=str)
+@pytest.mark.parametrize("dtype", [bf16, f16, f32], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_operators_take_that_form(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
@@ -100,10 +100,10 @@ def test_operators_take_that_form(name: str, dtype: torch.dtype, monkeypatch: py
     args = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
     forms = recorded(monkeypatch)
     found = torch.compile(fn, backend="helion_tpu", fullgraph=True)(*args)
-    tolerance = {"rtol": 2**-6, "atol": 2**-6} if dtype == bf16 else {"rtol": 1e-5, "atol": 1e-6}
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == f32 else {"rtol": 2**-6, "atol": 2**-6}
     torch.testing.assert_close(found, fn(*args), **tolerance)
     from_zeros = name not in ("index_put", "index_add")
-    assert forms == [from_zeros]
+    assert forms == ([] if dtype == f32 else [from_zeros])
 
 
 ELSEWHERE: dict[str, Case] = {
@@ -113,7 +113,6 @@ ELSEWHERE: dict[str, Case] = {
     "columns": (lambda t, g, i: t.index_add(1, i[0] % 6, t[:, :5]), (WEIGHT, ROWS, AT)),
     "whole numbers": (lambda t, g, i: torch.zeros(40, dtype=torch.long).index_put((i,), i, accumulate=True), (WEIGHT, ROWS, AT)),
     "rows of nothing": (lambda t, g, i: t[:, :0].index_put((i,), g[..., :0], accumulate=True), (WEIGHT, ROWS, AT)),
-    "a number": (lambda t, g, i: t[0, 0].index_add(0, i[0, :1] * 0, g[0, 0, 0]), (WEIGHT, ROWS, AT)),
     "a mask": (lambda t, g, i: t.index_put((t > 0,), t[0, 0], accumulate=True), (WEIGHT, ROWS, AT)),
     "more rows than a table takes": (
         lambda t, g, i: t[:2].index_put((i % 2,), g, accumulate=True),
@@ -125,12 +124,14 @@ ELSEWHERE: dict[str, Case] = {
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_others_stay(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
-    (fn, args), forms = ELSEWHERE[name], recorded(monkeypatch)
-    torch.testing.assert_close(torch.compile(fn, backend="helion_tpu")(*args), fn(*args))
+    fn, tensors = ELSEWHERE[name]
+    args = [tensor.to(bf16) if tensor.is_floating_point() else tensor for tensor in tensors]
+    forms = recorded(monkeypatch)
+    torch.testing.assert_close(torch.compile(fn, backend="helion_tpu")(*args), fn(*args), rtol=2**-6, atol=2**-6)
     assert forms == []
 
 
-@pytest.mark.parametrize("dtype", [bf16, f32], ids=str)
+@pytest.mark.parametrize("dtype", [bf16, f16], ids=str)
 def test_bytes_of_an_embedding_s_gradient(dtype: torch.dtype) -> None:
     """The table is written once; what else is moved is of the size of the rows."""
     gradient, tokens = torch.empty(512, 512, dtype=dtype), torch.zeros(512, dtype=torch.long)

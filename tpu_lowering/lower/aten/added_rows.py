@@ -1,8 +1,8 @@
 """Rows added to those of a table that an index names: the gradients of embeddings and of gathered rows.
 
-XLA's scatter on a TPU reads and writes the whole table, in float32 where sums are. Told that indices are sorted, and of
-several equal ones to store one, it writes the table once, in its own type, and nothing besides (libtpu 0.0.52). To sort
-the indices costs next to nothing; the rows are gathered in their order.
+Sums of narrow floats need a table of float32, which XLA fills, and converts in the end. Of rows in the order of their
+indices the sums need a buffer of as many rows; then XLA writes the table once, in its own type, and nothing besides
+(libtpu 0.0.52). To sort the indices costs next to nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 from tpu_lowering.lower.aten.promotion import cast, compute_dtype
 
 IN_BOUNDS = "promise_in_bounds"
-FLOATS = tuple(np.dtype(dtype) for dtype in (jnp.bfloat16, np.float16, np.float32))
+NARROW = tuple(np.dtype(dtype) for dtype in (jnp.bfloat16, np.float16))
 LEAST = 1 << 20  # elements of a table that is larger than what stays in VMEM
 SORTED: dict[str, Any] = {"indices_are_sorted": True, "wrap_negative_indices": False}
-CROWDED = {2: 2.0, 4: 0.5}  # indices to a row of the table, of which on nothing is gained, by bytes of an element
+CROWDED = 2  # indices to a row of the table, of which on nothing is gained
 
 
 def add_rows(
@@ -40,8 +40,8 @@ def add_rows(
         shape: the table's.
     """
     count, size, whole = index.shape[0], shape[0], jnp.broadcast_to(table, shape)
-    is_large = table.dtype in FLOATS and math.prod(shape) >= LEAST
-    if not is_large or not 0 < count < CROWDED[table.dtype.itemsize] * size:
+    is_large = table.dtype in NARROW and math.prod(shape) >= LEAST
+    if not is_large or not 0 < count < CROWDED * size:
         return plain(whole, index, rows)
     ordered = functools.partial(in_order, wrap=wrap)
     equal = (table,) if table.shape != whole.shape else ()
