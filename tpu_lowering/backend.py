@@ -25,7 +25,7 @@ from tpu_lowering.normalise.eager_layouts import with_eagers_layouts
 from tpu_lowering.observers import Observer, Observers
 from tpu_lowering.options import Options
 from tpu_lowering.report.dump import dump_observer
-from tpu_lowering.report.logs import LogObserver
+from tpu_lowering.report.logs import LogObserver, TorchObserver
 from tpu_lowering.runtime import pulse
 from tpu_lowering.runtime.base import Runtime
 from tpu_lowering.runtime.cache.known_kernels import KnownKernel, known_kernels
@@ -77,7 +77,7 @@ def helion_tpu(
     chosen = Options.create(options, mode)
     pipeline.Pipeline.of(chosen)  # refuses a text that is no pipeline
     gradients.refuse_missing_backward(module)
-    observer = Observers([*observers, LogObserver(), *dump_observer(chosen.dump)])
+    observer = Observers([*observers, LogObserver(), TorchObserver(), *dump_observer(chosen.dump)])
     number = next(_numbers)
     if again := recompiles.failed_guard(module.graph):
         observer.acted(f"graph_{number}", "capture", again)

@@ -28,7 +28,14 @@ from tpu_lowering.compat.of_distributed import (
     store,
     trace_for_all_ranks,
 )
-from tpu_lowering.compat.of_dynamo import Break, Watched, artifact_log, trace_artifact, watched_compilations
+from tpu_lowering.compat.of_dynamo import (
+    Break,
+    Watched,
+    artifact_log,
+    profiler_enabled,
+    trace_artifact,
+    watched_compilations,
+)
 from tpu_lowering.compat.of_executables import (
     CpuArrays,
     DirectCall,
@@ -287,6 +294,7 @@ __all__ = [
     "primitives",
     "prims",
     "private",
+    "profiler_enabled",
     "python_mod",
     "random_state_operators",
     "ranks_of",

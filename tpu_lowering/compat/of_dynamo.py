@@ -32,7 +32,7 @@ class Watched:
 
     Attributes:
         breaks: where graphs broke.
-        dynamo_seconds: in Dynamo, with all that it called.
+        dynamo_seconds: in Dynamo, without what it called.
         backend_seconds: in AOTAutograd and the backend, at capture and for backwards.
     """
 
@@ -64,9 +64,12 @@ def watched_compilations() -> Generator[Watched]:
         watched.breaks += [Break(str(reason), "") for reason in skipped if str(reason) not in listed]
         for one in metrics():
             if (getattr(one, "start_time_us", None) or 0) >= began:
-                watched.dynamo_seconds += (getattr(one, "dynamo_cumulative_compile_time_us", None) or 0) / 1e6
-                for name in ("aot_autograd", "backward"):
-                    watched.backend_seconds += (getattr(one, f"{name}_cumulative_compile_time_us", None) or 0) / 1e6
+                dynamo, captured, backward = (
+                    (getattr(one, f"{name}_cumulative_compile_time_us", None) or 0) / 1e6
+                    for name in ("dynamo", "aot_autograd", "backward")
+                )
+                watched.dynamo_seconds += max(0.0, dynamo - captured)
+                watched.backend_seconds += captured + backward
 
 
 def artifact_log(name: str) -> logging.Logger:
@@ -94,3 +97,8 @@ def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None
         payload_fn=payload,
         expect_trace_id=False,
     )
+
+
+def profiler_enabled() -> Callable[[], bool]:
+    """What says whether torch's profiler is on. It is asked before each call of a program, so it is looked up once."""
+    return private("torch", "torch.autograd", "_profiler_enabled", "names in profiles, which cost nothing without one")

@@ -114,9 +114,11 @@ class Collector:
         return tuple(self._remark(program, action) for program, action in self.actions if action.kind == kind)
 
     def _place(self, program: str, node: str) -> str:
-        """Where a node comes from; what is known of neither a line nor a module is somewhere in its program."""
-        of_program = (place for (owner, _), place in self.places.items() if owner == program and place)
-        return self.places.get((program, node)) or next(of_program, f"program {program}")
+        """Where a node comes from; of what neither a line nor a module is known, its program and where that begins."""
+        if found := self.places.get((program, node)):
+            return found
+        begins = next((place for (owner, _), place in self.places.items() if owner == program and place), "")
+        return f"{program}, which begins at {begins}" if begins else f"program {program}"
 
     def _remark(self, program: str, action: Action) -> Remark:
         where = action.where or self._place(program, action.node)

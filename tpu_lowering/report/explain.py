@@ -166,7 +166,7 @@ def _by_whom(watched: compat.Watched, seconds: Mapping[str, float]) -> dict[str,
     xla = seconds.get(pipeline.FINISH[-1].name, 0.0)
     ours = sum(seconds.values()) - xla
     return {
-        "Dynamo": max(0.0, watched.dynamo_seconds - watched.backend_seconds),
+        "Dynamo": watched.dynamo_seconds,
         "AOTAutograd": max(0.0, watched.backend_seconds - ours - xla),
         "tpu_lowering": ours,
         "XLA": xla,

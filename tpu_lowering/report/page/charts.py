@@ -24,9 +24,9 @@ def operations_chart(operations: Sequence[Moved]) -> Markup:
     largest = max((sum(row[:2]) for _, row in rows), default=1)
     bars = [
         _bar(
-            f"{text}{' (kernel)' if is_kernel else ''}{f' × {count}' if count > 1 else ''}",
             where,
-            [[("c0", read), ("c1", written)]],
+            f"{text}{' (kernel)' if is_kernel else ''}{f' × {count}' if count > 1 else ''}",
+            [[("c3" if is_kernel else "c0", read), ("c1", written)]],
             largest,
             f"{size_text(read)} + {size_text(written)}",
         )
@@ -35,8 +35,10 @@ def operations_chart(operations: Sequence[Moved]) -> Markup:
     rest = sum(sum(row[:2]) for _, row in rows[LONGEST:])
     if rest:
         name = f"{len(rows) - LONGEST} more"
-        bars.append(_bar(name, "", [[("c2", rest)]], largest, size_text(rest)))
-    return joined(_legend(("c0", "read"), ("c1", "written")), element("ul", *bars, class_="bars"))
+        bars.append(_bar("", name, [[("c2", rest)]], largest, size_text(rest)))
+    return joined(
+        _legend(("c0", "read"), ("c3", "read by a kernel"), ("c1", "written")), element("ul", *bars, class_="bars")
+    )
 
 
 def lines_chart(before: Sequence[Moved], after: Sequence[Moved], code: Mapping[str, str]) -> Markup:
@@ -61,7 +63,7 @@ def lines_chart(before: Sequence[Moved], after: Sequence[Moved], code: Mapping[s
     if len(rows) > LONGEST:
         left = [sum(row[side] for _, row in rows[LONGEST:]) for side in (0, 1)]
         text = f"{size_text(left[0])} → {size_text(left[1])}"
-        bars.append(_bar(f"{len(rows) - LONGEST} more", "", [[("c2", left[0])], [("c0", left[1])]], largest, text))
+        bars.append(_bar("", f"{len(rows) - LONGEST} more", [[("c2", left[0])], [("c0", left[1])]], largest, text))
     return joined(_legend(("c2", "as written"), ("c0", "compiled")), element("ul", *bars, class_="bars"))
 
 
@@ -71,7 +73,7 @@ def _legend(*entries: tuple[str, str]) -> Markup:
     )
 
 
-def _bar(name: str, where: str, tracks: Sequence[Sequence[tuple[str, int]]], largest: int, value: str) -> Markup:
+def _bar(below: str, name: str, tracks: Sequence[Sequence[tuple[str, int]]], largest: int, value: str) -> Markup:
     drawn = [
         element(
             "span",
@@ -80,15 +82,14 @@ def _bar(name: str, where: str, tracks: Sequence[Sequence[tuple[str, int]]], lar
         )
         for track in tracks
     ]
-    label = joined(
-        element("code", where), element("br") if where and name else None, element("code", name, class_="dim")
-    )
+    break_ = element("br") if name and below else None
+    label = joined(element("code", name), break_, element("code", below, class_="dim"))
     return element(
         "li",
         element("span", label, class_="name"),
         element("span", *drawn, class_="track"),
         element("span", value, class_="value"),
-        title=f"{where} {name}: {value}".strip(),
+        title=f"{name} {below}: {value}".strip(),
     )
 
 

@@ -116,7 +116,7 @@ def _items(side: Side, boxes: Sequence[Box]) -> list[Markup]:
 
 
 def _run_kind(box: Box) -> str:
-    return box.kind if box.kind in ("argument", "constant", "result") else "operation"
+    return box.kind if box.kind in ("argument", "result") else "operation"
 
 
 def _run(side: Side, kind: str, boxes: Sequence[Box]) -> Markup:
@@ -145,7 +145,7 @@ def _box(side: Side, box: Box) -> Markup:
     remarks = side.remarks.get(box.name, [])
     memory = box.kind in ("allocation", "fill")
     removed = memory and side.letter == "w" and side.gone(box)
-    state = "removed" if removed else "kept" if any(remark.code for remark in remarks) or memory else ""
+    state = "removed" if removed else "kept" if any(remark.code for remark in remarks) else ""
     name = element("s", box.name) if removed else box.name
     title = box.kind if box.kind != "generated" else "generated kernel"
     summary = element(

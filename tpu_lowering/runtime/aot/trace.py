@@ -27,7 +27,7 @@ SIMULATED = (
     "cycles, bytes over the HBM bandwidth."
 )
 
-_LINE = re.compile(r"[^/\s]+\.py:\d+|module(?: [\w.]+)? \(\w+\)")
+_LINE = re.compile(r"[^/\s:]+:\d+(?=/|$)|module(?: [\w.]+)? \(\w+\)")
 _NUMBER = re.compile(r"(\.\d+)+$")
 
 
