@@ -180,7 +180,7 @@ _TABLE: dict[str, str | tuple[str, str]] = {
         "operator runs in eager torch, between programs",
         "decorate a JAX function with @tpu_lowering.register_kernel(operator)",
     ),
-    "TL517": ("the chip's view is missing", "see the code; the rest of the report is the CPU's"),
+    "TL517": ("the chip's view is missing", "keep what breaks the graph out of the function"),
     "TL521": (
         "attention kept: no library kernel takes it",
         "use float32 or bfloat16, drop nothing from the weights, mask keys alike for all queries in training, "

@@ -165,6 +165,7 @@ if TYPE_CHECKING:
     from torch.utils._pytree import tree_leaves, tree_map
 
     BackendCompilerFailed: type[Exception]
+    Unsupported: type[Exception]
     FakeTensor: Any
     FakeTensorMode: Any
     LazyGraphModule: Any
@@ -200,6 +201,7 @@ __all__ = [
     "OutputCode",
     "Results",
     "ResultsOfForward",
+    "Unsupported",
     "Watched",
     "aliases",
     "aot_autograd",

@@ -17,6 +17,7 @@ from tpu_lowering import aot, compat, errors, pipeline
 from tpu_lowering.capture import refusals
 from tpu_lowering.ir import chips
 from tpu_lowering.kernels import helion
+from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.observers import Observers
 from tpu_lowering.report import chip
 from tpu_lowering.report.collector import Collector, breaks
@@ -98,18 +99,24 @@ def _with_chip(
     try:
         observer = Observers([collector, progress])
         view = chip.view(function, *given, target, options or {}, observer, mesh, progress.says)
-    except errors.TpuLoweringError as error:
+    except (errors.TpuLoweringError, compat.Unsupported) as error:
         if report is None:
             raise
-        refusal = error.refusal
-        where = refusal.where or place_of(function)
-        reason = f"{errors.CODES[refusal.code]}: {refusal.subject}: {refusal.reason}"
-        refused = Remark(refusal.subject, target, where, 0, refusal.code, reason, refusal.remedy)
-        return dataclasses.replace(report, refused=(refused,))
+        return dataclasses.replace(report, refused=(_refused(error, target, place_of(function)),))
     on_chip = collector.report()
     report = report or on_chip
     of_chip = ("fused", "unfused", "launched", "graphs")
     return dataclasses.replace(report, chip=view, **{name: getattr(on_chip, name) for name in of_chip})
+
+
+def _refused(error: Exception, target: str, function: str) -> Remark:
+    """The remark on an error of the chip's part: a refusal, or Dynamo's of a graph break. ``function`` is a place."""
+    if not isinstance(error, errors.TpuLoweringError):
+        reason = f"a program for {target} is one graph, and Dynamo leaves it: {first_line(error)}"
+        return Remark("the chip's view", target, function, 0, "TL517", reason, errors.REMEDIES["TL517"])
+    refusal = error.refusal
+    reason = f"{errors.CODES[refusal.code]}: {refusal.subject}: {refusal.reason}"
+    return Remark(refusal.subject, target, refusal.where or function, 0, refusal.code, reason, refusal.remedy)
 
 
 def place_of(function: Any) -> str:
