@@ -70,7 +70,7 @@ def test_what_mends_it_works(code: str, found: dict[str, dict[str, str]]) -> Non
 def generated() -> dict[pathlib.Path, str]:
     """Every page of ``docs/errors/``, and ``docs/errors.md`` with its tables."""
     index = DOCS / "errors.md"
-    sections = [index.read_text().partition("\n## ")[0]]
+    sections = [index.read_text().partition("\n## ")[0].rstrip()]
     files: dict[pathlib.Path, str] = {}
     for digit, (name, title) in errors.GROUPS.items():
         codes = sorted(code for code in errors.CODES if code.startswith(f"TL{digit}"))
