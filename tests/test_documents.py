@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import inspect
 import os
 import pathlib
 import re
 
 import pytest
 
+import tpu_lowering
 from tests import dotted_names, examples
 from tpu_lowering import errors
 from tpu_lowering.ir.chips import CHIPS
@@ -67,6 +69,19 @@ def test_every_option_is_listed_with_its_default() -> None:
     listed = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", (ROOT / "docs" / "options.md").read_text(), re.MULTILINE)
     fields = {field.name: field.default for field in dataclasses.fields(Options)}
     assert dict(listed) == {option: repr(default).replace("'", '"') for option, default in fields.items()}
+
+
+def test_every_public_name_is_listed_with_its_arguments() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    named = [code for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for code in re.findall(r"`(.+?)`", row)]
+    listed = {code.partition("(")[0]: code for code in named if "." not in code.partition("(")[0]}
+    assert set(listed) == set(tpu_lowering.__all__) - {"__version__"}
+    for public, code in listed.items():
+        found = getattr(tpu_lowering, public)
+        if "(" in code:
+            plain = [one.replace(annotation=one.empty) for one in inspect.signature(found).parameters.values()]
+            assert code == f"{public}{inspect.Signature(plain)}".replace("'", '"')
+        assert f"::: {found.__module__}.{public}\n" in text + "\n"
 
 
 def test_every_room_is_on_the_map() -> None:
