@@ -24,6 +24,7 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.fuse.heads.axes import COLUMNS, PRODUCTS, Axis, AxisProduct, Placed, product_of
+from tpu_lowering.fuse.heads.split_columns import split_columns
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.contractions import contract
@@ -38,6 +39,7 @@ class ContractHeads:
     name: str = "contract_heads"
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
+        split_columns(graph)
         actions: list[Action] = []
         for node in [node for node in graph.nodes if node.target in PRODUCTS]:
             product = product_of(node)

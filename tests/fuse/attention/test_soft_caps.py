@@ -12,7 +12,7 @@ from tests.fuse.attention.functions import LENGTH, WIDTH, actions, below, close,
 Function = Callable[..., torch.Tensor]
 
 
-def bounded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cap: float = 5.0) -> torch.Tensor:
+def bounded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, cap: float = 5.0) -> torch.Tensor:
     key, value = repeated(query, key), repeated(query, value)
     scores = torch.tanh((query @ key.mT) * WIDTH**-0.5 / cap) * cap
     added = torch.where(below().triu(-100), 0.0, torch.finfo(query.dtype).min).to(query.dtype)
@@ -44,7 +44,7 @@ def test_interpreted_and_verified() -> None:
 
 # What stays ---------------------------------------------------------------------------------------------
 def below_zero(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    return bounded(query, key, value, -5.0)
+    return bounded(query, key, value, cap=-5.0)
 
 
 def of_masked_scores(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ def to_heads(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def with_bias(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return nn.functional.linear(x, weight, weight[:, 0]).unflatten(-1, (3, -1)).transpose(1, 2)
+    return nn.functional.linear(x, weight, weight[:, 0].contiguous()).unflatten(-1, (3, -1)).transpose(1, 2)
 
 
 def from_heads(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -64,8 +64,29 @@ def channels_first(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (x.transpose(1, 2).exp().transpose(1, 2)) @ weight.mT
 
 
+def cut_in_three(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Columns of queries, keys and values side by side, each of two heads."""
+    pieces = nn.functional.linear(x, weight, weight[:, 0].contiguous()).split(4, -1)
+    query, key, value = (piece.unflatten(-1, (2, -1)).transpose(1, 2) for piece in pieces)
+    return query.tanh() * key + value.exp()
+
+
+def unbound(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """As vision transformers write it: [3, b, h, s, d]."""
+    query, key, value = (x @ weight.mT).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return query.tanh() * key + value.exp()
+
+
+def fewer_keys(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Of unequal pieces, one of which nobody uses, and one is used twice."""
+    query, key, _ = (x @ weight.mT).split((6, 2, 4), -1)
+    heads = query.unflatten(-1, (3, -1)).transpose(1, 2).sin()
+    return heads * key[:, None] + key.unflatten(-1, (1, -1)).transpose(1, 2)
+
+
 FUNCTIONS: tuple[Function, ...] = (
     to_heads, with_bias, from_heads, to_and_from, used_twice, used_in_two_orders, of_a_permuted_weight,
+    cut_in_three, unbound, fewer_keys,
 )  # fmt: skip
 
 
@@ -227,6 +248,25 @@ def _backend(module: Any, given: Any, record: Record) -> Any:
     from tpu_lowering.backend import helion_tpu
 
     return helion_tpu(module, given, options={}, observers=[record])
+
+
+def every_other(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Columns of one head's queries, keys and values beside each other: no piece is one of the weight's rows."""
+    query, key, value = (x @ weight.mT).unflatten(-1, (2, 3, -1)).permute(3, 0, 2, 1, 4).unbind(0)
+    return query * key + value
+
+
+def used_whole_too(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    product = x @ weight.mT
+    return product[..., :4].unflatten(-1, (2, -1)).transpose(1, 2).sum() + product
+
+
+@pytest.mark.parametrize("function", [every_other, used_whole_too])
+def test_other_pieces_stay_pieces(function: Function) -> None:
+    given = arguments((2, 6, 10), torch.float32)
+    run, record = compiled(function, verify=True)
+    torch.testing.assert_close(run(*given), function(*given), rtol=2e-5, atol=2e-5)
+    assert record.source.count("contract(") + record.source.count("aten.mm(") == 1
 
 
 # The operator -------------------------------------------------------------------------------------------

@@ -88,21 +88,28 @@ def runs(placed: Placed) -> int:
     )
 
 
-def product_of(node: fx.Node) -> AxisProduct | None:
-    """A node as a product over axes; None if it is none, or has none."""
-    if node.op != "call_function" or node.target not in PRODUCTS or 0 in graphs.type_of(node).shape:
+def parts_of_product(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None] | None:
+    """The factors of a product of two matrices, and the row that is added to each of its own; None for anything else,
+    and for a product without elements."""
+    if node.op != "call_function" or node.target not in PRODUCTS or not node.meta["val"].dtype.is_floating_point:
         return None
     given = graphs.bound(node)
     is_plain = node.target is aten.mm.default
     left, right = (given["self"], given["mat2"]) if is_plain else (given["mat1"], given["mat2"])
     bias = None if is_plain else given["self"]
-    if (given.get("beta", 1), given.get("alpha", 1)) != (1, 1) or 0 in graphs.type_of(left).shape:
+    if (given.get("beta", 1), given.get("alpha", 1)) != (1, 1) or (bias is not None and not _is_row(bias, node)):
         return None
-    if not node.meta["val"].dtype.is_floating_point or (bias is not None and not _is_row(bias, node)):
+    return None if 0 in (*graphs.type_of(node).shape, *graphs.type_of(left).shape) else (left, right, bias)
+
+
+def product_of(node: fx.Node) -> AxisProduct | None:
+    """A node as a product over axes; None if it is none, or has none."""
+    found = parts_of_product(node)
+    leaves = None if found is None else leaves_of(node)
+    if found is None or leaves is None:
         return None
-    views, leaves = [_seen(left), _seen(right)], _leaves(node)
-    if leaves is None:
-        return None
+    left, right, bias = found
+    views = [_seen(left), _seen(right)]
     dims = ((ROWS, SUMMED), (SUMMED, COLUMNS))
     sizes = {ROWS: graphs.type_of(node).shape[0], COLUMNS: graphs.type_of(node).shape[1]}
     sizes[SUMMED] = graphs.type_of(left).shape[1]
@@ -137,7 +144,7 @@ def _whole(axis: int, size: int) -> Digits:
     return (Digit(axis, 1, size),) if size != 1 else ()
 
 
-def _leaves(product: fx.Node) -> list[View] | None:
+def leaves_of(product: fx.Node) -> list[View] | None:
     """The views of a product that something else uses; None where one cannot be told."""
     found: list[View] = []
     waiting = [product]
