@@ -20,7 +20,7 @@ class StaticMask:
 
     Attributes:
         queries, keys: the mask's shape.
-        bits: rows of the mask, packed as ``numpy.packbits`` does; b"" for a band, ...
+        bits: rows of the mask, eight elements to a byte, the first one highest; b"" for a band, ...
         first, last: ... in which query ``i`` sees the keys ``i + first`` to ``i + last``; None for no limit. The
             default is a causal mask.
     """
