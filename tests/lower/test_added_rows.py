@@ -100,7 +100,7 @@ def test_operators_take_that_form(name: str, dtype: torch.dtype, monkeypatch: py
     args = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
     forms = recorded(monkeypatch)
     found = torch.compile(fn, backend="helion_tpu", fullgraph=True)(*args)
-    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == f32 else {"rtol": 2**-6, "atol": 2**-6}
+    tolerance: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6} if dtype == f32 else {"rtol": 2**-6, "atol": 2**-6}
     torch.testing.assert_close(found, fn(*args), **tolerance)
     from_zeros = name not in ("index_put", "index_add")
     assert forms == ([] if dtype == f32 else [from_zeros])

@@ -120,7 +120,8 @@ def test_scales_of_blocks_are_refused(scales: tuple[tuple[int, ...], ...]) -> No
     shown = ", ".join(str(list(shape)) for shape in scales)
     with pytest.raises(compat.BackendCompilerFailed) as caught:
         torch.compile(scaled(out_dtype=f32), backend="helion_tpu")(*args)
-    error = caught.value.inner_exception
+    raised: Any = caught.value
+    error = raised.inner_exception
     assert isinstance(error, errors.TpuLoweringError) and error.code == "TL301"
     assert error.refusal.reason == (
         f"expected one scale for all of each matrix, or one for each row and each column, got scales {shown}"
