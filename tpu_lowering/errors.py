@@ -192,6 +192,7 @@ _TABLE: dict[str, str | tuple[str, str]] = {
     ),
     "TL523": ("attention kept: a kernel would move no fewer bytes", "nothing to do"),
     "TL524": ("rows computed again in the backward, not saved", "nothing to do"),
+    "TL525": ("experts are multiplied as they are stored", "nothing to do"),
 }
 
 CODES: dict[str, str] = {code: row if isinstance(row, str) else row[0] for code, row in _TABLE.items()}

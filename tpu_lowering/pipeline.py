@@ -37,6 +37,7 @@ from tpu_lowering.fuse.fuse_attention import FuseAttention
 from tpu_lowering.fuse.fuse_long_rows import FuseLongRows
 from tpu_lowering.fuse.fuse_rows import FuseRows
 from tpu_lowering.fuse.merge_equal import MergeEqual
+from tpu_lowering.fuse.take_experts_as_stored import TakeExpertsAsStored
 from tpu_lowering.ir import graphs, interpreter, legal, regions
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import CPU, Chip
@@ -198,18 +199,10 @@ BUFFERS: tuple[Pass, ...] = (
 
 
 def fusion(chooser: CompilerChooser | None = None) -> tuple[Pass, ...]:
-    """Passes that make kernels of operators."""
-    return (
-        ContractHeads(),
-        FuseAttention(),
-        FuseAroundKernels(),
-        MergeEqual(),
-        ExpandRows(),
-        MergeEqual(),
-        FuseRows(chooser),
-        FuseLongRows(chooser),
-        CompareScattered(),
-    )
+    """Passes that make kernels of operators, and before these products over what lies as it is stored."""
+    products = (ContractHeads(), TakeExpertsAsStored())
+    rows = (ExpandRows(), MergeEqual(), FuseRows(chooser), FuseLongRows(chooser), CompareScattered())
+    return (*products, FuseAttention(), FuseAroundKernels(), MergeEqual(), *rows)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,18 +21,28 @@ def sizes_of(offsets: Any) -> jax.Array:
     return jnp.diff(offsets, prepend=jnp.zeros(1, offsets.dtype))
 
 
-def rows_times_groups(rows: Any, weights: Any, offsets: Any, **options: Any) -> jax.Array:
+def rows_times_groups(rows: Any, weights: Any, offsets: Any, transposed: bool = False, **options: Any) -> jax.Array:
     """Each row times the matrix of its group: [m, k], [g, k, n], ends of groups int [g] to [m, n].
 
-    Rows past the last group are zeros.
+    Rows past the last group are zeros. If ``transposed``, matrices are [g, n, k]: on a TPU those of the other form are
+    copied for it.
     """
-    ragged = functools.partial(jax.lax.ragged_dot, **options)
-    blocked = functools.partial(_blocks_times_groups, **options)
+    ragged = functools.partial(_ragged, transposed=transposed, **options)
+    blocked = functools.partial(_blocks_times_groups, transposed=transposed, **options)
     return jax.lax.platform_dependent(rows, weights, sizes_of(offsets), cpu=blocked, default=ragged)
 
 
-def _blocks_times_groups(rows: Any, weights: Any, sizes: Any, **options: Any) -> jax.Array:
-    """``jax.lax.ragged_dot`` for XLA's CPU compiler, which multiplies every row by the matrices of all groups.
+def _ragged(rows: Any, weights: Any, sizes: Any, transposed: bool, **options: Any) -> jax.Array:
+    numbers = jax.lax.RaggedDotDimensionNumbers(
+        dot_dimension_numbers=(((1,), (2 if transposed else 1,)), ((), ())),
+        lhs_ragged_dimensions=[0],
+        rhs_group_dimensions=[0],
+    )
+    return jax.lax.ragged_dot_general(rows, weights, sizes, numbers, **options)
+
+
+def _blocks_times_groups(rows: Any, weights: Any, sizes: Any, transposed: bool, **options: Any) -> jax.Array:
+    """``_ragged`` for XLA's CPU compiler, which multiplies every row by the matrices of all groups.
 
     Blocks of rows are multiplied one after the other, those of each group from its first row on; what a group's last
     block computes for rows of later groups is overwritten by theirs. Matrices are taken transposed: so are experts
@@ -41,18 +51,18 @@ def _blocks_times_groups(rows: Any, weights: Any, sizes: Any, **options: Any) ->
     count, size = rows.shape[0], max(1, min(ROWS_AT_ONCE, rows.shape[0]))
     ends, blocks = jnp.cumsum(sizes), -(-sizes // size)
     last = jnp.cumsum(blocks)
-    padded, transposed = jnp.pad(rows, ((0, size), (0, 0))), weights.swapaxes(1, 2)
+    padded, stored = jnp.pad(rows, ((0, size), (0, 0))), weights if transposed else weights.swapaxes(1, 2)
 
     def multiply(block: Any, result: jax.Array) -> jax.Array:
         group = jnp.searchsorted(last, block, side="right", method="compare_all")
         at = ends[group] - sizes[group] + (block - last[group] + blocks[group]) * size
         some = jax.lax.dynamic_slice_in_dim(padded, at, size)
-        matrix = jax.lax.dynamic_index_in_dim(transposed, group, keepdims=False)
+        matrix = jax.lax.dynamic_index_in_dim(stored, group, keepdims=False)
         product = jax.lax.dot_general(some, matrix, (((1,), (1,)), ((), ())), **options)
         return jax.lax.dynamic_update_slice_in_dim(result, product, at, 0)
 
     dtype = options.get("preferred_element_type") or rows.dtype
-    result = jnp.zeros((count + size, weights.shape[2]), dtype)
+    result = jnp.zeros((count + size, stored.shape[1]), dtype)
     result = jax.lax.fori_loop(jnp.zeros_like(last[-1]), last[-1], multiply, result)[:count]
     return jnp.where((jnp.arange(count) < ends[-1])[:, None], result, jnp.zeros((), dtype))
 

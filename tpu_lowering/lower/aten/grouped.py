@@ -10,7 +10,7 @@ from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels.libraries import groups_of_rows, rows_times_groups
 from tpu_lowering.lower.aten.matmul import product
-from tpu_lowering.lower.aten.promotion import cast, compute_dtype, finish
+from tpu_lowering.lower.aten.promotion import compute_dtype, finish
 from tpu_lowering.lower.table import lowers
 
 aten = compat.aten
@@ -29,6 +29,4 @@ def grouped_mm(
         return finish(groups_of_rows(self.T, mat2, offs, preferred_element_type=dtype), out)
     if mat2.ndim == 3:
         return finish(rows_times_groups(self, mat2, offs, preferred_element_type=dtype), out)
-    # Wide operands: XLA's CPU compiler takes this form of narrow ones, and fails when it runs.
-    columns, weights = cast(mat2.T, dtype), cast(self.swapaxes(1, 2), dtype)
-    return finish(rows_times_groups(columns, weights, offs).T, out)
+    return finish(rows_times_groups(mat2.T, self, offs, True, preferred_element_type=dtype).T, out)
