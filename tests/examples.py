@@ -28,7 +28,7 @@ def run_all(
     """Runs files in one child process.
 
     Returns:
-        For each file, by its name: what was "printed", what was "said" by warnings and logs, and the "error".
+        For each file, by its whole path: what was "printed", what was "said" by warnings and logs, and the "error".
     """
     names = [str(file) for file in files]
     child = subprocess.run(
@@ -70,7 +70,7 @@ def _main(files: list[str]) -> None:
     for file in map(pathlib.Path, files):
         torch.compiler.reset()
         os.chdir(file.parent)
-        found[file.name] = run(file)
+        found[str(file)] = run(file)
         torch._inductor.config.post_grad_custom_pre_pass = None
     print(json.dumps(found))
 

@@ -161,8 +161,8 @@ def programs(page: pathlib.Path) -> list[list[Block]]:
     return found
 
 
-def file_of(page: pathlib.Path, number: int) -> str:
-    return f"{page.stem.lower()}_{number}.py"
+def folder_of(page: pathlib.Path, number: int) -> str:
+    return f"{page.stem.lower()}_{number}"
 
 
 @pytest.fixture(scope="module")
@@ -171,16 +171,18 @@ def came_out(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, st
     folder, files = tmp_path_factory.mktemp("blocks"), list[pathlib.Path]()
     for page in WITH_CODE:
         for number, program in enumerate(programs(page)):
-            files.append(folder / file_of(page, number))
+            files.append(folder / folder_of(page, number) / "example.py")
+            files[-1].parent.mkdir()
             files[-1].write_text(f"\nprint({BETWEEN!r})\n".join(block.code for block in program))
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "HF_HUB_OFFLINE": "1"}
-    return examples.run_all(files, {**os.environ, **flags}, timeout=900)
+    found = examples.run_all(files, {**os.environ, **flags}, timeout=900)
+    return {pathlib.Path(file).parent.name: parts for file, parts in found.items()}
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
 def test_what_is_marked_runs_and_prints_what_is_shown(page: pathlib.Path, came_out: dict[str, dict[str, str]]) -> None:
     for number, program in enumerate(programs(page)):
-        found = came_out[file_of(page, number)]
+        found = came_out[folder_of(page, number)]
         assert not found["error"]
         for block, printed in zip(program, found["printed"].split(f"{BETWEEN}\n"), strict=True):
             if block.shown is not None:
@@ -188,5 +190,5 @@ def test_what_is_marked_runs_and_prints_what_is_shown(page: pathlib.Path, came_o
 
 
 def test_blocks_are_found() -> None:
-    assert len({file_of(page, 0) for page in WITH_CODE}) == len(WITH_CODE)
+    assert len({folder_of(page, 0) for page in WITH_CODE}) == len(WITH_CODE)
     assert sum(block.shown is not None for page in WITH_CODE for block in blocks(page)) >= 8

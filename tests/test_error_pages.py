@@ -39,7 +39,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]
                 files[-1].write_text(text)
     flags = f"--xla_force_host_platform_device_count={MOST}"
     came_out = examples.run_all(files, {**os.environ, "XLA_FLAGS": flags}, timeout=900)
-    return {name.partition(".")[0]: parts for name, parts in came_out.items()}
+    return {pathlib.Path(file).stem: parts for file, parts in came_out.items()}
 
 
 def test_every_code_has_a_page() -> None:
