@@ -304,17 +304,16 @@ class Block(nn.Module):
         return self.output(seen.transpose(1, 2).flatten(-2))
 
 
-@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("target", ["tpu7x", "v5e"])
-def test_heads_are_written_once(target: str, bias: bool) -> None:
-    """Without the pass the queries, keys, values and results are each written and read once more."""
-    model, x = Block(bias).requires_grad_(False), torch.zeros(8, 1024, 1024, dtype=torch.bfloat16)
+def test_heads_are_written_once(target: str) -> None:
+    """Without the pass the queries, keys, values and results, larger than VMEM, are each written and read once more."""
+    model, x = Block(False).requires_grad_(False), torch.zeros(64, 1024, 1024, dtype=torch.bfloat16)
     chip, moved = chips.find(target), list[int]()
     for passes in ("simplify_views,contract_heads,fuse_attention", "simplify_views,fuse_attention"):
         captured = aot.capture(model, (x,), {}, chip, {"passes": passes}, ())
         moved.append(aot.compile_captured(captured, chip, True, simulate=False).hbm_bytes)
-    copied = 2 * (16 + 4 + 4 + 16)
-    assert moved[1] - moved[0] > 0.8 * copied * 2**20
+    copied = 2 * (128 + 32 + 32 + 128)
+    assert moved[1] - moved[0] > 0.7 * copied * 2**20
 
 
 def test_runs_of_axes() -> None:
