@@ -75,7 +75,8 @@ def test_inputs_are_given_in_any_form(tmp_path: pathlib.Path, inputs: str, args:
 def test_explain_takes_options_and_keyword_arguments(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = f"{folder / 'my model.py'}:Model"
     assert main(["explain", target, "--no-grad", "--json", "--options", "fuse=never", "verify=True"]) == 0
-    assert json.loads(capsys.readouterr().out)["programs"] == ["inference_0"]
+    (program,) = json.loads(capsys.readouterr().out)["programs"]
+    assert program.startswith("inference_")
     assert main(["explain", target, "--options", "fuse=sometimes"]) == 1
     assert capsys.readouterr().err.startswith("[TL102] option has the wrong type or value: ")
 
