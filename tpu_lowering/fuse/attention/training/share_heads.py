@@ -99,6 +99,14 @@ def _gradient(backward: fx.Node, at: int) -> fx.Node | None:
     return next((user for user in backward.users if user.args[1] == at), None)
 
 
+def _arguments(node: fx.Node, others: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A node's arguments with others in their place, by position where they have one: one of them is called ``out``,
+    as is what generated code says of every result."""
+    given, own = graphs.bound(node) | others, compat.schema(node.target).arguments  # type: ignore[arg-type]
+    args = tuple(given[one.name] for one in own if not one.kwarg_only)
+    return args, {one.name: given[one.name] for one in own if one.kwarg_only}
+
+
 def _share(graph: fx.Graph, found: Repeated) -> None:
     batch, heads = graphs.type_of(graphs.bound(found.forward)["key"]).shape[:2]
     shared: dict[str, Any] = {}
@@ -106,9 +114,10 @@ def _share(graph: fx.Graph, found: Repeated) -> None:
         for name, rows in (("key", found.key), ("value", found.value)):
             shape = [batch, heads // rows.repeat, rows.length, rows.width]
             shared[name] = graphs.call(graph, aten.reshape.default, rows.node, shape)
-    found.forward.args, found.forward.kwargs = (), graphs.bound(found.forward) | shared
+    found.forward.args, found.forward.kwargs = _arguments(found.forward, shared)
     with inserting_for(found.backward):
-        backward = graphs.call(graph, BACKWARD, **(graphs.bound(found.backward) | shared))
+        args, kwargs = _arguments(found.backward, shared)
+        backward = graphs.call(graph, BACKWARD, *args, **kwargs)
         results = [graphs.call(graph, operator.getitem, backward, at) for at in range(3)]
     for at, (result, rows) in enumerate(zip(results, (None, *found.sums), strict=True)):
         before = _gradient(found.backward, at)
