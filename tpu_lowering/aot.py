@@ -180,13 +180,15 @@ Capturing = Callable[[Mapping[str, Any]], Sequence[Captured]]
 """Captures a function with given options of the backend."""
 
 
-def compile_best(capturing: Capturing, chip: Chip, options: Mapping[str, Any], donate: bool) -> Made:
+def compile_best(
+    capturing: Capturing, chip: Chip, options: Mapping[str, Any], donate: bool, simulate: bool | None = None
+) -> Made:
     """A function with generated kernels or without, whichever moves fewer bytes, all its programs together.
 
-    The two forms are compiled side by side.
+    The two forms are compiled side by side. ``simulate`` is as for ``compiler.compile_artifact``.
     """
     if Options.create(options).fuse != "tpu":
-        return compile_all(capturing(options), chip, donate)
+        return compile_all(capturing(options), chip, donate, simulate)
 
     def plain() -> Sequence[Captured]:
         return capturing({**options, "fuse": "never"})
@@ -194,13 +196,13 @@ def compile_best(capturing: Capturing, chip: Chip, options: Mapping[str, Any], d
     try:
         captured = capturing(options)
     except (errors.TpuLoweringError, compat.BackendCompilerFailed) as error:
-        return compile_all(plain(), chip, donate).with_remark(without(error))
+        return compile_all(plain(), chip, donate, simulate).with_remark(without(error))
     kernels = [name for one in captured for name, kernel in one.source.kernels.items() if kernel.generated]
     if not kernels:
-        return compile_all(captured, chip, donate)
+        return compile_all(captured, chip, donate, simulate)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        running = pool.submit(compile_all, captured, chip, donate)
-        other = pool.submit(compile_all, plain(), chip, donate)
+        running = pool.submit(compile_all, captured, chip, donate, simulate)
+        other = pool.submit(compile_all, plain(), chip, donate, simulate)
         refused = [running.exception(), other.exception()]
     for error in refused:
         if error is not None and not isinstance(error, errors.TpuLoweringError):
@@ -230,9 +232,9 @@ def without(error: Exception) -> str:
 
 def refusal_of(error: Exception) -> str:
     """The code and reason of an error, or its first line."""
+    if refusal := refusals.refusal_in(error):
+        return f"{refusal.code}, {refusal.refusal.reason}"
     inner = getattr(error, "inner_exception", error)
-    if isinstance(inner, errors.TpuLoweringError):
-        return f"{inner.code}, {inner.refusal.reason}"
     return f"{type(inner).__name__}: {first_line(inner)}"
 
 

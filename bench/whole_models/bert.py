@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -38,28 +40,35 @@ class Sizes:
 SMALL = Sizes(width=128, hidden=96, heads=2, batch=2, length=128)
 
 
-def twin(sizes: Sizes, on_cpu: bool, weights: Weights, x: jax.Array) -> jax.Array:
-    """The mean square of a layer's result, float32 []."""
+def layer(
+    sizes: Sizes,
+    weights: Weights,
+    x: jax.Array,
+    attend: Callable[..., jax.Array],
+    drop: Callable[[jax.Array, int], jax.Array] = lambda made, _: made,
+) -> jax.Array:
+    """The mean square of a layer's result, float32 [].
+
+    Args:
+        attend: attention of queries, keys and values.
+        drop: what becomes of what attention (1) and the MLP (2) add.
+    """
 
     def own(name: str) -> tuple[jax.Array, jax.Array]:
         return weights[f"{name}.weight"], weights[f"{name}.bias"]
 
     width = sizes.width // sizes.heads
-    query, key, value = (
-        parts.to_heads(x, *own_heads)
-        for own_heads in ((w, width, b) for w, b in (own(f"attention.self.{n}") for n in ("query", "key", "value")))
-    )
-    attended = parts.attention(query, key, value, causal=False, on_cpu=on_cpu)
-    made = parts.from_heads(attended, *own("attention.output.dense"))
-    x = parts.layer_norm(x + made, *own("attention.output.LayerNorm"), sizes.epsilon)
+    heads = (parts.to_heads(x, w, width, b) for w, b in (own(f"attention.self.{n}") for n in ("query", "key", "value")))
+    made = parts.from_heads(attend(*heads), *own("attention.output.dense"))
+    x = parts.layer_norm(x + drop(made, 1), *own("attention.output.LayerNorm"), sizes.epsilon)
     hidden = parts.gelu(parts.linear(x, *own("intermediate.dense")))
     made = parts.linear(hidden, *own("output.dense"))
-    x = parts.layer_norm(x + made, *own("output.LayerNorm"), sizes.epsilon)
+    x = parts.layer_norm(x + drop(made, 2), *own("output.LayerNorm"), sizes.epsilon)
     return jnp.mean(jnp.square(x.astype(jnp.float32)))
 
 
-def build(small: bool) -> Built:
-    sizes = SMALL if small else Sizes()
+def built(sizes: Sizes, small: bool, by_hand: Callable[..., jax.Array], draws: bool = False) -> Built:
+    """Both sides; ``draws`` is as for ``Built``."""
     module = made(lambda: BertLayer(sizes.config()), small).train()
     x = torch.randn(sizes.batch, sizes.length, sizes.width, dtype=torch.float32 if small else torch.bfloat16)
 
@@ -67,10 +76,13 @@ def build(small: bool) -> Built:
         result: Any = module(x)
         return (result[0] if isinstance(result, tuple) else result).float().square().mean()
 
-    def by_hand(weights: Weights, x: jax.Array) -> jax.Array:
-        return twin(sizes, small, weights, x)
+    return Built(module, function, (x,), by_hand, draws=draws)
 
-    return Built(module, function, (x,), by_hand)
+
+def build(small: bool) -> Built:
+    sizes = SMALL if small else Sizes()
+    attend = functools.partial(parts.attention, causal=False, on_cpu=small)
+    return built(sizes, small, lambda weights, x: layer(sizes, weights, x, attend))
 
 
 CASES = (Case("bert_training", "BERT-large layer, training 16x512", True, build, 1.0),)

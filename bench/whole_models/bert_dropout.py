@@ -8,12 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import torch
-from transformers.models.bert.modeling_bert import BertLayer
 
 from bench.whole_models import bert
-from bench.whole_models import jax_parts as parts
-from bench.whole_models.case import Built, Case, Weights, made
+from bench.whole_models.case import Built, Case, Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,34 +60,17 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, draws: jax.Arr
 
 def twin(sizes: Sizes, weights: Weights, x: jax.Array, key: jax.Array) -> jax.Array:
     """The mean square of a layer's result, float32 []."""
+    draws = jax.random.split(key, 3)
 
-    def own(name: str) -> tuple[jax.Array, jax.Array]:
-        return weights[f"{name}.weight"], weights[f"{name}.bias"]
+    def attend(*heads: jax.Array) -> jax.Array:
+        return attention(*heads, draws[0], sizes.dropped)
 
-    width, draws = sizes.width // sizes.heads, jax.random.split(key, 3)
-    heads = (parts.to_heads(x, w, width, b) for w, b in (own(f"attention.self.{n}") for n in ("query", "key", "value")))
-    attended = attention(*heads, draws[0], sizes.dropped)
-    made = parts.from_heads(attended, *own("attention.output.dense"))
-    x = parts.layer_norm(x + dropout(made, draws[1], sizes.dropped), *own("attention.output.LayerNorm"), sizes.epsilon)
-    hidden = parts.gelu(parts.linear(x, *own("intermediate.dense")))
-    made = parts.linear(hidden, *own("output.dense"))
-    x = parts.layer_norm(x + dropout(made, draws[2], sizes.dropped), *own("output.LayerNorm"), sizes.epsilon)
-    return jnp.mean(jnp.square(x.astype(jnp.float32)))
+    return bert.layer(sizes, weights, x, attend, lambda made, at: dropout(made, draws[at], sizes.dropped))
 
 
 def build(small: bool) -> Built:
     sizes = SMALL if small else Sizes()
-    module = made(lambda: BertLayer(sizes.config()), small).train()
-    x = torch.randn(sizes.batch, sizes.length, sizes.width, dtype=torch.float32 if small else torch.bfloat16)
-
-    def function(x: torch.Tensor) -> torch.Tensor:
-        result: Any = module(x)
-        return (result[0] if isinstance(result, tuple) else result).float().square().mean()
-
-    def by_hand(weights: Weights, x: jax.Array, key: jax.Array) -> jax.Array:
-        return twin(sizes, weights, x, key)
-
-    return Built(module, function, (x,), by_hand, draws=True)
+    return bert.built(sizes, small, functools.partial(twin, sizes), draws=True)
 
 
 CASES = (Case("bert_dropout", "BERT-large layer with dropout, training 16x512", True, build, 1.0),)

@@ -88,3 +88,13 @@ def flat(results: Any) -> Iterator[Any]:
             yield from flat(result)
     else:
         yield results
+
+
+def prefill(module: Any, tokens: torch.Tensor, twin: Callable[..., Any], read: dict[str, int] | None = None) -> Built:
+    """A decoder of transformers over whole sequences: logits of the last token, and each layer's keys and values."""
+
+    def function(tokens: torch.Tensor) -> Any:
+        found = module(tokens, use_cache=True, logits_to_keep=1)
+        return found.logits, [(layer.keys, layer.values) for layer in found.cache.layers]
+
+    return Built(module, function, (tokens,), twin, read=read or {})

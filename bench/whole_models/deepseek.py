@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from bench.whole_models import jax_parts as parts
-from bench.whole_models.case import Built, Case, Weights, made
+from bench.whole_models.case import Built, Case, Weights, made, prefill
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,15 +110,11 @@ def build(small: bool) -> Built:
     module: Any = made(lambda: transformers.DeepseekV3ForCausalLM(sizes.config()), small).eval()
     tokens = torch.randint(sizes.vocabulary, (sizes.batch, sizes.length))
 
-    def function(tokens: torch.Tensor) -> Any:
-        found = module(tokens, use_cache=True, logits_to_keep=1)
-        return found.logits, [(layer.keys, layer.values) for layer in found.cache.layers]
-
     def by_hand(weights: Weights, tokens: jax.Array) -> tuple[jax.Array, ...]:
         return twin(sizes, small, weights, tokens)
 
     read = {"model.embed_tokens.weight": tokens.numel() * sizes.width * 2}
-    return Built(module, function, (tokens,), by_hand, read=read)
+    return prefill(module, tokens, by_hand, read)
 
 
 CASES = (Case("deepseek_prefill", "DeepSeek-V3-like layer, 32 heads, dense MLP, prefill 2x4096", False, build, 1.0),)

@@ -13,7 +13,7 @@ import transformers
 from jax import lax
 
 from bench.whole_models import jax_parts as parts
-from bench.whole_models.case import Built, Case, Weights, made
+from bench.whole_models.case import Built, Case, Weights, made, prefill
 
 LAYERS = ("sliding_attention", "full_attention")
 BASES = {"sliding_attention": 1e4, "full_attention": 1e6}
@@ -102,11 +102,7 @@ def build(small: bool) -> Built:
     module.tie_weights()
     tokens = torch.randint(sizes.vocabulary, (sizes.batch, sizes.length))
 
-    def function(tokens: torch.Tensor) -> Any:
-        found = module(tokens, use_cache=True, logits_to_keep=1)
-        return found.logits, [(layer.keys, layer.values) for layer in found.cache.layers]
-
-    return Built(module, function, (tokens,), Twin(sizes, small).prefill)
+    return prefill(module, tokens, Twin(sizes, small).prefill)
 
 
 CASES = (Case("gemma3_prefill", "Gemma-3-4B, a window of 1024 and a full layer, prefill 2x4096", False, build, 1.0),)

@@ -11,6 +11,7 @@ import torch
 import transformers
 from jax import lax
 
+from bench.whole_models import case
 from bench.whole_models import jax_parts as parts
 from bench.whole_models.case import Built, Case, Weights, made
 
@@ -143,11 +144,7 @@ def prefill(sizes: Sizes, small: bool) -> Built:
     """Logits of the last token, and the cache."""
     module, tokens = model(sizes, small).eval(), sizes.tokens(sizes.length)
 
-    def function(tokens: torch.Tensor) -> Any:
-        found = module(tokens, use_cache=True, logits_to_keep=1)
-        return found.logits, [(layer.keys, layer.values) for layer in found.cache.layers]
-
-    return Built(module, function, (tokens,), Twin(sizes, small).prefill, read=_embedded(sizes, tokens, 2))
+    return case.prefill(module, tokens, Twin(sizes, small).prefill, _embedded(sizes, tokens, 2))
 
 
 def decode(sizes: Sizes, small: bool) -> Built:

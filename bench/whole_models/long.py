@@ -7,12 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import torch
 import transformers
 
 from bench.whole_models import jax_parts as parts
 from bench.whole_models import llama
-from bench.whole_models.case import Built, Case, Weights, made
+from bench.whole_models.case import Built, Case, Weights, made, prefill
 
 LENGTH = 32768
 
@@ -63,12 +62,8 @@ def windowed(small: bool) -> Built:
     module: Any = made(lambda: transformers.MistralForCausalLM(sizes.config()), small).eval()
     tokens = sizes.tokens(sizes.length)
 
-    def function(tokens: torch.Tensor) -> Any:
-        found = module(tokens, use_cache=True, logits_to_keep=1)
-        return found.logits, [(layer.keys, layer.values) for layer in found.cache.layers]
-
     read = {"model.embed_tokens.weight": tokens.numel() * sizes.width * 2}
-    return Built(module, function, (tokens,), Twin(sizes, small).prefill, read=read)
+    return prefill(module, tokens, Twin(sizes, small).prefill, read)
 
 
 CASES = (

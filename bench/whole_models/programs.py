@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,11 +14,12 @@ from jax.extend import core
 
 from bench.programs import NO_SOURCE, specs_of
 from bench.whole_models.case import Built, Case, flat
-from tpu_lowering import aot, errors
+from tpu_lowering import aot
 from tpu_lowering.ir import chips
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.runtime.aot import compiler
+from tpu_lowering.runtime.aot.capture import Captured
 from tpu_lowering.runtime.aot.program import EntryOperation, TpuProgram
 
 COPIES = ("copy", "copy-start", "transpose")
@@ -65,18 +66,13 @@ def ours(case: Case, built: Built, target: str) -> Side:
         TpuLoweringError: what the form without kernels is refused for.
     """
     began, chip = time.monotonic(), chips.find(target)
-    sides: list[Side] = []
-    for fuse in ("tpu", "never"):
-        given = (built.function, built.inputs, {}, chip, {"fuse": fuse}, ())
-        try:
-            captured = aot.capture_step(*given) if case.trains else [aot.capture(*given)]
-            programs = aot.compile_all(captured, chip, True, simulate=False).programs
-        except errors.TpuLoweringError:
-            if fuse == "never":
-                raise
-            continue
-        sides.append(Side(programs, time.monotonic() - began))
-    return min(sides, key=lambda side: side.hbm_bytes)
+
+    def capturing(options: Mapping[str, Any]) -> list[Captured]:
+        given = (built.function, built.inputs, {}, chip, options, ())
+        return aot.capture_step(*given) if case.trains else [aot.capture(*given)]
+
+    programs = aot.compile_best(capturing, chip, {}, True, simulate=False).programs
+    return Side(programs, time.monotonic() - began)
 
 
 def twin(case: Case, built: Built, target: str) -> Side:

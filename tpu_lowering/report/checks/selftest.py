@@ -18,7 +18,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from tpu_lowering import aot, compat, errors, releases
+from tpu_lowering import aot, compat, releases
+from tpu_lowering.capture.refusals import refusal_in
 from tpu_lowering.ir import chips
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.runtime import places
@@ -163,9 +164,7 @@ def _tried(name: str, make: Callable[[], Trial], device: str, chip: Chip | None)
     try:
         return _measured(name, make, device, chip)
     except Exception as error:
-        inner = getattr(error, "inner_exception", error)
-        is_coded = isinstance(inner, errors.TpuLoweringError)
-        return Outcome(name, failure=str(inner) if is_coded else traceback.format_exc())
+        return Outcome(name, failure=str(refusal_in(error) or traceback.format_exc()))
 
 
 def _measured(name: str, make: Callable[[], Trial], device: str, chip: Chip | None) -> Outcome:
