@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, distribute_tensor
 
 from tpu_lowering.errors import TpuLoweringError
+from tpu_lowering.runtime import peers
 
 
 def said(function: Callable[[], Any]) -> tuple[str, float]:
@@ -198,11 +199,15 @@ def again_after_a_fault(rank: int, count: int) -> tuple[str, float]:
 
 
 def started_again(rank: int, count: int) -> tuple[str, float]:
-    """The group ends, and another one begins at the same port."""
+    """The group ends, and another one begins, at another port: after a functional collective torch keeps a group's
+    store, with all that its ranks have said, for as long as the process lives."""
 
     def run() -> None:
         assert torch.equal(summed()(torch.ones(4)), torch.full((4,), 2.0 * count))
+        port = torch.tensor(peers.free_port())
+        dist.broadcast(port, 0)
         dist.destroy_process_group()
+        os.environ["MASTER_PORT"] = str(port.item())
         dist.init_process_group("gloo")
         torch._dynamo.reset()
         assert torch.equal(summed()(torch.ones(4)), torch.full((4,), 2.0 * count))

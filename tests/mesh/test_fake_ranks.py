@@ -7,7 +7,7 @@ import torch
 from torch.distributed import _functional_collectives as functional
 
 import tpu_lowering
-from tpu_lowering import compat
+from tpu_lowering import compat, errors
 
 REFUSED = """[TL726] fake ranks cannot run: a program on the mesh axis_1 4
   at   test_fake_ranks.py:22 in function: return functional.all_reduce(x, "sum", mesh)
@@ -36,6 +36,6 @@ def test_a_part_at_the_own_place_is_refused_ahead_of_time() -> None:
             part = DTensor.from_local(x, mesh, [Shard(0)], run_check=False)
             return part.redistribute(mesh, [Shard(1)]).to_local()
 
-        with pytest.raises(compat.BackendCompilerFailed) as caught:
+        with pytest.raises(errors.TpuLoweringError) as caught:
             tpu_lowering.aot_compile(turned, (torch.ones(4, 16),), target="v5e:2x2", mesh=mesh)
     assert "[TL705]" in str(caught.value) and "torch exchanges so on meshes of CPUs" in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import faulthandler
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ import torch.distributed as dist
 
 def main(names: list[str]) -> None:
     warnings.simplefilter("ignore")
+    faulthandler.dump_traceback_later(100, file=sys.stdout)
     torch.set_num_threads(1)
     seconds = datetime.timedelta(seconds=float(os.environ.get("TESTS_GROUP_SECONDS", "120")))
     dist.init_process_group("gloo", timeout=seconds)

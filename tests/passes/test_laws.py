@@ -181,6 +181,13 @@ def long_rows(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.softmax(x + y, -1)
 
 
+@case
+def experts(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    ends = torch.arange(1, 3, dtype=torch.int32) * 8
+    rows, weights = x.bfloat16(), y.bfloat16().view(2, -1, 16)
+    return F.grouped_mm(rows, weights.mT, offs=ends)
+
+
 SHAPES = {
     "softmax_of_products": (128, 256),
     "rows_of_columns": (100, 300),
@@ -188,6 +195,7 @@ SHAPES = {
     "scattered": (100, 300),
     "placed": (8, 16),
     "equal_parts": (100, 300),
+    "experts": (16, 16),
     "long_rows": (2, 1 << 21),
 }
 REFUSALS = ("kept", "unfused")

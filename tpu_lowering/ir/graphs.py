@@ -222,7 +222,8 @@ def sort_by_use(graph: fx.Graph) -> None:
                 heapq.heappush(ready, position[user])
 
 
-_DISTRIBUTED = os.path.join("torch", "distributed", "")
+_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
+"""Where torch's own files are."""
 _RESUMED = re.compile(r"torch_dynamo_resume_in_(.+)_at_\d+$")
 """What Dynamo calls the rest of a function, behind a place where it left it."""
 _OWNER = re.compile(r"^L\['\w+'\]\.?")
@@ -235,9 +236,9 @@ def source_line(node: fx.Node) -> str:
 
 
 def source_line_of(stack_trace: str) -> str:
-    """The innermost line of a stack trace that is not torch.distributed's own, as ``source_line`` words it."""
+    """The innermost line of a stack trace that is not torch's own, as ``source_line`` words it."""
     frames = stack_trace.strip().split("File ")
-    own = [frame for frame in frames[1:] if _DISTRIBUTED not in frame.partition("\n")[0]]
+    own = [frame for frame in frames[1:] if _TORCH not in frame.partition("\n")[0]]
     lines = [line.strip() for line in (own or frames)[-1].splitlines() if line.strip()]
     if not lines or '"' not in lines[0]:
         return ""
