@@ -81,6 +81,16 @@ CONVOLUTIONS = {
     "transposed": Case(
         lambda x, w: F.conv_transpose2d(x, w, None, 2, 1, 1), lambda n: (image(n), floats(2, 3, 3, 3))
     ),
+    "of patches": Case(lambda x, w, b: F.conv2d(x, w, b, 2), lambda n: (image(n + 1), floats(3, 2, 2, 2), floats(3))),
+    "of patches of channels last": Case(lambda x, w: F.conv2d(x, w, None, 2), lambda n: (pixels(n), floats(3, 2, 2, 2))),
+    "of lines, padded": Case(
+        lambda x, w: F.conv2d(x, w, None, (2, 1), (0, 1)).square(),
+        lambda n: (image(n).requires_grad_(), floats(3, 2, 2, 3).requires_grad_()),
+    ),
+    "of patches of volumes": Case(
+        lambda x, w: F.conv3d(x, w, None, 2).square(),
+        lambda n: (floats(2, 1, n + 1, 4, 4).requires_grad_(), floats(3, 1, 2, 2, 2).requires_grad_()),
+    ),
     "of another type is refused": Case(lambda x, w: F.conv2d(x, w), lambda n: (image(n), floats(3, 2, 2, 2).double())),
     "gradients": Case(
         lambda x, w: F.conv2d(x, w, padding=1).square(),

@@ -148,6 +148,7 @@ def _call(plan: AttentionPlan, rows: list[fx.Node], chip: Chip) -> AttentionCall
         outweighs=any(term.may_outweigh for term in terms),
         empty=site.empty,
         soft_cap=site.soft_cap,
+        length_minor=plan.heads.length_minor,
     )
 
 

@@ -26,8 +26,11 @@ from typing import Any, Literal
 import numpy as np
 
 from tpu_lowering.fuse.attention.static_masks import StaticMask
-from tpu_lowering.ir.chips import LANES
+from tpu_lowering.ir.chips import LANES, SUBLANES
 from tpu_lowering.session import Cache
+
+ROWS = (False, False, False)
+"""Query, key and value row by row; see ``Heads.length_minor``."""
 
 Library = Literal["flash", "splash", "splash_gradient"]
 """A kernel of JAX's; see ``attention.kernels``."""
@@ -50,6 +53,7 @@ class Heads:
         width, value_width: elements of one query or key, and of one value.
         itemsize: bytes of an element.
         bias: bytes of what is added to one score; 0 if nothing is.
+        length_minor: of query, key and value, whether rows follow one another in memory element by element.
     """
 
     count: int
@@ -60,10 +64,22 @@ class Heads:
     value_width: int
     itemsize: int
     bias: int = 0
+    length_minor: tuple[bool, bool, bool] = ROWS
 
     @property
     def query_bytes(self) -> int:
         """Bytes of one query and one row of the result, as the chip lays them out."""
+        return (self._row(self.width, self.length_minor[0]) + laid_out(self.value_width)) * self.itemsize
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of one key and its value, as the chip lays them out."""
+        _, key, value = self.length_minor
+        return (self._row(self.width, key) + self._row(self.value_width, value)) * self.itemsize
+
+    @property
+    def padded_bytes(self) -> int:
+        """Bytes of one key and its value, or their gradients, row by row."""
         return (laid_out(self.width) + laid_out(self.value_width)) * self.itemsize
 
     @property
@@ -75,7 +91,10 @@ class Heads:
     def operand_bytes(self) -> int:
         """Bytes of queries, keys, values and result, each once."""
         shared = self.count // self.groups * self.keys
-        return (self.count * self.queries + shared) * self.query_bytes
+        return self.count * self.queries * self.query_bytes + shared * self.key_bytes
+
+    def _row(self, width: int, length_minor: bool) -> int:
+        return packed(width, self.itemsize) if length_minor else laid_out(width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,13 +228,19 @@ def _cost(heads: Heads, mask: StaticMask | None, blocks: Blocks, tiles: Tiles, n
 
 
 def laid_out(width: int) -> int:
-    """The elements of a row that memory holds on the chip."""
+    """The elements of a row that memory holds on the chip, row by row."""
     return math.ceil(width / LANES) * LANES
+
+
+def packed(width: int, itemsize: int) -> int:
+    """The elements of a row that memory holds where the length is the last dimension: whole sublanes of 32 bits."""
+    sublanes = SUBLANES * 4 // itemsize
+    return math.ceil(width / sublanes) * sublanes
 
 
 def _forward_bytes(heads: Heads, blocks: Blocks, tiles: Tiles) -> int:
     visited = np.argwhere(tiles.any).tolist()
-    keys = fetched([j for _, j in visited], heads.count, heads.groups) * blocks.keys * heads.query_bytes
+    keys = fetched([j for _, j in visited], heads.count, heads.groups) * blocks.keys * heads.key_bytes
     moved = heads.count * heads.queries * heads.query_bytes + keys
     moved += heads.count * len(visited) * blocks.queries * blocks.keys * heads.bias
     partial = [tiles.patterns[i, j] for i, j in visited if (i, j) in tiles.patterns]
@@ -236,11 +261,11 @@ def _gradient_bytes(heads: Heads, blocks: Blocks, tiles: Tiles) -> int:
     )
     query = laid_out(heads.width) * heads.itemsize
     partial = (2 * columns + 1 if columns > 1 else 1) * rows * query
-    return walks * heads.query_bytes + 2 * shared * heads.query_bytes + partial
+    return walks * heads.query_bytes + shared * (heads.key_bytes + heads.padded_bytes) + partial
 
 
 def _forward_vmem(heads: Heads, blocks: Blocks, tiles: Tiles) -> int:
-    rows = blocks.queries * heads.query_bytes + blocks.keys * heads.query_bytes
+    rows = (blocks.queries + blocks.keys) * heads.padded_bytes
     state = blocks.queries * (4 * LANES + laid_out(heads.value_width)) * 4
     mask = blocks.queries * blocks.keys * (4 if tiles.patterns else heads.bias)
     mask += blocks.queries * LANES * 4 if blocks.by_position else 0
@@ -248,7 +273,7 @@ def _forward_vmem(heads: Heads, blocks: Blocks, tiles: Tiles) -> int:
 
 
 def _gradient_vmem(heads: Heads, blocks: Blocks, tiles: Tiles) -> int:
-    rows = (2 * blocks.queries + 2 * blocks.keys) * heads.query_bytes
+    rows = 2 * (blocks.queries + blocks.keys) * heads.padded_bytes
     state = (blocks.queries + 2 * blocks.keys) * max(laid_out(heads.width), laid_out(heads.value_width)) * 4
     mask = blocks.queries * blocks.keys * 4 if tiles.patterns else 0
     return 2 * (rows + state + mask) + 6 * blocks.queries * blocks.computed * 4

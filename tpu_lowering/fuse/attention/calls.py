@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from tpu_lowering.fuse.attention.blocks import Blocks, rounded
+from tpu_lowering.fuse.attention.blocks import ROWS, Blocks, rounded
 from tpu_lowering.fuse.attention.static_masks import StaticMask
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.types import TensorType, f32
@@ -50,6 +50,7 @@ class AttentionCall:
         outweighs: whether they may be as large in finite numbers, so that nothing else is left of a score.
         empty: the result for a query that no key is left of.
         soft_cap: see ``attention.sites.Attention``.
+        length_minor: see ``attention.blocks.Heads``; splash attention's alone.
     """
 
     query: TensorType
@@ -70,6 +71,7 @@ class AttentionCall:
     outweighs: bool = False
     empty: float = 0.0
     soft_cap: float | None = None
+    length_minor: tuple[bool, bool, bool] = ROWS
 
     @property
     def groups(self) -> int:

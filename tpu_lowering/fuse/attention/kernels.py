@@ -39,7 +39,7 @@ def splash_kernel(call: AttentionCall) -> JaxKernel:
 
     def run(query: jax.Array, key: jax.Array, value: jax.Array, *biases: jax.Array) -> Sequence[jax.Array]:
         added = added_by(call, biases) if biases else None
-        found = _splash(call, False)(*added_columns.operands(call, query, _scaled(key, call.scale), value, added))
+        found = _splash(call, False)(*added_columns.operands(call, query, _scaled_keys(call, key), value, added))
         results = (found[0], found[1][0]) if call.gives_logsumexp else (found,)
         return added_columns.of_queries(call, results, added)
 
@@ -54,7 +54,7 @@ def splash_gradient_kernel(call: AttentionCall) -> JaxKernel:
     def run(grad: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array, *others: jax.Array) -> list[jax.Array]:
         result, logsumexp, *biases = others
         added = added_by(call, biases) if biases else None
-        operands = added_columns.operands(call, query, _scaled(key, call.scale), value, added)
+        operands = added_columns.operands(call, query, _scaled_keys(call, key), value, added)
         grad, *kept = added_columns.given(call, grad, result, logsumexp, added)
         gradients = compat.splash_attention_gradients(_splash(call, True), operands, kept, grad)
         by_query, by_key, by_value = map(added_columns.cut, gradients, (call.query, call.key, call.value))
@@ -108,7 +108,9 @@ def _kernel(
 
 def _completed(closed: Any, call: AttentionCall) -> Any:
     """A traced kernel with leave to use VMEM and to have its scaled keys computed as they are fetched."""
-    shapes = [(call.key.shape[0], call.lengths[1], width) for width in (call.key.shape[2], added_columns.widened(call))]
+    heads, length = call.key.shape[0], call.lengths[1]
+    widths = (call.key.shape[2], added_columns.widened(call))
+    shapes = [(heads, width, length) if call.length_minor[1] else (heads, length, width) for width in widths]
     computed = {variable for equation in closed.jaxpr.eqns for variable in equation.outvars}
     return completed(closed, call.vmem, lambda atom: atom in computed and atom.aval.shape in shapes)
 
@@ -135,6 +137,13 @@ def completed(closed: Any, vmem: int, is_fused: Callable[[Any], bool] = lambda a
     return jax.extend.core.ClosedJaxpr(closed.jaxpr.replace(eqns=equations), closed.consts)
 
 
+def _scaled_keys(call: AttentionCall, key: jax.Array) -> jax.Array:
+    """Keys as they lie in memory, scaled: where the kernel exchanges their dimensions, that is done before."""
+    if not call.length_minor[1]:
+        return _scaled(key, call.scale)
+    return _scaled(key.swapaxes(1, 2), call.scale).swapaxes(1, 2)
+
+
 def _scaled(rows: jax.Array, scale: float) -> jax.Array:
     return rows if scale == 1 else (jax.lax.optimization_barrier(rows).astype(jnp.float32) * scale).astype(rows.dtype)
 
@@ -154,6 +163,8 @@ def _splash(call: AttentionCall, is_gradient: bool) -> Any:
         sizes["block_kv_dkv_compute"] = call.blocks.computed
     else:
         sizes["block_kv_compute"] = call.blocks.computed
+    layouts = (library.QKVLayout.HEAD_DIM_MINOR, library.QKVLayout.SEQ_MINOR)
+    sizes |= {f"{name}_layout": layouts[minor] for name, minor in zip("qkv", call.length_minor, strict=True)}
     return library.make_splash_mha(
         masks.MultiHeadMask([seen]),
         block_sizes=library.BlockSizes(**sizes),

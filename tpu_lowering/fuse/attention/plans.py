@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import fx
 
 from tpu_lowering.fuse.attention.added_columns import COLUMNS
-from tpu_lowering.fuse.attention.blocks import Blocks, Cost, Heads, Library, choose, laid_out, rounded
+from tpu_lowering.fuse.attention.blocks import ROWS, Blocks, Cost, Heads, Library, choose, laid_out, packed, rounded
 from tpu_lowering.fuse.attention.masks import Known, Term, parts, split
+from tpu_lowering.fuse.attention.operands import Rows
 from tpu_lowering.fuse.attention.sites import Attention
 from tpu_lowering.fuse.attention.static_masks import StaticMask, lengthened
+from tpu_lowering.fuse.space.row_regions import shape_of
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
+from tpu_lowering.fuse.xla.layouts import order_of, order_wanted, source_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import LANES, Chip
@@ -61,11 +65,15 @@ def plan_of(site: Attention, chip: Chip, known: Known) -> AttentionPlan | Action
     query, key = site.query, site.key
     given = tuple(part for term in site.terms for part in parts(term))
     mask, terms = split(given, site.is_causal, query.length, key.length, site.groups, known)
-    library = _library(site, mask, terms)
+    length_minor = length_minor_of(site, chip)
+    library = _library(site, mask, terms, length_minor)
     if refusal := _unfit_for(library, site, terms):
         return Action.on("unfused", site.node, refusal, "TL521")
+    if library == "flash":
+        length_minor = ROWS
     itemsize = graphs.type_of(query.node).element.numpy.itemsize
-    heads = Heads(query.heads, site.groups, query.length, key.length, query.width, site.value.width, itemsize)
+    sizes = (query.length, key.length, query.width, site.value.width)
+    heads = Heads(query.heads, site.groups, *sizes, itemsize, length_minor=length_minor)
     seen, longer = _held(library, heads, mask, terms)
     chosen = choose(seen, longer, int(HEURISTICS.kernel_share * capacity), library)
     if chosen is None:
@@ -85,14 +93,31 @@ def plan_of(site: Attention, chip: Chip, known: Known) -> AttentionPlan | Action
     return AttentionPlan(site, heads, mask, terms, library, chosen[0], cost)
 
 
-def _library(site: Attention, mask: StaticMask | None, terms: Sequence[Term]) -> Library:
+def length_minor_of(site: Attention, chip: Chip) -> tuple[bool, bool, bool]:
+    """Of query, key and value, whether they lie in memory with the length as the last dimension: where that takes fewer
+    bytes, and they are arguments or results of the program, which lie so, or are computed for the kernel alone."""
+
+    def fits(rows: Rows) -> bool:
+        node, itemsize = rows.node, graphs.type_of(rows.node).element.numpy.itemsize
+        if packed(rows.width, itemsize) >= laid_out(rows.width) or graphs.is_call(source_of(node), operator.getitem):
+            return False
+        length = len(shape_of(node)) - (1 if rows.swapped else 2)
+        return all(order is None or order[-1] == length for order in (order_of(node), order_wanted(node)))
+
+    query, key, value = (chip.is_tpu and fits(rows) for rows in (site.query, site.key, site.value))
+    return query, key, value
+
+
+def _library(
+    site: Attention, mask: StaticMask | None, terms: Sequence[Term], length_minor: tuple[bool, bool, bool]
+) -> Library:
     """The kernel that moves the fewest bytes of those that can do it."""
     if site.is_gradient:
         return "splash_gradient"
     if terms:
         return "splash" if _are_along_keys(site, terms) else "flash"
     is_plain = (mask is None or mask.is_causal) and site.soft_cap is None
-    is_plain = is_plain and not site.wants_logsumexp and _fits_flash(site)
+    is_plain = is_plain and not site.wants_logsumexp and _fits_flash(site) and not any(length_minor)
     return "flash" if is_plain else "splash"
 
 

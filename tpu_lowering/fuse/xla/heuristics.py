@@ -42,7 +42,7 @@ class Heuristics:
     release: str = "0.0.52"
     kernel_share: float = 0.75
     blocks_share: float = 0.5
-    kept_scores: float = 0.5
+    kept_scores: float = 0.375
     kept_scores_in_training: float = 0.25
     kept_products: float = 0.2
     kept_rows: float = 0.1

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tpu_lowering import compat
+from tpu_lowering.ir.chips import LANES
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.lower.aten.promotion import cast, compute_dtype, finish
 from tpu_lowering.lower.table import lowers
@@ -24,6 +25,8 @@ def _forward(
     x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: int, accumulate: Any = None
 ) -> jax.Array:
     """The plain convolution; ``accumulate`` is the dtype of its result."""
+    if groups == 1 and _cuts_lines(x, weight, stride, padding, dilation):
+        return _of_lines(x, weight, stride, padding, dilation, accumulate)
     return jax.lax.conv_general_dilated(
         x,
         weight,
@@ -33,6 +36,29 @@ def _forward(
         feature_group_count=groups,
         preferred_element_type=accumulate,
     )
+
+
+def _cuts_lines(x: Any, weight: Any, stride: Any, padding: Any, dilation: Any) -> bool:
+    """Whether a convolution of few channels cuts its first spatial dimension into equal parts, as the embedding of
+    patches does."""
+    lines = weight.shape[2]
+    is_cut = lines == stride[0] and padding[0] == 0 and dilation[0] == 1
+    return is_cut and len(stride) > 1 and 1 < lines <= x.shape[2] and x.shape[1] * lines <= LANES
+
+
+def _of_lines(x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, accumulate: Any) -> jax.Array:
+    """The convolution of [n, c, parts * lines, ...] as one of [n * parts, c * lines, ...]: lines are channels.
+
+    A chip's arrays have 8 or 128 channels at least: three colours would be padded to them.
+    """
+    n, c, _, *rest = x.shape
+    o, _, lines, *kernel = weight.shape
+    parts = x.shape[2] // lines
+    cut = x[:, :, : parts * lines].reshape(n, c, parts, lines, *rest)
+    cut = jnp.moveaxis(cut, 2, 1).reshape(n * parts, c * lines, *rest)
+    flat = weight.reshape(o, c * lines, *kernel)
+    made = _forward(cut, flat, stride[1:], padding[1:], dilation[1:], 1, accumulate)
+    return jnp.moveaxis(made.reshape(n, parts, *made.shape[1:]), 1, 2)
 
 
 def _transposed(
