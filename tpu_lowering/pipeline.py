@@ -30,6 +30,7 @@ from tpu_lowering.codegen import source
 from tpu_lowering.fuse.choose.choices import Answer
 from tpu_lowering.fuse.choose.choose_launches import ChooseLaunches
 from tpu_lowering.fuse.compare_scattered import CompareScattered
+from tpu_lowering.fuse.compute_once import ComputeOnce
 from tpu_lowering.fuse.contract_heads import ContractHeads
 from tpu_lowering.fuse.expand_rows import ExpandRows
 from tpu_lowering.fuse.fuse_around_kernels import FuseAroundKernels
@@ -160,7 +161,9 @@ DRAWN = (
     .with_(legal.DRAWS, legal.KEYS)
 )
 CALLED = DRAWN.without(legal.FUNCTIONALIZED)
-NORMAL = CALLED.without(legal.targets("views of memory", views.REMOVED)).with_(legal.BOXES, legal.CONTRACTIONS)
+NORMAL = CALLED.without(legal.targets("views of memory", views.REMOVED)).with_(
+    legal.BOXES, legal.CONTRACTIONS, legal.MATERIALIZED
+)
 """After normalising: tensors are values, a kernel has one form of call."""
 LOWERED = NORMAL.instead(legal.ATEN, legal.Operators("operators with a row of the table", TABLE.__contains__))
 
@@ -201,7 +204,7 @@ BUFFERS: tuple[Pass, ...] = (
 def fusion(chooser: CompilerChooser | None = None) -> tuple[Pass, ...]:
     """Passes that make kernels of operators, and before these products over what lies as it is stored."""
     products = (ContractHeads(), TakeExpertsAsStored())
-    rows = (ExpandRows(), MergeEqual(), FuseRows(chooser), FuseLongRows(chooser), CompareScattered())
+    rows = (ExpandRows(), MergeEqual(), FuseRows(chooser), FuseLongRows(chooser), CompareScattered(), ComputeOnce())
     return (*products, FuseAttention(), FuseAroundKernels(), MergeEqual(), *rows)
 
 

@@ -5,6 +5,8 @@ Pip resolves offline, with nothing to choose from but what is installed and made
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata as metadata
 import json
 import os
 import pathlib
@@ -13,9 +15,11 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Sequence
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tpu_lowering import releases
 
@@ -63,6 +67,45 @@ def installing(wheels: pathlib.Path, *arguments: str) -> dict[str, str]:
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(report.read_text())["install"]
     return {package["metadata"]["name"]: package["metadata"]["version"] for package in found}
+
+
+IMPORTED = """
+import importlib.metadata as metadata, sys
+import helion, helion.language, torch, tpu_lowering.aot, tpu_lowering.backend, tpu_lowering.__main__
+
+def leaf(x):
+    return x + 1
+
+torch.compile(leaf, backend="helion_tpu")(torch.ones(2))
+owners = metadata.packages_distributions()
+print(*sorted({name for module in set(sys.modules) for name in owners.get(module.partition(".")[0], [])}))
+"""
+
+
+OPTIONAL = ("libtpu", "tqdm")
+"""What JAX and torch import where it is installed."""
+
+
+def closure(requirements: Sequence[str]) -> set[str]:
+    """The packages that pip brings for requirements, as they are installed here."""
+    found, waiting = set[str](), [Requirement(one) for one in requirements]
+    while waiting:
+        one = waiting.pop()
+        wanted = [one.marker is None or one.marker.evaluate({"extra": extra}) for extra in ("", *one.extras)]
+        if not any(wanted) or (name := canonicalize_name(one.name)) in found:
+            continue
+        found.add(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            waiting += map(Requirement, metadata.requires(one.name) or [])
+    return found
+
+
+def test_what_is_imported_is_installed() -> None:
+    """With what README.md tells people to install, and nothing that tests bring."""
+    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    brought = closure(required("helion")) | {"tpu-lowering", *OPTIONAL}
+    assert {canonicalize_name(name) for name in done.stdout.split()} - brought == set()
 
 
 @pytest.mark.parametrize("extra", ["", "helion", "demo", "test"])

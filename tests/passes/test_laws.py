@@ -188,6 +188,12 @@ def experts(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return F.grouped_mm(rows, weights.mT, offs=ends)
 
 
+@case
+def read_by_two_products(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    gated = x * y.sigmoid()
+    return gated @ y.mT, gated.mT @ x
+
+
 SHAPES = {
     "softmax_of_products": (128, 256),
     "rows_of_columns": (100, 300),

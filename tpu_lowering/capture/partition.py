@@ -55,7 +55,8 @@ def partitioner(
             tell(recompute_rows(joint.graph, given["num_fwd_outputs"]))
         if table is not None:
             table.constrain_modules(joint.graph, given["num_fwd_outputs"])
-        with compat.recomputed_views():
+        # XLA computes pointwise work inside the product that reads it: on a chip there is no need to save that.
+        with compat.saving(operands_of_products=chip is None or not chip.is_tpu):
             forward, backward = compat.min_cut_partition(joint, inputs, **given)
         return repeat_draws(joint, forward, backward, given["num_fwd_outputs"])
 

@@ -24,15 +24,18 @@ def private(package: str, module: str, name: str, why: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise missing(package, f"{module}.{name}", why, f"{type(error).__name__}: {error}") from error
+        absent = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+        needed = "" if module.startswith(absent.partition(".")[0]) else absent
+        raise missing(package, f"{module}.{name}", why, f"{type(error).__name__}: {error}", needed) from error
 
 
-def missing(package: str, name: str, why: str, got: str = "none") -> errors.TpuLoweringError:
-    """The refusal of a package that lacks a private name."""
+def missing(package: str, name: str, why: str, got: str = "none", needed: str = "") -> errors.TpuLoweringError:
+    """The refusal of a package that lacks a private name; or a module ``needed`` that it imports."""
     found, tested = version(package), TESTED.get(package, ())
+    fix = f"pip install {package}=={tested[0]}" if tested else f"install a version of {package} that has it"
     return errors.refuse(
         "TL105",
         f"{package} {found or '(not installed)'}",
         f"expected {name} ({why}), got {got}",
-        f"pip install {package}=={tested[0]}" if tested else f"install a version of {package} that has it",
+        f"install the package of the module {needed}, which {package} imports" if needed else fix,
     )

@@ -20,6 +20,11 @@ def has_helion() -> bool:
     return importlib.util.find_spec("helion") is not None
 
 
+def is_helion_imported() -> bool:
+    """Whether somebody has imported Helion: a graph that calls one of its kernels comes from code that has."""
+    return "helion" in sys.modules
+
+
 def helion_operators() -> tuple[Any, Any]:
     """(mutating, functional) higher-order operators that Dynamo writes for a Helion kernel call."""
     module = "helion._compiler._dynamo.higher_order_ops"

@@ -77,9 +77,11 @@ def registered_decompositions(overloads: list[Any]) -> dict[Any, Callable[..., A
 
 
 @contextlib.contextmanager
-def recomputed_views() -> Generator[None]:
-    """A scope in which AOTAutograd's partitioner saves no views, but what they are views of."""
-    with private("torch", "torch._functorch", "config", "what a backward is given").patch(recompute_views=True):
+def saving(*, operands_of_products: bool) -> Generator[None]:
+    """A scope in which AOTAutograd's partitioner saves no views, but what they are views of; and pointwise work that
+    only matrix products of the backward read, or what that is made of."""
+    config = private("torch", "torch._functorch", "config", "what a backward is given")
+    with config.patch(recompute_views=True, ban_recompute_materialized_backward=operands_of_products):
         yield
 
 

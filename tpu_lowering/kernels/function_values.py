@@ -38,7 +38,7 @@ def given(value: Any) -> Any:
 @contextlib.contextmanager
 def allowed() -> Generator[None]:
     """A scope in which Dynamo captures Helion kernels that take functions."""
-    if not compat.has_helion():
+    if not compat.is_helion_imported():
         yield
         return
     compat.register_graph_value(FunctionValue)

@@ -15,6 +15,7 @@ from tpu_lowering.ir.collectives import COLLECTIVES
 from tpu_lowering.ir.contractions import contract
 from tpu_lowering.ir.control_flow import CONTROL_FLOW
 from tpu_lowering.ir.kernels import kernel_call
+from tpu_lowering.ir.materialized import materialize
 from tpu_lowering.ir.mesh import mesh_of
 from tpu_lowering.ir.operators import is_fill
 from tpu_lowering.ir.programs import Program, Signature, dense_order
@@ -25,7 +26,10 @@ from tpu_lowering.lower.families import DRAWS, TABLE
 from tpu_lowering.lower.table import Limit
 
 aten = compat.aten
-OWN = (kernel_call, read_box, write_box, contract, derive_key, pack_key, unpack_key, constrain, operator.getitem)
+OWN = (
+    kernel_call, read_box, write_box, contract, materialize, derive_key, pack_key, unpack_key, constrain,
+    operator.getitem,
+)  # fmt: skip
 
 
 def make_program(name: str, module: fx.GraphModule, edge: Signature) -> Program:
