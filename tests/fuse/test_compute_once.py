@@ -84,18 +84,6 @@ def test_left_alone(function: Callable[..., torch.Tensor]) -> None:
     assert ComputeOnce()(normalised(capture(function, torch.ones(4, 6), torch.ones(4, 6))).graph) == []
 
 
-@pytest.mark.parametrize(("needed", "count"), [((True, True), 1), ((False, True), 0)], ids=str)
-def test_gradients_of_convolutions_are_products(needed: tuple[bool, bool], count: int) -> None:
-    def function(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
-        scaled = grad * x[:, :3].sigmoid()
-        given = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [*needed, False])
-        found = torch.ops.aten.convolution_backward(scaled, x, weight, *given)
-        return [one for one in found if one is not None]
-
-    given = (torch.ones(2, 3, 4, 4), torch.ones(2, 5, 4, 4), torch.ones(3, 5, 1, 1))
-    assert len(ComputeOnce()(normalised(capture(function, *given)).graph)) == count
-
-
 @pytest.mark.parametrize("sizes", [(2, 6, 10, 14), (3, 5, 8, 12)])
 @pytest.mark.parametrize("dtype", [torch.float32, bf16], ids=str)
 def test_gradients_equal_eager(sizes: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -23,7 +23,6 @@ import math
 
 from torch import fx
 
-from tpu_lowering import compat
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_regions import PRODUCTS, shape_of, tensor_operands
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
@@ -31,8 +30,6 @@ from tpu_lowering.fuse.xla.layouts import is_view
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.materialized import materialize
-
-aten = compat.aten
 
 MADE_OF = 2
 """How many values of its size one is made of at least: of a single one each product reads as much as of the value."""
@@ -68,8 +65,6 @@ def _products_of(node: fx.Node) -> int:
             count += _products_of(user)
         elif user.target in PRODUCTS:
             count += 1
-        elif user.target is aten.convolution_backward.default:
-            count += sum(graphs.bound(user)["output_mask"][:2])
     return count
 
 

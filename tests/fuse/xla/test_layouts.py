@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from tpu_lowering import aot
-from tpu_lowering.fuse.xla.layouts import compact_bytes, order_in_memory, placed_bytes
+from tpu_lowering.fuse.xla.layouts import compact_bytes, order_in_memory, order_of, placed_bytes
 from tpu_lowering.ir import chips
 from tpu_lowering.runtime.aot import compiler, hlo
 from tpu_lowering.runtime.aot.capture import Captured
@@ -42,6 +43,23 @@ def test_arguments_are_placed_as_the_compiler_places_them() -> None:
         (8192, 1000),
         (130, 64),
     ]
+
+
+@pytest.mark.parametrize(("batch", "channels"), [(8, 320), (64, 64), (16, 128)])
+def test_convolutions_place_images_as_the_compiler_does(batch: int, channels: int) -> None:
+    """Between two convolutions, where nothing else has a wish."""
+
+    def twice(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(F.conv2d(x, weight, padding=1), weight, padding=1)
+
+    shapes = ((batch, channels, 32, 32), (channels, channels, 3, 3))
+    one = captured(twice, *shapes)
+    orders = {
+        order_of(node) for node in one.program.module.graph.nodes if node.target is torch.ops.aten.convolution.default
+    }
+    assert orders == {(2, 3, 0, 1)}
+    text = compiler.compile_artifact(one.artifact, chips.find("tpu7x"), (), one.source, False).hlo
+    assert re.search(rf"f32\[{batch},{channels},32,32\]{{1,0,3,2\S*}} \w+\(", text)
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,18 @@
 A kernel takes arrays row by row; in any other order the compiler copies them first. The last two dimensions in memory
 are padded to tiles of 8 by 128 (JAX's Pallas documentation, "TPU details"), so a view that splits or merges one of
 those can be a copy too. Arguments and results of a program have the order of dimensions that is padded least (libtpu
-0.0.52): float32 [8192, 64] lies column by column. What XLA computes inside a program lies as its users want it. A CPU
-has no such layouts: bytes of graphs for it are those of the elements, so that kernels can be tested in any size.
+0.0.52): float32 [8192, 64] lies column by column. What XLA computes inside a program lies as its users want it; a
+convolution wants images [n, c, h, w] as [h, w, n, c]. A CPU has no such layouts: bytes of graphs for it are those of
+the elements, so that kernels can be tested in any size.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import fx
 
@@ -76,6 +79,8 @@ def order_of(node: fx.Node) -> Order | None:
     """How a value lies in memory; None where the compiler may choose."""
     if node.op == "placeholder":
         return order_in_memory(shape_of(node))
+    if _is_convolved(node):
+        return _order_of_images(node)
     if _is_permuted(node):
         source, dims = node.args[0], _dims(node)
         found = order_of(source) if isinstance(source, fx.Node) else None
@@ -92,9 +97,41 @@ def order_wanted(node: fx.Node) -> Order | None:
         if _is_permuted(user):
             found, dims = order_wanted(user), _dims(user)
             return None if found is None else tuple(dims[axis] for axis in found)
+        if _convolves(user, node):
+            return _order_of_images(node)
         return order_wanted(user) if _is_pointwise(user, node) else None
 
     return _first(wanted, node.users)
+
+
+def _is_convolved(node: fx.Node) -> bool:
+    """Whether a node is what a convolution gives, or the gradient of what it takes."""
+    if graphs.is_call(node, operator.getitem):
+        call: Any = node.args[0]
+        is_of_images = call.target is aten.convolution_backward.default and node.args[1] == 0
+        return bool(is_of_images) and _has_images(call, 1)
+    return node.target is aten.convolution.default and _has_images(node, 0)
+
+
+def _convolves(user: fx.Node, node: fx.Node) -> bool:
+    """Whether a convolution takes a node as images, or its backward does."""
+    if user.target is aten.convolution_backward.default:
+        return node in user.args[:2] and _has_images(user, 1)
+    return user.target is aten.convolution.default and node is user.args[0] and _has_images(user, 0)
+
+
+def _has_images(call: fx.Node, at: int) -> bool:
+    """Whether the argument of a convolution's call has two spatial dimensions or more, which are not cut into patches:
+    those are convolved otherwise."""
+    images, kernel, stride = call.args[at], call.args[at + 1], graphs.bound(call)["stride"]
+    assert isinstance(images, fx.Node) and isinstance(kernel, fx.Node)
+    is_cut = 1 < stride[0] == shape_of(kernel)[2]
+    return len(shape_of(images)) > 3 and not is_cut
+
+
+def _order_of_images(node: fx.Node) -> Order | None:
+    shape = shape_of(node)
+    return (*range(2, len(shape)), 0, 1) if _has_tiles(node) else None
 
 
 def _first(order: Callable[[fx.Node], Order | None], nodes: Sequence[fx.Node] | dict[fx.Node, None]) -> Order | None:
