@@ -115,6 +115,11 @@ def test_rows_that_fill_lanes_lie_row_by_row() -> None:
     assert chosen(every_key, *heads_of(128)) == [ROWS]
 
 
+def test_rows_that_fill_no_sublanes_lie_row_by_row() -> None:
+    """The heads of one product, cut into 40 columns, would be copied."""
+    assert chosen(every_key, *heads_of(40)) == [ROWS]
+
+
 def test_results_of_kernels_lie_row_by_row() -> None:
     given = [rows.float() for rows in heads_of(64)]
     assert chosen(of_a_kernel, *given) == [(True, False, True)]

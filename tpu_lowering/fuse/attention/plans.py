@@ -99,7 +99,9 @@ def length_minor_of(site: Attention, chip: Chip) -> tuple[bool, bool, bool]:
 
     def fits(rows: Rows) -> bool:
         node, itemsize = rows.node, graphs.type_of(rows.node).element.numpy.itemsize
-        if packed(rows.width, itemsize) >= laid_out(rows.width) or graphs.is_call(source_of(node), operator.getitem):
+        if not rows.width == packed(rows.width, itemsize) < laid_out(rows.width):  # else cutting heads is a copy
+            return False
+        if graphs.is_call(source_of(node), operator.getitem):
             return False
         length = len(shape_of(node)) - (1 if rows.swapped else 2)
         return all(order is None or order[-1] == length for order in (order_of(node), order_wanted(node)))
