@@ -140,7 +140,11 @@ def a_program_that_is_no_single_graph() -> Result:
     def silent(x: torch.Tensor) -> torch.Tensor:
         return x * 2 + 1
 
-    inline(says(lambda: aot_compile(printing, (ROWS,))), """""")
+    inline(says(lambda: aot_compile(printing, (ROWS,))), """\
+[TL117] function that is no single graph: Failed to trace builtin operator
+  at   FILE:LINE in printing
+  why  expected a function that Dynamo captures as one graph, got one that it leaves here: Dynamo does not know how to trace builtin operator `print` with argument types ['str'] (has_kwargs False)
+  fix  keep that line out of the function; tpu_lowering.explain(fn, ...) lists all such lines""")
     return is_program(aot_compile(silent, (ROWS,)))
 
 
@@ -153,21 +157,31 @@ def numbers_of_64_bits_in_a_kernel() -> Result:
         return pl.pallas_call(body, out_shape=jax.ShapeDtypeStruct(out.shape, out.dtype))(x)
 
     kernel = kernel_op("remedies::wide", mutates_args=("out",))(run)
-    inline(says(lambda: aot_compile(into(kernel), (ROWS.double(),))), """""")
+    inline(says(lambda: aot_compile(into(kernel), (ROWS.double(),))), """\
+[TL603] dtype is not supported on the chip: argument 'x' of remedies::wide
+  at   FILE:LINE in run
+  why  expected element types of at most 32 bits on tpu7x, got f64[8, 128]
+  fix  convert it before the kernel: x.float() for float64, x.int() for int64""")
     return is_program(aot_compile(lambda x: into(kernel)(x.float()), (ROWS.double(),)))
 
 
 @mistake
 def a_mesh_on_one_device() -> Result:
     with tpu_lowering.fake_mesh({"data": 8}) as mesh:
-        inline(says(lambda: aot_compile(double, (ROWS,), target="v5e", mesh=mesh)), """""")
+        inline(says(lambda: aot_compile(double, (ROWS,), target="v5e", mesh=mesh)), """\
+[TL721] mesh on one device: 'v5e'
+  why  expected a topology for a mesh of data 8, got one device
+  fix  write target="v5e:2x4\"""")
         return is_program(aot_compile(double, (ROWS,), target="v5e:2x4", mesh=mesh))
 
 
 @mistake
 def a_topology_of_another_size() -> Result:
     with tpu_lowering.fake_mesh({"data": 8}) as mesh:
-        inline(says(lambda: aot_compile(double, (ROWS,), target="v5e:4x4", mesh=mesh)), """""")
+        inline(says(lambda: aot_compile(double, (ROWS,), target="v5e:4x4", mesh=mesh)), """\
+[TL722] topology with another number of devices than the mesh: 'v5e:4x4'
+  why  expected a topology of 8 devices, one for each rank, got 16
+  fix  name a topology of 8 chips, or make a mesh of 16 ranks""")
         return is_program(aot_compile(double, (ROWS,), target="v5e:2x4", mesh=mesh))
 
 
@@ -177,14 +191,20 @@ def a_mesh_without_names() -> Result:
         with tpu_lowering.fake_mesh(sizes) as mesh:
             return mesh.size()
 
-    inline(says(lambda: of([8])), """""")
+    inline(says(lambda: of([8])), """\
+[TL112] function called with the wrong arguments: sizes
+  why  expected names of axes and how many ranks stand along each, got [8]
+  fix  fake_mesh({"data": 4})""")
     return of({"data": 4}), 4
 
 
 @mistake
 def fake_ranks_that_are_to_run() -> Result:
     with tpu_lowering.fake_mesh({"data": 8}) as mesh:
-        inline(says(lambda: explain(double, ROWS)), """""")
+        inline(says(lambda: explain(double, ROWS)), """\
+[TL726] fake ranks cannot run: explain
+  why  expected a target, as fake ranks run nothing, got none
+  fix  explain(model, x, target="v5e:4x4", mesh=mesh)""")
         report = explain(double, ROWS, target="v5e:2x4", mesh=mesh)
     return report.chip is not None, True
 
