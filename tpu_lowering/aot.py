@@ -121,7 +121,8 @@ def check_call(name: str, fn: Any, args: Any, kwargs: Any) -> None:
         TpuLoweringError: TL112.
     """
     if not callable(fn):
-        raise errors.wrong_argument("fn", f"a function or module, got {type(fn).__name__}", f"{name}(model, (x,))")
+        example = "explain(model, x)" if name == "explain" else f"{name}(model, (x,))"
+        raise errors.wrong_argument("fn", f"a function or module, got {type(fn).__name__}", example)
     if not isinstance(args, (tuple, list)):
         got = "a tensor" if isinstance(args, torch.Tensor) else type(args).__name__
         raise errors.wrong_argument("args", f"a tuple of the arguments, got {got}", f"{name}(model, (x,))")
