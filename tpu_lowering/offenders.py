@@ -60,8 +60,9 @@ def shown(value: Any) -> str:
         return f"a partial of {name_of(value)}"
     if callable(value) and isinstance(getattr(value, "__qualname__", None), str):
         return f"the function {value.__qualname__}"
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"a {kind.__name__} of {value.dtype} {list(value.shape)}"
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    if dtype is not None and shape is not None:
+        return f"a {kind.__name__} of {dtype} {list(shape)}"
     text = repr(value)
     if callable(value) and errors.ADDRESS.search(text):
         return f"an object of class {kind.__qualname__}"
