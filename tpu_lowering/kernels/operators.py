@@ -72,19 +72,30 @@ def kernel_op(
     def enter(function: registry.Function) -> compat.OpOverload:
         if not callable(function):
             raise not_registered(name, f"a function, got {type(function).__name__}", "decorate a function with it")
-        schema = _schema(name, tuple(mutates_args), function)
-        registry.checked(name, compat.parsed_schema(f"{name}{schema}"), function, sharding)
-        overload = _define(name, schema, function)
-        surroundings = (backward, setup_context, fake)
-        found = registry.register(overload, function, backward is not None, surroundings, sharding)
-        library = _libraries[name]
-        short = compat.schema(overload).name.split("::")[1]
-        library.impl(short, _eager(found), "CompositeExplicitAutograd")
-        torch.library.register_fake(name, _fake(found, fake), lib=library)
-        library.impl(short, _autograd(found, backward, setup_context), "Autograd")
-        return overload
+        return _registered(name, tuple(mutates_args), function, (backward, setup_context, fake), sharding)
 
     return enter
+
+
+def _registered(
+    name: str,
+    mutates_args: Sequence[str],
+    function: registry.Function,
+    surroundings: tuple[registry.Function | None, ...],
+    sharding: str | None,
+) -> compat.OpOverload:
+    """An operator with its kernel, backward and types; an old one goes once the new one is known to be good."""
+    backward, setup_context, fake = surroundings
+    schema = _schema(name, mutates_args, function)
+    registry.checked(name, compat.parsed_schema(f"{name}{schema}"), function, sharding)
+    overload = _define(name, schema, function)
+    found = registry.register(overload, function, backward is not None, surroundings, sharding)
+    library = _libraries[name]
+    short = compat.schema(overload).name.split("::")[1]
+    library.impl(short, _eager(found), "CompositeExplicitAutograd")
+    torch.library.register_fake(name, _fake(found, fake), lib=library)
+    library.impl(short, _autograd(found, backward, setup_context), "Autograd")
+    return overload
 
 
 def not_registered(name: Any, expected_got: str, remedy: str, where: str = "") -> errors.TpuLoweringError:
