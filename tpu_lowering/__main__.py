@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
+from rich.console import Console
+
 from tpu_lowering import __version__
-from tpu_lowering.capture.refusals import refusal_in
 from tpu_lowering.ir.chips import CHIPS
-from tpu_lowering.report import commands
 
 EXIT_CODES = """exit codes: 0 done; 1 refused, with a coded error, or something is not as it should be;
 2 a command line that is wrong; 130 stopped with Ctrl-C"""
@@ -20,19 +23,28 @@ EXIT_CODES = """exit codes: 0 done; 1 refused, with a coded error, or something 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: see ``EXIT_CODES``."""
     given = vars(_parser().parse_args(argv))
-    given.pop("command")
-    run = given.pop("run")
+    name = given.pop("command")
     try:
-        return run(**given)
+        return getattr(_commands(), name)(**given)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
+        from tpu_lowering.capture.refusals import refusal_in
+
         refusal = refusal_in(error)
         if refusal is None:
             raise
         print(refusal, file=sys.stderr)
         return 1
+
+
+def _commands() -> ModuleType:
+    """What runs the commands. To import it takes seconds, which a line on a terminal says."""
+    console = Console(stderr=True)
+    line = console.status("imports torch and JAX") if console.is_terminal else contextlib.nullcontext()
+    with line:
+        return importlib.import_module("tpu_lowering.report.commands")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,27 +57,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tpu_lowering {__version__}")
     subcommands = parser.add_subparsers(dest="command", required=True)
 
-    def command(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-        made = subcommands.add_parser(name, help=summary, description=summary)
-        made.set_defaults(run=run)
-        return made
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        return subcommands.add_parser(name, help=summary, description=summary)
 
-    demo = command("demo", commands.demo, "run a Llama-style decoder with Helion kernels and report")
+    demo = command("demo", "run a Llama-style decoder with Helion kernels and report")
     demo.add_argument("--length", type=int, default=64, help="tokens in the sequence, at most 128 (default 64)")
-    command("doctor", commands.doctor, "say what is installed, what works and how to fix the rest")
-    selftest = command("selftest", commands.selftest, "try kernels, a model, a training step and a cache on a device")
+    command("doctor", "say what is installed, what works and how to fix the rest")
+    selftest = command("selftest", "try kernels, a model, a training step and a cache on a device")
     selftest.add_argument("--device", default="", help="a device of JAX's, such as tpu:0 (default: the CPU)")
     selftest.add_argument("--target", help="the chip to compare with (default: the device's own)")
     selftest.add_argument("--out", default="", help="a file for the text that is printed")
-    _add_explain(command("explain", commands.explain, "report on a function of a file, or say what a code means"))
-    pipeline = command("pipeline", commands.pipeline, "print the stages of a program, as options['passes'] takes them")
+    _add_explain(command("explain", "report on a function of a file, or say what a code means"))
+    pipeline = command("pipeline", "print the stages of a program, as options['passes'] takes them")
     pipeline.add_argument("--target", default="", help="a TPU, such as tpu7x (default: the CPU)")
-    bisect = command("bisect", commands.bisect, "find the first stage that changes a function's results, on the CPU")
+    bisect = command("bisect", "find the first stage that changes a function's results, on the CPU")
     _add_function(bisect)
     bisect.add_argument("--passes", default="", help="text of a pipeline, as the command pipeline prints it")
     bisect.add_argument("--fuse", default="always", choices=("always", "tpu", "never"), help="default: always")
-    _add_tune(command("tune", commands.tune, "choose forms of regions and kernels with the TPU compiler"))
-    _add_plan(command("plan", commands.plan, "memory and traffic of a step on many meshes, of which few are compiled"))
+    _add_tune(command("tune", "choose forms of regions and kernels with the TPU compiler"))
+    _add_plan(command("plan", "memory and traffic of a step on many meshes, of which few are compiled"))
     return parser
 
 

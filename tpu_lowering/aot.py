@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import fx
 
-from tpu_lowering import compat, errors
+from tpu_lowering import compat, errors, offenders
 from tpu_lowering.backend import helion_tpu
 from tpu_lowering.capture import refusals
 from tpu_lowering.capture.names import Names
@@ -102,7 +102,7 @@ def aot_compile(
     for name, value in (("donate", donate), ("backward", backward)):
         if type(value) is not bool:
             call = f"aot_compile(fn, args, {name}={name == 'backward'})"
-            raise errors.wrong_argument(name, f"True or False, got {value!r}", call)
+            raise errors.wrong_argument(name, f"True or False, got {offenders.shown(value)}", call)
     devices = slice_of(target, chosen, mesh)
     compiler.require_libtpu()
 
@@ -121,7 +121,8 @@ def check_call(name: str, fn: Any, args: Any, kwargs: Any) -> None:
         TpuLoweringError: TL112.
     """
     if not callable(fn):
-        raise errors.wrong_argument("fn", f"a function or module, got {type(fn).__name__}", f"{name}(model, (x,))")
+        example = "explain(model, x)" if name == "explain" else f"{name}(model, (x,))"
+        raise errors.wrong_argument("fn", f"a function or module, got {type(fn).__name__}", example)
     if not isinstance(args, (tuple, list)):
         got = "a tensor" if isinstance(args, torch.Tensor) else type(args).__name__
         raise errors.wrong_argument("args", f"a tuple of the arguments, got {got}", f"{name}(model, (x,))")
@@ -136,10 +137,10 @@ def check_call(name: str, fn: Any, args: Any, kwargs: Any) -> None:
     try:
         signature.bind(*args, **(kwargs or {}))
     except TypeError as error:
-        shown = getattr(called, "__qualname__", type(called).__name__)
+        shown = offenders.name_of(called)
         raise errors.wrong_argument(
             f"arguments of {shown}",
-            f"arguments for {shown}{signature}, got {error}",
+            f"arguments for {shown}{signature}, got {str(error).removeprefix('got ')}",
             "pass the function's own arguments",
         ) from error
 
@@ -153,7 +154,7 @@ def _both(fn: Callable[..., Any], captured: list[Captured]) -> list[Captured]:
     if len(captured) == 1:
         raise errors.refuse(
             "TL115",
-            getattr(fn, "__qualname__", type(fn).__name__),
+            offenders.name_of(fn),
             "expected a result computed of an argument, parameter or other tensor that requires a gradient, got none",
             "call requires_grad_() on what is trained, or compile with backward=False",
         )

@@ -124,7 +124,7 @@ class _Compilation:
     def _compile(self, part: fx.GraphModule, arguments: Sequence[Any]) -> Callable[..., Any]:
         kernels = known_kernels(part) if self.may_keep else None
         kinds: set[str] = set()
-        with self._autograd_cache(kernels), effects.coded_refusals():
+        with self._autograd_cache(kernels), effects.coded_refusals(), gradients.coded_refusals():
             compiled = compat.aot_autograd(
                 fw_compiler=self._compiler("forward", kernels, kinds),
                 bw_compiler=self._compiler("backward", kernels, kinds),

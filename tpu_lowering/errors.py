@@ -51,6 +51,7 @@ _TABLE: dict[str, str | tuple[str, str]] = {
     "TL114": "buffer lost in a call that failed",
     "TL115": "no gradient to compile a backward for",
     "TL116": "cache folder that others can write to",
+    "TL117": "function that is no single graph",
     # 2xx: kernels
     "TL201": "operator has no JAX implementation",
     "TL202": "kernel result has the wrong shape or dtype",
@@ -64,7 +65,7 @@ _TABLE: dict[str, str | tuple[str, str]] = {
     "TL213": "kernel stopped in JAX's TPU interpreter",
     "TL214": "memory that a kernel writes overlaps",
     "TL215": "kernel block outside its array",
-    "TL216": "kernel changed under a program that was found in the cache",
+    "TL216": "kernel changed under a program that cannot be compiled again",
     "TL217": "kernel called with other arguments than it takes",
     # 3xx: operators and values
     "TL301": "operator has no lowering",
@@ -281,6 +282,10 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+"""Where an object is in memory, as Python writes objects without a text of their own. No error says it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Refusal:
     """What is refused, where, why, and what to do about it.
@@ -302,6 +307,8 @@ class Refusal:
     def __post_init__(self) -> None:
         if self.code not in CODES:
             raise KeyError(f"expected a code listed in errors.CODES, got {self.code!r}")
+        for part in ("subject", "reason", "remedy", "where"):  # what a library's message quotes may have addresses
+            object.__setattr__(self, part, ADDRESS.sub("", getattr(self, part)))
 
     def __str__(self) -> str:
         lines = [f"[{self.code}] {CODES[self.code]}: {self.subject}"]

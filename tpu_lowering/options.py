@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from tpu_lowering import errors
+from tpu_lowering import errors, offenders
 
 Fallback = Literal["error", "eager"]
 CpuKernels = Literal["vectorized", "interpret", "tpu_interpret"]
@@ -150,9 +150,8 @@ class Options:
 
 
 def wrong_value(name: str, expected: str, value: Any) -> errors.TpuLoweringError:
-    return errors.refuse(
-        "TL102", f"{name!r}", f"expected {expected}, got {value!r}", f"pass {expected} as options[{name!r}]"
-    )
+    expected_got = f"expected {expected}, got {offenders.shown(value)}"
+    return errors.refuse("TL102", f"{name!r}", expected_got, f"pass {expected} as options[{name!r}]")
 
 
 def check_folder(name: str, value: Any) -> str:
@@ -166,8 +165,8 @@ def unknown_option(name: Any, known: tuple[str, ...]) -> errors.TpuLoweringError
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
     return errors.refuse(
         "TL101",
-        f"{name!r}",
-        f"expected one of {', '.join(known)}, got {name!r}",
+        offenders.shown(name),
+        f"expected one of {', '.join(known)}, got {offenders.shown(name)}",
         f"did you mean {near!r}? Write options={{{near!r}: ...}}",
     )
 
@@ -237,7 +236,7 @@ def _axes(name: str, given: Any) -> Axes:
         raise errors.refuse(
             "TL102",
             f"'shardings', for {name!r}",
-            f"expected {'each axis once' if named else expected}, got {given!r}",
+            f"expected {'each axis once' if named else expected}, got {offenders.shown(given)}",
             f"write options['shardings'][{name!r}] = ('axis', None)",
         )
     return tuple(tuple(each) for each in dimensions)

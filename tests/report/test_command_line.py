@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+import pty
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -151,3 +153,32 @@ def test_what_fails_is_said_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch
     assert [one.passed for one in outcomes] == [False, False]
     text = selftest.text(outcomes, "")
     assert "FAIL  broken" in text and "ValueError: no such thing" in text and "FAIL  wrong" in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_line_says_what_a_command_is_at_before_anything_is_imported(terminal: bool) -> None:
+    """In a process of its own, with a terminal or a pipe for its errors."""
+    ours, its = pty.openpty() if terminal else os.pipe()
+    command = [sys.executable, "-m", "tpu_lowering", "pipeline"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=its, text=True)
+    os.close(its)
+    said = bytearray()
+    with contextlib.suppress(OSError):  # how a terminal says that its other end is closed
+        while got := os.read(ours, 1 << 16):
+            said += got
+    os.close(ours)
+    assert child.stdout is not None and "return_fresh_buffers" in child.stdout.read()
+    assert child.wait() == 0
+    assert (b"imports torch and JAX" in said) is terminal
+
+
+def test_a_graph_break_is_refused_without_a_report(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("libtpu")
+    path = tmp_path / "broken.py"
+    path.write_text(
+        "import torch\ndef f(x):\n    print('half way')\n    return x + 1\nexample_inputs = (torch.ones(8, 128),)\n"
+    )
+    assert main(["tune", f"{path}:f", "--target", "tpu7x"]) == 1
+    found = capsys.readouterr().err
+    assert found.startswith("[TL117] function that is no single graph: ") and "Traceback" not in found
+    assert "broken.py:3 in f: print('half way')" in found

@@ -7,9 +7,11 @@ argument that was saved; where only computed values were saved it finds no way t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from torch import fx
 from tpu_lowering import compat, errors
 from tpu_lowering.ir import arguments, graphs
 from tpu_lowering.kernels import registry
-from tpu_lowering.kernels.operators import no_backward
+from tpu_lowering.kernels.operators import KERNEL_OP, no_backward
 
 
 def refuse_missing_backward(module: fx.GraphModule) -> None:
@@ -41,8 +43,33 @@ def _refuse_in(module: fx.GraphModule, enabled: bool) -> None:
             continue
         if node.target is compat.set_grad_enabled:
             enabled = bool(node.args[0])
-        elif enabled and (name := _kernel_without_backward(node)) is not None:
-            _refuse_gradient(node, name)
+        elif enabled and (kernel := _kernel_without_backward(node)) is not None:
+            _refuse_gradient(node, *kernel)
+
+
+_NO_FORMULA = re.compile(r"Trying to backward through (\w+)\.(\w+)\S* but no autograd formula was registered")
+
+
+@contextlib.contextmanager
+def coded_refusals() -> Generator[None]:
+    """A scope in which torch's refusal of a gradient through an operator of ``torch.library.custom_op`` becomes ours.
+
+    Raises:
+        TpuLoweringError: TL205.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = _NO_FORMULA.search(str(error))
+        if found is None or isinstance(error, errors.TpuLoweringError):
+            raise
+        name = "::".join(found.groups())
+        raise no_backward(name, "", "", by_torch(name)) from error
+
+
+def by_torch(operator: str) -> str:
+    """How an operator of the user's own gets a backward."""
+    return f"register one with torch.library.register_autograd('{operator}', ...)"
 
 
 def called_overload(node: fx.Node) -> compat.OpOverload | None:
@@ -56,16 +83,18 @@ def called_overload(node: fx.Node) -> compat.OpOverload | None:
     return node.target if isinstance(node.target, compat.OpOverload) else None
 
 
-def _kernel_without_backward(node: fx.Node) -> str | None:
-    """The name of the kernel a node calls, if it has no backward."""
+def _kernel_without_backward(node: fx.Node) -> tuple[str, str] | None:
+    """The name of the kernel a node calls, if it has no backward, and how it gets one."""
     if "helion_kernel_wrapper" in str(node.target):
-        return compat.helion_kernel(int(node.kwargs["kernel_idx"])).name  # type: ignore[arg-type]
-    target = called_overload(node)
-    found = registry.implementation(target)
-    return None if found is None or found.has_backward else found.name
+        name: str = compat.helion_kernel(int(node.kwargs["kernel_idx"])).name  # type: ignore[arg-type]
+        return name, "call it in the forward of a torch.autograd.Function whose backward is its formula"
+    found = registry.implementation(called_overload(node))
+    if found is None or found.has_backward:
+        return None
+    return found.name, KERNEL_OP if found.is_own else by_torch(found.name)
 
 
-def _refuse_gradient(node: fx.Node, name: str) -> None:
+def _refuse_gradient(node: fx.Node, name: str, remedy: str) -> None:
     tensors: dict[str, Any] = dict(node.kwargs.get("tensor_args", {}))  # type: ignore[call-overload]
     overload = called_overload(node)
     if overload is not None:
@@ -73,7 +102,7 @@ def _refuse_gradient(node: fx.Node, name: str) -> None:
     for argument, used in tensors.items():
         for leaf in compat.tree_leaves(used, is_leaf=lambda value: isinstance(value, fx.Node)):
             if isinstance(leaf, fx.Node) and getattr(leaf.meta.get("example_value"), "requires_grad", False):
-                raise no_backward(name, argument, graphs.source_line(node))
+                raise no_backward(name, argument, graphs.source_line(node), remedy)
 
 
 def refuse_second_gradients(compiled: Callable[..., Any]) -> Callable[..., Any]:

@@ -33,6 +33,7 @@ from tpu_lowering.compat.of_dynamo import (
     Watched,
     artifact_log,
     profiler_enabled,
+    stack_behind,
     trace_artifact,
     watched_compilations,
 )
@@ -95,12 +96,15 @@ from tpu_lowering.compat.of_jax import (
 )
 from tpu_lowering.compat.of_objects import (
     can_decompose,
+    forget_operators,
     function_behind,
     is_alone_in_memory,
     is_compiled_backward,
     is_static_input,
     overload_name,
+    parsed_schema,
     schema,
+    send_calls,
     storage_number,
     version_of,
 )
@@ -166,6 +170,7 @@ if TYPE_CHECKING:
     from torch.utils._pytree import tree_leaves, tree_map
 
     BackendCompilerFailed: type[Exception]
+    DynamoError: type[Exception]
     Unsupported: type[Exception]
     FakeTensor: Any
     FakeTensorMode: Any
@@ -194,6 +199,7 @@ __all__ = [
     "Conflict",
     "CpuArrays",
     "DirectCall",
+    "DynamoError",
     "FakeTensor",
     "FakeTensorMode",
     "HigherOrderOperator",
@@ -249,6 +255,7 @@ __all__ = [
     "exports_for_now",
     "fake_group",
     "flash_attention_sums",
+    "forget_operators",
     "function_behind",
     "function_of_xla_kernel",
     "functionalize_rng_ops",
@@ -295,6 +302,7 @@ __all__ = [
     "own_mesh",
     "paged_attention",
     "parameter_inputs",
+    "parsed_schema",
     "primitives",
     "prims",
     "private",
@@ -314,11 +322,13 @@ __all__ = [
     "run_on",
     "saving",
     "schema",
+    "send_calls",
     "serializable_compiler",
     "set_grad_enabled",
     "size_source",
     "source_of",
     "splash_attention_gradients",
+    "stack_behind",
     "start_indices",
     "storage_number",
     "store",

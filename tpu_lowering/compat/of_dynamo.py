@@ -72,6 +72,11 @@ def watched_compilations() -> Generator[Watched]:
                 watched.backend_seconds += captured + backward
 
 
+def stack_behind(error: BaseException) -> str:
+    """The stack trace of the user's code that Dynamo's error is about; only its message has it otherwise."""
+    return "".join(traceback.format_list(getattr(error, "real_stack", None) or ()))
+
+
 def artifact_log(name: str) -> logging.Logger:
     """The logger of one of the artefacts that ``TORCH_LOGS`` names, such as "output_code".
 

@@ -21,6 +21,40 @@ def schema(target: Any) -> Any:
     return getattr(target, "_schema", None)
 
 
+def parsed_schema(text: str) -> Any:
+    """A schema from its text, ``ns::op(Tensor x) -> Tensor``, before there is an operator of that name."""
+    return private("torch", "torch._C", "parse_schema", "operators that are checked before they are defined")(text)
+
+
+def forget_operators(library: torch.library.Library) -> None:
+    """Has torch forget the operators that a library defined, as ``torch.library.custom_op`` does when a name is defined
+    again; ``torch.library`` has only a scope for it."""
+    library._destroy()  # type: ignore[attr-defined]
+
+
+class _Sent:
+    """What an operator object calls in place of what it called, with the hash that the object has by that."""
+
+    def __init__(self, old: Any, new: Any) -> None:
+        self.known, self.new = hash(old), new
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        return self.new(*args, **kwargs)
+
+    def __hash__(self) -> int:
+        return self.known
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.new, name)
+
+
+def send_calls(old: Any, new: Any) -> None:
+    """Has an overload whose operator was forgotten, and its packet, call what is defined now under their name. Somebody
+    may hold them, and what they called is freed: a call of them could end the process."""
+    packet = old._overloadpacket
+    old._op, packet._op = _Sent(old._op, new), _Sent(packet._op, new._overloadpacket)
+
+
 def overload_name(overload: Any) -> str:
     """The short name of an overload, "" for the default one; its public ``__name__`` says "default" there."""
     return overload._overloadname

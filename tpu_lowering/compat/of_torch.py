@@ -18,6 +18,7 @@ _MUTABLE = "call form of mutable operators"
 _HIGHER_ORDER = "torch._higher_order_ops"
 NAMES: dict[str, tuple[str, str, str]] = {
     "BackendCompilerFailed": ("torch._dynamo.exc", "BackendCompilerFailed", "errors of capture"),
+    "DynamoError": ("torch._dynamo.exc", "TorchDynamoException", "errors of capture, of which a refusal is the cause"),
     "Unsupported": ("torch._dynamo.exc", "Unsupported", "a graph break where there may be none"),
     "FakeTensor": ("torch._subclasses.fake_tensor", "FakeTensor", "values without storage in graphs"),
     "FakeTensorMode": ("torch._subclasses.fake_tensor", "FakeTensorMode", "types of nodes that passes add"),

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from tpu_lowering import errors
+from tpu_lowering import errors, offenders
 
 LANES, SUBLANES = 128, 8
 """Elements of 32 bits along the two dimensions of a vector register, on every TPU."""
@@ -162,8 +162,8 @@ def find(name: str) -> Chip:
     near = _BY_KEY[difflib.get_close_matches(_key(written), _BY_KEY, n=1, cutoff=0.0)[0]]
     raise errors.refuse(
         "TL107",
-        repr(name),
-        f"expected one of {_names()}, or a topology such as 'v5e:2x4', got {name!r}",
+        offenders.shown(name),
+        f"expected one of {_names()}, or a topology such as 'v5e:2x4', got {offenders.shown(name)}",
         f'write target="{near.topology if chip is near else near.name}"',
     )
 

@@ -67,6 +67,10 @@ class Followed:
         """Whether all that was read is still the same object. Cheap: it is asked before each call of a program."""
         return all(place.is_same() for place in self.places)
 
+    def beside(self, holds: Callable[[], bool]) -> Followed:
+        """The same, as long as something else holds too."""
+        return Followed(self.text, self.unknown, (*self.places, ReadSource(lambda: (holds(),), (True,))))
+
     def settled(self) -> Followed:
         """The same without the places that have changed meanwhile: tracing a function may write to what it reads, and
         to ask for those again would never find them as they were."""

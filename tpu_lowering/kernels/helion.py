@@ -109,7 +109,11 @@ _SETTING = (bool, int, float, str, type(None))
 
 
 def cannot_compile(name: str, error: Exception, where: str) -> errors.TpuLoweringError:
-    """The refusal of a Helion kernel that Helion itself cannot compile."""
+    """The refusal of a Helion kernel that Helion itself cannot compile, at the line that Helion names, or at ``where``:
+    that of the call."""
+    line = getattr(error, "location", None)
+    if line and line.lineno:
+        where = f"{line.filename}:{line.lineno} in {line.name}: {(line.line or '').strip()}"
     return errors.refuse(
         "TL206",
         name,

@@ -9,8 +9,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from tpu_lowering import compat, errors
+from tpu_lowering import errors, offenders
 from tpu_lowering.ir import arguments
 from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.kernels import Access, Execution, Kernel, Operand
@@ -118,7 +119,7 @@ def specialise(
             TL204 if it writes to what is not declared as written.
     """
     with _lock:
-        followed = _functions.follow(found.function)
+        followed = _functions.follow(found.function).beside(found.is_current)
         given = (arguments.key(tuple(bound.items())), tuple(own_results), chip)
         cache_key = (found, followed.text, settings.of_tracing(), given)
         known = None if followed.unknown else _kernels.get(cache_key)
@@ -140,14 +141,10 @@ def _trace(
     chip: Chip,
 ) -> JaxKernel:
     template, types = arguments.split(dict(bound), lambda value: isinstance(value, TensorType))
-    schema = {argument.name: argument for argument in compat.schema(found.overload).arguments}
     mutated = [index for name in found.mutated for index in arguments.slots(template[name])]
 
     def flat(*tensors: Any) -> list[Any]:
-        filled = arguments.fill(template, tensors)
-        positional = [value for name, value in filled.items() if not schema[name].kwarg_only]
-        keywords = {name: value for name, value in filled.items() if schema[name].kwarg_only}
-        return jax.tree.leaves(found.function(*positional, **keywords))
+        return results_of(found, arguments.fill(template, tensors))
 
     try:
         closed = jaxprs.trace(flat, types, own_results, chip)
@@ -167,14 +164,34 @@ def _trace(
     return JaxKernel(found.name, operands, tuple(expected), found.where, chip, closed, made_of)
 
 
+def results_of(found: Implementation, bound: Mapping[str, Any]) -> list[Any]:
+    """What the function gives for the schema's arguments by name: new values and results, in one list.
+
+    Raises:
+        TpuLoweringError: TL202 for something that is no array.
+    """
+    results = jax.tree.leaves(found.called(bound))
+    for result in results:
+        if not isinstance(result, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)):
+            raise errors.refuse(
+                "TL202",
+                found.name,
+                f"expected arrays of JAX's as results, got {offenders.shown(result)}",
+                "compute them with jax.numpy",
+                found.where,
+            )
+    return results
+
+
 def not_traceable(found: Implementation, error: Exception) -> errors.TpuLoweringError:
-    """The refusal of a function that raises while it is traced."""
+    """The refusal of a function that raises while it is traced, at the line that raised."""
     return errors.refuse(
         "TL206",
         found.name,
         f"expected a function that JAX can trace, got {type(error).__name__}: {first_line(error)}",
-        "make the function traceable by jax.jit for these argument shapes",
-        found.where,
+        "mend that line. JAX traces the function, so its arrays have no values: use jax.numpy in place of torch and "
+        "numpy, and jnp.where or jax.lax.cond in place of 'if'",
+        offenders.line_that_raised(error) or found.where,
     )
 
 
@@ -194,7 +211,8 @@ def _check_results(
         raise errors.refuse(
             "TL202",
             found.name,
-            f"expected {len(expected)} results (new values of {', '.join(mutated) or 'no argument'}, "
+            f"expected {len(expected)} result{'s' * (len(expected) != 1)} "
+            f"(new values of {', '.join(mutated) or 'no argument'}, "
             f"then {len(expected) - len(mutated)} of its own), got {len(results)}",
             "return the new values of the mutated arguments in schema order, then the operator's own results",
             found.where,
@@ -206,9 +224,14 @@ def _check_results(
                 "TL202",
                 f"{what} of {found.name}",
                 f"expected {want}, got {result}",
-                f"return a value of type {want}",
+                f"return a value of type {want}{'' if index < len(mutated) else _said_by(found)}",
                 found.where,
             )
+
+
+def _said_by(found: Implementation) -> str:
+    """Who says of what type an operator's own results are, as the end of a remedy."""
+    return f", or mend {'fake=' if found.is_own else 'register_fake'}, which says so"
 
 
 def _operand_names(template: Mapping[str, Any]) -> list[str]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import re
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import torch
 
-from tpu_lowering import compat, errors
+from tpu_lowering import compat, errors, offenders
 from tpu_lowering.ir import arguments, arrays, forks
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jax_function, jaxprs, registry, tpu_tensors, xla_tensors
 
-# Operators live as long as their library object.
-_libraries: list[torch.library.Library] = []
+# Operators live as long as their library object; by their names.
+_libraries: dict[str, torch.library.Library] = {}
 
 
 def kernel_op(
@@ -52,6 +56,9 @@ def kernel_op(
         sharding: which dimensions may be split over a mesh, a term for each tensor argument and each value that the
             function returns: ``"rows cols, cols out -> rows out"``; see ``kernels.sharding_rules``.
 
+    A function that is defined again, as by a notebook's cell that is run again, replaces its operator, with another
+    schema too. What was compiled with the old one is compiled again.
+
     Returns:
         A decorator; it returns the operator, ``torch.ops.<namespace>.<name>.default``.
 
@@ -65,17 +72,30 @@ def kernel_op(
     def enter(function: registry.Function) -> compat.OpOverload:
         if not callable(function):
             raise not_registered(name, f"a function, got {type(function).__name__}", "decorate a function with it")
-        overload = _define(name, tuple(mutates_args), function)
-        surroundings = (backward, setup_context, fake)
-        found = registry.register(overload, function, backward is not None, surroundings, sharding)
-        library = _libraries[-1]
-        short = compat.schema(overload).name.split("::")[1]
-        library.impl(short, _eager(found), "CompositeExplicitAutograd")
-        torch.library.register_fake(name, _fake(found, fake), lib=library)
-        library.impl(short, _autograd(found, backward, setup_context), "Autograd")
-        return overload
+        return _registered(name, tuple(mutates_args), function, (backward, setup_context, fake), sharding)
 
     return enter
+
+
+def _registered(
+    name: str,
+    mutates_args: Sequence[str],
+    function: registry.Function,
+    surroundings: tuple[registry.Function | None, ...],
+    sharding: str | None,
+) -> compat.OpOverload:
+    """An operator with its kernel, backward and types; an old one goes once the new one is known to be good."""
+    backward, setup_context, fake = surroundings
+    schema = _schema(name, mutates_args, function)
+    registry.checked(name, compat.parsed_schema(f"{name}{schema}"), function, sharding)
+    overload = _define(name, schema, function)
+    found = registry.register(overload, function, backward is not None, surroundings, sharding)
+    library = _libraries[name]
+    short = compat.schema(overload).name.split("::")[1]
+    library.impl(short, _eager(found), "CompositeExplicitAutograd")
+    torch.library.register_fake(name, _fake(found, fake), lib=library)
+    library.impl(short, _autograd(found, backward, setup_context), "Autograd")
+    return overload
 
 
 def not_registered(name: Any, expected_got: str, remedy: str, where: str = "") -> errors.TpuLoweringError:
@@ -85,45 +105,103 @@ def not_registered(name: Any, expected_got: str, remedy: str, where: str = "") -
 
 def _check_arguments(name: Any, mutates_args: Any, functions: Mapping[str, Any]) -> None:
     if not isinstance(name, str):
-        called = getattr(name, "__name__", None)
-        got = f"the function {called}" if callable(name) and called else type(name).__name__
-        remedy = f"write @kernel_op('my_ops::{called or 'name'}') above the function"
-        raise not_registered("kernel_op", f"the operator's name, got {got}", remedy, registry.source_line(name))
+        called = offenders.name_of(name).rpartition(".")[2] if callable(name) else ""
+        remedy = f"write @kernel_op('my_ops::{called if called.isidentifier() else 'kernel'}') above the function"
+        got = offenders.shown(name)
+        raise not_registered("kernel_op", f"the operator's name, got {got}", remedy, offenders.definition(name))
     names = None if isinstance(mutates_args, (str, bytes)) or not isinstance(mutates_args, Iterable) else mutates_args
     if names is None or not all(isinstance(one, str) for one in names):
-        expected = f"mutates_args as a tuple of names, got {mutates_args!r}"
+        expected = f"mutates_args as a tuple of names, got {offenders.shown(mutates_args)}"
         raise not_registered(name, expected, "write mutates_args=('out',)")
     for role, function in functions.items():
         if function is not None and not callable(function):
-            raise not_registered(name, f"{role} as a function, got {function!r}", f"pass a function as {role}")
+            expected = f"{role} as a function, got {offenders.shown(function)}"
+            raise not_registered(name, expected, f"pass a function as {role}")
 
 
-def _define(name: str, mutates_args: Sequence[str], function: registry.Function) -> compat.OpOverload:
-    where = registry.source_line(function)
-    if name.count("::") != 1:
+def _schema(name: str, mutates_args: Sequence[str], function: registry.Function) -> str:
+    """The schema that a function's annotations give, without the operator's name."""
+    where = offenders.definition(function)
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*::[A-Za-z_]\w*", name):
         raise not_registered(
-            repr(name), f"'namespace::name', got {name!r}", "write kernel_op('my_ops::name', ...)", where
+            repr(name),
+            f"'namespace::name', got {name!r}",
+            f"write kernel_op('my_ops::{name if name.isidentifier() else 'kernel'}', ...)",
+            where,
         )
-    namespace, short = name.split("::")
-    if hasattr(getattr(torch.ops, namespace), short):
-        raise errors.refuse(
-            "TL207", name, "expected a new operator name, got one that torch knows already",
-            "choose another name, or give the existing operator a kernel with @register_kernel", where,
-        )  # fmt: skip
     try:
-        schema = torch.library.infer_schema(function, mutates_args=mutates_args)
-    except ValueError as error:
-        raise errors.refuse(
-            "TL208",
+        prototype = _annotated(function)
+        unknown = [one for one in mutates_args if one not in inspect.signature(prototype).parameters]
+        if unknown:
+            taken = tuple(inspect.signature(prototype).parameters)
+            expected = f"mutates_args among the arguments {', '.join(taken)}, got {unknown[0]!r}"
+            near = difflib.get_close_matches(unknown[0], taken, n=1, cutoff=0.0)
+            remedy = f"write mutates_args=({near[0]!r},)" if near else "leave mutates_args out"
+            raise not_registered(name, expected, remedy, where)
+        return torch.library.infer_schema(prototype, mutates_args=mutates_args)
+    except (ValueError, TypeError, NameError) as error:
+        raise not_registered(
             name,
-            f"expected annotations that torch can turn into a schema, got {jax_function.first_line(error)}",
-            "annotate every parameter and the return value as for torch.library.custom_op",
+            f"annotations that torch can turn into a schema, got {_without_lists(jax_function.first_line(error))}",
+            "annotate every parameter and the return value as for torch.library.custom_op: torch.Tensor, int, float, "
+            "bool, str, torch.dtype, torch.device, lists and Optionals of them",
             where,
         ) from error
+
+
+def _annotated(function: registry.Function) -> registry.Function:
+    """What torch infers a schema from: it knows the annotations of functions alone."""
+    if isinstance(function, (types.FunctionType, types.MethodType)):
+        return function
+
+    def prototype() -> None: ...
+
+    prototype.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+    return prototype
+
+
+def _without_lists(message: str) -> str:
+    """What torch says of an annotation, without the signature and without all annotations that it knows."""
+    first = message.removeprefix("infer_schema(func): ").partition(" Got func with signature ")[0]
+    return first.partition(" The valid types are: ")[0]
+
+
+def _define(name: str, schema: str, function: registry.Function) -> compat.OpOverload:
+    """Defines an operator; one of this name goes if the function is its own, defined again."""
+    namespace, short = name.split("::")
+    known: Any = getattr(getattr(torch.ops, namespace), short, None)
+    if known is not None and not isinstance(known, compat.OpOverloadPacket):
+        got = f"a name that torch.ops.{namespace} does not have itself, got {short!r}"
+        raise not_registered(name, got, "choose another name", offenders.definition(function))
+    first = None if known is None else registry.implementation(getattr(known, "default", None))
+    if known is not None:
+        if name not in _libraries or first is None or not registry.defines_again(function, first):
+            raise _name_taken(name, function, first)
+        compat.forget_operators(_libraries.pop(name))
     library = torch.library.Library(namespace, "FRAGMENT")
     library.define(f"{short}{schema}")
-    _libraries.append(library)
-    return getattr(getattr(torch.ops, namespace), short).default
+    _libraries[name] = library
+    overload = getattr(getattr(torch.ops, namespace), short).default
+    if first is not None:
+        compat.send_calls(first.overload, overload)
+    return overload
+
+
+def _name_taken(
+    name: str, function: registry.Function, first: registry.Implementation | None
+) -> errors.TpuLoweringError:
+    if first is None or not first.is_own:
+        known, remedy = "one that torch knows already", "give the existing operator a kernel with @register_kernel"
+    else:
+        old = offenders.function_of(first.function)
+        known = f"that of the kernel at {first.where}"
+        remedy = f"call the function {old.__name__}, in the module {old.__module__}, if it is to replace that kernel"
+        if registry.is_same_name(function, first):
+            remedy = "give each kernel that is made here one of its own"
+    return errors.refuse(
+        "TL207", name, f"expected a new operator name, got {known}",
+        f"choose another name, or {remedy}", offenders.definition(function),
+    )  # fmt: skip
 
 
 def _is_tensor(value: Any) -> bool:
@@ -138,7 +216,7 @@ def _own_result_types(found: registry.Implementation, bound: Mapping[str, Any]) 
     specs = [jax.ShapeDtypeStruct(tuple(map(int, t.shape)), TensorType.of(t).dtype) for t in tensors]
 
     def evaluate(*given: Any) -> Any:
-        return found.function(*arguments.fill(template, given).values())
+        return jax_function.results_of(found, arguments.fill(template, given))
 
     try:
         try:  # so that a result of 64 bits keeps them
@@ -159,7 +237,7 @@ def _own_result_types(found: registry.Implementation, bound: Mapping[str, Any]) 
         raise errors.refuse(
             "TL202",
             found.name,
-            f"expected {count} results of its own, got {len(own)}",
+            f"expected {count} result{'s' * (count != 1)} of its own, got {len(own)}",
             "return the new values of the mutated arguments in schema order, then the operator's own results",
             found.where,
         )
@@ -232,7 +310,7 @@ def _autograd(
                 # which runs this again, refuses it.
                 tensors = [tensor for tensor in arguments.split(value, _is_tensor)[1] if not arrays.is_fake(tensor)]
                 if any(tensor.requires_grad for tensor in tensors):
-                    raise no_backward(found.name, name, found.where)
+                    raise no_backward(found.name, name, found.where, KERNEL_OP)
         return below(*args, **kwargs)
 
     if backward is None:
@@ -266,12 +344,18 @@ def _autograd(
     return record
 
 
-def no_backward(kernel: str, argument: str, where: str) -> errors.TpuLoweringError:
-    """The refusal of a gradient through a kernel that has no backward."""
+KERNEL_OP = "register one with kernel_op(..., backward=...)"
+"""How a kernel of ``kernel_op`` gets a backward."""
+
+
+def no_backward(kernel: str, argument: str, where: str, remedy: str) -> errors.TpuLoweringError:
+    """The refusal of a gradient through a kernel that has no backward. ``argument``: "" for one that is not known;
+    ``remedy``: how it gets a backward."""
+    whose = f"argument '{argument}' requires a gradient" if argument else "a gradient of its result is needed"
     return errors.refuse(
         "TL205",
         kernel,
-        f"expected a backward, because argument '{argument}' requires a gradient, got none",
-        "register one with kernel_op(..., backward=...), call the kernel on x.detach(), or use torch.no_grad()",
+        f"expected a backward, because {whose}, got none",
+        f"{remedy}, call the kernel on x.detach(), or use torch.no_grad()",
         where,
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from tpu_lowering import compat, errors
+from tpu_lowering import compat, errors, offenders
 from tpu_lowering.ir.functionalized_calls import mutated_names
 from tpu_lowering.kernels import sharding_rules
 from tpu_lowering.kernels.libraries import LIBRARIES
@@ -51,6 +51,16 @@ class Implementation:
     def has_backward(self) -> bool:
         return compat.has_autograd_kernel(self.name) if self.backward is None else self.backward
 
+    def is_current(self) -> bool:
+        """Whether it is still what its operator is implemented by: a notebook's cell may have run again."""
+        return implementation(self.overload) is self
+
+    def called(self, bound: Mapping[str, Any]) -> Any:
+        """What the function returns for the schema's arguments by name."""
+        keywords = {argument.name for argument in compat.schema(self.overload).arguments if argument.kwarg_only}
+        positional = [value for name, value in bound.items() if name not in keywords]
+        return self.function(*positional, **{name: value for name, value in bound.items() if name in keywords})
+
     @property
     def mutated(self) -> tuple[str, ...]:
         """Names of the arguments that the schema marks as written."""
@@ -58,24 +68,30 @@ class Implementation:
 
 
 _lock = threading.Lock()
-_implementations: dict[compat.OpOverload, Implementation] = {}
+_implementations: dict[str, Implementation] = {}
 _of_libraries: dict[compat.OpOverload, Implementation] = {}
 
 
 def implementation(overload: Any) -> Implementation | None:
-    """The JAX implementation of an operator: the registered one, or ours of another library's; or None."""
-    found = _implementations.get(overload)
-    if found is None and isinstance(overload, compat.OpOverload) and overload.name() in LIBRARIES:
+    """The JAX implementation of an operator: the registered one, or ours of another library's; or None.
+
+    An overload that somebody holds while its operator is defined again stands for the new one, as it does in eager.
+    """
+    if not isinstance(overload, compat.OpOverload):
+        return None
+    found = _implementations.get(overload.name())
+    if found is None and overload.name() in LIBRARIES:
         function = LIBRARIES[overload.name()]
         with _lock:
-            found = _of_libraries.setdefault(overload, Implementation(overload, function, source_line(function)))
-    return found
+            made = Implementation(overload, function, offenders.definition(function))
+            found = _of_libraries.setdefault(overload, made)
+    return None if found is None or _is_of_another(found, overload) else found
 
 
-def source_line(function: Function) -> str:
-    """``file:line in name`` of a function's definition, or "" where Python does not know it."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno} in {code.co_name}" if code is not None else ""
+def _is_of_another(found: Implementation, overload: compat.OpOverload) -> bool:
+    """Whether torch's operator was defined again, with another schema, behind ``register_kernel``."""
+    same = found.overload is overload or found.is_own
+    return not same and str(compat.schema(found.overload)) != str(compat.schema(overload))
 
 
 def register(
@@ -85,46 +101,70 @@ def register(
     surroundings: tuple[Function | None, ...] = (),
     sharding: str | None = None,
 ) -> Implementation:
-    """Enters an implementation; see ``Implementation`` for the arguments.
+    """Enters an implementation; see ``Implementation`` for the arguments. One whose definition has run again takes the
+    place of the first.
 
     Args:
         sharding: a rule as text; see ``sharding_rules.parse``.
 
     Raises:
-        TpuLoweringError: TL207 if the operator has one; TL208 if the function cannot take its arguments; TL715 if
+        TpuLoweringError: TL207 if the operator has another; TL208 if the function cannot take its arguments; TL715 if
             ``sharding`` is no rule for it.
     """
-    where = source_line(function)
-    rule = None if sharding is None else sharding_rules.parse(sharding, compat.schema(overload), where)
+    where = offenders.definition(function)
+    rule = checked(str(overload), compat.schema(overload), function, sharding)
     found = Implementation(overload, function, where, backward, surroundings, rule)
-    _check_arity(found)
     with _lock:
-        if overload in _implementations:
+        first = _implementations.get(overload.name())
+        if first is not None and first.overload is overload and not defines_again(function, first):
             raise errors.refuse(
                 "TL207",
                 str(overload),
-                f"expected one implementation, got a second; the first is at {_implementations[overload].where}",
+                f"expected one implementation, got a second; the first is at {first.where}",
                 "remove one of the two, or register it for another overload",
                 found.where,
             )
-        _implementations[overload] = found
+        _implementations[overload.name()] = found
     return found
 
 
-def _check_arity(found: Implementation) -> None:
-    schema = compat.schema(found.overload)
+def defines_again(function: Function, first: Implementation) -> bool:
+    """Whether a function is the definition of a first one, run again, as by a notebook's cell or a reload of its
+    module: it has that name, and code of its own. What a loop or another function makes twice has the same code."""
+    new, old = offenders.function_of(function), offenders.function_of(first.function)
+    return is_same_name(function, first) and getattr(new, "__code__", new) is not getattr(old, "__code__", old)
+
+
+def is_same_name(function: Function, first: Implementation) -> bool:
+    """Whether a function has the module and the qualified name of a first one."""
+    new, old = offenders.function_of(function), offenders.function_of(first.function)
+    return all(getattr(new, part, None) == getattr(old, part, None) for part in ("__module__", "__qualname__"))
+
+
+def checked(operator: str, schema: Any, function: Function, sharding: str | None) -> Rule | None:
+    """The sharding rule of an implementation that an operator can have.
+
+    Args:
+        operator: what errors call it.
+
+    Raises:
+        TpuLoweringError: TL208, TL715; see ``register``.
+    """
+    where = offenders.definition(function)
+    rule = None if sharding is None else sharding_rules.parse(sharding, schema, where)
     positional = [None for argument in schema.arguments if not argument.kwarg_only]
     keywords = {argument.name: None for argument in schema.arguments if argument.kwarg_only}
     try:
-        inspect.signature(found.function).bind(*positional, **keywords)
+        inspect.signature(function).bind(*positional, **keywords)
     except TypeError as error:
         raise errors.refuse(
             "TL208",
-            str(found.overload),
+            operator,
             f"expected a function that takes the arguments of {schema}, got {error}",
             "give the function the operator's arguments in schema order",
-            found.where,
+            where,
         ) from error
+    return rule
 
 
 def register_kernel(overload: Any, *, sharding: str | None = None) -> Callable[[Function], Function]:
@@ -151,11 +191,13 @@ def register_kernel(overload: Any, *, sharding: str | None = None) -> Callable[[
     if isinstance(overload, compat.OpOverloadPacket):
         overload = getattr(overload, overload.overloads()[0])
     if not isinstance(overload, compat.OpOverload):
+        named = isinstance(overload, str) and overload.count("::") == 1
+        path = overload.replace("::", ".") if named else "my_ops.kernel"
         raise errors.refuse(
             "TL208", "register_kernel",
-            f"expected an operator of torch, got {getattr(overload, '__name__', repr(overload))}",
-            "write @register_kernel(torch.ops.my_ops.name) above the function",
-            source_line(overload) if callable(overload) else "",
+            f"expected an operator of torch, got {offenders.shown(overload)}",
+            f"write @register_kernel(torch.ops.{path}) above the function",
+            offenders.definition(overload) if callable(overload) else "",
         )  # fmt: skip
 
     def enter(function: Function) -> Function:

@@ -45,7 +45,7 @@ def normalise_operators(graph: fx.Graph) -> None:
         if is_functionalized(node):
             with graphs.inserting_for(node):
                 _functionalized(graph, node)
-        elif node.op == "call_function" and (found := registry.implementation(node.target)) is not None:
+        elif node.op == "call_function" and (found := _implementation(node, node.target)) is not None:
             with graphs.inserting_for(node):
                 _functional(graph, node, found)
     graphs.eliminate_dead_code(graph)
@@ -57,9 +57,29 @@ def find(node: fx.Node, overload: Any) -> registry.Implementation:
     Raises:
         TpuLoweringError: TL201 if there is none.
     """
-    found = registry.implementation(overload)
+    found = _implementation(node, overload)
     if found is None:
         raise no_implementation(str(overload), graphs.source_line(node))
+    return found
+
+
+def _implementation(node: fx.Node, overload: Any) -> registry.Implementation | None:
+    """The implementation of an operator that a node calls.
+
+    Raises:
+        TpuLoweringError: TL216 for an operator that was defined again since the graph was captured: types of results
+            and gradients in it are those of the old one.
+    """
+    found = registry.implementation(overload)
+    if found is not None and found.is_own and found.overload is not overload:
+        raise errors.refuse(
+            "TL216",
+            found.name,
+            "expected the operator that the function was captured with, got one that was defined again since, at "
+            f"{found.where}",
+            "call the operator by its name, not by one that was kept before, or call torch.compiler.reset()",
+            graphs.source_line(node),
+        )
     return found
 
 

@@ -9,6 +9,7 @@ from torch import fx
 
 from tpu_lowering import compat, errors, pipeline
 from tpu_lowering.analyse import splits
+from tpu_lowering.capture.refusals import said_by_dynamo
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import graphs, random, regions
 from tpu_lowering.ir.actions import Action
@@ -147,11 +148,8 @@ def breaks(found: Sequence[compat.Break], function: str) -> tuple[Remark, ...]:
     """Where Dynamo left a function, and why; ``function`` is where the function itself is."""
     remarks: list[Remark] = []
     for one in found:
-        first, *others = [line.strip() for line in one.reason.splitlines() if line.strip()]
-        explained = [line.removeprefix("Explanation: ") for line in others if line.startswith("Explanation: ")]
-        hints = [line.removeprefix("Hint: ") for line in others if line.startswith("Hint: ") and "PyTorch" not in line]
+        first, explanation, hints = said_by_dynamo(one.reason)
         where = graphs.source_line_of(one.stack_trace) or function
-        reason = ": ".join([first.rstrip("."), *explained[:1]])
-        remedy = " ".join(hints[:2]) or errors.REMEDIES["TL515"]
-        remarks.append(Remark("graph break", "", where, 0, "TL515", reason, remedy))
+        reason = ": ".join(filter(None, (first, explanation)))
+        remarks.append(Remark("graph break", "", where, 0, "TL515", reason, hints or errors.REMEDIES["TL515"]))
     return tuple(remarks)

@@ -25,6 +25,7 @@ from tpu_lowering.report import tune as tune_
 from tpu_lowering.report.checks import doctor as doctor_
 from tpu_lowering.report.checks import selftest as selftest_
 from tpu_lowering.report.explain import explain as explain_function
+from tpu_lowering.report.progress import Progress
 from tpu_lowering.runtime.aot import compiler
 from tpu_lowering.stages import Step
 
@@ -107,6 +108,13 @@ def selftest(device: str, target: str | None, out: str) -> int:
     return 0 if selftest_.show(outcomes, device, Console()) else 1
 
 
+def _given(function: str) -> files.Given:
+    """``FILE:FUNCTION`` and its arguments; a line says that the file runs, which may take as long as its models."""
+    with Progress() as progress:
+        progress.says(f"runs {function.rpartition(':')[0]}")
+        return files.given(function)
+
+
 def explain(
     function: str,
     target: str,
@@ -132,7 +140,7 @@ def explain(
     if re.fullmatch(r"TL\d+", function, re.IGNORECASE):
         print(errors.page(function).rstrip())
         return 0
-    given = files.given(function)
+    given = _given(function)
     with torch.set_grad_enabled(not no_grad):
         report = explain_function(
             given.function, *given.args, target=target or None, options=dict(options), **given.kwargs
@@ -179,8 +187,10 @@ def bisect(function: str, passes: str, fuse: str) -> int:
     Raises:
         TpuLoweringError: TL106 if there is no such file, function or inputs, TL113 for a text that is no pipeline.
     """
-    given = files.given(function)
-    found = bisect_.bisect(given.with_arguments(), given.args, options={"fuse": fuse, "passes": passes or True})
+    given = _given(function)
+    with Progress() as progress:
+        progress.says("compiles, runs and compares")
+        found = bisect_.bisect(given.with_arguments(), given.args, options={"fuse": fuse, "passes": passes or True})
     bisect_.show(found, Console())
     return 1 if found.differences or found.equals_eager is False else 0
 
@@ -200,13 +210,14 @@ def tune(function: str, chip: str, seconds: int, cache: str, configs: bool) -> i
             libtpu.
     """
     chosen = chips.find(chip)
-    found = files.given(function)
+    found = _given(function)
     given: dict[str, Any] = {"tune": "configs" if configs else True, "tune_seconds": seconds}
     options = Options.create({**given, "cache": cache} if cache else given)
     console = Console()
-    tune_.show(
-        tune_.tune(found.with_arguments(), found.args, chosen, {**given, "cache": options.cache}), chosen, console
-    )
+    with Progress() as progress:
+        asked = {**given, "cache": options.cache}
+        answers = tune_.tune(found.with_arguments(), found.args, chosen, asked, (progress,))
+    tune_.show(answers, chosen, console)
     kept = f"Kept in {options.cache}." if options.cache else "Not kept: name a folder with --cache."
     console.print(kept, soft_wrap=True)
     return 0
@@ -234,6 +245,8 @@ def plan(function: str, chip: str, counts: str, best: int, fuse: str) -> int:
     compiler.require_libtpu()
     path, _, name = function.rpartition(":")
     make = files.attribute(files.load(pathlib.Path(path), function), name, function)
-    found = plan_.plan(make, chosen, numbers, best, fuse)
+    with Progress() as progress:
+        progress.says(f"libtpu compiles for {chosen.name}")
+        found = plan_.plan(make, chosen, numbers, best, fuse)
     plan_tables.show(found, Console())
     return 0 if found.holds else 1

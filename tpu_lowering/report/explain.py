@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from tpu_lowering import aot, compat, errors, pipeline
+from tpu_lowering import aot, compat, errors, offenders, pipeline
 from tpu_lowering.capture import refusals
 from tpu_lowering.ir import chips
 from tpu_lowering.kernels import helion
-from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.observers import Observers
 from tpu_lowering.report import chip
 from tpu_lowering.report.collector import Collector, breaks
@@ -99,33 +98,33 @@ def _with_chip(
     try:
         observer = Observers([collector, progress])
         view = chip.view(function, *given, target, options or {}, observer, mesh, progress.says)
-    except (errors.TpuLoweringError, compat.Unsupported) as error:
+    except errors.TpuLoweringError as error:
         if report is None:
             raise
-        return dataclasses.replace(report, refused=(_refused(error, target, place_of(function)),))
+        return dataclasses.replace(report, refused=(_refused(error.refusal, target, place_of(function)),))
     on_chip = collector.report()
     report = report or on_chip
     of_chip = ("fused", "unfused", "launched", "graphs")
     return dataclasses.replace(report, chip=view, **{name: getattr(on_chip, name) for name in of_chip})
 
 
-def _refused(error: Exception, target: str, function: str) -> Remark:
-    """The remark on an error of the chip's part: a refusal, or Dynamo's of a graph break. ``function`` is a place."""
-    if not isinstance(error, errors.TpuLoweringError):
-        reason = f"a program for {target} is one graph, and Dynamo leaves it: {first_line(error)}"
-        return Remark("the chip's view", target, function, 0, "TL517", reason, errors.REMEDIES["TL517"])
-    refusal = error.refusal
+def _refused(refusal: errors.Refusal, target: str, function: str) -> Remark:
+    """The remark on a refusal of the chip's part. ``function`` is a place."""
+    if refusal.code == "TL117":
+        reason = f"a program for {target} is one graph, and Dynamo leaves it: {refusal.subject}"
+        where = refusal.where or function
+        return Remark("the chip's view", target, where, 0, "TL517", reason, errors.REMEDIES["TL517"])
     reason = f"{errors.CODES[refusal.code]}: {refusal.subject}: {refusal.reason}"
     return Remark(refusal.subject, target, refusal.where or function, 0, refusal.code, reason, refusal.remedy)
 
 
 def place_of(function: Any) -> str:
     """Where a function or module is defined, ``file.py:line in function``."""
-    code = inspect.unwrap(function.forward if isinstance(function, torch.nn.Module) else function)
+    code = offenders.function_of(function)
     try:
         file, line = inspect.getsourcefile(code) or "", inspect.getsourcelines(code)[1]
     except (OSError, TypeError):
-        return getattr(function, "__qualname__", type(function).__qualname__)
+        return offenders.name_of(function)
     return f"{os.path.basename(file)}:{line} in {getattr(code, '__name__', 'forward')}"
 
 

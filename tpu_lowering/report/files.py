@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import importlib.util
 import inspect
@@ -13,8 +14,11 @@ from collections.abc import Generator, Mapping
 from types import ModuleType
 from typing import Any
 
-from tpu_lowering import errors
+from tpu_lowering import errors, offenders
 from tpu_lowering.kernels.jax_function import first_line
+
+EXAMPLE = "python -m tpu_lowering explain model.py:forward"
+"""How such a command looks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,8 @@ def given(target: str) -> Given:
     function = attribute(module, name, target)
     inputs = getattr(module, "example_inputs", None)
     if inputs is None:
-        raise no_target(target, f"no function 'example_inputs' in {stem(module)}")
+        remedy = f"write 'def example_inputs(): return (x,)' into {stem(module)}.py, with what {name} is called with"
+        raise no_target(target, f"no function 'example_inputs' in {stem(module)}", remedy)
     if inspect.isclass(function):
         function = _called(function, target, name)
     inputs = _called(inputs, target, "example_inputs") if callable(inputs) else inputs
@@ -67,7 +72,10 @@ def load(path: pathlib.Path, target: str) -> ModuleType:
         TpuLoweringError: TL106.
     """
     if not path.is_file():
-        raise no_target(target, f"no file {str(path)!r}")
+        beside = [file.name for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        remedy = f"write {target.replace(path.name, near[0])}" if near else EXAMPLE
+        raise no_target(target, f"no file {str(path)!r}", remedy)
     name = path.stem if path.stem.isidentifier() and path.stem not in sys.modules else f"loaded_{len(sys.modules)}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -79,7 +87,8 @@ def load(path: pathlib.Path, target: str) -> ModuleType:
     except errors.TpuLoweringError:
         raise
     except (Exception, SystemExit) as error:
-        raise no_target(target, f"{type(error).__name__} when it was run: {first_line(error)}") from error
+        remedy = f"mend {path.name}: 'python {path}' says where it raises"
+        raise no_target(target, f"{type(error).__name__} when it was run: {first_line(error)}", remedy) from error
     return module
 
 
@@ -107,7 +116,10 @@ def attribute(module: ModuleType, name: str, target: str) -> Any:
     for part in name.split("."):
         found = getattr(found, part, None)
     if not callable(found):
-        raise no_target(target, f"no function {name!r} in {stem(module)}")
+        known = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
+        near = difflib.get_close_matches(name, known, n=1)
+        remedy = f"write {target.rpartition(':')[0]}:{near[0]}" if near else EXAMPLE
+        raise no_target(target, f"no function {name!r} in {stem(module)}", remedy)
     return found
 
 
@@ -122,13 +134,11 @@ def _called(function: Any, target: str, name: str) -> Any:
     except errors.TpuLoweringError:
         raise
     except Exception as error:
-        raise no_target(target, f"{type(error).__name__} from {name}(): {first_line(error)}") from error
+        line = offenders.line_that_raised(error)
+        got = f"{type(error).__name__} from {name}(): {first_line(error)}"
+        raise no_target(target, got, f"mend {name}", line) from error
 
 
-def no_target(target: str, got: str) -> errors.TpuLoweringError:
-    return errors.refuse(
-        "TL106",
-        repr(target),
-        f"expected FILE:FUNCTION, with example_inputs() in FILE to give FUNCTION's arguments, got {got}",
-        "python -m tpu_lowering explain model.py:forward",
-    )
+def no_target(target: str, got: str, remedy: str = EXAMPLE, where: str = "") -> errors.TpuLoweringError:
+    expected = "FILE:FUNCTION, with example_inputs() in FILE to give FUNCTION's arguments"
+    return errors.refuse("TL106", repr(target), f"expected {expected}, got {got}", remedy, where)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import scipy.optimize
 
-from tpu_lowering import aot, errors
+from tpu_lowering import aot, errors, offenders
 from tpu_lowering.ir import chips
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.runtime.aot.program import TpuProgram
@@ -269,7 +269,7 @@ def plan(make: Callable[..., Any], chip: Chip, counts: Sequence[int], best: int 
     if len(fitted) < wanted or not others:
         raise errors.refuse(
             "TL727",
-            getattr(make, "__name__", "FUNCTION"),
+            offenders.name_of(make),
             f"expected {wanted} meshes or more of {len(axes)} axes to fit a model to, and one to check it, got "
             f"{len(fitted)} and {len(others)} that the step takes and libtpu has a topology for",
             "ask for more numbers of chips, or let the step take more meshes",

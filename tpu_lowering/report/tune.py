@@ -15,6 +15,7 @@ from tpu_lowering.fuse.choose.choices import Answer, Score
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.observers import Observer
 from tpu_lowering.runtime.aot import compiler
 
 
@@ -37,8 +38,14 @@ class Answers:
         self.found[answer] = self.found.get(answer, 0) + 1
 
 
-def tune(fn: Callable[..., Any], args: Sequence[Any], chip: Chip, options: Mapping[str, Any]) -> dict[Answer, int]:
-    """Captures a function for a chip with option ``tune``.
+def tune(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    chip: Chip,
+    options: Mapping[str, Any],
+    observers: Sequence[Observer] = (),
+) -> dict[Answer, int]:
+    """Captures a function for a chip with option ``tune``; observers are told of every stage.
 
     Returns:
         Each answer, and how often the function asks for it.
@@ -48,7 +55,7 @@ def tune(fn: Callable[..., Any], args: Sequence[Any], chip: Chip, options: Mappi
     """
     compiler.require_libtpu()
     answers = Answers()
-    aot.capture(fn, tuple(args), {}, chip, {"tune": True, **options}, (answers,))
+    aot.capture(fn, tuple(args), {}, chip, {"tune": True, **options}, (answers, *observers))
     return answers.found
 
 

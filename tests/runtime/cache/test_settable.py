@@ -217,7 +217,7 @@ def test_a_program_of_an_earlier_process_whose_kernel_changed_is_refused(tmp_pat
     assert first == "2.0\n3.0\n3.0\n"
     assert second == (
         "2.0\n"
-        "[TL216] kernel changed under a program that was found in the cache: a program of an earlier process\n"
+        "[TL216] kernel changed under a program that cannot be compiled again: a program of an earlier process\n"
         "  why  expected kernels that read the values they read when the program was found in the cache, got another value\n"
         "  fix  call torch.compiler.reset() after changing what a kernel reads, or give the kernel the value as an argument\n"
         "3.0\n"

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
-from tpu_lowering import errors
+from tpu_lowering import errors, offenders
 
 FORMAT = 5
 MANIFEST, FACTS, HLO = "manifest.json", "facts.json", "optimised.hlo"
@@ -37,7 +37,12 @@ Path = str | os.PathLike[str]
 
 def damaged(path: object, reason: str) -> errors.TpuLoweringError:
     """The refusal of a file."""
-    return errors.refuse("TL109", str(path), f"expected {reason}", "save the program again with TpuProgram.save(path)")
+    again = "save the program again with TpuProgram.save(path)"
+    return errors.refuse("TL109", _named(path), f"expected {reason}", again)
+
+
+def _named(path: object) -> str:
+    return str(path) if isinstance(path, (str, os.PathLike)) else offenders.shown(path)
 
 
 def others(path: object, members: Mapping[str, int], names: Sequence[str]) -> errors.TpuLoweringError:
@@ -45,7 +50,7 @@ def others(path: object, members: Mapping[str, int], names: Sequence[str]) -> er
     for kind, what, loader in ((PROGRAM, "a program", "load(path)"), (STEP, "a step", "TpuStep.load(path)")):
         if sorted(names) == sorted((MANIFEST, *kind)):
             reason = f"expected {'a step' if kind is PROGRAM else 'a program'}, got {what}"
-            return errors.refuse("TL109", str(path), reason, f"read it with tpu_lowering.{loader}")
+            return errors.refuse("TL109", _named(path), reason, f"read it with tpu_lowering.{loader}")
     return damaged(path, f"the members {', '.join((MANIFEST, *members))}, got {len(names)} others")
 
 
@@ -69,7 +74,7 @@ def write(path: Path, members: Mapping[str, bytes], versions: Mapping[str, str])
                 file.writestr(name, data)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise errors.wrong_argument(
-            repr(path), f"the name of a file that can be written, got {type(error).__name__}: {error}",
+            offenders.shown(path), f"the name of a file that can be written, got {type(error).__name__}: {error}",
             "program.save('program.tpu')",
         ) from error  # fmt: skip
 

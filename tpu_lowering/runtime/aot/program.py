@@ -6,12 +6,12 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.mesh import ONE_DEVICE, Mesh
 from tpu_lowering.releases import version
-from tpu_lowering.runtime.aot import archive, hlo, loops, trace
+from tpu_lowering.runtime.aot import archive, hlo, loops, refusals, trace
 from tpu_lowering.runtime.aot.collectives import Collective, collectives_of, link_seconds
 from tpu_lowering.runtime.aot.compiler import Compiled
 from tpu_lowering.runtime.aot.entry_operation import EntryOperation
@@ -149,6 +149,10 @@ class TpuProgram:
             f"<TpuProgram {self.name} for {self.chip.name}: {len(self.entry_operations)} operations, "
             f"{self.hbm_bytes:,} HBM bytes, {self.peak_bytes:,} at peak{cycles}>"
         )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses with TL104: what is compiled ahead of time is read and compared, never run."""
+        raise refusals.never_run(type(self).__name__, self.chip)
 
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Writes the static schedule as a timeline for Perfetto, in Chrome's trace event format.

@@ -36,6 +36,16 @@ def from_message(message: str, kind: str, source: Source, chip: Chip) -> errors.
     )  # fmt: skip
 
 
+def never_run(what: str, chip: Chip) -> errors.TpuLoweringError:
+    """The refusal of a call of what was compiled ahead of time."""
+    return errors.refuse(
+        "TL104",
+        f"{what} for {chip.name}",
+        "expected something that runs, got a program that was compiled ahead of time, to be read, compared and saved",
+        'run the function: torch.compile(fn, backend="helion_tpu")',
+    )
+
+
 def refuse_wide_operands(source: Source, chip: Chip) -> None:
     """Refuses operands of 64 bits: Mosaic has no such registers, and says so without naming the argument.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from tpu_lowering import compat, errors
+from tpu_lowering import compat, errors, offenders
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.mesh import Irregular, Mesh, filled
 from tpu_lowering.ir.programs import Program
@@ -92,9 +92,8 @@ def fake_mesh(sizes: Mapping[str, int]) -> Generator[DeviceMesh]:
         or not given
         or not all(isinstance(name, str) and type(size) is int and size > 0 for name, size in given.items())
     ):
-        raise errors.wrong_argument(
-            "sizes", f"names of axes and how many ranks stand along each, got {sizes!r}", 'fake_mesh({"data": 4})'
-        )
+        expected = f"names of axes and how many ranks stand along each, got {offenders.shown(sizes)}"
+        raise errors.wrong_argument("sizes", expected, 'fake_mesh({"data": 4})')
     if dist.is_initialized():
         raise errors.refuse(
             "TL724",

@@ -6,13 +6,14 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
 
 from tpu_lowering import compat
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.chips import Chip
-from tpu_lowering.runtime.aot import archive, hlo, program, trace
+from tpu_lowering.runtime.aot import archive, hlo, program, refusals, trace
 from tpu_lowering.runtime.aot.capture import Captured
 from tpu_lowering.runtime.aot.program import TpuProgram
 
@@ -143,6 +144,10 @@ class TpuStep:
 
     def __repr__(self) -> str:
         return f"<TpuStep: {self.forward!r}, {self.backward!r}, {self.saved_bytes:,} bytes saved>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses with TL104: what is compiled ahead of time is read and compared, never run."""
+        raise refusals.never_run(type(self).__name__, self.chip)
 
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Writes both static schedules as a timeline, the backward after the forward; see ``TpuProgram.trace``.

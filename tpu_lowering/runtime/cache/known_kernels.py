@@ -122,7 +122,8 @@ def _of_operator(found: registry.Implementation) -> tuple[KnownKernel, Followed]
     surroundings = found.surroundings or compat.custom_operator(found.name)
     if surroundings is None and found.has_backward:
         raise UnknownValueError(f"the gradient of {found.name}")
-    followed = _followed((str(compat.schema(overload)), found.function, *(surroundings or ())))
+    parts = (str(compat.schema(overload)), found.function, *(surroundings or ()))
+    followed = _followed(parts).beside(found.is_current)
     place = f"{found.name}.{compat.overload_name(overload)}"
     return KnownKernel("operator", place, found.name, digest([followed.text])), followed
 
