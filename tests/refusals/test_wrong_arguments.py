@@ -73,7 +73,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "kernel_op with a backward": (lambda: op("wrong::e", backward=3), "TL208", "wrong::e: expected backward as a function, got 3"),
     "kernel_op with a context": (lambda: op("wrong::f", setup_context=3), "TL208", "wrong::f: expected setup_context as a function, got 3"),
     "kernel_op with types": (lambda: op("wrong::g", fake=X.shape), "TL208", "wrong::g: expected fake as a function, got torch.Size([16])"),
-    "register_kernel without parentheses": (lambda: register(annotated), "TL208", "register_kernel: expected an operator of torch, got annotated"),
+    "register_kernel without parentheses": (lambda: register(annotated), "TL208", "register_kernel: expected an operator of torch, got the function annotated"),
     "register_kernel above a number": (lambda: register(torch.ops.aten.sinc)(3), "TL208", "aten.sinc.default: expected a function, got int"),
     "Options of a number": (lambda: Options.create(3), "TL102", "options: expected a dictionary of options by their names, got int"),
     "Options by number": (lambda: Options.create({3: 1}), "TL101", "3: expected one of verify, poison, passes, fallback, cpu_kernels, random, fuse, tune, tune_seconds, dump, cache, cache_bytes, buckets, device, mesh, shardings, got 3"),
