@@ -12,14 +12,16 @@ from tpu_lowering.ir import graphs
 def refusal_in(error: BaseException) -> errors.TpuLoweringError | None:
     """The coded error that an error is, or that Dynamo has wrapped in it; None if there is none.
 
-    What a kernel's types are is asked while Dynamo captures, whose error then has the refusal as its cause.
+    What a kernel's types are is asked while Dynamo captures, whose error then has the refusal as its cause; with torch
+    2.14 there is an error of torch's between the two, raised from the refusal.
     """
     given = error
     if isinstance(error, compat.BackendCompilerFailed):
         error = getattr(error, "inner_exception", error)
     while not isinstance(error, errors.TpuLoweringError):
         inner = error.__cause__ or error.__context__
-        if inner is None or not isinstance(error, compat.DynamoError):
+        is_between = error is not given and isinstance(error.__cause__, errors.TpuLoweringError)
+        if inner is None or not (is_between or isinstance(error, compat.DynamoError)):
             return None
         error = inner
     if error is given or str(error) == str(error.refusal):
