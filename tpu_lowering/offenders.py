@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
-import linecache
 import os
 import traceback
 import types
@@ -80,11 +79,13 @@ def line_that_raised(error: BaseException) -> str:
     """``file:line in name: code`` of the user's line that an exception was raised in, or that called the library that
     raised it; "" where no line is the user's."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_of_library(frame.filename)]
-    if not frames:
-        return ""
-    last = frames[-1]
-    code = linecache.getline(last.filename, last.lineno or 0).strip()
-    return f"{last.filename}:{last.lineno} in {last.name}" + (f": {code}" if code else "")
+    return line_of(frames[-1]) if frames else ""
+
+
+def line_of(frame: traceback.FrameSummary) -> str:
+    """``file:line in name: code`` of a place in a program; without the code where Python does not have it."""
+    place = f"{frame.filename}:{frame.lineno} in {frame.name}"
+    return f"{place}: {frame.line.strip()}" if frame.line else place
 
 
 def _is_of_library(filename: str) -> bool:

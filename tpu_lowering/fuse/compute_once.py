@@ -23,7 +23,7 @@ import math
 
 from torch import fx
 
-from tpu_lowering.fuse.space.kinds import kind_of
+from tpu_lowering.fuse.space.kinds import is_pointwise
 from tpu_lowering.fuse.space.row_regions import PRODUCTS, shape_of, tensor_operands
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
 from tpu_lowering.fuse.xla.layouts import is_view
@@ -49,12 +49,7 @@ class ComputeOnce:
 
 
 def _is_computed_again(node: fx.Node) -> bool:
-    return _is_pointwise(node) and _products_of(node) > 1 and len(_made_of(node)) >= MADE_OF
-
-
-def _is_pointwise(node: fx.Node) -> bool:
-    kind = kind_of(node)
-    return kind is not None and kind.name == "pointwise"
+    return is_pointwise(node) and _products_of(node) > 1 and len(_made_of(node)) >= MADE_OF
 
 
 def _products_of(node: fx.Node) -> int:
@@ -77,7 +72,7 @@ def _made_of(node: fx.Node) -> set[fx.Node]:
             if used in seen or math.prod(shape_of(used)) < elements:
                 continue
             seen.add(used)
-            if used.op == "call_function" and (_is_pointwise(used) or is_view(used)):
+            if used.op == "call_function" and (is_pointwise(used) or is_view(used)):
                 waiting.append(used)
             else:
                 found.add(used)

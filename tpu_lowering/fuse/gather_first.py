@@ -21,7 +21,7 @@ from typing import Any
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.space.kinds import kind_of
+from tpu_lowering.fuse.space.kinds import is_pointwise
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
@@ -104,8 +104,7 @@ def _source_of(node: fx.Node) -> fx.Node | None:
 
 def _is_for_one(node: fx.Node) -> bool:
     """Whether a node is pointwise work that one other node uses."""
-    kind = kind_of(node)
-    return kind is not None and kind.name == "pointwise" and len(node.users) == 1
+    return is_pointwise(node) and len(node.users) == 1
 
 
 def _has_rows(used: fx.Node, source: fx.Node) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from tpu_lowering import compat, errors
+from tpu_lowering import compat, errors, offenders
 from tpu_lowering.ir import arguments
 from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.types import TensorType
@@ -113,7 +113,7 @@ def cannot_compile(name: str, error: Exception, where: str) -> errors.TpuLowerin
     that of the call."""
     line = getattr(error, "location", None)
     if line and line.lineno:
-        where = f"{line.filename}:{line.lineno} in {line.name}: {(line.line or '').strip()}"
+        where = offenders.line_of(line)
     return errors.refuse(
         "TL206",
         name,

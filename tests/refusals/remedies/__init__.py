@@ -17,7 +17,10 @@ from tpu_lowering import TpuLoweringError
 from tpu_lowering.capture.refusals import refusal_in
 
 X = torch.arange(16.0) / 4 - 2
-Case = Callable[[], tuple[Any, Any]]
+DOUBLE = X * 2
+Result = tuple[Any, Any]
+"""What the mended code gives, and what it should."""
+Case = Callable[[], Result]
 MISTAKES: dict[str, Case] = {}
 
 
@@ -88,6 +91,21 @@ def in_eager_and_compiled(kernel: Any) -> str:
     found = refused(into(kernel), X)
     assert says(lambda: into(kernel)(X)) == found
     return found
+
+
+def double(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def double_into(x: torch.Tensor, out: torch.Tensor) -> None:
+    return x * 2  # type: ignore[return-value]
+
+
+def double_of_torch(name: str) -> Any:
+    """An operator of torch's that doubles, without a kernel."""
+    operator = torch.library.custom_op(name, double, mutates_args=())
+    operator.register_fake(torch.empty_like)
+    return operator
 
 
 def doubling() -> Callable[[torch.Tensor], torch.Tensor]:

@@ -12,10 +12,9 @@ from expecttest import assert_expected_inline as inline
 from jax.experimental import pallas as pl
 
 import tpu_lowering
-from tests.refusals.remedies import X, compiled, into, mistake, says
+from tests.refusals.remedies import Result, X, compiled, into, mistake, says
 from tpu_lowering import TpuStep, aot_compile, explain, kernel_op
 
-Result = tuple[Any, Any]
 ROWS = torch.ones(8, 128)
 
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import pathlib
-from typing import Any
 
 from expecttest import assert_expected_inline as inline
 
-from tests.refusals.remedies import mistake, text
+from tests.refusals.remedies import Result, mistake, text
 from tpu_lowering.__main__ import main
-
-Result = tuple[Any, Any]
 
 MODEL = """
 import torch

@@ -9,19 +9,21 @@ import numpy as np
 import torch
 from expecttest import assert_expected_inline as inline
 
-from tests.refusals.remedies import X, compiled, gradient, into, mistake, refused, says
+from tests.refusals.remedies import (
+    DOUBLE,
+    Result,
+    X,
+    compiled,
+    double,
+    double_into,
+    double_of_torch,
+    gradient,
+    into,
+    mistake,
+    refused,
+    says,
+)
 from tpu_lowering import kernel_op, register_kernel
-
-Result = tuple[Any, Any]
-DOUBLE = X * 2
-
-
-def double(x: torch.Tensor) -> torch.Tensor:
-    return x * 2
-
-
-def double_into(x: torch.Tensor, out: torch.Tensor) -> None:
-    return x * 2  # type: ignore[return-value]
 
 
 # Declarations -----------------------------------------------------------------------------------------
@@ -155,11 +157,7 @@ def a_sharding_without_an_arrow() -> Result:
 
 @mistake
 def a_name_that_torch_has() -> Result:
-    @torch.library.custom_op("remedies::taken", mutates_args=())
-    def taken(x: torch.Tensor) -> torch.Tensor:
-        return x * 2
-
-    taken.register_fake(torch.empty_like)
+    taken = double_of_torch("remedies::taken")
     inline(
         says(lambda: kernel_op("remedies::taken")(double)),
         """\
@@ -195,11 +193,7 @@ def one_name_for_the_kernels_of_a_loop() -> Result:
 
 @mistake
 def a_second_implementation() -> Result:
-    @torch.library.custom_op("remedies::twice", mutates_args=())
-    def twice(x: torch.Tensor) -> torch.Tensor:
-        return x * 2
-
-    twice.register_fake(torch.empty_like)
+    twice = double_of_torch("remedies::twice")
     register_kernel(torch.ops.remedies.twice)(double)
     inline(
         says(lambda: register_kernel(torch.ops.remedies.twice)(lambda x: x + x)),
@@ -214,11 +208,7 @@ def a_second_implementation() -> Result:
 
 @mistake
 def an_implementation_of_a_name() -> Result:
-    @torch.library.custom_op("remedies::by_name", mutates_args=())
-    def by_name(x: torch.Tensor) -> torch.Tensor:
-        return x * 2
-
-    by_name.register_fake(torch.empty_like)
+    by_name = double_of_torch("remedies::by_name")
     inline(
         says(lambda: register_kernel("remedies::by_name")),
         """\

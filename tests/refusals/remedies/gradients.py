@@ -9,15 +9,21 @@ import helion.language as hl
 import torch
 from expecttest import assert_expected_inline as inline
 
-from tests.refusals.remedies import X, compiled, doubling, gradient, into, mistake, refused, says
+from tests.refusals.remedies import (
+    DOUBLE,
+    Result,
+    X,
+    compiled,
+    double,
+    double_of_torch,
+    doubling,
+    gradient,
+    into,
+    mistake,
+    refused,
+    says,
+)
 from tpu_lowering import kernel_op, register_kernel
-
-Result = tuple[Any, Any]
-DOUBLE = X * 2
-
-
-def double(x: torch.Tensor) -> torch.Tensor:
-    return x * 2
 
 
 # Gradients --------------------------------------------------------------------------------------------
@@ -52,11 +58,7 @@ def a_gradient_in_eager_of_a_kernel_without_backward() -> Result:
 
 @mistake
 def a_gradient_of_a_registered_operator() -> Result:
-    @torch.library.custom_op("remedies::doubled_operator", mutates_args=())
-    def doubled_operator(x: torch.Tensor) -> torch.Tensor:
-        return x * 2
-
-    doubled_operator.register_fake(torch.empty_like)
+    doubled_operator = double_of_torch("remedies::doubled_operator")
     register_kernel(torch.ops.remedies.doubled_operator)(double)
     inline(
         says(lambda: gradient(compiled(lambda x: doubled_operator(x)))),

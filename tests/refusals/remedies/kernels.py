@@ -11,11 +11,19 @@ import torch
 from expecttest import assert_expected_inline as inline
 from jax.experimental import pallas as pl
 
-from tests.refusals.remedies import X, compiled, doubling, in_eager_and_compiled, into, mistake, refused
+from tests.refusals.remedies import (
+    DOUBLE,
+    Result,
+    X,
+    compiled,
+    double_into,
+    doubling,
+    in_eager_and_compiled,
+    into,
+    mistake,
+    refused,
+)
 from tpu_lowering import kernel_op, register_kernel
-
-Result = tuple[Any, Any]
-DOUBLE = X * 2
 
 
 # Results ----------------------------------------------------------------------------------------------
@@ -67,10 +75,7 @@ def too_many_results() -> Result:
     def two_values(x: torch.Tensor, out: torch.Tensor) -> None:
         return x * 2, x  # type: ignore[return-value]
 
-    @kernel_op("remedies::one_value", mutates_args=("out",))
-    def one_value(x: torch.Tensor, out: torch.Tensor) -> None:
-        return x * 2  # type: ignore[return-value]
-
+    one_value = kernel_op("remedies::one_value", mutates_args=("out",))(double_into)
     inline(
         in_eager_and_compiled(two_values),
         """\
@@ -88,10 +93,7 @@ def a_new_value_that_is_not_returned() -> Result:
     def stored(x: torch.Tensor, out: torch.Tensor) -> None:
         x * 2
 
-    @kernel_op("remedies::returned", mutates_args=("out",))
-    def returned(x: torch.Tensor, out: torch.Tensor) -> None:
-        return x * 2  # type: ignore[return-value]
-
+    returned = kernel_op("remedies::returned", mutates_args=("out",))(double_into)
     inline(
         in_eager_and_compiled(stored),
         """\
@@ -335,7 +337,7 @@ def operands_that_overlap() -> Result:
 
 @mistake
 def an_expanded_tensor_that_is_written() -> Result:
-    operator = kernel_op("remedies::fill", mutates_args=("out",))(filled())
+    operator = kernel_op("remedies::fill", mutates_args=("out",))(double_into)
 
     def expanded(x: torch.Tensor) -> torch.Tensor:
         row = torch.empty(4).expand(4, 4)
@@ -356,10 +358,3 @@ def an_expanded_tensor_that_is_written() -> Result:
   fix  write to a .clone() of it""",
     )
     return compiled(cloned)(X), DOUBLE.view(4, 4)
-
-
-def filled() -> Any:
-    def fill(x: torch.Tensor, out: torch.Tensor) -> None:
-        return x * 2  # type: ignore[return-value]
-
-    return fill

@@ -8,9 +8,8 @@ import pytest
 import torch
 from expecttest import assert_expected_inline as inline
 
-from tests.refusals.remedies import X, compiled, mistake, refused, says, text
+from tests.refusals.remedies import Result, X, compiled, mistake, refused, says, text
 
-Result = tuple[Any, Any]
 SIZES = {"capture_dynamic_output_shape_ops": True, "capture_scalar_outputs": True}
 
 

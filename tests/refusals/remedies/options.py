@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import Any
 
 import torch
 from expecttest import assert_expected_inline as inline
 
-from tests.refusals.remedies import X, compiled, mistake, refused, says
+from tests.refusals.remedies import Result, X, compiled, double, mistake, refused, says
 from tpu_lowering.options import Options
-
-Result = tuple[Any, Any]
-
-
-def double(x: torch.Tensor) -> torch.Tensor:
-    return x * 2
 
 
 @mistake

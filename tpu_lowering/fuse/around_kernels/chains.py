@@ -12,7 +12,7 @@ from torch import fx
 from tpu_lowering import compat
 from tpu_lowering.codegen import source
 from tpu_lowering.fuse.rows.block_graph import constant_element, on_block
-from tpu_lowering.fuse.space.kinds import HELD, is_constant, kind_of
+from tpu_lowering.fuse.space.kinds import HELD, is_constant, is_pointwise
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.programs import Program, Signature
@@ -82,8 +82,7 @@ def _chain(members: Sequence[fx.Node]) -> Chain | None:
 
 
 def _is_pointwise(node: fx.Node, shape: Shape) -> bool:
-    kind = kind_of(node)
-    return kind is not None and kind.name == "pointwise" and shape_of(node) == shape and len(shape) >= 2
+    return is_pointwise(node) and shape_of(node) == shape and len(shape) >= 2
 
 
 def _waits_for(node: fx.Node, other: fx.Node) -> bool:

@@ -26,7 +26,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.space.kinds import kind_of
+from tpu_lowering.fuse.space.kinds import is_pointwise
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
 from tpu_lowering.ir import arguments, graphs
 from tpu_lowering.ir.boxes import Box, read_box, write_box
@@ -136,7 +136,7 @@ def _places(like: torch.Tensor, dim: int) -> torch.Tensor:
 def _piece(node: fx.Node, dim: int, shape: Sequence[int]) -> Piece | None:
     """A value as a piece of rows of a shape; None if it is none."""
     chain: list[fx.Node] = []
-    while (kind := kind_of(node)) is not None and kind.name == "pointwise":
+    while is_pointwise(node):
         (used, *others) = tensor_operands(node)
         if others or shape_of(used) != shape_of(node):
             return None

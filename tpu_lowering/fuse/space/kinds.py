@@ -85,6 +85,12 @@ def kind_of(node: fx.Node) -> Kind | None:
     return kind
 
 
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether each element of a node is computed of the same element of every operand."""
+    kind = kind_of(node)
+    return kind is not None and kind.name == "pointwise"
+
+
 def _key(node: fx.Node) -> Hashable:
     """What a node is, is found of these: its operator, its types, and its arguments with types in place of values."""
     return (node.target, fakes.by_type(node), fakes.by_type(node.args), *map(fakes.by_type, node.kwargs.items()))

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.space.kinds import Kind, kind_of
+from tpu_lowering.fuse.space.kinds import Kind, is_pointwise, kind_of
 from tpu_lowering.fuse.space.spaces import AccessMap, Dim, Run, Space, aligned, dims_of, joined, mapping, split
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.contractions import contract
@@ -360,8 +360,7 @@ def is_own_product(node: fx.Node) -> bool:
         return False
     if graphs.is_call(node, aten.reshape.default):
         return isinstance(node.args[0], fx.Node) and is_own_product(node.args[0])
-    kind = kind_of(node)
-    if kind is not None and kind.name == "pointwise":
+    if is_pointwise(node):
         return any(is_own_product(used) for used in tensor_operands(node))
     return node.target in PRODUCTS
 

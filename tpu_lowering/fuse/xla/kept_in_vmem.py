@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from tpu_lowering.fuse.space.kinds import kind_of
+from tpu_lowering.fuse.space.kinds import is_pointwise
 from tpu_lowering.fuse.space.row_plans import RowPlan
 from tpu_lowering.fuse.space.row_regions import PRODUCTS, shape_of, tensor_operands
 from tpu_lowering.fuse.space.spaces import dims_of
@@ -92,9 +92,4 @@ def _go_into_products(nodes: Sequence[fx.Node]) -> bool:
 
 
 def _passes_on(node: fx.Node) -> bool:
-    return is_view(node) or _is_pointwise(node)
-
-
-def _is_pointwise(node: fx.Node) -> bool:
-    kind = kind_of(node)
-    return kind is not None and kind.name == "pointwise"
+    return is_view(node) or is_pointwise(node)

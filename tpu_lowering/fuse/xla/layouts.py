@@ -19,7 +19,7 @@ from typing import Any
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.space.kinds import kind_of
+from tpu_lowering.fuse.space.kinds import is_pointwise
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.chips import LANES, SUBLANES
@@ -139,8 +139,7 @@ def _first(order: Callable[[fx.Node], Order | None], nodes: Sequence[fx.Node] | 
 
 
 def _is_pointwise(node: fx.Node, used: fx.Node) -> bool:
-    kind = kind_of(node)
-    return kind is not None and kind.name == "pointwise" and shape_of(node) == shape_of(used)
+    return is_pointwise(node) and shape_of(node) == shape_of(used)
 
 
 def _is_permuted(node: fx.Node) -> bool:
