@@ -16,6 +16,7 @@ from tpu_lowering.capture.shardings import Table
 from tpu_lowering.fuse.attention import sites
 from tpu_lowering.fuse.attention.masks import Term, computed, constants
 from tpu_lowering.fuse.attention.training import pair_with_gradients
+from tpu_lowering.fuse.sum_repeated import SCATTERS
 from tpu_lowering.ir import operators
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
@@ -50,7 +51,7 @@ def partitioner(
         if chip is not None and not any(is_symbolic(node.meta.get("val")) for node in joint.graph.nodes):
             with compat.disable_current_modes():  # masks are computed here
                 pair_with_gradients.call_operators(joint.graph, chip, {})
-                compute_masks_again(joint.graph)
+                compute_again(joint.graph)
         with compat.disable_current_modes():
             tell(recompute_rows(joint.graph, given["num_fwd_outputs"]))
         if table is not None:
@@ -120,10 +121,14 @@ def _draws(node: fx.Node) -> bool:
     return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def compute_masks_again(graph: fx.Graph) -> None:
-    """Has the backward compute the masks of attention from their parts: a whole one that is saved is an input to it."""
+def compute_again(graph: fx.Graph) -> None:
+    """Has the backward compute the masks of attention from their parts, and the positions of a scatter that depend on
+    no input: what is saved is an input to it, and nothing is known of that."""
     targets = (sites.FORWARD, sites.BACKWARD)
     masks = [node.kwargs.get("attn_mask") for node in graph.nodes if node.target in targets]
     found = [node for mask in masks if isinstance(mask, fx.Node) for node in computed(Term(mask))]
-    for node in (*found, *(constants(graph) if found else ())):
-        node.meta.setdefault("recompute", CheckpointPolicy.MUST_RECOMPUTE)
+    positions = {used for node in graph.nodes if node.target in SCATTERS for used in node.all_input_nodes}
+    known = constants(graph) if found or positions else set[fx.Node]()
+    if found or positions & known:
+        for node in (*found, *known):
+            node.meta.setdefault("recompute", CheckpointPolicy.MUST_RECOMPUTE)

@@ -13,7 +13,8 @@ After::
     d_x = aten.mm(d_gate, weight)
 
 XLA computes pointwise work inside the product that reads it. With two such products it does so twice: each reads all
-that the value is made of, and copies some of it into another order first.
+that the value is made of, and copies some of it into another order first. For one product it pays where a product makes
+one of those values: XLA then computes the work on that one's results, and writes and reads one value less.
 """
 
 from __future__ import annotations
@@ -49,7 +50,18 @@ class ComputeOnce:
 
 
 def _is_computed_again(node: fx.Node) -> bool:
-    return is_pointwise(node) and _products_of(node) > 1 and len(_made_of(node)) >= MADE_OF
+    if not is_pointwise(node) or len(made_of := _made_of(node)) < MADE_OF:
+        return False
+    count = _products_of(node)
+    return count > 1 or (count == len(node.users) == 1 and any(_is_product_for(used, node) for used in made_of))
+
+
+def _is_product_for(used: fx.Node, node: fx.Node) -> bool:
+    """Whether a value is a product that nothing but a node is made of."""
+    is_product = used.target in PRODUCTS
+    while used is not node and len(used.users) == 1:
+        (used,) = used.users
+    return is_product and used is node
 
 
 def _products_of(node: fx.Node) -> int:
@@ -85,4 +97,6 @@ def _materialize(graph: fx.Graph, node: fx.Node) -> Action:
     node.replace_all_uses_with(held, delete_user_cb=lambda user: user is not held)
     count, parts = _products_of(held), len(_made_of(node))
     reason = f"{count} products read it: computed inside each, {parts} values of its size would be read {count} times"
+    if count == 1:
+        reason = f"computed with the product before, and not of {parts} values of its size inside the one that reads it"
     return Action.on("moved", node, reason)

@@ -35,7 +35,7 @@ from tpu_lowering.fuse.attention.masks import Known
 from tpu_lowering.fuse.attention.paged.sites import PagedPlan, paged_plan
 from tpu_lowering.fuse.attention.plans import AttentionPlan, bytes_by_xla, plan_of
 from tpu_lowering.fuse.attention.shared_heads import share_rows
-from tpu_lowering.fuse.attention.sites import Attention, find
+from tpu_lowering.fuse.attention.sites import Attention, find, narrowed
 from tpu_lowering.fuse.attention.training import pair_with_gradients
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
 from tpu_lowering.ir import graphs
@@ -64,7 +64,7 @@ class FuseAttention:
         chip = graphs.chip(graph)
         known: Known = {}
         kept = pair_with_gradients.call_operators(graph, chip, known)
-        plans = [_plan(site, chip, known) for site in find(graph) if site.node not in kept]
+        plans = [_plan(narrowed(site), chip, known) for site in find(graph) if site.node not in kept]
         replaced: dict[fx.Node, fx.Node] = {}
         actions = [*kept.values()]
         for plan in plans:

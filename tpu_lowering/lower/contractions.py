@@ -20,11 +20,15 @@ def contract(
 
     XLA for the CPU has no product of narrow floats over several axes; there they are widened first.
     """
-    dtype = compute_dtype(out.dtype)
-    product = functools.partial(jnp.einsum, equation, preferred_element_type=dtype)
-    if left.dtype == dtype:
+    wide = compute_dtype(out.dtype)
+    kept = out.dtype if bias is None else wide  # a TPU rounds what it has summed in float32 as it writes it
+    product = functools.partial(jnp.einsum, equation, preferred_element_type=kept)
+
+    def widened(*factors: jax.Array) -> jax.Array:
+        return cast(jnp.einsum(equation, *(cast(factor, wide) for factor in factors)), kept)
+
+    if left.dtype == wide:
         result = product(left, right)
     else:
-        widened = lambda *factors: product(*(cast(factor, dtype) for factor in factors))  # noqa: E731
         result = jax.lax.platform_dependent(left, right, cpu=widened, default=product)
-    return finish(result if bias is None else cast(bias, dtype) + result, out)
+    return finish(result if bias is None else cast(bias, wide) + result, out)

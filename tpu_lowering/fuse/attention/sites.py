@@ -22,6 +22,7 @@ from tpu_lowering import compat
 from tpu_lowering.fuse.attention.masks import Term, number
 from tpu_lowering.fuse.attention.operands import Rows, factor_of, keeps_rows, rows_of
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.types import bf16, f32
 
 aten = compat.aten
 
@@ -171,6 +172,36 @@ def _fused(node: fx.Node, given: dict[str, Any], results: int, others: tuple[fx.
         outputs=tuple(outputs),
         given=others,
     )
+
+
+def narrowed(site: Attention) -> Attention:
+    """An attention of bfloat16, where code that writes it out makes operands float32 before it and its result bfloat16
+    again after it; the same attention otherwise. A kernel sums products of bfloat16, which are exact, in float32."""
+    if site.written is None or site.dropout or graphs.type_of(site.node).element != f32:
+        return site
+    result = site.node
+    while len(result.users) == 1 and keeps_rows(user := next(iter(result.users))):
+        result = user
+    users = list(result.users)
+    if len(users) != 1 or not graphs.is_call(users[0], aten._to_copy.default):
+        return site
+    query, key, value = (_narrow(rows) for rows in (site.query, site.key, site.value))
+    if graphs.type_of(users[0]).element != bf16 or query is None or key is None or value is None:
+        return site
+    if query.repeat > 1 or key.repeat != value.repeat:
+        return site
+    return dataclasses.replace(site, query=query, key=key, value=value, outputs=(users[0],))
+
+
+def _narrow(rows: Rows) -> Rows | None:
+    """Rows of bfloat16 that are made float32; None for others."""
+    if not graphs.is_call(rows.node, aten._to_copy.default) or graphs.type_of(rows.node).element != f32:
+        return None
+    source: Any = rows.node.args[0]
+    if graphs.type_of(source).element != bf16:
+        return None
+    behind = rows_of(source, rows.swapped)
+    return Rows(source, rows.swapped, rows.repeat) if rows.repeat > 1 else behind
 
 
 @dataclasses.dataclass(frozen=True)

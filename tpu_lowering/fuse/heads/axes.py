@@ -123,8 +123,9 @@ def product_of(node: fx.Node) -> AxisProduct | None:
     if any(found is None for found in axes.values()):
         return None
     factors = [_factor(view, names, axes) for view, names in zip(views, dims, strict=True)]  # type: ignore[arg-type]
-    results = tuple(_result(leaf, axes) for leaf in leaves)  # type: ignore[arg-type]
-    return AxisProduct(node, factors[0], factors[1], bias, results)
+    places = [*factors, *(_result(leaf, axes) for leaf in leaves)]  # type: ignore[arg-type]
+    left, right, *results = _joined(places)
+    return AxisProduct(node, left, right, bias, tuple(results))
 
 
 def _is_row(bias: fx.Node, product: fx.Node) -> bool:
@@ -189,6 +190,32 @@ def _result(leaf: View, axes: dict[int, list[Digit]]) -> Placed:
         return [part for part in axes[digit.axis] if digit.stride <= part.stride < digit.stride * digit.size]
 
     return _placed(leaf.path[0] if leaf.path else leaf.base, [part for digit in leaf.digits for part in inside(digit)])
+
+
+def _joined(places: Sequence[Placed]) -> list[Placed]:
+    """The same values, with those axes as one that follow one another in each that has either: rows and columns of
+    pixels are one axis."""
+    sizes = {axis: size for one in places for axis, size in zip(one.axes, one.sizes, strict=True)}
+    for outer, inner in itertools.permutations(sizes, 2):
+        if outer == (inner[0], inner[1] * sizes[inner]) and all(_are_neighbours(one, outer, inner) for one in places):
+            return _joined([_with_one_axis(one, outer, inner) for one in places])
+    return list(places)
+
+
+def _are_neighbours(placed: Placed, outer: Axis, inner: Axis) -> bool:
+    if outer not in placed.axes and inner not in placed.axes:
+        return True
+    return (outer, inner) in itertools.pairwise(placed.axes)
+
+
+def _with_one_axis(placed: Placed, outer: Axis, inner: Axis) -> Placed:
+    if outer not in placed.axes:
+        return placed
+    at = placed.axes.index(outer)
+    size = placed.sizes[at] * placed.sizes[at + 1]
+    axes, sizes = list(placed.axes), list(placed.sizes)
+    axes[at : at + 2], sizes[at : at + 2] = [inner], [size]
+    return Placed(placed.node, tuple(axes), tuple(sizes))
 
 
 def _placed(node: fx.Node, parts: Sequence[Digit]) -> Placed:

@@ -70,9 +70,12 @@ def _rewrite(graph: fx.Graph, training: Training, known: Known) -> None:
     """Puts the operators in, and their results in the place of what they replace."""
     site = training.forward
     heads = site.leading[-1] if site.leading[-1] % site.groups == 0 else site.query.heads
+    width = max(site.key.width, site.value.width)  # the operator has one: zeros more change neither scores nor results
     with inserting_for(site.node):
-        query = _placed(graph, site.query, heads)
-        key, value = (_placed(graph, rows, heads // site.groups) for rows in (site.key, site.value))
+        query = _wide(graph, _placed(graph, site.query, heads), width)
+        key, value = (
+            _wide(graph, _placed(graph, rows, heads // site.groups), width) for rows in (site.key, site.value)
+        )
         is_causal, mask = _mask(graph, site, known)
         given: dict[str, Any] = {"attn_mask": mask, "scale": site.scale}
         forward = graphs.call(graph, FORWARD, query, key, value, 0.0, is_causal, **given)
@@ -80,7 +83,7 @@ def _rewrite(graph: fx.Graph, training: Training, known: Known) -> None:
         alive = _alive(graph, site, is_causal, mask, known)
         replaced = [(site.node, _like(graph, _or_nan(graph, result, alive), Rows(site.node)))]
     with inserting_for(training.anchor):
-        gradient = _or_nan(graph, _placed(graph, training.given, heads), alive)
+        gradient = _wide(graph, _or_nan(graph, _placed(graph, training.given, heads), alive), width)
         backward = graphs.call(
             graph, BACKWARD, gradient, query, key, value, result, logsumexp, 0.0, is_causal, **given
         )  # fmt: skip
@@ -98,8 +101,15 @@ def _placed(graph: fx.Graph, rows: Rows, heads: int) -> fx.Node:
     return graphs.call(graph, aten.reshape.default, rows.placed(graph), shape)
 
 
+def _wide(graph: fx.Graph, node: fx.Node, width: int) -> fx.Node:
+    """Rows of a width: with zeros at their ends, or without what is beyond it."""
+    missing = width - graphs.type_of(node).shape[-1]
+    return graphs.call(graph, aten.constant_pad_nd.default, node, [0, missing]) if missing else node
+
+
 def _like(graph: fx.Graph, node: fx.Node, rows: Rows) -> fx.Node:
-    """[batch, heads, length, width] as a node of other rows has them."""
+    """[batch, heads, length, width] as a node of other rows has them, of which there may be fewer columns."""
+    node = _wide(graph, node, rows.width)
     if rows.swapped:
         node = graphs.call(graph, aten.permute.default, node, [0, 1, 3, 2])
     return graphs.call(graph, aten.reshape.default, node, list(graphs.type_of(rows.node).shape))
