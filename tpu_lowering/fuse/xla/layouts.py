@@ -85,7 +85,9 @@ def order_of(node: fx.Node) -> Order | None:
         source, dims = node.args[0], _dims(node)
         found = order_of(source) if isinstance(source, fx.Node) else None
         return None if found is None else tuple(dims.index(axis) for axis in found)
-    return _first(order_of, [used for used in tensor_operands(node) if _is_pointwise(node, used)])
+    # The work is fused with what computes an operand, and reads an argument as that lies.
+    operands = sorted(tensor_operands(node), key=lambda used: used.op == "placeholder")
+    return _first(order_of, [used for used in operands if _is_pointwise(node, used)])
 
 
 def order_wanted(node: fx.Node) -> Order | None:
