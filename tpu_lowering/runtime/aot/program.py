@@ -39,7 +39,7 @@ class TpuProgram:
             Peak counts buffers that are prefetched into VMEM too on v5e and v6e.
         artifact: portable StableHLO, as ``jax.export`` serialises it.
         executable: libtpu's executable; b"" where it cannot be serialised. Loading it needs a TPU.
-        schedule_failure: why there is no static schedule, or "".
+        schedule_failure: why there is no static schedule, or not all of it, in a sentence; "" where there is one.
         drawn_inputs: what the program's last arguments are, if it draws random numbers; whoever runs it draws them
             anew for every call. "key" is a uint32 [2] of random bits, of which all random numbers are made; with
             ``options={"random": "torch"}`` each operator's values are an argument, under the operator's name.
