@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import tpu_lowering
+from tpu_lowering.ir.remarks import Remark
 from tpu_lowering.report.boxes import Box, ProgramGraphs
-from tpu_lowering.report.findings import CompilerView, Direction, Remark
+from tpu_lowering.report.findings import CompilerView, Direction
 from tpu_lowering.report.moved import Moved
 
 SCRIPT = "<script>alert('x')</script>"

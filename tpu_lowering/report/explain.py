@@ -16,11 +16,11 @@ import torch
 from tpu_lowering import aot, compat, errors, offenders, pipeline
 from tpu_lowering.capture import refusals
 from tpu_lowering.ir import chips
+from tpu_lowering.ir.remarks import Remark
 from tpu_lowering.kernels import helion
 from tpu_lowering.observers import Observers
 from tpu_lowering.report import chip
 from tpu_lowering.report.collector import Collector, breaks
-from tpu_lowering.report.findings import Remark
 from tpu_lowering.report.progress import Progress
 from tpu_lowering.report.report import Report
 

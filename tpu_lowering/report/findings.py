@@ -1,4 +1,4 @@
-"""What a report holds: remarks, draws of random numbers, and the TPU compiler's view."""
+"""What a report holds beside remarks: draws of random numbers, and the TPU compiler's view."""
 
 from __future__ import annotations
 
@@ -11,29 +11,6 @@ from tpu_lowering.report.moved import Moved, moved_by
 from tpu_lowering.runtime.aot import hlo
 from tpu_lowering.runtime.aot.live import live_bytes
 from tpu_lowering.runtime.aot.program import TpuProgram
-
-
-@dataclasses.dataclass(frozen=True)
-class Remark:
-    """What the report says of one buffer, or of another value.
-
-    Attributes:
-        node: its name in the graph.
-        program: the program it belongs to.
-        where: the user's source line, ``file.py:line in function: code``.
-        nbytes: its size.
-        code: a code of ``errors.CODES``; "" where there is nothing to explain.
-        reason: why it is kept, or how it could go.
-        remedy: what the user can do.
-    """
-
-    node: str
-    program: str
-    where: str
-    nbytes: int
-    code: str = ""
-    reason: str = ""
-    remedy: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

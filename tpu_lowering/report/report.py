@@ -13,8 +13,9 @@ from rich.panel import Panel
 from rich.table import Table
 
 from tpu_lowering import errors
+from tpu_lowering.ir.remarks import Remark
 from tpu_lowering.report.boxes import ProgramGraphs
-from tpu_lowering.report.findings import CompilerView, Draw, Remark
+from tpu_lowering.report.findings import CompilerView, Draw
 from tpu_lowering.report.page.document import Page, document, fragment
 from tpu_lowering.report.sizes import size_text
 

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from tpu_lowering import errors
+from tpu_lowering.ir.remarks import Remark
 from tpu_lowering.report.boxes import ProgramGraphs
-from tpu_lowering.report.findings import CompilerView, Direction, Remark
+from tpu_lowering.report.findings import CompilerView, Direction
 from tpu_lowering.report.page import charts
 from tpu_lowering.report.page.elements import Markup, element
 from tpu_lowering.report.page.graphs import graphs_section

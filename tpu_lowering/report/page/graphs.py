@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from tpu_lowering import errors
+from tpu_lowering.ir.remarks import Remark
 from tpu_lowering.report.boxes import Box, ProgramGraphs
-from tpu_lowering.report.findings import Remark
 from tpu_lowering.report.page.elements import Markup, element, joined
 from tpu_lowering.report.sizes import size_text
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_type_hints
 
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.mesh import ONE_DEVICE, Mesh
+from tpu_lowering.ir.remarks import Remark
 from tpu_lowering.releases import version
 from tpu_lowering.runtime.aot import archive, hlo, loops, refusals, trace
 from tpu_lowering.runtime.aot.collectives import Collective, collectives_of, link_seconds
@@ -44,6 +45,10 @@ class TpuProgram:
             anew for every call. "key" is a uint32 [2] of random bits, of which all random numbers are made; with
             ``options={"random": "torch"}`` each operator's values are an argument, under the operator's name.
         fusion: what generated kernels came to, or why there are none; "" where nothing was fused.
+        fused: results of operators that become a kernel, in the form with generated kernels; ``fusion`` says whether
+            that form was taken. These and the next two are as in a ``Report``.
+        unfused: those that could have, and why they did not.
+        launched: Helion kernels that are launched otherwise than their config says.
     """
 
     name: str
@@ -63,6 +68,9 @@ class TpuProgram:
     mesh: Mesh = ONE_DEVICE
     places: tuple[tuple[int, ...], ...] = ()
     collectives: tuple[Collective, ...] = ()
+    fused: tuple[Remark, ...] = ()
+    unfused: tuple[Remark, ...] = ()
+    launched: tuple[Remark, ...] = ()
 
     @property
     def unknown_loops(self) -> tuple[str, ...]:
@@ -186,8 +194,8 @@ class TpuProgram:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in LEFT_OUT}
         values["chip"] = dataclasses.asdict(self.chip)
         values["mesh"] = dataclasses.asdict(self.mesh)
-        values["collectives"] = [dataclasses.asdict(one) for one in self.collectives]
-        values["entry_operations"] = [dataclasses.asdict(operation) for operation in self.entry_operations]
+        for name in ("collectives", "entry_operations", "fused", "unfused", "launched"):
+            values[name] = [dataclasses.asdict(one) for one in getattr(self, name)]
         return values
 
 
