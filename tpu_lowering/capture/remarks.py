@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from tpu_lowering import errors, pipeline
+from tpu_lowering.capture import recompiles
 from tpu_lowering.codegen.source import Source
 from tpu_lowering.ir import graphs, regions
 from tpu_lowering.ir.actions import Action
@@ -49,7 +50,8 @@ class Remarks:
 
     def remark(self, program: str, action: Action) -> Remark:
         where = action.where or self.place(program, action.node)
-        remedy = errors.REMEDIES.get(action.code, "")
+        remedy = recompiles.remedy_for(action.reason) if action.code == "TL513" else ""
+        remedy = remedy or errors.REMEDIES.get(action.code, "")
         return Remark(action.node, program, where, action.nbytes, action.code, action.reason, remedy)
 
 

@@ -152,7 +152,7 @@ def _compiled_and_run(
         fn = copy.deepcopy(fn)
     helion.check_calls()
     backend = functools.partial(helion_tpu, observers=(collector, progress), options=options)
-    compiled = torch.compile(fn, backend=backend)
+    compiled = compat.compiled_apart(fn, backend)
     with compat.watched_compilations() as watched, refusals.unwrapped():
         for args in calls:
             progress.says("Dynamo captures, and the function runs")
