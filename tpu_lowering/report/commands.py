@@ -85,7 +85,9 @@ def _cpu() -> str:
 
 
 def doctor() -> int:
-    return 0 if doctor_.print_findings(doctor_.examine()) else 1
+    with Progress() as progress:
+        found = doctor_.examine(progress.says)
+    return 0 if doctor_.print_findings(found) else 1
 
 
 def selftest(device: str, target: str | None, out: str) -> int:
