@@ -98,6 +98,8 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-grad", action="store_true", help="report on the forward as inference runs it")
     parser.add_argument("--json", dest="as_json", action="store_true", help="print the report as JSON")
     parser.add_argument("--html", default="", metavar="FILE", help="write the report as a page, too")
+    told = "write the target's static schedule as a timeline for Perfetto, too"
+    parser.add_argument("--trace", default="", metavar="FILE", help=told)
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -84,6 +84,24 @@ def test_explain_takes_options_and_keyword_arguments(folder: pathlib.Path, capsy
     assert capsys.readouterr().err.startswith("[TL102] option has the wrong type or value: ")
 
 
+def test_a_trace_is_written_for_a_target(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("libtpu")
+    path, out = tmp_path / "one.py", tmp_path / "trace.json"
+    path.write_text(
+        "import torch\ndef f(x):\n    return torch.softmax(x, -1)\n"
+        "def breaks(x):\n    print('half way')\n    return x + 1\nexample_inputs = (torch.ones(64, 256),)\n"
+    )
+    assert main(["explain", f"{path}:f", "--target", "v5e", "--trace", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["chip"]["target"] == "v5e"
+    names = [event["name"] for event in json.loads(out.read_text())["traceEvents"] if event["ph"] == "X"]
+    assert names and all("one.py:3" in name for name in names)
+    out.unlink()
+    assert main(["explain", f"{path}:breaks", "--target", "v5e", "--trace", str(out)]) == 1
+    assert "\n[TL517] " in "\n" + capsys.readouterr().err and not out.exists()
+    assert main(["explain", f"{path}:f", "--trace", str(out)]) == 1
+    assert "expected a target whose schedule it shows, got none" in capsys.readouterr().err
+
+
 def test_a_code_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "tl205"]) == 0
     assert capsys.readouterr().out == errors.page("TL205")

@@ -83,6 +83,7 @@ def view(
         [Direction.of(name, before, after) for name, before, after in pairs],
         saved_bytes=TpuStep.of(made.captured, made.programs).saved_bytes if len(written) > 1 else None,
         fusion=made.programs[0].fusion,
+        compiled=made.programs,
         mesh=MeshView.of(made.programs) if made.programs[0].mesh.count > 1 else None,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import rich.markup
@@ -18,6 +19,9 @@ from tpu_lowering.report.boxes import ProgramGraphs
 from tpu_lowering.report.findings import CompilerView, Draw
 from tpu_lowering.report.page.document import Page, document, fragment
 from tpu_lowering.report.sizes import size_text
+
+LINES = 3
+"""Source lines that are printed of what is saved for a backward: the largest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Report:
             ``options={"fuse": "always"}``.
         unfused: those that could have, and why they did not.
         launched: Helion kernels that are launched otherwise than their config says, for the chip that was asked for.
+        saved: what forwards compute and keep for their backwards, in memory of its own, the largest first.
     """
 
     programs_before: int
@@ -83,15 +88,27 @@ class Report:
     compile_seconds: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
     kernel_calls_before: int = 0
     bytes_left: int = 0
+    saved: tuple[Remark, ...] = ()
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of what is saved for backwards, in memory of its own."""
+        return sum(one.nbytes for one in self.saved)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dictionaries, lists, strings and numbers, ready for JSON."""
-        return {
+        plain = (
+            self if self.chip is None else dataclasses.replace(self, chip=dataclasses.replace(self.chip, compiled=()))
+        )
+        found = {
             key: [dict(item) if isinstance(item, dict) else item for item in value]
             if isinstance(value, tuple)
             else value
-            for key, value in dataclasses.asdict(self).items()
+            for key, value in dataclasses.asdict(plain).items()
         }
+        if self.chip is not None:
+            del found["chip"]["compiled"]
+        return found
 
     def __str__(self) -> str:
         text = io.StringIO()
@@ -122,6 +139,9 @@ class Report:
         console.print(self._summary())
         for buffer in self.removed:
             line = f"Removed: {buffer.node}, {size_text(buffer.nbytes)}, {buffer.where}"
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+        for where, nbytes in _by_line(self.saved)[:LINES]:
+            line = f"Saved for the backward: {size_text(nbytes)}, {where}"
             console.print(line, soft_wrap=True, markup=False, highlight=False)
         for title, buffers in self.sections():
             if buffers:
@@ -158,7 +178,7 @@ class Report:
 
     def _page(self) -> Page:
         rows = [(what, *sides) for part in self._rows() for what, *sides in part]
-        sections = (*self.sections(), ("Allocations removed", self.removed))
+        sections = (*self.sections(), ("Saved for the backward", self.saved), ("Allocations removed", self.removed))
         return Page(
             self.headline(),
             self.programs,
@@ -197,6 +217,8 @@ class Report:
             ("bytes to fill and fetch these", size_text(moved), size_text(self.bytes_left)),
             ("kernel calls", str(self.kernel_calls_before), str(self.kernel_calls)),
         ]
+        if self.saved:
+            rows.append(("saved for the backward", "", size_text(self.saved_bytes)))
         if self.draws:
             drawn_before = sum(draw.source == "torch" for draw in self.draws)
             rows.append(("random draws in the programs", str(len(self.draws)), str(len(self.draws) - drawn_before)))
@@ -219,6 +241,14 @@ def _chip_rows(chip: CompilerView) -> list[list[tuple[str, str, str]]]:
     if chip.saved_bytes is not None:
         parts.append([("  saved for the backward", "", size_text(chip.saved_bytes))])
     return parts
+
+
+def _by_line(remarks: Sequence[Remark]) -> list[tuple[str, int]]:
+    """The bytes of each source line, the largest first."""
+    sums: dict[str, int] = {}
+    for one in remarks:
+        sums[one.where] = sums.get(one.where, 0) + one.nbytes
+    return sorted(sums.items(), key=lambda item: -item[1])
 
 
 def _count(number: int, what: str) -> str:
