@@ -148,6 +148,29 @@ def test_gradients_through_a_closure_are_explained_too() -> None:
     assert all(parameter.grad is None for parameter in layer.parameters())
 
 
+def activations(x, w, v):
+    hidden = torch.tanh(x @ w)
+    return torch.exp(hidden @ v).sum()
+
+
+def test_what_is_saved_for_the_backward_is_listed_by_line() -> None:
+    """Computed values alone: arguments are there anyway, and so are results."""
+    x, w, v = torch.ones(16, 32), torch.ones(32, 64, requires_grad=True), torch.ones(64, 8, requires_grad=True)
+    report = tpu_lowering.explain(activations, x, w, v)
+    first = activations.__code__.co_firstlineno
+    assert [(one.nbytes, one.where) for one in report.saved] == [
+        (16 * 64 * 4, f"test_report.py:{first + 1} in activations: hidden = torch.tanh(x @ w)"),
+        (16 * 8 * 4, f"test_report.py:{first + 2} in activations: return torch.exp(hidden @ v).sum()"),
+    ]
+    assert report.saved_bytes == 16 * 72 * 4
+    text = str(report)
+    assert "│ saved for the backward            │            │  4.5 KiB │" in text
+    assert f"\nSaved for the backward: 4.0 KiB, test_report.py:{first + 1} in activations: " in text
+    assert "Saved for the backward (2)" in report._repr_html_()
+    with torch.no_grad():
+        assert tpu_lowering.explain(activations, x, w, v).saved == ()
+
+
 def test_a_compiled_function_is_explained_too() -> None:
     compiled = torch.compile(model, backend="eager")
     assert tpu_lowering.explain(compiled, X).programs_before == 3

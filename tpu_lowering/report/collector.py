@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from torch import fx
 
@@ -17,6 +18,7 @@ from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.operators import is_allocation, is_fill
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.ir.remarks import Remark
+from tpu_lowering.ir.types import TensorType
 from tpu_lowering.report.boxes import ProgramGraphs, boxes_of
 from tpu_lowering.report.findings import Draw
 from tpu_lowering.report.report import Report
@@ -39,6 +41,7 @@ class Collector(Remarks):
         self.left: set[tuple[str, str]] = set()
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.graphs: dict[str, ProgramGraphs] = {}
+        self.saved: list[Remark] = []
 
     def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
         super().stage(program, stage, module, seconds)
@@ -68,6 +71,10 @@ class Collector(Remarks):
         self.programs.append(program.name)
         self.calls += sum(graphs.is_call(node, kernel_call) for node in nodes)
         self.draws += _draws(program)
+        self.saved += [
+            Remark(node.name, program.name, self.place(program.name, node.name), TensorType.of(value).nbytes)
+            for node, value in _saved(program)
+        ]
         self.left |= {(program.name, node.name) for node in nodes}
         written = self.graphs[program.name].written
         self.graphs[program.name] = ProgramGraphs(program.name, written, boxes_of(program.module.graph, split=False))
@@ -101,6 +108,7 @@ class Collector(Remarks):
             unfused=self.of_kind("unfused"),
             launched=self.of_kind("launched"),
             in_eager=self.of_kind("eager"),
+            saved=tuple(sorted(self.saved, key=lambda one: -one.nbytes)),
             graphs=tuple(self.graphs.values()),
         )
 
@@ -117,6 +125,18 @@ def _draws(program: Program) -> list[Draw]:
             found.append(Draw(node.name, program.name, graphs.place(node), str(node.args[0]), "key"))
         elif isinstance(source, random.Drawn):
             found.append(Draw(node.name, program.name, graphs.place(node), source.name, "torch"))
+    return found
+
+
+def _saved(program: Program) -> list[tuple[fx.Node, Any]]:
+    """What a program computes for a backward alone: each value, and the node that it comes from."""
+    computed = [spec for spec in program.signature.outputs if spec.is_computed]
+    found: list[tuple[fx.Node, Any]] = []
+    for node, spec in zip(program.output_nodes(), computed, strict=False):
+        if spec.is_saved:
+            # What is put into the order that it has in memory, or made contiguous for it, has no line of its own.
+            behind = node if graphs.place(node) or not node.all_input_nodes else node.all_input_nodes[0]
+            found.append((behind, node.meta["val"]))
     return found
 
 
