@@ -165,8 +165,9 @@ class TpuProgram:
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Writes the static schedule as a timeline for Perfetto, in Chrome's trace event format.
 
-        There is a track for XLA's operations, one for asynchronous copies and one for each kernel. Times are
-        microseconds of simulated cycles over the chip's clock, and nothing was measured; see ``trace``.
+        There is a track for XLA's operations, one for asynchronous copies and one for each kernel; what the compiler
+        gives no cycles for has tracks of its own. Times are microseconds of simulated cycles over the chip's clock, and
+        nothing was measured; see ``trace``.
 
         Raises:
             TpuLoweringError: TL112 if there cannot be such a file.
