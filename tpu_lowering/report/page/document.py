@@ -107,11 +107,11 @@ def _section(title: str, remarks: Sequence[Remark]) -> Markup:
     return element(
         "section",
         element("h2", f"{title} ({len(remarks)})"),
-        *(_remark(members, opened) for members in groups.values()),
+        *(_remark(members, opened, "target" if title == "Refused" else "programs") for members in groups.values()),
     )
 
 
-def _remark(members: Sequence[Remark], opened: bool) -> Markup:
+def _remark(members: Sequence[Remark], opened: bool, programs: str) -> Markup:
     first = members[0]
     meaning = errors.CODES.get(first.code, "")
     code = element("span", first.code, class_="badge warn", title=meaning) if first.code else None
@@ -122,7 +122,7 @@ def _remark(members: Sequence[Remark], opened: bool) -> Markup:
         ("what to do", first.remedy),
         ("bytes", size_text(sum(one.nbytes for one in members)) if any(one.nbytes for one in members) else ""),
         ("nodes", ", ".join(dict.fromkeys(one.node for one in members)) if len(members) > 1 else ""),
-        ("programs", ", ".join(dict.fromkeys(one.program for one in members if one.program))),
+        (programs, ", ".join(dict.fromkeys(one.program for one in members if one.program))),
     ]
     facts = [item for key, text in inside if text for item in (element("dt", key), element("dd", text))]
     names = first.node if len(members) == 1 else f"{len(members)} × {first.node}"
