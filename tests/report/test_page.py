@@ -164,6 +164,13 @@ def test_a_report_of_nothing_has_a_page() -> None:
     Read(dataclasses.replace(REPORT, graphs=(), chip=None, compile_seconds={}, programs=(), notes=())._repr_html_())
 
 
+def test_the_list_of_contents_leads_to_every_heading(page: str) -> None:
+    headings = [given["id"] for name, given in Read(page).found if name == "h2"]
+    links = [given["href"] for name, given in Read(page).found if name == "a"]
+    assert headings and [f"#{one}" for one in headings] == links[: len(headings)]
+    assert len(set(headings)) == len(headings)
+
+
 def test_a_file_that_cannot_be_written_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(tpu_lowering.TpuLoweringError) as caught:
         REPORT.save(tmp_path / "missing" / "report.html")

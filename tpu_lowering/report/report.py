@@ -137,11 +137,9 @@ class Report:
         console = console or Console()
         console.print(Panel(self.headline(), title="tpu_lowering", expand=False))
         console.print(self._summary())
-        for buffer in self.removed:
-            line = f"Removed: {buffer.node}, {size_text(buffer.nbytes)}, {buffer.where}"
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
-        for where, nbytes in _by_line(self.saved)[:LINES]:
-            line = f"Saved for the backward: {size_text(nbytes)}, {where}"
+        lines = [f"Removed: {what}, {where}" for where, what in _by_line(self.removed)]
+        lines += [f"Saved for the backward: {what}, {where}" for where, what in _by_line(self.saved)[:LINES]]
+        for line in lines:
             console.print(line, soft_wrap=True, markup=False, highlight=False)
         for title, buffers in self.sections():
             if buffers:
@@ -243,12 +241,17 @@ def _chip_rows(chip: CompilerView) -> list[list[tuple[str, str, str]]]:
     return parts
 
 
-def _by_line(remarks: Sequence[Remark]) -> list[tuple[str, int]]:
-    """The bytes of each source line, the largest first."""
-    sums: dict[str, int] = {}
+def _by_line(remarks: Sequence[Remark]) -> list[tuple[str, str]]:
+    """For each source line what is there, ``3 × empty_like, 64.0 KiB``; the line with the most bytes first."""
+    lines: dict[str, list[Remark]] = {}
     for one in remarks:
-        sums[one.where] = sums.get(one.where, 0) + one.nbytes
-    return sorted(sums.items(), key=lambda item: -item[1])
+        lines.setdefault(one.where, []).append(one)
+    found: list[tuple[int, str, str]] = []
+    for where, members in lines.items():
+        count, nbytes = len(members), sum(one.nbytes for one in members)
+        name = members[0].node if count == 1 else f"{count} × {members[0].node}"
+        found.append((nbytes, where, f"{name}, {size_text(nbytes)}"))
+    return [(where, what) for _, where, what in sorted(found, key=lambda one: -one[0])]
 
 
 def _count(number: int, what: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from tpu_lowering import errors
@@ -47,6 +48,14 @@ class Page:
     def remarks(self) -> list[Remark]:
         return [remark for _, remarks in self.sections for remark in remarks]
 
+    def anchor(self, title: str) -> str:
+        """Where a heading is. A notebook has several pages as one, so the first program's name is part of it."""
+        return "-".join((*self.programs[:1], *re.findall(r"\w+", title.lower())))
+
+    def heading(self, title: str, count: int = 0) -> Markup:
+        """A heading that the page's list of contents leads to."""
+        return element("h2", f"{title} ({count})" if count else title, id=self.anchor(title))
+
 
 def document(page: Page) -> str:
     """The page as a whole HTML document."""
@@ -69,6 +78,7 @@ def fragment(page: Page, name: str = "div") -> Markup:
         element("h1", page.headline),
         element("p", "tpu_lowering: ", element("code", ", ".join(page.programs)), class_="dim"),
         _summary(page.rows),
+        _contents(page),
         *_refusals(page),
         *_graphs(page),
         *_chip(page),
@@ -86,19 +96,34 @@ def _summary(rows: Sequence[tuple[str, str, str]]) -> Markup:
     return element("div", element("table", head, *body), class_="scroll")
 
 
+def _contents(page: Page) -> Markup:
+    """What is on the page, in its order: a graph may take many screens."""
+    shown = {title: len(remarks) for title, remarks in page.sections if remarks}
+    titles = [(title, count) for title, count in shown.items() if title in FIRST]
+    titles += [(GRAPHS, 0)] if page.graphs else []
+    titles += [(f"On {page.chip.target}", 0)] if page.chip is not None else []
+    titles += [(title, count) for title, count in shown.items() if title not in FIRST]
+    titles += [(TIMES, 0)] if page.compile_seconds else []
+    links = [
+        element("a", f"{title} ({count})" if count else title, href=f"#{page.anchor(title)}") for title, count in titles
+    ]
+    return element("nav", *(piece for link in links for piece in (" ", link)), aria_label="contents")
+
+
+GRAPHS, TIMES = "The graph, before and after", "Compile time"
 FIRST = ("Refused", "Graph breaks", "Run in eager torch")
 """Sections that stand before the graphs: they say why there are so many, or none."""
 
 
 def _refusals(page: Page) -> list[Markup]:
-    return [_section(title, remarks) for title, remarks in page.sections if title in FIRST and remarks]
+    return [_section(page, title, remarks) for title, remarks in page.sections if title in FIRST and remarks]
 
 
 def _sections(page: Page) -> list[Markup]:
-    return [_section(title, remarks) for title, remarks in page.sections if title not in FIRST and remarks]
+    return [_section(page, title, remarks) for title, remarks in page.sections if title not in FIRST and remarks]
 
 
-def _section(title: str, remarks: Sequence[Remark]) -> Markup:
+def _section(page: Page, title: str, remarks: Sequence[Remark]) -> Markup:
     """Remarks, those with the same code, reason and remedy as one."""
     groups: dict[tuple[str, str, str], list[Remark]] = {}
     for remark in remarks:
@@ -106,7 +131,7 @@ def _section(title: str, remarks: Sequence[Remark]) -> Markup:
     opened = len(groups) <= OPEN
     return element(
         "section",
-        element("h2", f"{title} ({len(remarks)})"),
+        page.heading(title, len(remarks)),
         *(_remark(members, opened, "target" if title == "Refused" else "programs") for members in groups.values()),
     )
 
@@ -147,7 +172,7 @@ def _graphs(page: Page) -> list[Markup]:
         "through. A box opens to its operands, its code, the reason and the remedy. Other operations are folded."
     )
     return [
-        element("h2", "The graph, before and after"),
+        page.heading(GRAPHS),
         element("p", about, class_="dim"),
         *(graphs_section(graphs, page.remarks) for graphs in page.graphs),
     ]
@@ -160,7 +185,7 @@ def _chip(page: Page) -> list[Markup]:
     code = _code(page.graphs)
     said = "As libtpu compiles it. Nothing here was measured on a TPU."
     return [
-        element("h2", f"On {chip.target}"),
+        page.heading(f"On {chip.target}"),
         element("p", said, f" Generated kernels: {chip.fusion}." if chip.fusion else None, class_="dim"),
         *(piece for direction in chip.directions for piece in _direction(direction, code)),
     ]
@@ -198,7 +223,7 @@ def _times(page: Page) -> list[Markup]:
         for stage, seconds in page.stage_seconds.items()
     ]
     return [
-        element("h2", "Compile time"),
+        page.heading(TIMES),
         charts.times_chart(page.compile_seconds),
         element("details", element("summary", "by stage of this package"), element("table", *rows)),
     ]
