@@ -48,6 +48,7 @@ def test_without_gradients_there_is_no_backward_on_the_chip() -> None:
     assert report.chip is not None
     assert [direction.name for direction in report.chip.directions] == ["forward"]
     assert report.chip.saved_bytes is None and len(report.programs) == 1
+    assert "│ compiled for the CPU " in str(report)  # the chip's rows have its name
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -17,6 +17,7 @@ from tpu_lowering.ir.remarks import Remark
 from tpu_lowering.report.boxes import Box, ProgramGraphs
 from tpu_lowering.report.findings import CompilerView, Direction
 from tpu_lowering.report.moved import Moved
+from tpu_lowering.report.sizes import names_text
 
 SCRIPT = "<script>alert('x')</script>"
 LINE = f'model.py:12 in forward: out = torch.empty_like(x)  # {SCRIPT} & "quoted"'
@@ -162,6 +163,12 @@ def test_a_notebook_shows_a_fragment() -> None:
 
 def test_a_report_of_nothing_has_a_page() -> None:
     Read(dataclasses.replace(REPORT, graphs=(), chip=None, compile_seconds={}, programs=(), notes=())._repr_html_())
+
+
+def test_several_values_are_named_as_one() -> None:
+    assert [names_text(names) for names in (["mm_2"], ["mm", "mm_2"], ["mm", "exp_1", "add"])] == [
+        "mm_2", "2 × mm", "3 values",
+    ]  # fmt: skip
 
 
 def test_the_list_of_contents_leads_to_every_heading(page: str) -> None:

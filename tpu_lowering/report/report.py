@@ -18,7 +18,7 @@ from tpu_lowering.ir.remarks import Remark
 from tpu_lowering.report.boxes import ProgramGraphs
 from tpu_lowering.report.findings import CompilerView, Draw
 from tpu_lowering.report.page.document import Page, document, fragment
-from tpu_lowering.report.sizes import size_text
+from tpu_lowering.report.sizes import names_text, size_text
 
 LINES = 3
 """Source lines that are printed of what is saved for a backward: the largest."""
@@ -203,9 +203,10 @@ class Report:
 
     def _rows(self) -> list[list[tuple[str, str, str]]]:
         """The summary's rows, in parts: what, as written, compiled."""
-        kept = len(self.allocations_kept)
+        kept, on_cpu = len(self.allocations_kept), self.chip is not None and bool(self.compile_seconds)
         moved = self.bytes_saved + self.bytes_left
         rows = [
+            *([("compiled for the CPU", "", "")] if on_cpu else []),
             ("programs (torch_tpu's split rule)", str(self.programs_before), str(self.programs_after)),
             (
                 "allocations and fills for kernels",
@@ -237,7 +238,7 @@ def _chip_rows(chip: CompilerView) -> list[list[tuple[str, str, str]]]:
             rows.append((f"  {what}", text(values[0]), text(values[1])))
         parts.append(rows)
     if chip.saved_bytes is not None:
-        parts.append([("  saved for the backward", "", size_text(chip.saved_bytes))])
+        parts.append([(f"{chip.target}, saved for the backward", "", size_text(chip.saved_bytes))])
     return parts
 
 
@@ -248,9 +249,8 @@ def _by_line(remarks: Sequence[Remark]) -> list[tuple[str, str]]:
         lines.setdefault(one.where, []).append(one)
     found: list[tuple[int, str, str]] = []
     for where, members in lines.items():
-        count, nbytes = len(members), sum(one.nbytes for one in members)
-        name = members[0].node if count == 1 else f"{count} × {members[0].node}"
-        found.append((nbytes, where, f"{name}, {size_text(nbytes)}"))
+        nbytes = sum(one.nbytes for one in members)
+        found.append((nbytes, where, f"{names_text([one.node for one in members])}, {size_text(nbytes)}"))
     return [(where, what) for _, where, what in sorted(found, key=lambda one: -one[0])]
 
 

@@ -14,7 +14,7 @@ from tpu_lowering.report.page import charts
 from tpu_lowering.report.page.elements import Markup, element
 from tpu_lowering.report.page.graphs import graphs_section
 from tpu_lowering.report.page.style import STYLE
-from tpu_lowering.report.sizes import size_text
+from tpu_lowering.report.sizes import names_text, size_text
 
 OPEN = 4
 """Remarks of a section that are open from the start, if there are no more."""
@@ -150,7 +150,7 @@ def _remark(members: Sequence[Remark], opened: bool, programs: str) -> Markup:
         (programs, ", ".join(dict.fromkeys(one.program for one in members if one.program))),
     ]
     facts = [item for key, text in inside if text for item in (element("dt", key), element("dd", text))]
-    names = first.node if len(members) == 1 else f"{len(members)} × {first.node}"
+    names = names_text([one.node for one in members])
     return element(
         "details",
         element("summary", element("b", names), code, *places),
@@ -173,7 +173,7 @@ def _graphs(page: Page) -> list[Markup]:
     )
     return [
         page.heading(GRAPHS),
-        element("p", about, class_="dim"),
+        element("p", about, None if page.chip is None else f" It is as compiled for {page.chip.target}.", class_="dim"),
         *(graphs_section(graphs, page.remarks) for graphs in page.graphs),
     ]
 

@@ -23,7 +23,7 @@ from tpu_lowering.runtime.aot.entry_operation import EntryOperation
 COMPUTE, DMA, OTHERS = 1, 2, 3
 """Threads of the trace: operations of XLA, asynchronous copies, and from there on one for each further track."""
 
-NO_CYCLES = ", without cycles: the compiler gives none, and widths are bytes over the HBM bandwidth"
+NO_CYCLES = ", no cycles from the compiler: widths are bytes over the HBM bandwidth"
 """What is behind the name of a track of operations that the compiler states no cycles for."""
 
 SIMULATED = (
