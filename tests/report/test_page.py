@@ -171,6 +171,14 @@ def test_several_values_are_named_as_one() -> None:
     ]  # fmt: skip
 
 
+def test_what_has_no_reason_is_grouped_by_line_the_largest_first() -> None:
+    saved = [Remark(f"mm_{at}", "forward_0", f"model.py:{at % 2}", 1024 * (at + 1)) for at in range(4)]
+    text = Read(dataclasses.replace(REPORT, saved=tuple(saved))._repr_html_()).text
+    section = text.rpartition("Saved for the backward (4)")[2]
+    assert section.index("2 × mm") < section.index("6.0 KiB") < section.index("model.py:1")
+    assert section.index("model.py:1") < section.index("4.0 KiB") < section.index("model.py:0")
+
+
 def test_the_list_of_contents_leads_to_every_heading(page: str) -> None:
     headings = [given["id"] for name, given in Read(page).found if name == "h2"]
     links = [given["href"] for name, given in Read(page).found if name == "a"]

@@ -79,7 +79,7 @@ def compiled_apart(fn: Callable[..., Any], backend: Callable[..., Any]) -> Calla
     """``torch.compile`` for one report: what it compiles counts for no other call's limit, and is no reason for why
     another call compiles again. Torch 2.9, of torch_xla, keeps all calls of a function together."""
     given = inspect.signature(torch.compile).parameters
-    apart = {"isolate_recompiles": True} if "isolate_recompiles" in given else {}
+    apart: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in given else {}
     return torch.compile(fn, backend=backend, **apart)
 
 

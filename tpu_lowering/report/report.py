@@ -100,7 +100,7 @@ class Report:
         plain = (
             self if self.chip is None else dataclasses.replace(self, chip=dataclasses.replace(self.chip, compiled=()))
         )
-        found = {
+        found: dict[str, Any] = {
             key: [dict(item) if isinstance(item, dict) else item for item in value]
             if isinstance(value, tuple)
             else value

@@ -124,10 +124,14 @@ def _sections(page: Page) -> list[Markup]:
 
 
 def _section(page: Page, title: str, remarks: Sequence[Remark]) -> Markup:
-    """Remarks, those with the same code, reason and remedy as one."""
-    groups: dict[tuple[str, str, str], list[Remark]] = {}
+    """Remarks, those with the same code, reason and remedy as one; without these, those of the same line, the largest
+    first."""
+    groups: dict[tuple[str, ...], list[Remark]] = {}
     for remark in remarks:
-        groups.setdefault((remark.code, remark.reason, remark.remedy), []).append(remark)
+        said = (remark.code, remark.reason, remark.remedy)
+        groups.setdefault(said if any(said) else (remark.where,), []).append(remark)
+    if not any(remark.code or remark.reason for remark in remarks):
+        groups = dict(sorted(groups.items(), key=lambda item: -_bytes(item[1])))
     opened = len(groups) <= OPEN
     return element(
         "section",
@@ -140,12 +144,12 @@ def _remark(members: Sequence[Remark], opened: bool, programs: str) -> Markup:
     first = members[0]
     meaning = errors.CODES.get(first.code, "")
     code = element("span", first.code, class_="badge warn", title=meaning) if first.code else None
+    size = element("span", f" {size_text(_bytes(members))}", class_="dim") if _bytes(members) else None
     places = _places(members)
     inside = [
         ("code", f"{first.code}: {meaning}" if first.code else ""),
         ("why", first.reason),
         ("what to do", first.remedy),
-        ("bytes", size_text(sum(one.nbytes for one in members)) if any(one.nbytes for one in members) else ""),
         ("nodes", ", ".join(dict.fromkeys(one.node for one in members)) if len(members) > 1 else ""),
         (programs, ", ".join(dict.fromkeys(one.program for one in members if one.program))),
     ]
@@ -153,11 +157,15 @@ def _remark(members: Sequence[Remark], opened: bool, programs: str) -> Markup:
     names = names_text([one.node for one in members])
     return element(
         "details",
-        element("summary", element("b", names), code, *places),
+        element("summary", element("b", names), size, code, *places),
         element("dl", *facts),
         class_="remark",
         open=opened,
     )
+
+
+def _bytes(members: Iterable[Remark]) -> int:
+    return sum(one.nbytes for one in members)
 
 
 def _places(members: Iterable[Remark]) -> list[Markup]:
@@ -173,7 +181,7 @@ def _graphs(page: Page) -> list[Markup]:
     )
     return [
         page.heading(GRAPHS),
-        element("p", about, None if page.chip is None else f" It is as compiled for {page.chip.target}.", class_="dim"),
+        element("p", about, None if page.chip is None else f" They are those for {page.chip.target}.", class_="dim"),
         *(graphs_section(graphs, page.remarks) for graphs in page.graphs),
     ]
 
@@ -222,8 +230,10 @@ def _times(page: Page) -> list[Markup]:
         element("tr", element("td", element("code", stage)), element("td", f"{seconds * 1e3:.1f} ms"))
         for stage, seconds in page.stage_seconds.items()
     ]
-    return [
+    pieces = [
         page.heading(TIMES),
+        None if page.chip is None else element("p", "For the CPU; libtpu's is not in it.", class_="dim"),
         charts.times_chart(page.compile_seconds),
         element("details", element("summary", "by stage of this package"), element("table", *rows)),
     ]
+    return [piece for piece in pieces if piece is not None]
