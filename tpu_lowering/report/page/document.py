@@ -181,7 +181,7 @@ def _graphs(page: Page) -> list[Markup]:
     )
     return [
         page.heading(GRAPHS),
-        element("p", about, None if page.chip is None else f" They are those for {page.chip.target}.", class_="dim"),
+        element("p", about, None if page.chip is None else f" The graphs are those for {page.chip.target}.", class_="dim"),
         *(graphs_section(graphs, page.remarks) for graphs in page.graphs),
     ]
 
