@@ -179,9 +179,10 @@ def _graphs(page: Page) -> list[Markup]:
         "Programs are frames. Kernels, allocations and what is written in place are boxes; what was removed is struck "
         "through. A box opens to its operands, its code, the reason and the remedy. Other operations are folded."
     )
+    whose = None if page.chip is None else f" The graphs are those for {page.chip.target}."
     return [
         page.heading(GRAPHS),
-        element("p", about, None if page.chip is None else f" The graphs are those for {page.chip.target}.", class_="dim"),
+        element("p", about, whose, class_="dim"),
         *(graphs_section(graphs, page.remarks) for graphs in page.graphs),
     ]
 
