@@ -107,7 +107,7 @@ platforms/xla/service/jellyfish/static_llo_profile/dma_latency_model.cc:177
         ("Limit", "more than 600 s", "the compiler took more than 600 s"),
         ("exit code -9", "", "exit code -9"),
         ("exit code 1", refusals.said_by_crash("Killed\n"), "Killed"),
-        ("JaxRuntimeError", "Scoped allocation\nwith more", "Scoped allocation"),
+        ("JaxRuntimeError", "Ran out of VMEM.\nwith more", "Ran out of VMEM"),
     ],
 )
 def test_a_failed_dump_is_said_in_a_sentence(kind: str, message: str, sentence: str) -> None:

@@ -149,7 +149,7 @@ def _why_no_schedule(failure: Mapping[str, str], found: schedule.ScheduleDump) -
     """Why a schedule that was asked for is not there, or not all of it, as a sentence; "" where it is."""
     if not failure:
         return ""
-    said = refusals.telling_line(failure["message"], failure["kind"])
+    said = refusals.telling_line(failure["message"], failure["kind"]).rstrip(".")
     if failure["kind"] == "Limit":
         said = f"the compiler took {said}"
     rest = "; what it had simulated by then is there" if found.cycles else ""
