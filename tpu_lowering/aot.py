@@ -226,7 +226,9 @@ def compile_best(
     if isinstance(refused[1], errors.TpuLoweringError):
         return fused.with_remark(f"{_mib(fused)} with {names}; refused without: {refusal_of(refused[1])}")
     best = fused if fused.hbm_bytes < other.result().hbm_bytes else other.result()
-    return best.with_remark(f"{_mib(fused)} with {names}, {_mib(other.result())} without", captured)
+    taken = "with" if best is fused else "without"
+    both = f"{_mib(fused)} with {names}, {_mib(other.result())} without"
+    return best.with_remark(f"{both}; the form {taken} is taken", captured)
 
 
 def compile_all(captured: Sequence[Captured], chip: Chip, donate: bool, simulate: bool | None = None) -> Made:
