@@ -20,10 +20,16 @@ EXIT_CODES = """exit codes: 0 done; 1 refused, with a coded error, or something 
 2 a command line that is wrong; 130 stopped with Ctrl-C"""
 
 
+FIRST_LINES = {"doctor": "tpu_lowering doctor: looks at what is installed and tries it, which takes up to a minute"}
+"""What a command prints before anything is imported, if it is silent for long."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: see ``EXIT_CODES``."""
     given = vars(_parser().parse_args(argv))
     name = given.pop("command")
+    if first := FIRST_LINES.get(name):
+        print(first, flush=True)
     try:
         return getattr(_commands(), name)(**given)
     except KeyboardInterrupt:
@@ -92,6 +98,8 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-grad", action="store_true", help="report on the forward as inference runs it")
     parser.add_argument("--json", dest="as_json", action="store_true", help="print the report as JSON")
     parser.add_argument("--html", default="", metavar="FILE", help="write the report as a page, too")
+    told = "write the target's static schedule as a timeline for Perfetto, too"
+    parser.add_argument("--trace", default="", metavar="FILE", help=told)
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -15,6 +15,7 @@ from tpu_lowering import compat, errors, offenders
 from tpu_lowering.backend import helion_tpu
 from tpu_lowering.capture import refusals
 from tpu_lowering.capture.names import Names
+from tpu_lowering.capture.remarks import Remarks
 from tpu_lowering.ir import chips
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.kernels import function_values, helion
@@ -172,9 +173,20 @@ class Made:
     def hbm_bytes(self) -> int:
         return sum(program.hbm_bytes for program in self.programs)
 
-    def with_remark(self, fusion: str) -> Made:
-        """The same, with what generated kernels came to."""
-        return Made(self.captured, tuple(dataclasses.replace(program, fusion=fusion) for program in self.programs))
+    def with_remark(self, fusion: str, captured: Sequence[Captured] = ()) -> Made:
+        """The same, with what generated kernels came to; ``captured`` is the form with them, if this is the other."""
+        told = [{"fusion": fusion, **remarks_of(one)} for one in captured or self.captured]
+        pairs = zip(self.programs, told, strict=True)
+        return Made(self.captured, tuple(dataclasses.replace(program, **given) for program, given in pairs))
+
+
+def remarks_of(captured: Captured) -> dict[str, Any]:
+    """What is said of a captured program's fusion, as fields of a ``TpuProgram``."""
+    return {name: getattr(captured, name) for name in REMARKS}
+
+
+REMARKS = ("fused", "unfused", "launched")
+"""Kinds of actions that a program has remarks on, and its fields for them."""
 
 
 Capturing = Callable[[Mapping[str, Any]], Sequence[Captured]]
@@ -209,12 +221,14 @@ def compile_best(
         if error is not None and not isinstance(error, errors.TpuLoweringError):
             raise error
     if isinstance(refused[0], errors.TpuLoweringError):
-        return other.result().with_remark(without(refused[0]))
+        return other.result().with_remark(without(refused[0]), captured)
     fused, names = running.result(), ", ".join(kernels)
     if isinstance(refused[1], errors.TpuLoweringError):
         return fused.with_remark(f"{_mib(fused)} with {names}; refused without: {refusal_of(refused[1])}")
     best = fused if fused.hbm_bytes < other.result().hbm_bytes else other.result()
-    return best.with_remark(f"{_mib(fused)} with {names}, {_mib(other.result())} without")
+    taken = "with" if best is fused else "without"
+    both = f"{_mib(fused)} with {names}, {_mib(other.result())} without"
+    return best.with_remark(f"{both}; the form {taken} is taken", captured)
 
 
 def compile_all(captured: Sequence[Captured], chip: Chip, donate: bool, simulate: bool | None = None) -> Made:
@@ -278,17 +292,20 @@ def _captured(
 ) -> list[Captured]:
     if (named := Options.create(options).mesh) != ():
         raise wrong_value("mesh", "no mesh, because a program is compiled ahead of time for one chip", dict(named))
-    runtime = TpuRuntime(chip, devices)
+    runtime, remarks = TpuRuntime(chip, devices), Remarks()
     helion.check_calls()
     compat.trace_for_all_ranks()
 
     def backend(module: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
         runtime.inputs = tuple(names[0] for names in Names.of(module).inputs)
-        return helion_tpu(module, examples, options=dict(options), runtime=runtime, observers=tuple(observers))
+        return helion_tpu(module, examples, options=dict(options), runtime=runtime, observers=(remarks, *observers))
 
     with compat.cold_dynamo(), function_values.allowed(), refusals.unwrapped():
         torch.compile(fn, backend=backend, fullgraph=True, dynamic=False)(*args, **kwargs)
-    return runtime.captured
+    return [
+        dataclasses.replace(one, **{kind: remarks.of_kind(kind, one.program.name) for kind in REMARKS})
+        for one in runtime.captured
+    ]
 
 
 def compile_captured(captured: Captured, chip: Chip, donate: bool, simulate: bool | None = None) -> TpuProgram:
@@ -298,4 +315,5 @@ def compile_captured(captured: Captured, chip: Chip, donate: bool, simulate: boo
         captured.artifact, chip, positions, captured.source, simulate, mesh=captured.mesh, named=captured.named
     )
     drawn = captured.program.drawn_inputs()
-    return TpuProgram.of(captured.program.name, chip, compiled, captured.artifact, drawn, captured.named)
+    program = TpuProgram.of(captured.program.name, chip, compiled, captured.artifact, drawn, captured.named)
+    return dataclasses.replace(program, **remarks_of(captured))

@@ -167,7 +167,7 @@ _TABLE: dict[str, str | tuple[str, str]] = {
     ),
     "TL513": (
         "captured again: a guard of Dynamo failed",
-        "mark what changes: torch._dynamo.mark_dynamic(x, dim), or keep the value that the guard names equal",
+        "keep what the guard names as it is; a report says how, for each kind of guard",
     ),
     "TL514": (
         "program compiled again: a kernel reads a name that has another value",

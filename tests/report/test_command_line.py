@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,9 +17,9 @@ import torch
 
 import tpu_lowering
 from tpu_lowering import errors
-from tpu_lowering.__main__ import main
+from tpu_lowering.__main__ import FIRST_LINES, main
 from tpu_lowering.report import commands, files
-from tpu_lowering.report.checks import selftest
+from tpu_lowering.report.checks import doctor, selftest
 
 MODEL = """
 from __future__ import annotations
@@ -81,6 +82,24 @@ def test_explain_takes_options_and_keyword_arguments(folder: pathlib.Path, capsy
     assert program.startswith("inference_")
     assert main(["explain", target, "--options", "fuse=sometimes"]) == 1
     assert capsys.readouterr().err.startswith("[TL102] option has the wrong type or value: ")
+
+
+def test_a_trace_is_written_for_a_target(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("libtpu")
+    path, out = tmp_path / "one.py", tmp_path / "trace.json"
+    path.write_text(
+        "import torch\ndef f(x):\n    return torch.softmax(x, -1)\n"
+        "def breaks(x):\n    print('half way')\n    return x + 1\nexample_inputs = (torch.ones(64, 256),)\n"
+    )
+    assert main(["explain", f"{path}:f", "--target", "v5e", "--trace", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["chip"]["target"] == "v5e"
+    names = [event["name"] for event in json.loads(out.read_text())["traceEvents"] if event["ph"] == "X"]
+    assert names and all("one.py:3" in name for name in names)
+    out.unlink()
+    assert main(["explain", f"{path}:breaks", "--target", "v5e", "--trace", str(out)]) == 1
+    assert "\n[TL517] " in "\n" + capsys.readouterr().err and not out.exists()
+    assert main(["explain", f"{path}:f", "--trace", str(out)]) == 1
+    assert "expected a target whose schedule it shows, got none" in capsys.readouterr().err
 
 
 def test_a_code_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,6 +189,26 @@ def test_a_line_says_what_a_command_is_at_before_anything_is_imported(terminal: 
     assert child.stdout is not None and "return_fresh_buffers" in child.stdout.read()
     assert child.wait() == 0
     assert (b"imports torch and JAX" in said) is terminal
+
+
+def test_the_doctor_speaks_before_anything_is_imported() -> None:
+    """In a process of its own, into a pipe, as in a log of CI's."""
+    command = [sys.executable, "-X", "importtime", "-m", "tpu_lowering", "doctor"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stderr is not None
+    try:
+        assert child.stdout.readline() == FIRST_LINES["doctor"] + "\n"
+    finally:
+        child.kill()
+        imported = child.communicate()[1]
+    assert " tpu_lowering.ir.chips" in imported and not re.search(r"\| +(torch|jax)$", imported, re.MULTILINE)
+
+
+def test_the_doctor_says_what_it_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_tried", lambda what, code, success: doctor.Finding(what, "ok", success))
+    said: list[str] = []
+    assert len(doctor.examine(said.append)) > len(said)
+    assert said[0] == "tries JAX on the CPU" and said[-1] == "tries the TPU compiler"
 
 
 def test_a_graph_break_is_refused_without_a_report(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

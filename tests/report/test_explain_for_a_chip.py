@@ -40,6 +40,17 @@ def test_a_graph_break_leaves_the_cpus_report() -> None:
     assert report.chip is None and report.programs_after == 2
 
 
+def test_without_gradients_there_is_no_backward_on_the_chip() -> None:
+    pytest.importorskip("libtpu")
+    layer, x = torch.nn.Linear(128, 128), torch.ones(8, 128)
+    with torch.no_grad():
+        report = tpu_lowering.explain(layer, x, target="v5e")
+    assert report.chip is not None
+    assert [direction.name for direction in report.chip.directions] == ["forward"]
+    assert report.chip.saved_bytes is None and len(report.programs) == 1
+    assert "│ compiled for the CPU " in str(report)  # the chip's rows have its name
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_line_says_what_explain_is_at_on_a_terminal_alone(terminal: bool) -> None:
     text = io.StringIO()

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 import tpu_lowering
+from tpu_lowering.ir.remarks import Remark
 from tpu_lowering.report.boxes import Box, ProgramGraphs
-from tpu_lowering.report.findings import CompilerView, Direction, Remark
+from tpu_lowering.report.findings import CompilerView, Direction
 from tpu_lowering.report.moved import Moved
+from tpu_lowering.report.sizes import names_text
 
 SCRIPT = "<script>alert('x')</script>"
 LINE = f'model.py:12 in forward: out = torch.empty_like(x)  # {SCRIPT} & "quoted"'
@@ -161,6 +163,27 @@ def test_a_notebook_shows_a_fragment() -> None:
 
 def test_a_report_of_nothing_has_a_page() -> None:
     Read(dataclasses.replace(REPORT, graphs=(), chip=None, compile_seconds={}, programs=(), notes=())._repr_html_())
+
+
+def test_several_values_are_named_as_one() -> None:
+    assert [names_text(names) for names in (["mm_2"], ["mm", "mm_2"], ["mm", "exp_1", "add"])] == [
+        "mm_2", "2 × mm", "3 values",
+    ]  # fmt: skip
+
+
+def test_what_has_no_reason_is_grouped_by_line_the_largest_first() -> None:
+    saved = [Remark(f"mm_{at}", "forward_0", f"model.py:{at % 2}", 1024 * (at + 1)) for at in range(4)]
+    text = Read(dataclasses.replace(REPORT, saved=tuple(saved))._repr_html_()).text
+    section = text.rpartition("Saved for the backward (4)")[2]
+    assert section.index("2 × mm") < section.index("6.0 KiB") < section.index("model.py:1")
+    assert section.index("model.py:1") < section.index("4.0 KiB") < section.index("model.py:0")
+
+
+def test_the_list_of_contents_leads_to_every_heading(page: str) -> None:
+    headings = [given["id"] for name, given in Read(page).found if name == "h2"]
+    links = [given["href"] for name, given in Read(page).found if name == "a"]
+    assert headings and [f"#{one}" for one in headings] == links[: len(headings)]
+    assert len(set(headings)) == len(headings)
 
 
 def test_a_file_that_cannot_be_written_is_refused(tmp_path: pathlib.Path) -> None:

@@ -61,6 +61,14 @@ def test_layers_without_a_line_of_the_users_are_named() -> None:
     assert [draw.where for draw in report.draws] == ["module 1.1 (Dropout)"]
 
 
+def test_a_kernel_takes_what_its_author_wrote() -> None:
+    """Functionalizing copies a buffer before a kernel writes it; the author did not."""
+    (graphs,) = tpu_lowering.explain(keeps_a_fill, X).graphs
+    for side in (graphs.written, graphs.compiled):
+        (kernel,) = (box for box in side if box.kind == "kernel")
+        assert (kernel.operands, kernel.written) == (("arg0_1", "full_default"), ("full_default",))
+
+
 def test_operators_in_eager_torch_are_listed() -> None:
     def function(x: torch.Tensor) -> torch.Tensor:
         return torch.ops.report_tests.without_lowering(x + 1) * 2

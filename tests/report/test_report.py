@@ -80,6 +80,17 @@ def test_prints_as_tables() -> None:
     assert "\nRemoved: empty_like, 16.0 KiB, test_report.py:38 in model: out = torch.empty_like(x)" in text
 
 
+def test_equal_lines_are_printed_once() -> None:
+    def layers(x):
+        for _ in range(3):
+            x = model(x)
+        return x
+
+    text = str(tpu_lowering.explain(layers, X))
+    assert text.count("Removed: ") == 1
+    assert "\nRemoved: 3 × empty_like, 48.0 KiB, test_report.py:38 in model: out = torch.empty_like(x)" in text
+
+
 def test_a_kept_fill_says_why() -> None:
     report = tpu_lowering.explain(keeps_a_fill, X)
     (kept,) = report.allocations_kept
@@ -146,6 +157,29 @@ def test_gradients_through_a_closure_are_explained_too() -> None:
     assert [name.rpartition("_")[0] for name in report.programs] == ["forward", "backward"]
     assert scale.grad is None
     assert all(parameter.grad is None for parameter in layer.parameters())
+
+
+def activations(x, w, v):
+    hidden = torch.tanh(x @ w)
+    return torch.exp(hidden @ v).sum()
+
+
+def test_what_is_saved_for_the_backward_is_listed_by_line() -> None:
+    """Computed values alone: arguments are there anyway, and so are results."""
+    x, w, v = torch.ones(16, 32), torch.ones(32, 64, requires_grad=True), torch.ones(64, 8, requires_grad=True)
+    report = tpu_lowering.explain(activations, x, w, v)
+    first = activations.__code__.co_firstlineno
+    assert [(one.nbytes, one.where) for one in report.saved] == [
+        (16 * 64 * 4, f"test_report.py:{first + 1} in activations: hidden = torch.tanh(x @ w)"),
+        (16 * 8 * 4, f"test_report.py:{first + 2} in activations: return torch.exp(hidden @ v).sum()"),
+    ]
+    assert report.saved_bytes == 16 * 72 * 4
+    text = str(report)
+    assert "│ saved for the backward            │            │  4.5 KiB │" in text
+    assert f"\nSaved for the backward: tanh, 4.0 KiB, test_report.py:{first + 1} in activations: " in text
+    assert "Saved for the backward (2)" in report._repr_html_()
+    with torch.no_grad():
+        assert tpu_lowering.explain(activations, x, w, v).saved == ()
 
 
 def test_a_compiled_function_is_explained_too() -> None:

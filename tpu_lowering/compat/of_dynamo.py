@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
+
+import torch
 
 from tpu_lowering.compat.lookup import private
 
@@ -70,6 +73,14 @@ def watched_compilations() -> Generator[Watched]:
                 )
                 watched.dynamo_seconds += max(0.0, dynamo - captured)
                 watched.backend_seconds += captured + backward
+
+
+def compiled_apart(fn: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compile`` for one report: what it compiles counts for no other call's limit, and is no reason for why
+    another call compiles again. Torch 2.9, of torch_xla, keeps all calls of a function together."""
+    given = inspect.signature(torch.compile).parameters
+    apart: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in given else {}
+    return torch.compile(fn, backend=backend, **apart)
 
 
 def stack_behind(error: BaseException) -> str:

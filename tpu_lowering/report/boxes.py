@@ -74,17 +74,15 @@ def boxes_of(graph: fx.Graph, split: bool) -> tuple[Box, ...]:
     for node in graph.nodes:
         where = graphs.place(node) or where  # what a pass added is where the node before it is
         if node.target is not operator.getitem:
-            found.append(_box(node, where, part_of.get(node)))
+            found.append(_box(node, where, part_of.get(node), split))
     return tuple(found)
 
 
-def _box(node: fx.Node, where: str, part: int | None) -> Box:
+def _box(node: fx.Node, where: str, part: int | None, as_written: bool) -> Box:
     kind, text = _kind(node)
-    operands = tuple(dict.fromkeys(_behind(operand).name for operand in node.all_input_nodes))
-    written: tuple[str, ...] = ()
-    if graphs.is_call(node, kernel_call):
-        given = graphs.operands_of(node)
-        written = tuple(_memory(one).name for at in splits.aliased_operands(node) if (one := given[at]) is not None)
+    memory = {one: _memory(one, as_written) for one in _written(node)}
+    operands = tuple(dict.fromkeys(memory.get(one, _behind(one)).name for one in node.all_input_nodes))
+    written = tuple(dict.fromkeys(one.name for one in memory.values()))
     type_, nbytes = _type(node.meta.get("val"))
     return Box(node.name, kind, text, type_, nbytes, where, operands, written, part)
 
@@ -96,9 +94,19 @@ def _behind(node: fx.Node) -> fx.Node:
     return node
 
 
-def _memory(node: fx.Node) -> fx.Node:
-    """The call that makes what is a view or a copy of it."""
-    while node.op == "call_function" and (splits.is_view(node) or node.target is compat.aten.clone.default):
+def _written(node: fx.Node) -> list[fx.Node]:
+    """The operands that a kernel call writes in place."""
+    if not graphs.is_call(node, kernel_call):
+        return []
+    given = graphs.operands_of(node)
+    return [one for at in splits.aliased_operands(node) if (one := given[at]) is not None]
+
+
+def _memory(node: fx.Node, as_written: bool) -> fx.Node:
+    """The call that makes the memory of what is written in place: behind views, and behind the copies that
+    functionalizing makes of what the author has written to itself."""
+    copies = (compat.aten.clone.default,) if as_written else ()
+    while node.op == "call_function" and (splits.is_view(node) or node.target in copies):
         node = node.all_input_nodes[0]
     return _behind(node)
 

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from tpu_lowering import aot, pipeline
@@ -55,8 +56,8 @@ def view(
     mesh: Any = None,
     says: Callable[[str], None] = lambda text: None,
 ) -> CompilerView:
-    """Compiles a function for a target both ways, with its backward if a result requires a gradient; the observer is
-    told of what our backend does, ``says`` what is begun.
+    """Compiles a function for a target both ways, with its backward if a result requires a gradient, and gradients are
+    on; the observer is told of what our backend does, ``says`` what is begun.
 
     Raises:
         TpuLoweringError: see ``aot.aot_compile``.
@@ -67,11 +68,16 @@ def view(
     normalised, given = Normalised(), copy.deepcopy((tuple(args), dict(kwargs)))
     watching = itertools.chain([(observer,)], itertools.repeat(()))  # the first form is what our backend makes
 
+    def captured(options: Mapping[str, Any], observers: Sequence[Observer]) -> list[Captured]:
+        if not torch.is_grad_enabled():
+            return [aot.capture(fn, *given, chosen, options, observers, devices)]
+        return aot.capture_step(fn, *given, chosen, options, observers, devices)
+
     def capturing(options: Mapping[str, Any]) -> list[Captured]:
-        return aot.capture_step(fn, *given, chosen, options, next(watching), devices)
+        return captured(options, next(watching))
 
     # As it was written, attention is no kernel: it becomes one before forward and backward are parted.
-    aot.capture_step(fn, *given, chosen, {**options, "fuse": "never"}, (normalised,), devices)
+    captured({**options, "fuse": "never"}, (normalised,))
     says(f"libtpu compiles for {target}")
     made = aot.compile_best(capturing, chosen, options, True)
     says(f"libtpu compiles for {target} what was written")
@@ -83,6 +89,7 @@ def view(
         [Direction.of(name, before, after) for name, before, after in pairs],
         saved_bytes=TpuStep.of(made.captured, made.programs).saved_bytes if len(written) > 1 else None,
         fusion=made.programs[0].fusion,
+        compiled=made.programs,
         mesh=MeshView.of(made.programs) if made.programs[0].mesh.count > 1 else None,
     )
 

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from torch import fx
 
 from tpu_lowering import compat, errors, pipeline
 from tpu_lowering.analyse import splits
 from tpu_lowering.capture.refusals import said_by_dynamo
+from tpu_lowering.capture.remarks import Remarks, nodes_of
 from tpu_lowering.codegen.source import Source
-from tpu_lowering.ir import graphs, random, regions
-from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir import graphs, random
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.operators import is_allocation, is_fill
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.ir.remarks import Remark
+from tpu_lowering.ir.types import TensorType
 from tpu_lowering.report.boxes import ProgramGraphs, boxes_of
-from tpu_lowering.report.findings import Draw, Remark
+from tpu_lowering.report.findings import Draw
 from tpu_lowering.report.report import Report
 
 NOTED = ("fresh", "interpreted", "moved", "unwritten", "updated", "whole")
 """Kinds of actions that, with a code, are remarks."""
 
 
-class Collector:
+class Collector(Remarks):
     """An observer that gathers what a report needs."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.programs: list[str] = []
         self.calls_before = self.calls = 0
         self.draws: list[Draw] = []
@@ -35,12 +39,12 @@ class Collector:
         self.made: dict[tuple[str, str], Remark] = {}
         self.fills: set[tuple[str, str]] = set()
         self.left: set[tuple[str, str]] = set()
-        self.actions: list[tuple[str, Action]] = []
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.graphs: dict[str, ProgramGraphs] = {}
-        self.places: dict[tuple[str, str], str] = {}
+        self.saved: list[Remark] = []
 
     def stage(self, program: str, stage: str, module: fx.GraphModule, seconds: float) -> None:
+        super().stage(program, stage, module, seconds)
         if stage == pipeline.AS_WRITTEN:
             self._as_written(program, module)
 
@@ -53,34 +57,33 @@ class Collector:
     def _as_written(self, program: str, module: fx.GraphModule) -> None:
         self.before += splits.program_count(module.graph, splits.RULES["torch_tpu"])
         self.graphs[program] = ProgramGraphs(program, boxes_of(module.graph, split=True))
-        for node in _nodes(module):
+        for node in nodes_of(module):
             key = (program, node.name)
-            self.places[key] = graphs.place(node)
             self.calls_before += graphs.is_call(node, kernel_call)
             if is_allocation(node) or is_fill(node):
-                self.made[key] = Remark(node.name, program, self._place(*key), graphs.type_of(node).nbytes)
+                self.made[key] = Remark(node.name, program, self.place(*key), graphs.type_of(node).nbytes)
                 if is_fill(node):
                     self.fills.add(key)
 
-    def acted(self, program: str, name: str, actions: Sequence[Action]) -> None:
-        self.actions += [(program, action) for action in actions]
-
     def compiled(self, program: Program, source: Source) -> None:
-        nodes = _nodes(program.module)
+        super().compiled(program, source)
+        nodes = nodes_of(program.module)
         self.programs.append(program.name)
         self.calls += sum(graphs.is_call(node, kernel_call) for node in nodes)
         self.draws += _draws(program)
+        self.saved += [
+            Remark(node.name, program.name, self.place(program.name, node.name), TensorType.of(value).nbytes)
+            for node, value in _saved(program)
+        ]
         self.left |= {(program.name, node.name) for node in nodes}
         written = self.graphs[program.name].written
         self.graphs[program.name] = ProgramGraphs(program.name, written, boxes_of(program.module.graph, split=False))
-        for node in nodes:
-            self.places.setdefault((program.name, node.name), graphs.place(node))
 
     def report(self) -> Report:
         """The report of everything compiled so far."""
         removed = {key: buffer for key, buffer in self.made.items() if key not in self.left}
         fresh = [action for _, action in self.actions if action.kind == "fresh" and action.code != "TL504"]
-        kept = [self._remark(program, action) for program, action in self.actions if action.kind == "kept"]
+        kept = [self.remark(program, action) for program, action in self.actions if action.kind == "kept"]
         by_kind = {True: [b for b in kept if self._is_made(b)], False: [b for b in kept if not self._is_made(b)]}
         stay = {(b.program, b.node): b.nbytes for b in by_kind[True]}
         return Report(
@@ -95,41 +98,22 @@ class Collector:
             removed=tuple(removed.values()),
             allocations_kept=tuple(by_kind[True]),
             aliases_kept=tuple(by_kind[False]),
-            notes=tuple(self._remark(p, a) for p, a in self.actions if a.kind in NOTED and a.code),
+            notes=tuple(self.remark(p, a) for p, a in self.actions if a.kind in NOTED and a.code),
             programs=tuple(self.programs),
             draws=tuple(self.draws),
             seconds=dict(self.seconds),
-            sizes_kept=self._of_kind("exact"),
-            recompiles=self._of_kind("recompiled"),
-            fused=self._of_kind("fused"),
-            unfused=self._of_kind("unfused"),
-            launched=self._of_kind("launched"),
-            in_eager=self._of_kind("eager"),
+            sizes_kept=self.of_kind("exact"),
+            recompiles=self.of_kind("recompiled"),
+            fused=self.of_kind("fused"),
+            unfused=self.of_kind("unfused"),
+            launched=self.of_kind("launched"),
+            in_eager=self.of_kind("eager"),
+            saved=tuple(sorted(self.saved, key=lambda one: -one.nbytes)),
             graphs=tuple(self.graphs.values()),
         )
 
     def _is_made(self, buffer: Remark) -> bool:
         return (buffer.program, buffer.node) in self.made
-
-    def _of_kind(self, kind: str) -> tuple[Remark, ...]:
-        return tuple(self._remark(program, action) for program, action in self.actions if action.kind == kind)
-
-    def _place(self, program: str, node: str) -> str:
-        """Where a node comes from; of what neither a line nor a module is known, its program and where that begins."""
-        if found := self.places.get((program, node)):
-            return found
-        begins = next((place for (owner, _), place in self.places.items() if owner == program and place), "")
-        return f"{program}, which begins at {begins}" if begins else f"program {program}"
-
-    def _remark(self, program: str, action: Action) -> Remark:
-        where = action.where or self._place(program, action.node)
-        remedy = errors.REMEDIES.get(action.code, "")
-        return Remark(action.node, program, where, action.nbytes, action.code, action.reason, remedy)
-
-
-def _nodes(module: fx.GraphModule) -> list[fx.Node]:
-    """The nodes of a graph and of its regions."""
-    return [node for part in regions.modules(module) for node in part.graph.nodes]
 
 
 def _draws(program: Program) -> list[Draw]:
@@ -141,6 +125,18 @@ def _draws(program: Program) -> list[Draw]:
             found.append(Draw(node.name, program.name, graphs.place(node), str(node.args[0]), "key"))
         elif isinstance(source, random.Drawn):
             found.append(Draw(node.name, program.name, graphs.place(node), source.name, "torch"))
+    return found
+
+
+def _saved(program: Program) -> list[tuple[fx.Node, Any]]:
+    """What a program computes for a backward alone: each value, and the node that it comes from."""
+    computed = [spec for spec in program.signature.outputs if spec.is_computed]
+    found: list[tuple[fx.Node, Any]] = []
+    for node, spec in zip(program.output_nodes(), computed, strict=False):
+        if spec.is_saved:
+            # What is put into the order that it has in memory, or made contiguous for it, has no line of its own.
+            behind = node if graphs.place(node) or not node.all_input_nodes else node.all_input_nodes[0]
+            found.append((behind, node.meta["val"]))
     return found
 
 

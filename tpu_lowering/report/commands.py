@@ -85,7 +85,9 @@ def _cpu() -> str:
 
 
 def doctor() -> int:
-    return 0 if doctor_.print_findings(doctor_.examine()) else 1
+    with Progress() as progress:
+        found = doctor_.examine(progress.says)
+    return 0 if doctor_.print_findings(found) else 1
 
 
 def selftest(device: str, target: str | None, out: str) -> int:
@@ -122,6 +124,7 @@ def explain(
     no_grad: bool,
     as_json: bool,
     html: str,
+    trace: str,
 ) -> int:
     """Reports on ``FILE:FUNCTION``, or says what a code means.
 
@@ -132,14 +135,19 @@ def explain(
         no_grad: whether gradients are off.
         as_json: whether the report is printed as JSON.
         html: a file for the report as a page, or "".
+        trace: a file for the target's static schedule as a timeline, or "".
 
     Raises:
         TpuLoweringError: TL106 if there is no such file, function or inputs, TL107 for an unknown target, TL112 for a
-            code that there is not.
+            code that there is not or a trace without a target, and what the target refuses, if a trace was asked for.
     """
     if re.fullmatch(r"TL\d+", function, re.IGNORECASE):
         print(errors.page(function).rstrip())
         return 0
+    if trace and not target:
+        raise errors.wrong_argument(
+            "--trace", "a target whose schedule it shows, got none", f"--target tpu7x --trace {trace}"
+        )
     given = _given(function)
     with torch.set_grad_enabled(not no_grad):
         report = explain_function(
@@ -151,6 +159,11 @@ def explain(
         report.print()
     if html:
         report.save(html)
+    if trace and report.chip is not None:
+        report.chip.trace(trace)
+    elif trace:
+        (refused,) = report.refused
+        raise errors.refuse(refused.code, refused.node, refused.reason, refused.remedy, refused.where)
     return 0
 
 

@@ -16,11 +16,11 @@ import torch
 from tpu_lowering import aot, compat, errors, offenders, pipeline
 from tpu_lowering.capture import refusals
 from tpu_lowering.ir import chips
+from tpu_lowering.ir.remarks import Remark
 from tpu_lowering.kernels import helion
 from tpu_lowering.observers import Observers
 from tpu_lowering.report import chip
 from tpu_lowering.report.collector import Collector, breaks
-from tpu_lowering.report.findings import Remark
 from tpu_lowering.report.progress import Progress
 from tpu_lowering.report.report import Report
 
@@ -152,7 +152,7 @@ def _compiled_and_run(
         fn = copy.deepcopy(fn)
     helion.check_calls()
     backend = functools.partial(helion_tpu, observers=(collector, progress), options=options)
-    compiled = torch.compile(fn, backend=backend)
+    compiled = compat.compiled_apart(fn, backend)
     with compat.watched_compilations() as watched, refusals.unwrapped():
         for args in calls:
             progress.says("Dynamo captures, and the function runs")

@@ -1,39 +1,17 @@
-"""What a report holds: remarks, draws of random numbers, and the TPU compiler's view."""
+"""What a report holds beside remarks: draws of random numbers, and the TPU compiler's view."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from tpu_lowering.report.mesh import MeshView
 from tpu_lowering.report.moved import Moved, moved_by
-from tpu_lowering.runtime.aot import hlo
+from tpu_lowering.runtime.aot import hlo, trace
 from tpu_lowering.runtime.aot.live import live_bytes
 from tpu_lowering.runtime.aot.program import TpuProgram
-
-
-@dataclasses.dataclass(frozen=True)
-class Remark:
-    """What the report says of one buffer, or of another value.
-
-    Attributes:
-        node: its name in the graph.
-        program: the program it belongs to.
-        where: the user's source line, ``file.py:line in function: code``.
-        nbytes: its size.
-        code: a code of ``errors.CODES``; "" where there is nothing to explain.
-        reason: why it is kept, or how it could go.
-        remedy: what the user can do.
-    """
-
-    node: str
-    program: str
-    where: str
-    nbytes: int
-    code: str = ""
-    reason: str = ""
-    remedy: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +85,7 @@ class CompilerView:
             one device.
         directions: the forward and, where a result requires a gradient, the backward.
         saved_bytes: HBM bytes of what the one saves for the other in memory of its own; None without backward.
+        compiled: the programs, as compiled, the forward first. ``Report.to_dict`` leaves them out.
     """
 
     target: str
@@ -118,6 +97,15 @@ class CompilerView:
     mesh: MeshView | None = None
     directions: tuple[Direction, ...] = ()
     saved_bytes: int | None = None
+    compiled: tuple[TpuProgram, ...] = dataclasses.field(default=(), repr=False)
+
+    def trace(self, path: str | os.PathLike[str]) -> None:
+        """Writes the static schedules as a timeline, the backward after the forward; see ``TpuProgram.trace``.
+
+        Raises:
+            TpuLoweringError: TL112 if there cannot be such a file.
+        """
+        trace.write(path, self.compiled)
 
     @staticmethod
     def of(target: str, directions: Sequence[Direction], **others: Any) -> CompilerView:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import rich.markup
@@ -13,10 +14,14 @@ from rich.panel import Panel
 from rich.table import Table
 
 from tpu_lowering import errors
+from tpu_lowering.ir.remarks import Remark
 from tpu_lowering.report.boxes import ProgramGraphs
-from tpu_lowering.report.findings import CompilerView, Draw, Remark
+from tpu_lowering.report.findings import CompilerView, Draw
 from tpu_lowering.report.page.document import Page, document, fragment
-from tpu_lowering.report.sizes import size_text
+from tpu_lowering.report.sizes import names_text, size_text
+
+LINES = 3
+"""Source lines that are printed of what is saved for a backward: the largest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Report:
             ``options={"fuse": "always"}``.
         unfused: those that could have, and why they did not.
         launched: Helion kernels that are launched otherwise than their config says, for the chip that was asked for.
+        saved: what forwards compute and keep for their backwards, in memory of its own, the largest first.
     """
 
     programs_before: int
@@ -82,15 +88,27 @@ class Report:
     compile_seconds: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
     kernel_calls_before: int = 0
     bytes_left: int = 0
+    saved: tuple[Remark, ...] = ()
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of what is saved for backwards, in memory of its own."""
+        return sum(one.nbytes for one in self.saved)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dictionaries, lists, strings and numbers, ready for JSON."""
-        return {
+        plain = (
+            self if self.chip is None else dataclasses.replace(self, chip=dataclasses.replace(self.chip, compiled=()))
+        )
+        found: dict[str, Any] = {
             key: [dict(item) if isinstance(item, dict) else item for item in value]
             if isinstance(value, tuple)
             else value
-            for key, value in dataclasses.asdict(self).items()
+            for key, value in dataclasses.asdict(plain).items()
         }
+        if self.chip is not None:
+            del found["chip"]["compiled"]
+        return found
 
     def __str__(self) -> str:
         text = io.StringIO()
@@ -119,8 +137,9 @@ class Report:
         console = console or Console()
         console.print(Panel(self.headline(), title="tpu_lowering", expand=False))
         console.print(self._summary())
-        for buffer in self.removed:
-            line = f"Removed: {buffer.node}, {size_text(buffer.nbytes)}, {buffer.where}"
+        lines = [f"Removed: {what}, {where}" for where, what in _by_line(self.removed)]
+        lines += [f"Saved for the backward: {what}, {where}" for where, what in _by_line(self.saved)[:LINES]]
+        for line in lines:
             console.print(line, soft_wrap=True, markup=False, highlight=False)
         for title, buffers in self.sections():
             if buffers:
@@ -157,7 +176,7 @@ class Report:
 
     def _page(self) -> Page:
         rows = [(what, *sides) for part in self._rows() for what, *sides in part]
-        sections = (*self.sections(), ("Allocations removed", self.removed))
+        sections = (*self.sections(), ("Saved for the backward", self.saved), ("Allocations removed", self.removed))
         return Page(
             self.headline(),
             self.programs,
@@ -184,9 +203,10 @@ class Report:
 
     def _rows(self) -> list[list[tuple[str, str, str]]]:
         """The summary's rows, in parts: what, as written, compiled."""
-        kept = len(self.allocations_kept)
+        kept, on_cpu = len(self.allocations_kept), self.chip is not None and bool(self.compile_seconds)
         moved = self.bytes_saved + self.bytes_left
         rows = [
+            *([("compiled for the CPU", "", "")] if on_cpu else []),
             ("programs (torch_tpu's split rule)", str(self.programs_before), str(self.programs_after)),
             (
                 "allocations and fills for kernels",
@@ -196,6 +216,8 @@ class Report:
             ("bytes to fill and fetch these", size_text(moved), size_text(self.bytes_left)),
             ("kernel calls", str(self.kernel_calls_before), str(self.kernel_calls)),
         ]
+        if self.saved:
+            rows.append(("saved for the backward", "", size_text(self.saved_bytes)))
         if self.draws:
             drawn_before = sum(draw.source == "torch" for draw in self.draws)
             rows.append(("random draws in the programs", str(len(self.draws)), str(len(self.draws) - drawn_before)))
@@ -216,8 +238,20 @@ def _chip_rows(chip: CompilerView) -> list[list[tuple[str, str, str]]]:
             rows.append((f"  {what}", text(values[0]), text(values[1])))
         parts.append(rows)
     if chip.saved_bytes is not None:
-        parts.append([("  saved for the backward", "", size_text(chip.saved_bytes))])
+        parts.append([(f"{chip.target}, saved for the backward", "", size_text(chip.saved_bytes))])
     return parts
+
+
+def _by_line(remarks: Sequence[Remark]) -> list[tuple[str, str]]:
+    """For each source line what is there, ``3 × empty_like, 64.0 KiB``; the line with the most bytes first."""
+    lines: dict[str, list[Remark]] = {}
+    for one in remarks:
+        lines.setdefault(one.where, []).append(one)
+    found: list[tuple[int, str, str]] = []
+    for where, members in lines.items():
+        nbytes = sum(one.nbytes for one in members)
+        found.append((nbytes, where, f"{names_text([one.node for one in members])}, {size_text(nbytes)}"))
+    return [(where, what) for _, where, what in sorted(found, key=lambda one: -one[0])]
 
 
 def _count(number: int, what: str) -> str:

@@ -162,7 +162,8 @@ def test_a_program_is_compiled_without_generated_kernels_too(monkeypatch: pytest
     assert program.fusion.startswith("64.0 MiB with softmax_rows, ")
     monkeypatch.setattr(tpu_lowering.TpuProgram, "hbm_bytes", 64 * MIB)
     program = tpu_lowering.aot_compile(softmax, (x,), target="tpu7x")
-    assert (len(program.vmem_bytes), program.fusion) == (0, "64.0 MiB with softmax_rows, 64.0 MiB without")
+    said = "64.0 MiB with softmax_rows, 64.0 MiB without; the form without is taken"
+    assert (len(program.vmem_bytes), program.fusion) == (0, said)
 
 
 def test_a_kernel_that_the_compiler_refuses_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,10 @@ import torch
 import tpu_lowering
 from tpu_lowering import aot
 from tpu_lowering.ir import chips
-from tpu_lowering.runtime.aot import compiler, hlo
+from tpu_lowering.runtime.aot import compiler, hlo, refusals
 from tpu_lowering.runtime.aot.capture import Captured
 from tpu_lowering.runtime.aot.compiler import Compiled
+from tpu_lowering.runtime.aot.schedule import ScheduleDump
 from tpu_lowering.runtime.aot.traffic import traffic_by_operands
 
 pytest.importorskip("libtpu")
@@ -44,6 +45,7 @@ def test_dumping_the_schedule_leaves_the_program_as_it_is(chip: str) -> None:
     one = captured(chip)
     dumped, alone = (compiled(one, chip, simulate=simulate) for simulate in (True, False))
     assert (dumped.schedule_failure, bool(dumped.schedule.cycles), bool(alone.schedule.cycles)) == ("", True, False)
+    assert alone.schedule_failure == compiler.LEFT
     assert without_notes(dumped.hlo) == without_notes(alone.hlo)
     changing = ("compile_seconds", "compile_cpu_seconds", "generated_code_bytes")
     assert {k: v for k, v in dumped.facts.items() if k not in changing} == {
@@ -75,7 +77,7 @@ def test_a_program_is_compiled_once(runs: list[str]) -> None:
     runs.clear()
     plain = aot.capture(torch.relu, (torch.empty(8, 128),), {}, chips.find("v5e"), {}, ())
     assert not compiler.holds_kernel(plain.artifact)
-    compiled(plain, "v5e")
+    assert compiled(plain, "v5e").schedule_failure == compiler.NO_KERNEL
     assert runs == [""]
 
 
@@ -87,16 +89,55 @@ def test_a_program_that_xla_cannot_print_is_compiled_once(runs: list[str]) -> No
     assert gather.hbm_bytes_read == 65_536 * (128 * 4 + 4)
 
 
+CRASH = """\
+WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
+F1201 12:36:47.757361    3990 llo_dumper.cc:1778] Static LLO profiling of fusion.10 failed: INVALID_ARGUMENT: \
+Unsupported DMA direction for latency modeling: dma-general
+=== Source Location Trace: ===
+platforms/xla/service/jellyfish/static_llo_profile/dma_latency_model.cc:177
+*** Check failure stack trace: ***
+    @     0x7eff315fd5e4  absl::log_internal::LogMessage::SendToLog()
+*** SIGABRT received by PID 3947 (TID 3990) on cpu 1, si_code=-6, from PID 3947; ***
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "sentence"),
+    [
+        ("Limit", "more than 600 s", "the compiler took more than 600 s"),
+        ("exit code -9", "", "exit code -9"),
+        ("exit code 1", refusals.said_by_crash("Killed\n"), "Killed"),
+        ("JaxRuntimeError", "Ran out of VMEM.\nwith more", "Ran out of VMEM"),
+    ],
+)
+def test_a_failed_dump_is_said_in_a_sentence(kind: str, message: str, sentence: str) -> None:
+    said = compiler._why_no_schedule({"kind": kind, "message": message}, ScheduleDump({}, {}))
+    assert said == f"the compiler failed to simulate the schedule: {sentence}"
+
+
+def test_a_crash_without_a_schedule_is_refused_by_the_line_that_it_died_of() -> None:
+    failure = {"kind": "exit code -6", "message": refusals.said_by_crash(CRASH)}
+    error = compiler.failure_of(failure, captured("v5e").source, chips.find("v5e"))
+    assert error.refusal.reason.endswith(
+        "got exit code -6: Static LLO profiling of fusion.10 failed: INVALID_ARGUMENT: Unsupported DMA direction for "
+        "latency modeling: dma-general"
+    )
+
+
 def test_only_a_failed_dump_is_followed_by_a_run_without(monkeypatch: pytest.MonkeyPatch, runs: list[str]) -> None:
     counted, one = compiler._run, captured("v5e")
-    failure = {"kind": "exit code -6", "message": "Check failed: bundle_analysis.cc"}
+    failure = {"kind": "exit code -6", "message": refusals.said_by_crash(CRASH)}
 
     def aborting(output: pathlib.Path, given: dict[str, Any], seconds: float, flags: str = "") -> dict[str, str]:
         return counted(output, given, seconds, flags) or (failure if flags else {})
 
     monkeypatch.setattr(compiler, "_run", aborting)
     made = compiled(one, "v5e")
-    assert (runs, made.schedule_failure) == ([compiler.DUMP_SCHEDULE, ""], failure["message"])
+    assert runs == [compiler.DUMP_SCHEDULE, ""]
+    assert made.schedule_failure == (
+        "the compiler failed to simulate the schedule: Static LLO profiling of fusion.10 failed: INVALID_ARGUMENT: "
+        "Unsupported DMA direction for latency modeling: dma-general; what it had simulated by then is there"
+    )
     assert made.schedule.cycles and not made.schedule.dma  # bundles may be cut off
     assert made.facts["argument_bytes"] and made.executable
 

@@ -11,6 +11,7 @@ import pytest
 
 import tpu_lowering
 from tpu_lowering.ir import chips
+from tpu_lowering.runtime.aot import trace
 from tpu_lowering.runtime.aot.program import EntryOperation, TpuProgram
 from tpu_lowering.runtime.aot.step import TpuStep
 
@@ -58,11 +59,12 @@ def traced(made: Any, folder: pathlib.Path) -> list[dict[str, Any]]:
 def test_tracks_and_times(tmp_path: pathlib.Path) -> None:
     found = traced(PROGRAM, tmp_path)
     tracks = {event["tid"]: event["args"]["name"] for event in found if event["name"] == "thread_name"}
-    assert tracks == {1: "compute", 2: "DMA", 3: "kernel exp_into"}
+    assert tracks == {1: "compute", 2: "DMA", 3: f"compute{trace.NO_CYCLES}", 4: "kernel exp_into"}
+    assert {event["cat"] for event in found if event["ph"] == "X"} == {"compute", "DMA", "kernel"}
     named = [(event["name"], tracks[event["tid"]]) for event in found if event["ph"] == "X"]
     assert named == [
         ("copy b model.py:13", "DMA"),
-        ("mul model.py:12", "compute"),
+        ("mul model.py:12", f"compute{trace.NO_CYCLES}"),
         ("exp_into model.py:13", "kernel exp_into"),
         ("exp_into model.py:13", "kernel exp_into"),
     ]
@@ -75,6 +77,20 @@ def test_tracks_and_times(tmp_path: pathlib.Path) -> None:
     assert first["args"]["time"] == "simulated: simulated cycles"
     assert multiply["args"]["time"] == "simulated: bytes over bandwidth"
     assert multiply["args"]["source_line"] == "model.py:12"
+
+
+def test_what_has_cycles_has_a_width_and_the_rest_says_why(tmp_path: pathlib.Path) -> None:
+    """A product whose operands and result are in VMEM moves no HBM bytes."""
+    inside = dataclasses.replace(OPERATIONS[1], hbm_bytes_read=0, hbm_bytes_written=0)
+    tracks: list[str] = []
+    for cycles, wide in ((None, False), (900, True)):
+        operations = (OPERATIONS[0], dataclasses.replace(inside, schedule_cycles=cycles), *OPERATIONS[2:])
+        found = traced(dataclasses.replace(PROGRAM, entry_operations=operations), tmp_path)
+        names = {event["tid"]: event["args"]["name"] for event in found if event["name"] == "thread_name"}
+        (product,) = (event for event in found if event["name"] == "mul model.py:12")
+        assert (product["dur"] > 0) is wide
+        tracks.append(names[product["tid"]])
+    assert tracks == [f"compute{trace.NO_CYCLES}", "compute"]
 
 
 def test_a_steps_backward_follows_its_forward(tmp_path: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.table import Table
@@ -39,14 +40,25 @@ DEVICES_OF = {"torch_tpu": "tpu", "torch_xla": "xla"}
 """The packages that have a device for tensors, and torch's name of it."""
 
 
-def examine() -> list[Finding]:
-    """Everything the doctor looks at."""
+def examine(says: Callable[[str], None] = lambda text: None) -> list[Finding]:
+    """Everything the doctor looks at; ``says`` is told what is begun."""
     found = [_python()]
     found += [_required(package) for package in ("torch", "jax", "jaxlib")]
     found += [_optional(package) for package in OPTIONAL]
     found += [_with_device(package) for package in DEVICES_OF]
-    found += [_entry_point(), _cpu_runtime(), _many_processes(), _jax_devices(), _tpu_runtime(), _xla_runtime()]
-    return [*found, _tpu_compiler()]
+    found.append(_entry_point())
+    tried = {
+        "JAX on the CPU": _cpu_runtime,
+        "programs of several processes": _many_processes,
+        "JAX's devices": _jax_devices,
+        "torch_tpu": _tpu_runtime,
+        "torch_xla": _xla_runtime,
+        "the TPU compiler": _tpu_compiler,
+    }
+    for name, look in tried.items():
+        says(f"tries {name}")
+        found.append(look())
+    return found
 
 
 def _python() -> Finding:

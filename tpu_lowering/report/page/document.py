@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from tpu_lowering import errors
+from tpu_lowering.ir.remarks import Remark
 from tpu_lowering.report.boxes import ProgramGraphs
-from tpu_lowering.report.findings import CompilerView, Direction, Remark
+from tpu_lowering.report.findings import CompilerView, Direction
 from tpu_lowering.report.page import charts
 from tpu_lowering.report.page.elements import Markup, element
 from tpu_lowering.report.page.graphs import graphs_section
 from tpu_lowering.report.page.style import STYLE
-from tpu_lowering.report.sizes import size_text
+from tpu_lowering.report.sizes import names_text, size_text
 
 OPEN = 4
 """Remarks of a section that are open from the start, if there are no more."""
@@ -46,6 +48,14 @@ class Page:
     def remarks(self) -> list[Remark]:
         return [remark for _, remarks in self.sections for remark in remarks]
 
+    def anchor(self, title: str) -> str:
+        """Where a heading is. A notebook has several pages as one, so the first program's name is part of it."""
+        return "-".join((*self.programs[:1], *re.findall(r"\w+", title.lower())))
+
+    def heading(self, title: str, count: int = 0) -> Markup:
+        """A heading that the page's list of contents leads to."""
+        return element("h2", f"{title} ({count})" if count else title, id=self.anchor(title))
+
 
 def document(page: Page) -> str:
     """The page as a whole HTML document."""
@@ -68,6 +78,7 @@ def fragment(page: Page, name: str = "div") -> Markup:
         element("h1", page.headline),
         element("p", "tpu_lowering: ", element("code", ", ".join(page.programs)), class_="dim"),
         _summary(page.rows),
+        _contents(page),
         *_refusals(page),
         *_graphs(page),
         *_chip(page),
@@ -85,53 +96,76 @@ def _summary(rows: Sequence[tuple[str, str, str]]) -> Markup:
     return element("div", element("table", head, *body), class_="scroll")
 
 
+def _contents(page: Page) -> Markup:
+    """What is on the page, in its order: a graph may take many screens."""
+    shown = {title: len(remarks) for title, remarks in page.sections if remarks}
+    titles = [(title, count) for title, count in shown.items() if title in FIRST]
+    titles += [(GRAPHS, 0)] if page.graphs else []
+    titles += [(f"On {page.chip.target}", 0)] if page.chip is not None else []
+    titles += [(title, count) for title, count in shown.items() if title not in FIRST]
+    titles += [(TIMES, 0)] if page.compile_seconds else []
+    links = [
+        element("a", f"{title} ({count})" if count else title, href=f"#{page.anchor(title)}") for title, count in titles
+    ]
+    return element("nav", *(piece for link in links for piece in (" ", link)), aria_label="contents")
+
+
+GRAPHS, TIMES = "The graph, before and after", "Compile time"
 FIRST = ("Refused", "Graph breaks", "Run in eager torch")
 """Sections that stand before the graphs: they say why there are so many, or none."""
 
 
 def _refusals(page: Page) -> list[Markup]:
-    return [_section(title, remarks) for title, remarks in page.sections if title in FIRST and remarks]
+    return [_section(page, title, remarks) for title, remarks in page.sections if title in FIRST and remarks]
 
 
 def _sections(page: Page) -> list[Markup]:
-    return [_section(title, remarks) for title, remarks in page.sections if title not in FIRST and remarks]
+    return [_section(page, title, remarks) for title, remarks in page.sections if title not in FIRST and remarks]
 
 
-def _section(title: str, remarks: Sequence[Remark]) -> Markup:
-    """Remarks, those with the same code, reason and remedy as one."""
-    groups: dict[tuple[str, str, str], list[Remark]] = {}
+def _section(page: Page, title: str, remarks: Sequence[Remark]) -> Markup:
+    """Remarks, those with the same code, reason and remedy as one; without these, those of the same line, the largest
+    first."""
+    groups: dict[tuple[str, ...], list[Remark]] = {}
     for remark in remarks:
-        groups.setdefault((remark.code, remark.reason, remark.remedy), []).append(remark)
+        said = (remark.code, remark.reason, remark.remedy)
+        groups.setdefault(said if any(said) else (remark.where,), []).append(remark)
+    if not any(remark.code or remark.reason for remark in remarks):
+        groups = dict(sorted(groups.items(), key=lambda item: -_bytes(item[1])))
     opened = len(groups) <= OPEN
     return element(
         "section",
-        element("h2", f"{title} ({len(remarks)})"),
-        *(_remark(members, opened) for members in groups.values()),
+        page.heading(title, len(remarks)),
+        *(_remark(members, opened, "target" if title == "Refused" else "programs") for members in groups.values()),
     )
 
 
-def _remark(members: Sequence[Remark], opened: bool) -> Markup:
+def _remark(members: Sequence[Remark], opened: bool, programs: str) -> Markup:
     first = members[0]
     meaning = errors.CODES.get(first.code, "")
     code = element("span", first.code, class_="badge warn", title=meaning) if first.code else None
+    size = element("span", f" {size_text(_bytes(members))}", class_="dim") if _bytes(members) else None
     places = _places(members)
     inside = [
         ("code", f"{first.code}: {meaning}" if first.code else ""),
         ("why", first.reason),
         ("what to do", first.remedy),
-        ("bytes", size_text(sum(one.nbytes for one in members)) if any(one.nbytes for one in members) else ""),
         ("nodes", ", ".join(dict.fromkeys(one.node for one in members)) if len(members) > 1 else ""),
-        ("programs", ", ".join(dict.fromkeys(one.program for one in members if one.program))),
+        (programs, ", ".join(dict.fromkeys(one.program for one in members if one.program))),
     ]
     facts = [item for key, text in inside if text for item in (element("dt", key), element("dd", text))]
-    names = first.node if len(members) == 1 else f"{len(members)} × {first.node}"
+    names = names_text([one.node for one in members])
     return element(
         "details",
-        element("summary", element("b", names), code, *places),
+        element("summary", element("b", names), size, code, *places),
         element("dl", *facts),
         class_="remark",
         open=opened,
     )
+
+
+def _bytes(members: Iterable[Remark]) -> int:
+    return sum(one.nbytes for one in members)
 
 
 def _places(members: Iterable[Remark]) -> list[Markup]:
@@ -145,9 +179,10 @@ def _graphs(page: Page) -> list[Markup]:
         "Programs are frames. Kernels, allocations and what is written in place are boxes; what was removed is struck "
         "through. A box opens to its operands, its code, the reason and the remedy. Other operations are folded."
     )
+    whose = None if page.chip is None else f" The graphs are those for {page.chip.target}."
     return [
-        element("h2", "The graph, before and after"),
-        element("p", about, class_="dim"),
+        page.heading(GRAPHS),
+        element("p", about, whose, class_="dim"),
         *(graphs_section(graphs, page.remarks) for graphs in page.graphs),
     ]
 
@@ -159,7 +194,7 @@ def _chip(page: Page) -> list[Markup]:
     code = _code(page.graphs)
     said = "As libtpu compiles it. Nothing here was measured on a TPU."
     return [
-        element("h2", f"On {chip.target}"),
+        page.heading(f"On {chip.target}"),
         element("p", said, f" Generated kernels: {chip.fusion}." if chip.fusion else None, class_="dim"),
         *(piece for direction in chip.directions for piece in _direction(direction, code)),
     ]
@@ -196,8 +231,10 @@ def _times(page: Page) -> list[Markup]:
         element("tr", element("td", element("code", stage)), element("td", f"{seconds * 1e3:.1f} ms"))
         for stage, seconds in page.stage_seconds.items()
     ]
-    return [
-        element("h2", "Compile time"),
+    pieces = [
+        page.heading(TIMES),
+        None if page.chip is None else element("p", "For the CPU; libtpu's is not in it.", class_="dim"),
         charts.times_chart(page.compile_seconds),
         element("details", element("summary", "by stage of this package"), element("table", *rows)),
     ]
+    return [piece for piece in pieces if piece is not None]

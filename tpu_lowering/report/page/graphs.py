@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from tpu_lowering import errors
+from tpu_lowering.ir.remarks import Remark
 from tpu_lowering.report.boxes import Box, ProgramGraphs
-from tpu_lowering.report.findings import Remark
 from tpu_lowering.report.page.elements import Markup, element, joined
 from tpu_lowering.report.sizes import size_text
 
@@ -121,7 +121,8 @@ def _run_kind(box: Box) -> str:
 
 def _run(side: Side, kind: str, boxes: Sequence[Box]) -> Markup:
     if kind == "result":
-        names = ", ".join(boxes[0].operands)
+        given = boxes[0].operands
+        names = ", ".join(given[:NAMED]) + (f", and {len(given) - NAMED} more" if len(given) > NAMED else "")
         return element("div", f"gives {names or 'nothing'}", class_="run", id=side.anchor(boxes[0].name))
     texts = [box.name if kind == "argument" else box.text for box in boxes]
     more = f", and {len(texts) - NAMED} more" if len(texts) > NAMED else ""

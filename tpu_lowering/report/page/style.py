@@ -75,4 +75,7 @@ STYLE = """
 .tpl .whole{display:flex;height:22px;border-radius:5px;overflow:hidden;max-width:760px}
 .tpl .remark{border:1px solid var(--line);border-radius:6px;padding:4px 8px;margin-top:6px;background:var(--card)}
 .tpl .scroll{overflow-x:auto}
+.tpl nav{margin:14px 0 0;font-size:14px;line-height:1.9}
+.tpl nav a{border:1px solid var(--line);border-radius:12px;padding:2px 10px;margin-right:4px;text-decoration:none;
+  white-space:nowrap;display:inline-block;line-height:1.5}
 """

@@ -19,7 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from tpu_lowering import errors, offenders
 
-FORMAT = 5
+FORMAT = 6
 MANIFEST, FACTS, HLO = "manifest.json", "facts.json", "optimised.hlo"
 ARTIFACT, EXECUTABLE = "program.jax_export", "executable.bin"
 MIB = 2**20

@@ -17,6 +17,7 @@ from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.mesh import Mesh
 from tpu_lowering.ir.programs import Program
+from tpu_lowering.ir.remarks import Remark
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.runtime import calling_convention
@@ -40,6 +41,7 @@ class Captured:
         arguments: the user's name of each argument of the captured graph, as ``named_parameters`` and signatures have
             it; "" where it is not known.
         seen: how many of the captured graph's results the caller gets; the others are saved for a backward.
+        fused, unfused, launched: see ``TpuProgram``.
     """
 
     program: Program
@@ -51,6 +53,9 @@ class Captured:
     named: Mesh | None = None
     arguments: tuple[str, ...] = ()
     seen: int = 0
+    fused: tuple[Remark, ...] = ()
+    unfused: tuple[Remark, ...] = ()
+    launched: tuple[Remark, ...] = ()
 
 
 class TpuRuntime:

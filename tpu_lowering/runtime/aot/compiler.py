@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from tpu_lowering import errors, releases
@@ -53,7 +54,7 @@ class Compiled:
         facts: argument, output, temp, alias, peak bytes and more; see ``worker.compile_request``.
         executable: the serialised executable; b"" where libtpu cannot serialise it.
         schedule: the static schedule; where the run that dumps it failed, the cycles it had written by then.
-        schedule_failure: why that run failed, or "".
+        schedule_failure: why there is no static schedule, or not all of it; "" where there is one.
     """
 
     hlo: str
@@ -135,8 +136,24 @@ def compile_artifact(
             facts=json.loads((output / "facts.json").read_text()),
             executable=executable.read_bytes() if executable.exists() else b"",
             schedule=found,
-            schedule_failure=failure.get("message", "")[:500],
+            schedule_failure=_why_no_schedule(failure, found) if simulated else NO_KERNEL if simulate is None else LEFT,
         )
+
+
+NO_KERNEL = "the program has no kernel, and only the schedule of a program with kernels is simulated"
+LEFT = "the schedule was not asked for"
+"""Why a program has no cycles where the compiler was not told to simulate its schedule."""
+
+
+def _why_no_schedule(failure: Mapping[str, str], found: schedule.ScheduleDump) -> str:
+    """Why a schedule that was asked for is not there, or not all of it, as a sentence; "" where it is."""
+    if not failure:
+        return ""
+    said = refusals.telling_line(failure["message"], failure["kind"]).rstrip(".")
+    if failure["kind"] == "Limit":
+        said = f"the compiler took {said}"
+    rest = "; what it had simulated by then is there" if found.cycles else ""
+    return f"the compiler failed to simulate the schedule: {said}{rest}"
 
 
 def holds_kernel(artifact: bytes) -> bool:
@@ -191,8 +208,8 @@ def _run(output: pathlib.Path, given: dict[str, Any], seconds: float, flags: str
     if (output / "error.json").exists():
         return json.loads((output / "error.json").read_text())
     if not (output / "facts.json").exists():
-        tail = (output / "stderr").read_text(errors="replace")[-2000:]
-        return {"kind": f"exit code {child.returncode}", "message": tail}
+        text = refusals.said_by_crash((output / "stderr").read_text(errors="replace"))
+        return {"kind": f"exit code {child.returncode}", "message": text}
     return {}
 
 

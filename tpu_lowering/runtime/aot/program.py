@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_type_hints
 
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.mesh import ONE_DEVICE, Mesh
+from tpu_lowering.ir.remarks import Remark
 from tpu_lowering.releases import version
 from tpu_lowering.runtime.aot import archive, hlo, loops, refusals, trace
 from tpu_lowering.runtime.aot.collectives import Collective, collectives_of, link_seconds
@@ -39,11 +40,15 @@ class TpuProgram:
             Peak counts buffers that are prefetched into VMEM too on v5e and v6e.
         artifact: portable StableHLO, as ``jax.export`` serialises it.
         executable: libtpu's executable; b"" where it cannot be serialised. Loading it needs a TPU.
-        schedule_failure: why there is no static schedule, or "".
+        schedule_failure: why there is no static schedule, or not all of it, in a sentence; "" where there is one.
         drawn_inputs: what the program's last arguments are, if it draws random numbers; whoever runs it draws them
             anew for every call. "key" is a uint32 [2] of random bits, of which all random numbers are made; with
             ``options={"random": "torch"}`` each operator's values are an argument, under the operator's name.
         fusion: what generated kernels came to, or why there are none; "" where nothing was fused.
+        fused: results of operators that become a kernel, in the form with generated kernels; ``fusion`` says whether
+            that form was taken. These and the next two are as in a ``Report``.
+        unfused: those that could have, and why they did not.
+        launched: Helion kernels that are launched otherwise than their config says.
     """
 
     name: str
@@ -63,6 +68,9 @@ class TpuProgram:
     mesh: Mesh = ONE_DEVICE
     places: tuple[tuple[int, ...], ...] = ()
     collectives: tuple[Collective, ...] = ()
+    fused: tuple[Remark, ...] = ()
+    unfused: tuple[Remark, ...] = ()
+    launched: tuple[Remark, ...] = ()
 
     @property
     def unknown_loops(self) -> tuple[str, ...]:
@@ -157,8 +165,9 @@ class TpuProgram:
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Writes the static schedule as a timeline for Perfetto, in Chrome's trace event format.
 
-        There is a track for XLA's operations, one for asynchronous copies and one for each kernel. Times are
-        microseconds of simulated cycles over the chip's clock, and nothing was measured; see ``trace``.
+        There is a track for XLA's operations, one for asynchronous copies and one for each kernel; what the compiler
+        gives no cycles for has tracks of its own. Times are microseconds of simulated cycles over the chip's clock, and
+        nothing was measured; see ``trace``.
 
         Raises:
             TpuLoweringError: TL112 if there cannot be such a file.
@@ -186,8 +195,8 @@ class TpuProgram:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in LEFT_OUT}
         values["chip"] = dataclasses.asdict(self.chip)
         values["mesh"] = dataclasses.asdict(self.mesh)
-        values["collectives"] = [dataclasses.asdict(one) for one in self.collectives]
-        values["entry_operations"] = [dataclasses.asdict(operation) for operation in self.entry_operations]
+        for name in ("collectives", "entry_operations", "fused", "unfused", "launched"):
+            values[name] = [dataclasses.asdict(one) for one in getattr(self, name)]
         return values
 
 

@@ -19,6 +19,21 @@ def kernel_in(message: str, source: Source) -> Kernel | None:
     return next(iter(source.kernels.values())) if len(source.kernels) == 1 else None
 
 
+_FATAL = re.compile(r"^F\d{4} \S+ +\d+ \S+:\d+\] ", re.MULTILINE)
+"""What a line begins with that libtpu dies of: a date, a time, a thread and a line of its own source."""
+
+
+def said_by_crash(stderr: str) -> str:
+    """What a child that crashed wrote: from the line that it died of on, or else its last lines."""
+    fatal = _FATAL.search(stderr)
+    return stderr[-2000:].lstrip() if fatal is None else stderr[fatal.end() :][:2000]
+
+
+def telling_line(message: str, kind: str) -> str:
+    """The first line of a message; where it says nothing, the kind of the failure."""
+    return next((line.strip() for line in message.splitlines() if line.strip()), kind)[:400]
+
+
 def from_message(message: str, kind: str, source: Source, chip: Chip) -> errors.TpuLoweringError:
     """The refusal for an error of Pallas, Mosaic or libtpu."""
     kernel = kernel_in(message, source)
@@ -29,9 +44,9 @@ def from_message(message: str, kind: str, source: Source, chip: Chip) -> errors.
         if found:
             code, reason, remedy = build(found, chip)
             return errors.refuse(code, subject, reason, remedy, where)
-    first = next((line.strip() for line in message.splitlines() if line.strip()), kind)
+    first = telling_line(message, kind)
     return errors.refuse(
-        "TL604", subject, f"expected a program that the compiler for {chip.name} takes, got {kind}: {first[:400]}",
+        "TL604", subject, f"expected a program that the compiler for {chip.name} takes, got {kind}: {first}",
         "change the kernel, or its config, as the message says", where,
     )  # fmt: skip
 

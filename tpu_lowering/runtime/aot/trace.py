@@ -1,8 +1,9 @@
 """The compiler's static schedule as a timeline: Chrome's trace event format, which Perfetto shows.
 
 Nothing in it was measured. An operation lasts as long as its simulated cycles at the chip's clock; one for which the
-compiler states no cycles, as long as its bytes take at the chip's HBM bandwidth. Operations follow each other. An
-asynchronous copy runs beside them, from its beginning to its end, which waits for its bytes.
+compiler states no cycles, as long as its bytes take at the chip's HBM bandwidth, which is no time where all of them are
+in VMEM: it is on a track whose name says so. Operations follow each other. An asynchronous copy runs beside them, from
+its beginning to its end, which waits for its bytes.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from tpu_lowering.ir.chips import Chip
 from tpu_lowering.runtime.aot import hlo
 from tpu_lowering.runtime.aot.entry_operation import EntryOperation
 
-COMPUTE, DMA, KERNELS = 1, 2, 3
-"""Threads of the trace: operations of XLA, asynchronous copies, and from there on one for each kernel."""
+COMPUTE, DMA, OTHERS = 1, 2, 3
+"""Threads of the trace: operations of XLA, asynchronous copies, and from there on one for each further track."""
+
+NO_CYCLES = ", no cycles from the compiler: widths are bytes over the HBM bandwidth"
+"""What is behind the name of a track of operations that the compiler states no cycles for."""
 
 SIMULATED = (
     "Simulated by the TPU compiler, not measured. Times are simulated cycles over the chip's clock; where it states no "
@@ -85,7 +89,7 @@ def called(operation: EntryOperation) -> str:
 def events(program: Scheduled, start: float = 0.0) -> list[Event]:
     """The timeline of a program, which begins at ``start`` microseconds."""
     known = {operation.name: operation for operation in program.entry_operations}
-    threads: dict[str, int] = {}
+    threads: dict[str, int] = {"compute": COMPUTE}
     found: list[Event] = []
     open_: dict[str, float] = {}  # when the bytes of each asynchronous copy are there
     now = start
@@ -106,10 +110,10 @@ def events(program: Scheduled, start: float = 0.0) -> list[Event]:
             found.append(Event(what.strip(), "DMA", DMA, now, microseconds, facts))
             continue
         microseconds, source = _duration(moved, program.chip)
-        what, track, thread = called(moved), "compute", COMPUTE
-        if operation.is_kernel:
-            track = f"kernel {what}"
-            thread = threads.setdefault(track, KERNELS + len(threads))
+        what = called(moved)
+        track = f"kernel {what}" if operation.is_kernel else "compute"
+        track += "" if moved.schedule_cycles is not None else NO_CYCLES
+        thread = threads.setdefault(track, OTHERS + len(threads) - 1)
         facts = _facts(moved, line, source)
         found.append(Event(f"{what} {line}".strip(), track, thread, now, microseconds, facts))
         now += microseconds
@@ -189,7 +193,7 @@ def _row(event: Event, process: int) -> dict[str, Any]:
     return {
         "ph": "X",
         "name": event.name,
-        "cat": event.track.partition(" ")[0],
+        "cat": re.split(r"\W", event.track)[0],
         "pid": process,
         "tid": event.thread,
         "ts": round(event.start, 6),
