@@ -68,8 +68,9 @@ class Stage(nn.Module):
 
 
 def convolved(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """[batch, height, width, channels] by torch's [out, in, height, width], with padding that keeps the size."""
-    made = lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=("NHWC", "OIHW", "NHWC"))
+    """[height, width, batch, channels], as XLA lays images out for a TPU, by torch's [out, in, height, width]; with
+    padding that keeps the size."""
+    made = lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=("HWNC", "OIHW", "HWNC"))
     return checkpoint_name(made, KEPT)
 
 
@@ -100,7 +101,7 @@ def bottleneck(x: jax.Array, weights: Weights) -> jax.Array:
 
 def twin(sizes: Sizes, weights: Weights, x: jax.Array) -> jax.Array:
     """The mean square of the stage's result, float32 []; ``x`` is [batch, channels, height, width]."""
-    x = x.transpose(0, 2, 3, 1)
+    x = x.transpose(2, 3, 0, 1)
     for at in range(sizes.blocks):
         x = bottleneck(x, parts.subset(weights, f"blocks.{at}."))
     return jnp.mean(jnp.square(x.astype(jnp.float32)))
