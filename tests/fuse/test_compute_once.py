@@ -67,7 +67,10 @@ def gated_layer(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def test_written_with_the_product_before() -> None:
     (action,) = ComputeOnce()(normalised(capture(gated_layer, torch.ones(4, 6), torch.ones(4, 6))).graph)
-    inline(str(action), """Action(kind='moved', node='mul', where='test_compute_once.py:65 in gated_layer: return (F.silu(x @ y.mT) * (y @ x.mT)) @ x', code='', reason='computed with the product before, and not of 2 values of its size inside the one that reads it', nbytes=64)""")
+    inline(
+        str(action),
+        """Action(kind='moved', node='mul', where='test_compute_once.py:65 in gated_layer: return (F.silu(x @ y.mT) * (y @ x.mT)) @ x', code='', reason='computed with the product before, and not of 2 values of its size inside the one that reads it', nbytes=64)""",
+    )
 
 
 def for_one_product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -94,7 +97,9 @@ def read_by_others(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torc
     return both.sin() @ y.mT, both.cos().sum(0)
 
 
-@pytest.mark.parametrize("function", [for_one_product, of_a_kept_product, of_one_value, no_pointwise_work, read_by_others])
+@pytest.mark.parametrize(
+    "function", [for_one_product, of_a_kept_product, of_one_value, no_pointwise_work, read_by_others]
+)
 def test_left_alone(function: Callable[..., torch.Tensor]) -> None:
     assert ComputeOnce()(normalised(capture(function, torch.ones(4, 6), torch.ones(4, 6))).graph) == []
 

@@ -16,7 +16,7 @@ import torch
 from tpu_lowering import compat
 from tpu_lowering.compat import core_aten_decompositions, registered_decompositions
 from tpu_lowering.ir.types import bf16, f16
-from tpu_lowering.normalise import attention, draws
+from tpu_lowering.normalise import attention, draws, fast_paths
 from tpu_lowering.normalise.foreach import foreach_decompositions
 from tpu_lowering.normalise.spellings import spellings
 
@@ -189,7 +189,7 @@ LINSPACE = (
 @functools.cache
 def _table() -> dict[compat.OpOverload, Callable[..., Any]]:
     table = core_aten_decompositions() | foreach_decompositions() | draws.DECOMPOSITIONS
-    table |= attention.DECOMPOSITIONS
+    table |= attention.DECOMPOSITIONS | fast_paths.DECOMPOSITIONS
     table |= spellings(PRIMITIVES.__contains__)
     table |= {overload: functools.partial(linspace, table[overload]) for overload in LINSPACE if overload in table}
     table |= {overload: functools.partial(logspace, table[overload]) for overload in LOGSPACE if overload in table}
