@@ -70,13 +70,14 @@ def _times(node: fx.Node) -> list[int] | None:
     given = graphs.bound(node)
     small = shape_of(given["self"])
     indices = [*given["indices"], *[None] * (len(small) - len(given["indices"]))]
-    at = [dim for dim, index in enumerate(indices) if index is not None]
-    if not at or at != list(range(at[0], at[-1] + 1)) or not all(_is_position(indices[dim]) for dim in at):
+    taken = {dim: index for dim, index in enumerate(indices) if isinstance(index, fx.Node)}
+    at = list(taken)
+    if not at or at != list(range(at[0], at[-1] + 1)) or not all(map(_is_position, taken.values())):
         return None
     times = [1] * len(small)
-    for place, dim in enumerate(at):
+    for place, (dim, index) in enumerate(taken.items()):
         shape = [1] * place + [-1] + [1] * (len(at) - place - 1)
-        found = _repeats(indices[dim], small[dim], shape)
+        found = _repeats(index, small[dim], shape)
         if found is None:
             return None
         times[dim] = found

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -66,6 +70,32 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(compiler, "_run", counted)
     return found
+
+
+def test_an_interrupt_leaves_no_compiler_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    children: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(child: subprocess.Popen[bytes], seconds: float) -> str:
+        children.append(child)
+        raise KeyboardInterrupt
+
+    one = captured("v5e")
+    monkeypatch.setattr(compiler, "_wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compiled(one, "v5e")
+    assert [child.returncode for child in children] == [-signal.SIGKILL]
+
+
+def test_a_compiler_ends_with_the_process_that_started_it(tmp_path: pathlib.Path) -> None:
+    """Its standard input closes, whatever ended that process."""
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"topology": "v5e:2x2x1", "artifact": "", "donate": [], "folder": str(tmp_path)}))
+    worker = pathlib.Path(compiler.__file__).with_name("worker.py")
+    child = subprocess.Popen([sys.executable, str(worker), str(request)], stdin=subprocess.PIPE)
+    assert child.stdin is not None
+    child.stdin.close()
+    assert child.wait(60) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["request.json"]
 
 
 def test_a_program_is_compiled_once(runs: list[str]) -> None:

@@ -199,10 +199,15 @@ def _run(output: pathlib.Path, given: dict[str, Any], seconds: float, flags: str
             [sys.executable, str(worker), str(output / "request.json")],
             env={**os.environ, **ENVIRONMENT, **extra},
             cwd=output,
+            stdin=subprocess.PIPE,  # the child ends when this is closed, as it is when this process ends
             stdout=stderr,
             stderr=stderr,
         )
-        limit = _wait(child, seconds)
+        with child:
+            try:
+                limit = _wait(child, seconds)
+            finally:
+                child.kill()
     if limit:
         return {"kind": "Limit", "message": limit}
     if (output / "error.json").exists():
@@ -214,13 +219,11 @@ def _run(output: pathlib.Path, given: dict[str, Any], seconds: float, flags: str
 
 
 def _wait(child: subprocess.Popen[bytes], seconds: float) -> str:
-    """Waits for a child; kills it at a limit and says which."""
+    """Waits for a child, or for a limit, and says which."""
     end = time.monotonic() + seconds
     while child.poll() is None:
         used = _resident_bytes(child.pid)
         if time.monotonic() > end or used > BYTES:
-            child.kill()
-            child.wait()
             return f"more than {seconds:.0f} s" if used <= BYTES else f"more than {BYTES >> 30} GiB of memory"
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(timeout=0.25)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, get_type_hints
 
 from tpu_lowering.ir.chips import Chip
@@ -131,11 +131,12 @@ class TpuProgram:
         facts = compiled.facts
         places = tuple(tuple(place) for place in facts.get("places", ()))
         planned = facts["argument_bytes"] + facts["output_bytes"] + facts["temp_bytes"] - facts["alias_bytes"]
+        operations = _entry_operations(compiled)
         return TpuProgram(
             name=name,
             chip=chip,
             hlo=compiled.hlo,
-            entry_operations=_entry_operations(compiled),
+            entry_operations=operations,
             argument_bytes=facts["argument_bytes"],
             output_bytes=facts["output_bytes"],
             temporary_bytes=facts["temp_bytes"],
@@ -143,7 +144,7 @@ class TpuProgram:
             peak_bytes=facts["peak_bytes"] or planned,
             artifact=artifact,
             executable=compiled.executable,
-            schedule_failure=compiled.schedule_failure,
+            schedule_failure=compiled.schedule_failure or _without_cycles(operations),
             drawn_inputs=drawn_inputs,
             mesh=mesh or ONE_DEVICE,
             places=places,
@@ -198,6 +199,14 @@ class TpuProgram:
         for name in ("collectives", "entry_operations", "fused", "unfused", "launched"):
             values[name] = [dataclasses.asdict(one) for one in getattr(self, name)]
         return values
+
+
+def _without_cycles(operations: Sequence[EntryOperation]) -> str:
+    """Why cycles have no sum though the schedule was simulated, as a sentence; "" where they have one."""
+    missing = [operation.name for operation in operations if operation.schedule_cycles is None]
+    if not missing:
+        return ""
+    return f"the compiler states no cycles for {len(missing)} of {len(operations)} operations, such as {missing[0]}"
 
 
 def _entry_operations(compiled: Compiled) -> tuple[EntryOperation, ...]:

@@ -7,8 +7,10 @@ nothing of this package, and writes what it found beside the request.
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import sys
+import threading
 import time
 import traceback
 from typing import Any
@@ -31,6 +33,16 @@ def main(path: pathlib.Path) -> None:
     except Exception as error:
         text = {"kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
         (folder / "error.json").write_text(json.dumps(text))
+
+
+def end_with_parent() -> None:
+    """Ends this process as soon as that which started it has ended, or has closed its end of the pipe."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
@@ -111,4 +123,5 @@ def write_executable(compiled: Any, folder: pathlib.Path) -> str:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     main(pathlib.Path(sys.argv[1]))
