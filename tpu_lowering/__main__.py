@@ -86,12 +86,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_function(parser: argparse.ArgumentParser) -> None:
-    told = "FILE's example_inputs has FUNCTION's arguments: a tuple, a dictionary, or a function that gives one"
+    told = "FUNCTION takes what FILE's example_inputs is or returns: a tuple, or a dictionary of keywords"
     parser.add_argument("function", metavar="FILE:FUNCTION", help=told)
 
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:
-    told = "as FILE's example_inputs gives FUNCTION's arguments: a tuple, a dictionary, or a function of one; or a code"
+    told = "FUNCTION takes what FILE's example_inputs is or returns: a tuple, or a dictionary of keywords; or a code"
     parser.add_argument("function", metavar="FILE:FUNCTION | CODE", help=told)
     parser.add_argument("--target", default="", help="a TPU, such as tpu7x, to see the TPU compiler's view too")
     parser.add_argument("--options", nargs="*", type=_option, default=(), metavar="NAME=VALUE", help="of the backend")

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import pathlib
 import re
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -159,8 +160,10 @@ def explain(
         report.print()
     if html:
         report.save(html)
+        print(f"written: {html}", file=sys.stderr)
     if trace and report.chip is not None:
         report.chip.trace(trace)
+        print(f"written: {trace}", file=sys.stderr)
     elif trace:
         (refused,) = report.refused
         raise errors.refuse(refused.code, refused.node, refused.reason, refused.remedy, refused.where)

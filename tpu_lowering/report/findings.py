@@ -95,7 +95,7 @@ class CompilerView:
     device_operations: tuple[int, int]
     fusion: str = ""
     mesh: MeshView | None = None
-    directions: tuple[Direction, ...] = ()
+    directions: tuple[Direction, ...] = dataclasses.field(default=(), repr=False)
     saved_bytes: int | None = None
     compiled: tuple[TpuProgram, ...] = dataclasses.field(default=(), repr=False)
 

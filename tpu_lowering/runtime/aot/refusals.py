@@ -109,6 +109,9 @@ PATTERNS: tuple[tuple[str, Callable[[re.Match[str], Chip], Parts]], ...] = (
     (r"memory space vmem.*?(?:Used|Estimated) (?P<used>[\d.]+ ?\w*) (?:of|exceeds) (?P<limit>[\d.]+ ?\w*)", _vmem),
     (r"Allocation \(size=(?P<used>\d+)\) would exceed memory \(size=(?P<limit>\d+)\).*?space=vmem", _vmem),
     (r"Scoped allocation with size (?P<used>[\d.]+\w*) and limit (?P<limit>[\d.]+\w*) exceeded", _vmem),
-    (r"last two dimensions of your block shape.*?(?P<got>Block spec for.*?block shape.*?)(?:,? index_map|$)", _block),
+    (
+        r"last two dimensions of your block shape.*?(?P<got>Block spec for.*?block shape.*?)(?:,?(?: and)? index_map|$)",
+        _block,
+    ),
     (r"(?P<got>block shape[^\n]*)\n?.*?divisible by", _block),
 )
