@@ -1,5 +1,5 @@
-"""What several products read is computed once: the graph, values and gradients, what is left alone, bytes, and what a
-backward on a chip is not given."""
+"""What a product reads is computed with the product before it: the graph, values and gradients, what is left alone,
+bytes, and what a backward on a chip is not given."""
 
 from __future__ import annotations
 
@@ -21,43 +21,8 @@ bf16 = torch.bfloat16
 TPU7X = chips.find("tpu7x")
 
 
-def gated(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    both = x * y.sigmoid()
-    return both @ y.mT, both.mT @ x
-
-
 def layer(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
-
-
-def test_written_before_two_products() -> None:
-    inline(
-        before_and_after(ComputeOnce(), gated, (4, 6), (4, 6)),
-        """\
-%arg0_1: f32[4, 6] = input
-%arg1_1: f32[4, 6] = input
-%sigmoid: f32[4, 6] = aten.sigmoid.default(%arg0_1)
-%mul: f32[4, 6] = aten.mul.Tensor(%arg1_1, %sigmoid)
-%permute_default: f32[6, 4] = aten.permute.default(%arg0_1, [1, 0])
-%mm: f32[4, 4] = aten.mm.default(%mul, %permute_default)
-%permute_default_1: f32[6, 4] = aten.permute.default(%mul, [1, 0])
-%mm_1: f32[6, 6] = aten.mm.default(%permute_default_1, %arg1_1)
-return (%mm, %mm_1)
-
-compute_once:
-moved mul: 2 products read it: computed inside each, 2 values of its size would be read 2 times
-
-%arg0_1: f32[4, 6] = input
-%arg1_1: f32[4, 6] = input
-%sigmoid: f32[4, 6] = aten.sigmoid.default(%arg0_1)
-%mul: f32[4, 6] = aten.mul.Tensor(%arg1_1, %sigmoid)
-%materialize: f32[4, 6] = materialize(%mul)
-%permute_default: f32[6, 4] = aten.permute.default(%arg0_1, [1, 0])
-%mm: f32[4, 4] = aten.mm.default(%materialize, %permute_default)
-%permute_default_1: f32[6, 4] = aten.permute.default(%materialize, [1, 0])
-%mm_1: f32[6, 6] = aten.mm.default(%permute_default_1, %arg1_1)
-return (%mm, %mm_1)""",
-    )
 
 
 def gated_layer(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -66,11 +31,40 @@ def gated_layer(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def test_written_with_the_product_before() -> None:
-    (action,) = ComputeOnce()(normalised(capture(gated_layer, torch.ones(4, 6), torch.ones(4, 6))).graph)
     inline(
-        str(action),
-        """Action(kind='moved', node='mul', where='test_compute_once.py:65 in gated_layer: return (F.silu(x @ y.mT) * (y @ x.mT)) @ x', code='', reason='computed with the product before, and not of 2 values of its size inside the one that reads it', nbytes=64)""",
+        before_and_after(ComputeOnce(), gated_layer, (4, 6), (4, 6)),
+        """\
+%arg0_1: f32[4, 6] = input
+%arg1_1: f32[4, 6] = input
+%permute_default: f32[6, 4] = aten.permute.default(%arg0_1, [1, 0])
+%mm: f32[4, 4] = aten.mm.default(%arg1_1, %permute_default)
+%silu: f32[4, 4] = aten.silu.default(%mm)
+%permute_default_1: f32[6, 4] = aten.permute.default(%arg1_1, [1, 0])
+%mm_1: f32[4, 4] = aten.mm.default(%arg0_1, %permute_default_1)
+%mul: f32[4, 4] = aten.mul.Tensor(%silu, %mm_1)
+%mm_2: f32[4, 6] = aten.mm.default(%mul, %arg1_1)
+return (%mm_2)
+
+compute_once:
+moved mul: computed with the product before, and not of 2 values of its size inside the one that reads it
+
+%arg0_1: f32[4, 6] = input
+%arg1_1: f32[4, 6] = input
+%permute_default: f32[6, 4] = aten.permute.default(%arg0_1, [1, 0])
+%mm: f32[4, 4] = aten.mm.default(%arg1_1, %permute_default)
+%silu: f32[4, 4] = aten.silu.default(%mm)
+%permute_default_1: f32[6, 4] = aten.permute.default(%arg1_1, [1, 0])
+%mm_1: f32[4, 4] = aten.mm.default(%arg0_1, %permute_default_1)
+%mul: f32[4, 4] = aten.mul.Tensor(%silu, %mm_1)
+%materialize: f32[4, 4] = materialize(%mul)
+%mm_2: f32[4, 6] = aten.mm.default(%materialize, %arg1_1)
+return (%mm_2)""",
     )
+
+
+def for_two_products(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden = (x @ y.mT).relu() * (y @ x.mT)
+    return hidden @ x, hidden.mT @ y
 
 
 def for_one_product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -98,7 +92,7 @@ def read_by_others(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 @pytest.mark.parametrize(
-    "function", [for_one_product, of_a_kept_product, of_one_value, no_pointwise_work, read_by_others]
+    "function", [for_one_product, for_two_products, of_a_kept_product, of_one_value, no_pointwise_work, read_by_others]
 )
 def test_left_alone(function: Callable[..., torch.Tensor]) -> None:
     assert ComputeOnce()(normalised(capture(function, torch.ones(4, 6), torch.ones(4, 6))).graph) == []
@@ -111,24 +105,24 @@ def test_gradients_equal_eager(sizes: tuple[int, ...], dtype: torch.dtype) -> No
     shapes = ((batch, length, width), (hidden, width), (hidden, width), (width, hidden))
     generator = torch.Generator().manual_seed(0)
     given = [torch.randn(shape, generator=generator).div(3).to(dtype) for shape in shapes]
-    record, pairs = trained(layer, given, verify=True)
-    assert record.graphs["backward"].source.count("materialize(") == 2
+    _, pairs = trained(layer, given, verify=True)
     equal(pairs, 2e-5 if dtype == torch.float32 else 4e-2)
 
 
-def on_a_chip(**options: str) -> tuple[int, list[int]]:
-    """HBM bytes of a gated layer's forward and backward, and the bytes of what is saved in between."""
-    shapes = ((2, 2048, 1024), (4096, 1024), (4096, 1024), (1024, 4096))
-    given = tuple(torch.empty(shape, dtype=bf16, requires_grad=True) for shape in shapes)
-    step = aot.aot_compile(layer, given, target="tpu7x", backward=True, options=options)
-    return step.hbm_bytes, [saved.nbytes for saved in step.saved]
+def test_a_chip_writes_hidden_values_once() -> None:
+    """Where they are as large as VMEM, and XLA would keep neither of their factors there."""
+    shapes = ((4096, 2048), (5632, 2048), (5632, 2048), (2048, 5632))
+    given, moved = tuple(torch.empty(shape, dtype=bf16) for shape in shapes), list[int]()
+    for options in ({}, {"passes": "contract_heads"}):
+        captured = aot.capture(layer, given, {}, TPU7X, options, ())
+        moved.append(aot.compile_captured(captured, TPU7X, True, simulate=False).hbm_bytes)
+    assert moved[0] < 0.7 * moved[1]
 
 
-def test_a_chip_moves_fewer_bytes_and_saves_two_values() -> None:
+def test_a_chip_saves_two_values() -> None:
     """The gate's and the other product; the hidden values that are made of them are made again."""
     hidden = 2 * 2048 * 4096 * 2
-    moved, saved = on_a_chip()
-    assert sum(nbytes >= hidden for nbytes in saved) == 2
-    passes = "contract_heads,fuse_attention,fuse_around_kernels,expand_rows,fuse_rows"
-    others, _ = on_a_chip(passes=passes)
-    assert moved < 0.9 * others
+    shapes = ((2, 2048, 1024), (4096, 1024), (4096, 1024), (1024, 4096))
+    given = tuple(torch.empty(shape, dtype=bf16, requires_grad=True) for shape in shapes)
+    step = aot.aot_compile(layer, given, target="tpu7x", backward=True)
+    assert sum(saved.nbytes >= hidden for saved in step.saved) == 2

@@ -1,20 +1,19 @@
-"""Compute once: what several matrix products read is computed before them, and not inside each.
+"""Compute once: what a matrix product reads is computed with the product before it, not inside the one that reads it.
 
 Before::
 
-    d_gate = aten.mul(d_silu, ...)                        # of d_hidden, gate and up
-    d_weight = aten.mm(aten.permute(d_gate, [1, 0]), x)
-    d_x = aten.mm(d_gate, weight)
+    gate, up = aten.mm(x, w_gate), aten.mm(x, w_up)
+    hidden = aten.mul(aten.silu(gate), up)
+    y = aten.mm(hidden, w_down)
 
 After::
 
-    d_gate = materialize(aten.mul(d_silu, ...))
-    d_weight = aten.mm(aten.permute(d_gate, [1, 0]), x)
-    d_x = aten.mm(d_gate, weight)
+    hidden = materialize(aten.mul(aten.silu(gate), up))
+    y = aten.mm(hidden, w_down)
 
-XLA computes pointwise work inside the product that reads it. With two such products it does so twice: each reads all
-that the value is made of, and copies some of it into another order first. For one product it pays where a product makes
-one of those values: XLA then computes the work on that one's results, and writes and reads one value less.
+XLA computes pointwise work inside the product that reads it, or, where that reads rows often, by itself. Either way it
+writes and reads all values that the work is made of. In front of a barrier it computes the work on the results of a
+product, and writes and reads one value less.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.materialized import materialize
 
 MADE_OF = 2
-"""How many values of its size one is made of at least: of a single one each product reads as much as of the value."""
+"""How many values of its size one is made of at least: of a single one the product reads as much as of the value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +44,25 @@ class ComputeOnce:
     def __call__(self, graph: fx.Graph) -> list[Action]:
         chip = graphs.chip(graph)
         least = HEURISTICS.kept_products * chip.vmem_bytes if chip.is_tpu else 0
-        found = [node for node in graph.nodes if _is_computed_again(node) and graphs.type_of(node).nbytes > least]
+        found = [node for node in graph.nodes if _is_computed_inside(node) and graphs.type_of(node).nbytes > least]
         return [_materialize(graph, node) for node in found]
 
 
-def _is_computed_again(node: fx.Node) -> bool:
-    if not is_pointwise(node) or len(made_of := _made_of(node)) < MADE_OF:
+def _is_computed_inside(node: fx.Node) -> bool:
+    """Whether a product would compute a node, and is the only one that reads it, while another makes a part of it."""
+    if not is_pointwise(node) or not _is_for_product(node):
         return False
-    count = _products_of(node)
-    return count > 1 or (count == len(node.users) == 1 and any(_is_product_for(used, node) for used in made_of))
+    made_of = _made_of(node)
+    return len(made_of) >= MADE_OF and any(_is_product_for(used, node) for used in made_of)
+
+
+def _is_for_product(node: fx.Node) -> bool:
+    """Whether a product alone reads a value, or a view of it."""
+    while len(node.users) == 1:
+        (node,) = node.users
+        if not is_view(node):
+            return node.target in PRODUCTS
+    return False
 
 
 def _is_product_for(used: fx.Node, node: fx.Node) -> bool:
@@ -62,17 +71,6 @@ def _is_product_for(used: fx.Node, node: fx.Node) -> bool:
     while used is not node and len(used.users) == 1:
         (used,) = used.users
     return is_product and used is node
-
-
-def _products_of(node: fx.Node) -> int:
-    """How many matrix products read a value, or a view of it."""
-    count = 0
-    for user in node.users:
-        if is_view(user):
-            count += _products_of(user)
-        elif user.target in PRODUCTS:
-            count += 1
-    return count
 
 
 def _made_of(node: fx.Node) -> set[fx.Node]:
@@ -95,8 +93,6 @@ def _materialize(graph: fx.Graph, node: fx.Node) -> Action:
     with graphs.inserting_for(node, after=True):
         held = graphs.call(graph, materialize, node)
     node.replace_all_uses_with(held, delete_user_cb=lambda user: user is not held)
-    count, parts = _products_of(held), len(_made_of(node))
-    reason = f"{count} products read it: computed inside each, {parts} values of its size would be read {count} times"
-    if count == 1:
-        reason = f"computed with the product before, and not of {parts} values of its size inside the one that reads it"
+    parts = len(_made_of(node))
+    reason = f"computed with the product before, and not of {parts} values of its size inside the one that reads it"
     return Action.on("moved", node, reason)

@@ -1,7 +1,7 @@
 """What torch calls for attention modules without gradients, in the operators that they consist of.
 
-``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer`` in evaluation call one operator each where no gradient is
-wanted. A mask hides where it is anything but zero; a query that sees no key gives NaN.
+``torch.nn.MultiheadAttention`` and ``torch.nn.TransformerEncoderLayer`` in evaluation call one operator each where no
+gradient is wanted. A mask hides where it is anything but zero; a query that sees no key gives NaN.
 """
 
 from __future__ import annotations

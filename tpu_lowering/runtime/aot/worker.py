@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import signal
 import sys
 import threading
 import time
@@ -40,7 +41,7 @@ def end_with_parent() -> None:
 
     def wait() -> None:
         sys.stdin.buffer.read()
-        os._exit(1)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()
 
