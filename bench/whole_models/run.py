@@ -139,6 +139,7 @@ def main(
             cells = _cells(entry)
             missed |= "goal" in cells[2] or not cells[2]
             console.print(f"{name} {target}: " + " | ".join(cells), markup=False)
-    order = {f"{name}/{target}": store.entries.get(f"{name}/{target}") for target in targets for name in CASES}
+    every = dict.fromkeys((*targets, *(key.split("/")[1] for key in store.entries)))
+    order = {f"{name}/{target}": store.entries.get(f"{name}/{target}") for target in every for name in CASES}
     (folder / "whole_models.md").write_text(document({key: entry for key, entry in order.items() if entry}))
     return int(missed)

@@ -10,8 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-import tpu_lowering  # noqa: F401
-
 BATCH, LENGTH, WIDTH, HEADS = 2, 12, 32, 4
 
 
