@@ -85,14 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+OF_FUNCTION = "FUNCTION takes what FILE's example_inputs is or returns: a tuple, or a dictionary of keywords"
+
+
 def _add_function(parser: argparse.ArgumentParser) -> None:
-    told = "FUNCTION takes what FILE's example_inputs is or returns: a tuple, or a dictionary of keywords"
-    parser.add_argument("function", metavar="FILE:FUNCTION", help=told)
+    parser.add_argument("function", metavar="FILE:FUNCTION", help=OF_FUNCTION)
 
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:
-    told = "FUNCTION takes what FILE's example_inputs is or returns: a tuple, or a dictionary of keywords; or a code"
-    parser.add_argument("function", metavar="FILE:FUNCTION | CODE", help=told)
+    parser.add_argument("function", metavar="FILE:FUNCTION | CODE", help=f"{OF_FUNCTION}; or a code")
     parser.add_argument("--target", default="", help="a TPU, such as tpu7x, to see the TPU compiler's view too")
     parser.add_argument("--options", nargs="*", type=_option, default=(), metavar="NAME=VALUE", help="of the backend")
     parser.add_argument("--no-grad", action="store_true", help="report on the forward as inference runs it")

@@ -16,7 +16,6 @@ from tpu_lowering.capture.shardings import Table
 from tpu_lowering.fuse.attention import sites
 from tpu_lowering.fuse.attention.masks import Term, computed, constants
 from tpu_lowering.fuse.attention.training import pair_with_gradients
-from tpu_lowering.fuse.sum_repeated import SCATTERS
 from tpu_lowering.ir import operators
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
@@ -127,7 +126,7 @@ def compute_again(graph: fx.Graph) -> None:
     targets = (sites.FORWARD, sites.BACKWARD)
     masks = [node.kwargs.get("attn_mask") for node in graph.nodes if node.target in targets]
     found = [node for mask in masks if isinstance(mask, fx.Node) for node in computed(Term(mask))]
-    positions = {used for node in graph.nodes if node.target in SCATTERS for used in node.all_input_nodes}
+    positions = {used for node in graph.nodes if node.target in operators.SCATTERS for used in node.all_input_nodes}
     known = constants(graph) if found or positions else set[fx.Node]()
     if found or positions & known:
         for node in (*found, *known):

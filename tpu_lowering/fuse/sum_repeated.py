@@ -28,10 +28,9 @@ from tpu_lowering.fuse.space.kinds import is_constant
 from tpu_lowering.fuse.space.row_regions import shape_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.operators import SCATTERS
 
 aten = compat.aten
-
-SCATTERS = (aten.index_put.default, aten._unsafe_index_put.default)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +71,13 @@ def _times(node: fx.Node) -> list[int] | None:
     indices = [*given["indices"], *[None] * (len(small) - len(given["indices"]))]
     taken = {dim: index for dim, index in enumerate(indices) if isinstance(index, fx.Node)}
     at = list(taken)
-    if not at or at != list(range(at[0], at[-1] + 1)) or not all(map(_is_position, taken.values())):
+    if not at or at != list(range(at[0], at[-1] + 1)):
+        return None
+    if not all(_is_position(index) and len(shape_of(index)) <= len(at) for index in taken.values()):
         return None
     times = [1] * len(small)
     for place, (dim, index) in enumerate(taken.items()):
-        shape = [1] * place + [-1] + [1] * (len(at) - place - 1)
-        found = _repeats(index, small[dim], shape)
+        found = _repeats(index, small[dim], len(at) - place)
         if found is None:
             return None
         times[dim] = found
@@ -89,16 +89,11 @@ def _is_position(index: fx.Node) -> bool:
     return index.meta["val"].dtype in (torch.int64, torch.int32)
 
 
-def _repeats(index: fx.Node, size: int, shape: list[int]) -> int | None:
-    """How often positions name each of ``size`` elements in a row; None if they do not, or do not vary along one
-    dimension as ``shape`` says, padded on the left."""
+def _repeats(index: fx.Node, size: int, along: int) -> int | None:
+    """How often positions name each of ``size`` elements in a row; None if they do not, or vary along another dimension
+    than that which is ``along`` from the last."""
     sizes = shape_of(index)
-    own = shape[len(shape) - len(sizes) :]
-    if (
-        len(sizes) > len(shape)
-        or not size
-        or any(given != 1 for given, one in zip(sizes, own, strict=True) if one == 1)
-    ):
+    if not size or any(given != 1 and len(sizes) - at != along for at, given in enumerate(sizes)):
         return None
     positions = constant(index)
     if positions is None or positions.numel() % size:

@@ -21,6 +21,8 @@ FILLS: frozenset[Any] = frozenset((
     aten.ones_like.default, aten.new_zeros.default, aten.new_ones.default, aten.new_full.default,
 ))  # fmt: skip
 
+SCATTERS: frozenset[Any] = frozenset((aten.index_put.default, aten._unsafe_index_put.default))
+
 # Operators that only move or convert elements: of undefined elements they make undefined elements.
 MOVES: frozenset[Any] = frozenset((
     read_box, aten.reshape.default, aten.permute.default, aten.expand.default, aten.clone.default,

@@ -17,7 +17,7 @@ from tpu_lowering.ir.control_flow import CONTROL_FLOW
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.materialized import materialize
 from tpu_lowering.ir.mesh import mesh_of
-from tpu_lowering.ir.operators import is_fill
+from tpu_lowering.ir.operators import SCATTERS, is_fill
 from tpu_lowering.ir.programs import Program, Signature, dense_order
 from tpu_lowering.ir.random import derive_key, draw, pack_key, unpack_key
 from tpu_lowering.ir.regions import modules
@@ -89,7 +89,7 @@ def _name_zeros(graph: fx.Graph) -> None:
 def _name_equal_elements(graph: fx.Graph) -> None:
     """Tables of zeros that rows are added to as one zero, in place: the row of the table makes them, and knows."""
     for node in graph.nodes:
-        if node.target in (aten.index_put.default, aten._unsafe_index_put.default):
+        if node.target in SCATTERS:
             given = graphs.bound(node)
             table, dtype = given["self"], node.meta["val"].dtype
             if given["accumulate"] and graphs.type_of(table).ndim and dtype.is_floating_point and _is_zero(table):

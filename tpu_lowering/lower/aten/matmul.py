@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,21 +21,19 @@ def product(x: Any, y: Any) -> jax.Array:
     return jnp.matmul(x, y, preferred_element_type=compute_dtype(x.dtype))
 
 
-def rounded(product: Callable[..., jax.Array], x: Any, y: Any) -> jax.Array:
-    """A product of narrow floats in their own dtype.
+def rounded_product(x: Any, y: Any) -> jax.Array:
+    """The (batched) matrix product of two arrays of one dtype, in that dtype.
 
     A TPU rounds what it has summed in float32 as it writes it, and XLA computes what follows on that; of a product in
     float32 it makes an operation of its own that rounds. XLA for the CPU sums as wide as its results are.
-
-    Args:
-        product: of two arrays, with the keyword ``preferred_element_type``.
-        x, y: the arrays, of one dtype.
     """
-    wide = functools.partial(product, preferred_element_type=compute_dtype(x.dtype))
-    narrow = functools.partial(product, preferred_element_type=x.dtype)
     if compute_dtype(x.dtype) == x.dtype:
-        return narrow(x, y)
-    return jax.lax.platform_dependent(x, y, cpu=lambda x, y: cast(wide(x, y), x.dtype), default=narrow)
+        return product(x, y)
+
+    def narrow(x: Any, y: Any) -> jax.Array:
+        return jnp.matmul(x, y, preferred_element_type=x.dtype)
+
+    return jax.lax.platform_dependent(x, y, cpu=lambda x, y: cast(product(x, y), x.dtype), default=narrow)
 
 
 def _plus_product(self: Any, x: Any, y: Any, beta: Any, alpha: Any, out: TensorType) -> jax.Array:
@@ -55,13 +51,13 @@ def _plus_product(self: Any, x: Any, y: Any, beta: Any, alpha: Any, out: TensorT
 @lowers(aten.mm.default, multiplies="matrices")
 def mm(self: Any, mat2: Any, *, out: TensorType) -> jax.Array:
     """[m, k] @ [k, n]."""
-    return finish(rounded(jnp.matmul, self, mat2), out)
+    return finish(rounded_product(self, mat2), out)
 
 
 @lowers(aten.bmm.default, multiplies="matrices")
 def bmm(self: Any, mat2: Any, *, out: TensorType) -> jax.Array:
     """[b, m, k] @ [b, k, n]."""
-    return finish(rounded(jnp.matmul, self, mat2), out)
+    return finish(rounded_product(self, mat2), out)
 
 
 @lowers(aten.mv.default, multiplies="matrices")

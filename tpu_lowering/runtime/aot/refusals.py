@@ -110,7 +110,8 @@ PATTERNS: tuple[tuple[str, Callable[[re.Match[str], Chip], Parts]], ...] = (
     (r"Allocation \(size=(?P<used>\d+)\) would exceed memory \(size=(?P<limit>\d+)\).*?space=vmem", _vmem),
     (r"Scoped allocation with size (?P<used>[\d.]+\w*) and limit (?P<limit>[\d.]+\w*) exceeded", _vmem),
     (
-        r"of your block shape.*?(?P<got>Block spec for.*?block shape.*?)(,?( and)? index_map|$)",
+        r"last two dimensions of your block shape.*?"
+        r"(?P<got>Block spec for.*?block shape.*?)(?:,?(?: and)? index_map|$)",
         _block,
     ),
     (r"(?P<got>block shape[^\n]*)\n?.*?divisible by", _block),
