@@ -130,4 +130,6 @@ def compute_again(graph: fx.Graph) -> None:
     known = constants(graph) if found or positions else set[fx.Node]()
     if found or positions & known:
         for node in (*found, *known):
-            node.meta.setdefault("recompute", CheckpointPolicy.MUST_RECOMPUTE)
+            if node.meta.get("recompute") is not CheckpointPolicy.MUST_SAVE:
+                node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+                node.meta.pop("ac_graph_id", None)  # the partitioner saves what two checkpointed regions read

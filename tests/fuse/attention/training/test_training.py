@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from expecttest import assert_expected_inline as inline
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.fuse.attention.functions import (
     LENGTH,
@@ -67,6 +69,26 @@ def test_a_mask_that_is_computed_is_computed_again() -> None:
     """Saved by the forward it would be an input of the backward, of which nothing is known."""
     record, pairs = trained(a_window, operands(torch.float32, 2))
     assert kernels(record) == ["splash_attention", "splash_attention_gradient"]
+    equal(pairs, 2e-5)
+
+
+def checkpointed_twice(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Two layers, each computed again, whose mask is computed once before them."""
+    places = torch.arange(LENGTH)
+    below = (places[:, None] >= places[None, :])[None, None]
+
+    def layer(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=below)
+
+    query = checkpoint(layer, query, key, value, use_reentrant=False)
+    return checkpoint(layer, query, key, value, use_reentrant=False)
+
+
+def test_a_mask_of_checkpointed_layers_is_computed_again() -> None:
+    """Torch would save what two layers read, though each may compute it again."""
+    record, pairs = trained(checkpointed_twice, operands(torch.float32, 4))
+    gradients = ["splash_attention", "splash_attention_gradient"] * 2
+    assert sorted(kernels(record)[2:]) == sorted(gradients)
     equal(pairs, 2e-5)
 
 
