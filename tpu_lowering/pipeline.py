@@ -39,6 +39,7 @@ from tpu_lowering.fuse.fuse_long_rows import FuseLongRows
 from tpu_lowering.fuse.fuse_rows import FuseRows
 from tpu_lowering.fuse.gather_first import GatherFirst
 from tpu_lowering.fuse.merge_equal import MergeEqual
+from tpu_lowering.fuse.sum_intervals import SumIntervals
 from tpu_lowering.fuse.sum_repeated import SumRepeated
 from tpu_lowering.fuse.take_experts_as_stored import TakeExpertsAsStored
 from tpu_lowering.ir import graphs, interpreter, legal, regions
@@ -164,7 +165,7 @@ DRAWN = (
 )
 CALLED = DRAWN.without(legal.FUNCTIONALIZED)
 NORMAL = CALLED.without(legal.targets("views of memory", views.REMOVED)).with_(
-    legal.BOXES, legal.CONTRACTIONS, legal.MATERIALIZED
+    legal.BOXES, legal.CONTRACTIONS, legal.INTERVALS, legal.MATERIALIZED
 )
 """After normalising: tensors are values, a kernel has one form of call."""
 LOWERED = NORMAL.instead(legal.ATEN, legal.Operators("operators with a row of the table", TABLE.__contains__))
@@ -205,7 +206,7 @@ BUFFERS: tuple[Pass, ...] = (
 
 def fusion(chooser: CompilerChooser | None = None) -> tuple[Pass, ...]:
     """Passes that make kernels of operators, and before these products over what lies as it is stored."""
-    products = (ContractHeads(), TakeExpertsAsStored(), GatherFirst(), SumRepeated())
+    products = (ContractHeads(), TakeExpertsAsStored(), GatherFirst(), SumRepeated(), SumIntervals())
     rows = (ExpandRows(), MergeEqual(), FuseRows(chooser), FuseLongRows(chooser), CompareScattered(), ComputeOnce())
     return (*products, FuseAttention(), FuseAroundKernels(), MergeEqual(), *rows)
 

@@ -35,3 +35,13 @@ def test_pieces_are_boxes(function: object, shape: tuple[int, ...]) -> None:
     record = compile_and_record(function, torch.randn(shape))  # type: ignore[arg-type]
     assert "read_box" in record.after.text
     assert not any(word in record.after.text for word in ("split", "unbind", "getitem"))
+
+
+def padded_by_nothing(x: torch.Tensor) -> torch.Tensor:
+    """As code pads that rounds a length up which is round already."""
+    return torch.nn.functional.pad(x.sin(), (0, 0, 0, 0)) + torch.nn.functional.pad(x, (0, -x.shape[1] % x.shape[1]))
+
+
+def test_padding_by_nothing_is_nothing() -> None:
+    check(padded_by_nothing, lambda: (torch.randn(3, 5),))
+    assert "pad" not in compile_and_record(padded_by_nothing, torch.randn(3, 5)).after.text

@@ -52,7 +52,7 @@ class ContractHeads:
 
 def _contract(graph: fx.Graph, product: AxisProduct) -> Action:
     """Puts the contraction in the place of a product's results."""
-    order = product.order
+    order = _without_repeats(product)
     names = _names([*order.axes, *product.left.axes])
     terms = ["".join(names[axis] for axis in one.axes) for one in (product.left, product.right, order)]
     equation = f"{terms[0]},{terms[1]}->{terms[2]}"
@@ -61,12 +61,18 @@ def _contract(graph: fx.Graph, product: AxisProduct) -> Action:
         bias = [] if product.bias is None else [_along_columns(graph, product.bias, order)]
         result = graphs.call(graph, contract, equation, *factors, *bias)
         new = [(one.node, _as(graph, result, order, one)) for one in product.results]
-    action = Action.on(
-        "moved", product.node, f"one product over all axes of its heads, {equation}: no copy permutes it"
-    )
+    why = "each is computed once" if product.repeats else "no copy permutes it"
+    action = Action.on("moved", product.node, f"one product over all axes of its heads, {equation}: {why}")
     for old, node in new:
         old.replace_all_uses_with(node)
     return action
+
+
+def _without_repeats(product: AxisProduct) -> Placed:
+    """The axes of what is computed: those that both factors repeat along are none."""
+    order, held = product.order, {*product.left.axes, *product.right.axes}
+    kept = [(axis, size) for axis, size in zip(order.axes, order.sizes, strict=True) if axis in held]
+    return Placed(order.node, tuple(axis for axis, _ in kept), tuple(size for _, size in kept))
 
 
 def _names(axes: Sequence[Axis]) -> dict[Axis, str]:
@@ -79,13 +85,17 @@ def _along_columns(graph: fx.Graph, bias: fx.Node, order: Placed) -> fx.Node:
     own = sorted(columns, key=lambda found: -found[0][1])
     row = graphs.reshaped(graph, bias, [size for _, size in own])
     dims = [own.index(found) for found in columns]
-    row = row if dims == sorted(dims) else graphs.call(graph, aten.permute.default, row, dims)
+    row = graphs.permuted(graph, row, dims)
     shape = [size if axis[0] == COLUMNS else 1 for axis, size in zip(order.axes, order.sizes, strict=True)]
     return graphs.reshaped(graph, row, shape)
 
 
 def _as(graph: fx.Graph, result: fx.Node, order: Placed, wanted: Placed) -> fx.Node:
     """The result of a contraction as one of the product's results."""
-    dims = [order.axes.index(axis) for axis in wanted.axes]
-    result = result if dims == sorted(dims) else graphs.call(graph, aten.permute.default, result, dims)
+    dims = [order.axes.index(axis) for axis in wanted.axes if axis in order.axes]
+    result = graphs.permuted(graph, result, dims)
+    if len(dims) < len(wanted.axes):
+        sizes = zip(wanted.axes, wanted.sizes, strict=True)
+        result = graphs.reshaped(graph, result, [size if axis in order.axes else 1 for axis, size in sizes])
+        result = graphs.call(graph, aten.expand.default, result, list(wanted.sizes))
     return graphs.reshaped(graph, result, graphs.type_of(wanted.node).shape)

@@ -116,6 +116,11 @@ def reshaped(graph: fx.Graph, node: fx.Node, shape: Sequence[int]) -> fx.Node:
     return node if same else call(graph, compat.aten.reshape.default, node, list(shape))
 
 
+def permuted(graph: fx.Graph, node: fx.Node, order: Sequence[int]) -> fx.Node:
+    """A permuted node; the node itself where its dimensions are in order."""
+    return node if list(order) == sorted(order) else call(graph, compat.aten.permute.default, node, list(order))
+
+
 def converted(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
     """A node with elements of another type; itself if they are of it."""
     same = node.meta["val"].dtype == dtype

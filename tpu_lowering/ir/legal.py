@@ -23,6 +23,7 @@ from tpu_lowering.ir.boxes import Box, read_box, write_box
 from tpu_lowering.ir.collectives import COLLECTIVES as ALONG_AXES
 from tpu_lowering.ir.contractions import contract
 from tpu_lowering.ir.control_flow import CONTROL_FLOW
+from tpu_lowering.ir.intervals import interval_sums
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.materialized import materialize
 from tpu_lowering.ir.random import derive_key, draw, pack_key, unpack_key
@@ -262,6 +263,7 @@ KEYS = targets("random keys", (derive_key, pack_key, unpack_key))
 BOXES = targets("boxes", (read_box, write_box), _box_is_of_its_value)
 CONTRACTIONS = targets("contractions", (contract,), _contracts_its_axes)
 MATERIALIZED = targets("values written once", (materialize,))
+INTERVALS = targets("sums of intervals", (interval_sums,))
 CONSTRAINTS = targets("constraints of shardings", (constrain,))
 
 COLLECTIVES = targets("collectives", ALONG_AXES)

@@ -7,6 +7,7 @@ Before::
     q = read_box(b1, box('0:4'))        # v itself
     r = permute(permute(x, [1, 0]), [1, 0])
     s = getitem(aten.split(x, 4, -1), 1)
+    t = constant_pad_nd(x, [0, 0])
 
 After::
 
@@ -15,6 +16,7 @@ After::
     q = v
     r = x
     s = read_box(x, box('0:8, 4:8'))
+    t = x
 """
 
 from __future__ import annotations
@@ -133,6 +135,12 @@ def _expand(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return source if graphs.type_of(source).shape == graphs.type_of(node).shape else None
 
 
+def _padded(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """What is padded by nothing, as code writes that rounds a length up."""
+    pad: Any = node.args[1]
+    return None if any(pad) else _source(node)
+
+
 def _piece(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """A piece of what is cut along a dimension, as a box of its own: the others are of no concern to who uses it."""
     cut, number = _source(node), node.args[1]
@@ -163,6 +171,7 @@ RULES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.reshape.default: _reshape,
     aten.permute.default: _permute,
     aten.expand.default: _expand,
+    aten.constant_pad_nd.default: _padded,
     operator.getitem: _piece,
     **dict.fromkeys(IDENTITIES, _identity),
 }

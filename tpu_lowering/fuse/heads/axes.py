@@ -2,7 +2,8 @@
 
 Of ``permute(reshape(mm(x, wᵀ), [b, s, h, d]), [0, 2, 1, 3])`` the columns of the product are two axes, h and d, its
 rows b and s; an axis is cut where a factor or a result needs it. Each factor is then a value with an axis for some of
-those, and so is each result, in an order of its own.
+those, and so is each result, in an order of its own. A product of batches of matrices has those as a dimension more. An
+axis along which a factor repeats its elements is none of that factor's.
 """
 
 from __future__ import annotations
@@ -22,13 +23,19 @@ from tpu_lowering.passes.simplify_views import IDENTITIES
 
 aten = compat.aten
 
-ROWS, COLUMNS, SUMMED = 0, 1, 2
-"""The dimensions of a product; the first two are its own."""
+BATCH, ROWS, COLUMNS, SUMMED = range(4)
+"""The dimensions of a product; all but the last are its own."""
+
+FACTORS = ((BATCH, ROWS, SUMMED), (BATCH, SUMMED, COLUMNS))
+"""Those of its factors."""
 
 Axis = tuple[int, int]
 """A part of a dimension of a product: which, and how many of its positions one step is."""
 
-PRODUCTS = (aten.mm.default, aten.addmm.default)
+MATRICES = (aten.mm.default, aten.addmm.default)
+"""Products of two matrices."""
+
+PRODUCTS = (*MATRICES, aten.bmm.default)
 MOVING = (*IDENTITIES, *RESHAPES, aten.permute.default)
 """Views that repeat nothing."""
 
@@ -67,8 +74,17 @@ class AxisProduct:
 
     @property
     def is_moved(self) -> bool:
-        """Whether a factor or a result has axes of one dimension apart from each other."""
-        return any(runs(one) > 2 for one in (self.left, self.right, *self.results))
+        """Whether a factor or a result has axes of one dimension apart from each other, or a factor repeats along
+        one."""
+        rank = len(graphs.type_of(self.node).shape)
+        return self.repeats or any(runs(one) > rank for one in (self.left, self.right, *self.results))
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a factor has the same elements all along an axis of its dimensions."""
+        axes = {*self.left.axes, *self.right.axes, *self.results[0].axes}
+        factors = zip((self.left, self.right), FACTORS, strict=True)
+        return any(axis[0] in dims and axis not in one.axes for one, dims in factors for axis in axes)
 
     @property
     def order(self) -> Placed:
@@ -89,12 +105,12 @@ def runs(placed: Placed) -> int:
 
 
 def parts_of_product(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None] | None:
-    """The factors of a product of two matrices, and the row that is added to each of its own; None for anything else,
-    and for a product without elements."""
+    """The factors of a product of matrices, and the row that is added to each of its own; None for anything else, and
+    for a product without elements."""
     if node.op != "call_function" or node.target not in PRODUCTS or not node.meta["val"].dtype.is_floating_point:
         return None
     given = graphs.bound(node)
-    is_plain = node.target is aten.mm.default
+    is_plain = node.target is not aten.addmm.default
     left, right = (given["self"], given["mat2"]) if is_plain else (given["mat1"], given["mat2"])
     bias = None if is_plain else given["self"]
     if (given.get("beta", 1), given.get("alpha", 1)) != (1, 1) or (bias is not None and not _is_row(bias, node)):
@@ -109,21 +125,24 @@ def product_of(node: fx.Node) -> AxisProduct | None:
     if found is None or leaves is None:
         return None
     left, right, bias = found
-    views = [_seen(left), _seen(right)]
-    dims = ((ROWS, SUMMED), (SUMMED, COLUMNS))
-    sizes = {ROWS: graphs.type_of(node).shape[0], COLUMNS: graphs.type_of(node).shape[1]}
-    sizes[SUMMED] = graphs.type_of(left).shape[1]
+    shape = graphs.type_of(node).shape
+    own, *dims = (every[-len(shape) :] for every in ((BATCH, ROWS, COLUMNS), *FACTORS))
+    views = [
+        _seen(factor, None if bias is not None else names.index(SUMMED))
+        for factor, names in zip((left, right), dims, strict=True)
+    ]
+    sizes = {**dict(zip(own, shape, strict=True)), SUMMED: graphs.type_of(left).shape[-1]}
     cuts: dict[int, set[int]] = {dim: {1, size} for dim, size in sizes.items()}
     for view, names in zip(views, dims, strict=True):
         for digits, dim in zip(view.dims, names, strict=True):
             cuts[dim] |= set(_strides(digits))
     for digit in (digit for leaf in leaves for digit in leaf.digits):
-        cuts[digit.axis] |= {digit.stride, digit.stride * digit.size}
+        cuts[own[digit.axis]] |= {digit.stride, digit.stride * digit.size}
     axes = {dim: _axes(dim, found) for dim, found in cuts.items()}
     if any(found is None for found in axes.values()):
         return None
     factors = [_factor(view, names, axes) for view, names in zip(views, dims, strict=True)]  # type: ignore[arg-type]
-    places = [*factors, *(_result(leaf, axes) for leaf in leaves)]  # type: ignore[arg-type]
+    places = [*factors, *(_result(leaf, [axes[dim] for dim in own]) for leaf in leaves)]  # type: ignore[arg-type]
     left, right, *results = _joined(places)
     return AxisProduct(node, left, right, bias, tuple(results))
 
@@ -133,10 +152,12 @@ def _is_row(bias: fx.Node, product: fx.Node) -> bool:
     return columns == graphs.type_of(product).shape[1] and all(size == 1 for size in rows)
 
 
-def _seen(node: fx.Node) -> View:
-    """What a factor is a view of; itself where that repeats elements."""
+def _seen(node: fx.Node, summed: int | None) -> View:
+    """What a factor is a view of; itself where that repeats elements along the dimension that is summed over, or
+    anywhere if that is None."""
     view = view_of(node)
-    if any(digit.axis == REPEATED for digit in view.digits):
+    dims = view.dims if summed is None else view.dims[summed : summed + 1]
+    if any(digit.axis == REPEATED for dim in dims for digit in dim):
         return View(node, tuple(_whole(axis, size) for axis, size in enumerate(graphs.type_of(node).shape)))
     return view
 
@@ -180,12 +201,16 @@ def _factor(view: View, names: Sequence[int], axes: dict[int, list[Digit]]) -> P
         starts = list(_strides(digits))[:-1][::-1]
         for part in axes[dim]:
             at = next(at for at, start in enumerate(starts) if start <= part.stride)
+            if digits[at].axis == REPEATED:
+                continue
             parts.append((digits[at].axis, -digits[at].stride * (part.stride // starts[at]), part))
     parts.sort(key=lambda found: found[:2])
     return _placed(view.base, [part for _, _, part in parts])
 
 
-def _result(leaf: View, axes: dict[int, list[Digit]]) -> Placed:
+def _result(leaf: View, axes: Sequence[list[Digit]]) -> Placed:
+    """A result; ``axes`` are those of each of the product's dimensions."""
+
     def inside(digit: Digit) -> list[Digit]:
         return [part for part in axes[digit.axis] if digit.stride <= part.stride < digit.stride * digit.size]
 

@@ -22,12 +22,15 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.fuse.attention.views import View
-from tpu_lowering.fuse.heads.axes import COLUMNS, PRODUCTS, leaves_of, parts_of_product
+from tpu_lowering.fuse.heads.axes import MATRICES, leaves_of, parts_of_product
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box, read_box
 from tpu_lowering.ir.reshapes import Digit
 
 aten = compat.aten
+
+COLUMNS = 1
+"""The dimension of a product of two matrices that is cut."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Piece:
 
 def split_columns(graph: fx.Graph) -> None:
     """Rewrites every product of which nothing but pieces is used, one of them permuted, in place."""
-    for node in [node for node in graph.nodes if node.op == "call_function" and node.target in PRODUCTS]:
+    for node in [node for node in graph.nodes if node.op == "call_function" and node.target in MATRICES]:
         pieces = _pieces(node)
         if pieces:
             _split(graph, node, pieces)
@@ -127,5 +130,5 @@ def _placed(graph: fx.Graph, product: fx.Node, piece: Piece) -> fx.Node:
     wanted = [digit for digit in piece.digits if digit.size != 1]
     node = graphs.reshaped(graph, product, [digit.size for digit in natural])
     order = [natural.index(digit) for digit in wanted]
-    node = node if order == sorted(order) else graphs.call(graph, aten.permute.default, node, order)
+    node = graphs.permuted(graph, node, order)
     return graphs.reshaped(graph, node, graphs.type_of(piece.node).shape)
