@@ -21,15 +21,29 @@ def sizes_of(offsets: Any) -> jax.Array:
     return jnp.diff(offsets, prepend=jnp.zeros(1, offsets.dtype))
 
 
-def rows_times_groups(rows: Any, weights: Any, offsets: Any, transposed: bool = False, **options: Any) -> jax.Array:
+def rows_times_groups(rows: Any, weights: Any, offsets: Any, transposed: bool = False, dtype: Any = None) -> jax.Array:
     """Each row times the matrix of its group: [m, k], [g, k, n], ends of groups int [g] to [m, n].
 
     Rows past the last group are zeros. If ``transposed``, matrices are [g, n, k]: on a TPU those of the other form are
-    copied for it.
+    copied for it. Sums are of float32, or of the operands' type if that is wider, and rounded once to ``dtype``, by
+    default that of the rows.
     """
-    ragged = functools.partial(_ragged, transposed=transposed, **options)
-    blocked = functools.partial(_blocks_times_groups, transposed=transposed, **options)
-    return jax.lax.platform_dependent(rows, weights, sizes_of(offsets), cpu=blocked, default=ragged)
+    ragged = functools.partial(_ragged, transposed=transposed)
+    blocked = functools.partial(_blocks_times_groups, transposed=transposed)
+    return _rounded_once(blocked, ragged, rows, weights, sizes_of(offsets), dtype)
+
+
+def _rounded_once(on_cpu: Any, on_tpu: Any, left: Any, right: Any, sizes: Any, dtype: Any) -> jax.Array:
+    """A product of groups in a type. A TPU sums in float32 whatever it writes, and XLA makes an operation of its own of
+    what rounds that; XLA for the CPU sums as wide as its results are."""
+    dtype = left.dtype if dtype is None else dtype
+    wide = jnp.promote_types(left.dtype, jnp.float32)
+
+    def widened(left: Any, right: Any, sizes: Any) -> jax.Array:
+        return on_cpu(left, right, sizes, preferred_element_type=wide).astype(dtype)
+
+    narrow = functools.partial(on_tpu, preferred_element_type=dtype)
+    return jax.lax.platform_dependent(left, right, sizes, cpu=widened, default=narrow)
 
 
 def _ragged(rows: Any, weights: Any, sizes: Any, transposed: bool, **options: Any) -> jax.Array:
@@ -67,12 +81,16 @@ def _blocks_times_groups(rows: Any, weights: Any, sizes: Any, transposed: bool, 
     return jnp.where((jnp.arange(count) < ends[-1])[:, None], result, jnp.zeros((), dtype))
 
 
-def groups_of_rows(left: Any, right: Any, offsets: Any, **options: Any) -> jax.Array:
-    """leftᵀ @ right over the rows of each group: [k, m], [k, n], ends of groups int [g] to [g, m, n]."""
+def groups_of_rows(left: Any, right: Any, offsets: Any, dtype: Any = None) -> jax.Array:
+    """leftᵀ @ right over the rows of each group: [k, m], [k, n], ends of groups int [g] to [g, m, n].
+
+    As for ``rows_times_groups``, sums are of float32 and rounded once; ``dtype`` is that of ``left`` by default.
+    """
     numbers = jax.lax.RaggedDotDimensionNumbers(
         dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
     )
-    return jax.lax.ragged_dot_general(left, right, sizes_of(offsets), numbers, **options)
+    ragged = functools.partial(jax.lax.ragged_dot_general, ragged_dot_dimension_numbers=numbers)
+    return _rounded_once(ragged, ragged, left, right, sizes_of(offsets), dtype)
 
 
 def grouped_mm(input: Any, weight: Any, offs: Any) -> jax.Array:
