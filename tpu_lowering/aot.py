@@ -22,7 +22,7 @@ from tpu_lowering.kernels import function_values, helion
 from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.observers import Observer
 from tpu_lowering.options import Options, wrong_value
-from tpu_lowering.runtime.aot import compiler
+from tpu_lowering.runtime.aot import compiler, saved_images
 from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
 from tpu_lowering.runtime.aot.program import TpuProgram
 from tpu_lowering.runtime.aot.slices import Slice, slice_of
@@ -278,7 +278,7 @@ def capture_step(
 ) -> list[Captured]:
     """Captures a function, and its backward if a result requires a gradient: one program or two, the forward first."""
     with torch.enable_grad(), compat.backward_at_once():
-        return _captured(fn, args, kwargs, chip, options, observers, devices)
+        return saved_images.lay_out(_captured(fn, args, kwargs, chip, options, observers, devices))
 
 
 def _captured(
@@ -312,7 +312,14 @@ def compile_captured(captured: Captured, chip: Chip, donate: bool, simulate: boo
     """Compiles a captured program; ``simulate`` is as for ``compiler.compile_artifact``."""
     positions = captured.mutated_inputs if donate else ()
     compiled = compiler.compile_artifact(
-        captured.artifact, chip, positions, captured.source, simulate, mesh=captured.mesh, named=captured.named
+        captured.artifact,
+        chip,
+        positions,
+        captured.source,
+        simulate,
+        mesh=captured.mesh,
+        named=captured.named,
+        orders=captured.orders,
     )
     drawn = captured.program.drawn_inputs()
     program = TpuProgram.of(captured.program.name, chip, compiled, captured.artifact, drawn, captured.named)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import torch
 from torch import fx
 
@@ -15,7 +17,42 @@ from tpu_lowering.ir.collectives import EXCHANGES
 from tpu_lowering.ir.kernels import Kernel
 from tpu_lowering.ir.programs import Output, Program, Signature, dense_order
 from tpu_lowering.kernels import vectorized
+from tpu_lowering.lower.program import orders_in_memory
 from tpu_lowering.normalise import signature as edges
+
+Order = tuple[int, ...] | None
+"""The order of a value's dimensions in memory, see ``lower.program.orders_in_memory``; None for row by row."""
+
+
+def orders_of_saved(program: Program) -> list[Order]:
+    """For each computed result that a forward saves for its backward, the order in which it leaves; None for others.
+
+    What stays on a device for the backward is to leave as the backward takes it: in the order of its dimensions.
+    """
+    computed = [spec for spec in program.signature.outputs if spec.is_computed]
+    orders = orders_in_memory(program.signature, [spec.shape for spec in computed])
+    return [order if spec.is_saved else None for spec, order in zip(computed, orders, strict=True)]
+
+
+def in_logical_order(
+    function: Callable[..., tuple[jax.Array, ...]], orders: Sequence[Order]
+) -> Callable[..., tuple[jax.Array, ...]]:
+    """A program's function with the dimensions of some results in the order of their shapes.
+
+    Args:
+        function: gives results in eager's storage order (see ``lower.program``).
+        orders: for each result that is to be in the order of its shape, the one that it leaves in; None for others.
+    """
+
+    @functools.wraps(function)
+    def restored(*inputs: jax.Array) -> tuple[jax.Array, ...]:
+        found = list(function(*inputs))
+        for at, order in enumerate(orders):
+            if order is not None:
+                found[at] = found[at].transpose([order.index(dimension) for dimension in range(len(order))])
+        return tuple(found)
+
+    return restored if any(order is not None for order in orders) else function
 
 
 def results(signature: Signature, arguments: Sequence[Any], computed: Sequence[torch.Tensor]) -> list[Any]:

@@ -26,7 +26,7 @@ nobody would tell us. The buffer on the device is donated, so it is updated in p
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -56,9 +56,6 @@ from tpu_lowering.runtime.device_memory import (
     write_back,
 )
 from tpu_lowering.runtime.places import Place
-
-Order = tuple[int, ...] | None
-"""The order of a value's dimensions in memory, see ``lower.program.orders_in_memory``; None for row by row."""
 
 
 class SavedShardings:
@@ -146,7 +143,7 @@ def compile_for(
     given: Sequence[jax.sharding.Sharding],
     kernels: Execution,
     chip: Chip = CPU,
-    orders: Sequence[Order] = (),
+    orders: Sequence[calling_convention.Order] = (),
     left: Sequence[bool] = (),
 ) -> Any:
     """The executable of a program for a place, with the buffers of mutated inputs donated.
@@ -163,7 +160,7 @@ def compile_for(
         orders: for results that leave in storage order, and are to leave as their dimensions are, that order.
         left: for each computed result, whether it stays on the devices alone.
     """
-    function = _with_dimensions_in_order(load.load(program, source, kernels), orders)
+    function = calling_convention.in_logical_order(load.load(program, source, kernels), orders)
     scope = jaxprs.kernel_scope([], chip) if chip.is_tpu else contextlib.nullcontext()
     with scope, compat.enable_x64(True), place.scope():
         constants = [place.sharding()] * len(program.constants())
@@ -171,18 +168,6 @@ def compile_for(
         donated = donated_inputs(program, place)
         jitted = jax.jit(function, donate_argnums=donated, out_shardings=_results(program, place, given, left))
         return jitted.lower(*specs).compile()
-
-
-def _with_dimensions_in_order(function: Callable[..., tuple[jax.Array, ...]], orders: Sequence[Order]) -> Any:
-    def run(*inputs: jax.Array) -> tuple[jax.Array, ...]:
-        results = list(function(*inputs))
-        for at, order in enumerate(orders):
-            if order is not None:
-                results[at] = results[at].transpose([order.index(dimension) for dimension in range(len(order))])
-        return tuple(results)
-
-    run.__name__ = function.__name__
-    return run if any(order is not None for order in orders) else function
 
 
 def donated_inputs(program: Program, place: Place) -> tuple[int, ...]:
@@ -222,9 +207,8 @@ class DeviceProgram:
         self.slots = Slots(self.memory, given, ahead, runtime.in_backward, frozenset(slots), alone)
         self.computed = [spec for spec in program.signature.outputs if spec.is_computed]
         orders = orders_in_memory(program.signature, [spec.shape for spec in self.computed])
-        # What stays for the backward leaves as the backward takes it.
         stays = [runtime.keeps_results and spec.is_saved for spec in self.computed]
-        self.saved = [order if kept else None for order, kept in zip(orders, stays, strict=True)]
+        self.saved = calling_convention.orders_of_saved(program) if runtime.keeps_results else [None] * len(orders)
         # Where other processes have some of the devices, a tensor of undefined memory stands for it.
         shared = place.is_shared and runtime.graph is not None
         self.left = [shared and kept and 0 not in spec.shape for spec, kept in zip(self.computed, stays, strict=True)]
@@ -237,7 +221,7 @@ class DeviceProgram:
             self.constants = [put(value, place, place.sharding()) for value in program.constants().values()]
         self.pointers = frozenset(pointer for value in self.constants for pointer in _pointers(value))
 
-    def _tell_backward(self, orders: Sequence[Order]) -> None:
+    def _tell_backward(self, orders: Sequence[calling_convention.Order]) -> None:
         """Enters how the results lie that the caller gets, by the orders in which they leave."""
         graph, signature = self.runtime.graph, self.program.signature
         if graph is None or not self.runtime.keeps_results:

@@ -7,10 +7,9 @@ it one, so that torch_xla donates the old buffer at that boundary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import torch
 from torch import fx
 
@@ -21,6 +20,7 @@ from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.programs import MemoryPlace, Output, Program, Signature, dense_order
 from tpu_lowering.kernels import xla_tensors
+from tpu_lowering.lower.program import orders_in_memory
 from tpu_lowering.normalise import signature
 from tpu_lowering.runtime import calling_convention
 
@@ -88,7 +88,10 @@ class XlaProgram:
         self.program = program
         self.device = compat.xla_module("torch_xla").device()
         self.constants = [value.to(self.device) for value in program.constants().values()]
-        function = in_logical_order(program, load.load(program, source, xla_tensors.execution()))
+        loaded = load.load(program, source, xla_tensors.execution())
+        shapes = [spec.shape for spec in program.signature.outputs if spec.is_computed]
+        # Tensors of torch_xla have no storage order.
+        function = calling_convention.in_logical_order(loaded, orders_in_memory(program.signature, shapes))
         specs = load.input_specs(program)
         self.computation = xla_tensors.Computation(program.name, function, specs, len(program.output_nodes()))
 
@@ -127,26 +130,6 @@ def _refuse_spread(tensors: Sequence[torch.Tensor]) -> None:
                 f"expected tensors on one device, got one that torch_xla's mark_sharding has spread: {found}",
                 "give options={'mesh': ..., 'shardings': ...} for tensors on the CPU, or start one process a rank",
             )
-
-
-def in_logical_order(program: Program, function: Callable[..., Any]) -> Callable[..., tuple[jax.Array, ...]]:
-    """A program's function with results in the shapes that the caller expects.
-
-    A program permutes results into eager's storage order (see ``lower.program``); tensors of torch_xla have none.
-    """
-    computed = [spec for spec in program.signature.outputs if spec.is_computed]
-
-    def restored(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-        results = list(function(*arrays))
-        for at, spec in enumerate(computed):
-            assert spec.stride is not None
-            order = dense_order(spec.shape, spec.stride)
-            if order is not None:
-                results[at] = jax.numpy.transpose(results[at], [order.index(dim) for dim in range(len(order))])
-        return tuple(results)
-
-    restored.__name__ = program.name
-    return restored
 
 
 def _results(signature: Signature, arguments: Sequence[Any], computed: Sequence[torch.Tensor]) -> list[Any]:

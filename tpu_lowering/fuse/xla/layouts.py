@@ -80,7 +80,7 @@ def order_of(node: fx.Node) -> Order | None:
     if node.op == "placeholder":
         return order_in_memory(shape_of(node))
     if _is_convolved(node):
-        return _order_of_images(node)
+        return order_of_images(node)
     if _is_permuted(node):
         source, dims = node.args[0], _dims(node)
         found = order_of(source) if isinstance(source, fx.Node) else None
@@ -100,7 +100,7 @@ def order_wanted(node: fx.Node) -> Order | None:
             found, dims = order_wanted(user), _dims(user)
             return None if found is None else tuple(dims[axis] for axis in found)
         if _convolves(user, node):
-            return _order_of_images(node)
+            return order_of_images(node)
         return order_wanted(user) if _is_pointwise(user, node) else None
 
     return _first(wanted, node.users)
@@ -131,9 +131,11 @@ def _has_images(call: fx.Node, at: int) -> bool:
     return len(shape_of(images)) > 3 and not is_cut
 
 
-def _order_of_images(node: fx.Node) -> Order | None:
+def order_of_images(node: fx.Node) -> Order | None:
+    """How convolutions have images [n, c, h, w] in memory; None on a CPU, and for what has fewer than four
+    dimensions."""
     shape = shape_of(node)
-    return (*range(2, len(shape)), 0, 1) if _has_tiles(node) else None
+    return (*range(2, len(shape)), 0, 1) if _has_tiles(node) and len(shape) > 3 else None
 
 
 def _first(order: Callable[[fx.Node], Order | None], nodes: Sequence[fx.Node] | dict[fx.Node, None]) -> Order | None:

@@ -22,6 +22,7 @@ from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
 from tpu_lowering.runtime import calling_convention
 from tpu_lowering.runtime.aot import refusals
+from tpu_lowering.runtime.aot.compiler import Orders
 from tpu_lowering.runtime.aot.slices import Slice, one_device
 from tpu_lowering.runtime.spread import Spread
 
@@ -42,6 +43,7 @@ class Captured:
             it; "" where it is not known.
         seen: how many of the captured graph's results the caller gets; the others are saved for a backward.
         fused, unfused, launched: see ``TpuProgram``.
+        orders: of inputs and of results in HBM; see ``compiler.compile_artifact``.
     """
 
     program: Program
@@ -56,6 +58,7 @@ class Captured:
     fused: tuple[Remark, ...] = ()
     unfused: tuple[Remark, ...] = ()
     launched: tuple[Remark, ...] = ()
+    orders: Orders = ((), ())
 
 
 class TpuRuntime:
@@ -109,7 +112,9 @@ def lower_for(program: Program, source: Source, chip: Chip, devices: Slice | Non
     if program.mesh is not None and devices is None:
         raise one_device(chip, f"collectives among {program.mesh.count} ranks")
     mesh = None if devices is None else devices.mesh_for(program)
-    function = load.load(program, source, "mosaic")
+    function = calling_convention.in_logical_order(
+        load.load(program, source, "mosaic"), calling_convention.orders_of_saved(program)
+    )
     try:
         with jaxprs.kernel_scope([], chip), compat.enable_x64(True):
             jitted, specs = _jitted(program, function, chip, mesh)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tpu_lowering import errors, releases
@@ -43,6 +43,11 @@ ENVIRONMENT = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
 }
+
+
+Orders = tuple[Sequence[Sequence[int] | None], Sequence[Sequence[int] | None]]
+"""Of a program's inputs and of its results: the dimensions of each from the outermost in memory to the innermost, None
+for the order that JAX chooses; () where it chooses all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +97,7 @@ def compile_artifact(
     seconds: float = SECONDS,
     mesh: Mesh | None = None,
     named: Mesh | None = None,
+    orders: Orders = ((), ()),
 ) -> Compiled:
     """Compiles a ``jax.export`` artifact for a chip, once. Dumping the static schedule fails for some programs: those
     are compiled a second time, without.
@@ -105,6 +111,7 @@ def compile_artifact(
         seconds: how long each run may take.
         mesh: of all devices that run it; None for one device.
         named: the same as the user has named it: JAX places it on the torus.
+        orders: how inputs and results lie, of a program for one device.
 
     Raises:
         TpuLoweringError: TL108 without libtpu; TL601 to TL605 for what the compiler refuses; TL725 for a topology that
@@ -116,6 +123,7 @@ def compile_artifact(
         artifact_file = folder / "artifact"
         artifact_file.write_bytes(artifact)
         request: dict[str, Any] = {"topology": chip.topology, "artifact": str(artifact_file), "donate": list(donate)}
+        request |= {"input_orders": orders[0], "output_orders": orders[1]}
         if mesh is not None:
             request |= {"axes": mesh.axes, "sizes": mesh.sizes, "placed": (named or mesh).sizes}
         found, failure = schedule.ScheduleDump({}, {}), dict[str, str]()

@@ -59,15 +59,18 @@ def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, 
     device = topology.devices[0]
     with jax.enable_x64(True):
         exported = jax.export.deserialize(bytearray(pathlib.Path(request["artifact"]).read_bytes()))
-        one_device = jax.sharding.SingleDeviceSharding(device)
-        inputs: Any = [one_device] * len(exported.in_avals)
-        outputs: Any = one_device
+        inputs: Any = [None] * len(exported.in_avals)
+        outputs: Any = None
         places: list[list[int]] = []
         if "axes" in request:
             mesh = mesh_of(request, topology.devices)
             inputs = exported.in_shardings_jax(mesh)
             outputs = jax.tree.unflatten(exported.out_tree, exported.out_shardings_jax(mesh))
             places = [[*one.coords, one.core_on_chip] for one in mesh.devices.flat]
+        else:
+            inputs = [placed(device, order) for order in request["input_orders"] or [None] * len(inputs)]
+            outputs = [placed(device, order) for order in request["output_orders"] or [None] * len(exported.out_avals)]
+            outputs = jax.tree.unflatten(exported.out_tree, outputs)
         pairs = zip(exported.in_avals, inputs, strict=True)
         specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding) for aval, sharding in pairs]
         jitted = jax.jit(exported.call, donate_argnums=tuple(request["donate"]), out_shardings=outputs)
@@ -86,6 +89,15 @@ def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, 
     facts["compile_seconds"], facts["compile_cpu_seconds"] = seconds, cpu_seconds
     facts["serialised"] = write_executable(compiled, folder)
     return facts
+
+
+def placed(device: Any, order: list[int] | None) -> Any:
+    """Where an array lies: on a device, with its dimensions in an order in memory; None for what JAX would choose."""
+    import jax
+    from jax.experimental.layout import Format, Layout
+
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    return sharding if order is None else Format(Layout(tuple(order)), sharding)
 
 
 def mesh_of(request: dict[str, Any], devices: Any) -> Any:
