@@ -36,6 +36,8 @@ def telling_line(message: str, kind: str) -> str:
 
 def from_message(message: str, kind: str, source: Source, chip: Chip) -> errors.TpuLoweringError:
     """The refusal for an error of Pallas, Mosaic or libtpu."""
+    if (own := _OWN.search(message)) is not None and own["opcode"] != "custom-call":
+        return _operation_of_xla(own, chip)
     kernel = kernel_in(message, source)
     subject = kernel.name if kernel is not None else "the program"
     where = kernel.where if kernel is not None else ""
@@ -77,6 +79,27 @@ def refuse_wide_operands(source: Source, chip: Chip) -> None:
                     "convert it before the kernel: x.float() for float64, x.int() for int64",
                     kernel.where,
                 )
+
+
+_OWN = re.compile(
+    r"on stack for %\S+ = .*? (?P<opcode>[\w-]+)\(%.*?"
+    r"Scoped allocation with size (?P<used>[\d.]+\w*) and limit (?P<limit>[\d.]+\w*) exceeded",
+    re.DOTALL,
+)
+"""What libtpu says of an operation that needs more VMEM than it was given: XLA's own, or a kernel's custom call."""
+
+
+def _operation_of_xla(found: re.Match[str], chip: Chip) -> errors.TpuLoweringError:
+    """The refusal of an operation that XLA itself makes; no kernel of the user's is to blame."""
+    line = re.search(r"[\w.]+\.py:\d+", found[0])
+    return errors.refuse(
+        "TL601", f"an operation of XLA ({found['opcode']})",
+        f"expected at most {found['limit']} of VMEM, which is what XLA gives an operation on {chip.name}, got "
+        f"{found['used']}",
+        "give operations more of it: LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=65536 in the environment, before "
+        "Python starts",
+        "" if line is None else line[0],
+    )  # fmt: skip
 
 
 Parts = tuple[str, str, str]
