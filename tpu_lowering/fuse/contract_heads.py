@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.heads.axes import COLUMNS, PRODUCTS, Axis, AxisProduct, Placed, product_of
+from tpu_lowering.fuse.heads.axes import BATCHES, COLUMNS, MATRICES, Axis, AxisProduct, Placed, product_of
 from tpu_lowering.fuse.heads.split_columns import split_columns
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
@@ -40,14 +40,31 @@ class ContractHeads:
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
         split_columns(graph)
-        actions: list[Action] = []
-        for node in [node for node in graph.nodes if node.target in PRODUCTS]:
-            product = product_of(node)
-            if product is not None and product.is_moved:
-                actions.append(_contract(graph, product))
-        if actions:
-            graphs.eliminate_dead_code(graph)
-        return actions
+        return _contract_all(graph, MATRICES)
+
+
+@dataclasses.dataclass(frozen=True)
+class ContractBatches:
+    """The same for products of batches of matrices, after attention has been looked for, which is made of them.
+
+    An axis along which a factor repeats its elements, as a key does that heads share, is none of that factor's.
+    """
+
+    name: str = "contract_batches"
+
+    def __call__(self, graph: fx.Graph) -> list[Action]:
+        return _contract_all(graph, BATCHES)
+
+
+def _contract_all(graph: fx.Graph, targets: Sequence[object]) -> list[Action]:
+    actions: list[Action] = []
+    for node in [node for node in graph.nodes if node.op == "call_function" and node.target in targets]:
+        product = product_of(node)
+        if product is not None and product.is_moved:
+            actions.append(_contract(graph, product))
+    if actions:
+        graphs.eliminate_dead_code(graph)
+    return actions
 
 
 def _contract(graph: fx.Graph, product: AxisProduct) -> Action:

@@ -15,7 +15,7 @@ from tests.cases.harness import Record, capture, normalised
 from tests.cases.test_goldens import before_and_after
 from tests.fuse.attention.functions import compiled, equal
 from tpu_lowering import aot
-from tpu_lowering.fuse.contract_heads import ContractHeads
+from tpu_lowering.fuse.contract_heads import ContractBatches, ContractHeads
 from tpu_lowering.fuse.heads.axes import runs
 from tpu_lowering.ir import chips
 from tpu_lowering.ir.contractions import contract
@@ -245,7 +245,7 @@ def test_a_weight_is_not_repeated_for_one_token() -> None:
 
 def test_what_both_factors_repeat_is_computed_once() -> None:
     inline(
-        before_and_after(ContractHeads(), equal_heads, (2, 6, 10), (12, 10), first=(SimplifyViews(),)),
+        before_and_after(ContractBatches(), equal_heads, (2, 6, 10), (12, 10), first=(SimplifyViews(),)),
         """\
 %arg0_1: f32[12, 10] = input
 %arg1_1: f32[2, 6, 10] = input
@@ -267,7 +267,7 @@ def test_what_both_factors_repeat_is_computed_once() -> None:
 %permute_default_2: f32[2, 6, 3, 6] = aten.permute.default(%reshape_default_9, [0, 2, 1, 3])
 return (%permute_default_2)
 
-contract_heads:
+contract_batches:
 moved bmm: one product over all axes of its heads, abd,acd->abc: each is computed once
 
 %arg0_1: f32[12, 10] = input
@@ -287,7 +287,7 @@ return (%expand_default)""",
 
 def test_a_shared_factor_is_not_repeated() -> None:
     inline(
-        before_and_after(ContractHeads(), shared_by_heads, (2, 6, 10), (12, 10), first=(SimplifyViews(),)),
+        before_and_after(ContractBatches(), shared_by_heads, (2, 6, 10), (12, 10), first=(SimplifyViews(),)),
         """\
 %arg0_1: f32[2, 6, 10] = input
 %arg1_1: f32[12, 10] = input
@@ -308,7 +308,7 @@ def test_a_shared_factor_is_not_repeated() -> None:
 %reshape_default_6: f32[2, 2, 6, 6] = aten.reshape.default(%bmm, [2, 2, 6, 6])
 return (%reshape_default_6)
 
-contract_heads:
+contract_batches:
 moved bmm: one product over all axes of its heads, acbe,ade->abcd: each is computed once
 
 %arg0_1: f32[2, 6, 10] = input

@@ -35,7 +35,9 @@ Axis = tuple[int, int]
 MATRICES = (aten.mm.default, aten.addmm.default)
 """Products of two matrices."""
 
-PRODUCTS = (*MATRICES, aten.bmm.default)
+BATCHES = (aten.bmm.default,)
+"""Products of batches of matrices."""
+
 MOVING = (*IDENTITIES, *RESHAPES, aten.permute.default)
 """Views that repeat nothing."""
 
@@ -107,7 +109,11 @@ def runs(placed: Placed) -> int:
 def parts_of_product(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None] | None:
     """The factors of a product of matrices, and the row that is added to each of its own; None for anything else, and
     for a product without elements."""
-    if node.op != "call_function" or node.target not in PRODUCTS or not node.meta["val"].dtype.is_floating_point:
+    if (
+        node.op != "call_function"
+        or node.target not in (*MATRICES, *BATCHES)
+        or not node.meta["val"].dtype.is_floating_point
+    ):
         return None
     given = graphs.bound(node)
     is_plain = node.target is not aten.addmm.default
