@@ -109,6 +109,35 @@ def test_gradients_equal_eager(sizes: tuple[int, int], dtype: torch.dtype) -> No
     equal(pairs, 2e-5 if dtype == torch.float32 else 2e-2)
 
 
+def experts(x: torch.Tensor, matrices: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Weighted in the type of the rows: what is gathered is as wide as what is computed."""
+    product = torch.nn.functional.grouped_mm(x, matrices.mT, offs=ends)
+    return (product * weights[:, None])[turned(len(x))].view(-1, 2, product.shape[1]).sum(1)
+
+
+def residual(x: torch.Tensor, matrices: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """With another value as wide, twice as many bytes would be gathered."""
+    product = torch.nn.functional.grouped_mm(x, matrices.mT, offs=ends)
+    return (product * weights[:, None] + x)[turned(len(x))]
+
+
+def of_experts() -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    x, matrices, weights = (torch.randn(shape, generator=generator).to(bf16) for shape in ((16, 8), (2, 8, 8), (16,)))
+    return x, matrices, weights, torch.tensor([5, 16], dtype=torch.int32)
+
+
+def test_rows_of_experts_are_gathered_first_where_they_are_as_wide() -> None:
+    x, matrices, weights, ends = of_experts()
+    record, pairs = trained(experts, (x, matrices, weights), ends)
+    assert any(action.reason.startswith("rows are gathered") for action in record.graphs["forward"].actions)
+    equal(pairs, 2e-2)
+
+
+def test_two_wide_values_of_experts_are_left_alone() -> None:
+    assert GatherFirst()(normalised(capture(residual, *of_experts())).graph) == []
+
+
 def test_a_chip_gathers_half_as_many_bytes() -> None:
     x, weights = torch.empty(16384, 2048, dtype=bf16), torch.empty(16384)
     moved = dict[str, int]()

@@ -10,7 +10,8 @@ After::
     rows = aten.mul(aten.index(product, [places]), aten.index(aten.reshape(weights, [n, 1]), [places]))
 
 XLA gathers from memory: it writes what it gathers of. Now it gathers half as many bytes, and computes the pointwise
-work in what uses the rows. That is how experts of a mixture are combined.
+work in what uses the rows. That is how experts of a mixture are combined. A product of groups of rows is written
+before any work on it, so there it pays with as many bytes too: the work is not written beside it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import fx
 from tpu_lowering import compat
 from tpu_lowering.fuse.space.kinds import is_pointwise
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
+from tpu_lowering.fuse.xla.layouts import source_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 
@@ -74,7 +76,8 @@ def _cut(node: fx.Node) -> _Cut:
     members = dict.fromkeys(member for cut in behind for member in cut.members)
     leaves = dict.fromkeys(leaf for cut in behind for leaf in cut.leaves)
     found = _Cut((*members, node), tuple(leaves))
-    return found if leaves and found.nbytes < itself.nbytes else itself
+    times = 2 if any(source_of(leaf).target is aten._grouped_mm.default for leaf in leaves) else 1
+    return found if leaves and found.nbytes < times * itself.nbytes else itself
 
 
 def _move(graph: fx.Graph, gather: fx.Node, cut: _Cut) -> Action:
