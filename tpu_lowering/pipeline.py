@@ -39,6 +39,7 @@ from tpu_lowering.fuse.fuse_long_rows import FuseLongRows
 from tpu_lowering.fuse.fuse_rows import FuseRows
 from tpu_lowering.fuse.gather_first import GatherFirst
 from tpu_lowering.fuse.merge_equal import MergeEqual
+from tpu_lowering.fuse.select_rows import SelectRows
 from tpu_lowering.fuse.sum_repeated import SumRepeated
 from tpu_lowering.fuse.take_experts_as_stored import TakeExpertsAsStored
 from tpu_lowering.ir import graphs, interpreter, legal, regions
@@ -205,7 +206,7 @@ BUFFERS: tuple[Pass, ...] = (
 
 def fusion(chooser: CompilerChooser | None = None) -> tuple[Pass, ...]:
     """Passes that make kernels of operators, and before these products over what lies as it is stored."""
-    products = (ContractHeads(), TakeExpertsAsStored(), GatherFirst(), SumRepeated())
+    products = (ContractHeads(), TakeExpertsAsStored(), GatherFirst(), SelectRows(), SumRepeated())
     rows = (ExpandRows(), MergeEqual(), FuseRows(chooser), FuseLongRows(chooser), CompareScattered(), ComputeOnce())
     return (*products, FuseAttention(), FuseAroundKernels(), MergeEqual(), *rows)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from tpu_lowering.fuse.attention.blocks import ROWS, Blocks, rounded
 from tpu_lowering.fuse.attention.static_masks import StaticMask
 from tpu_lowering.ir.chips import Chip
-from tpu_lowering.ir.types import TensorType, f32
+from tpu_lowering.ir.types import ElementType, TensorType, f32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,7 @@ class AttentionCall:
         biases: what is added to the scores.
         bias_types: their types.
         narrow: whether the biases do nothing but hide keys, so that any element type holds them.
+        added: the element type that flash attention is given them in, together.
         excludes: whether the biases may be -inf.
         outweighs: whether they may be as large in finite numbers, so that nothing else is left of a score.
         empty: the result for a query that no key is left of.
@@ -67,6 +68,7 @@ class AttentionCall:
     biases: tuple[Bias, ...] = ()
     bias_types: tuple[TensorType, ...] = ()
     narrow: bool = False
+    added: ElementType = f32
     excludes: bool = False
     outweighs: bool = False
     empty: float = 0.0
@@ -77,6 +79,11 @@ class AttentionCall:
     def groups(self) -> int:
         """How many heads of the queries share one head of the keys."""
         return self.query.shape[0] // self.key.shape[0]
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """``leading`` of the keys: each of the heads that some queries share once."""
+        return (*self.leading[:-1], self.leading[-1] // self.groups)
 
     @property
     def lengths(self) -> tuple[int, int]:

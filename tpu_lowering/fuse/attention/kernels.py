@@ -69,21 +69,31 @@ def splash_gradient_kernel(call: AttentionCall) -> JaxKernel:
 def flash_kernel(call: AttentionCall) -> JaxKernel:
     """softmax(scale * query @ keyᵀ + biases) @ value; a query that no key is left of gives ``call.empty``.
 
-    The only mask it has is a causal one.
+    The only mask it has is a causal one. Rows and the result have the leading sizes of the scores, as products before
+    and after it have them: XLA copies what it has to give other sizes, and does not compute it with such a product.
     """
 
     def run(query: jax.Array, key: jax.Array, value: jax.Array, *biases: jax.Array) -> list[jax.Array]:
         total = added_by(call, biases) if biases else None
-        results = _mapped(call, *_split(call, query, key, value), None if total is None else _prepared(call, total))
+        grouped = query.reshape((*call.shared, call.groups, *query.shape[-2:]))
+        results = _mapped(call, grouped, key, value, None if total is None else _prepared(call, total))
         out, lse = results if call.gives_logsumexp else (results, None)
         if total is not None:
             alive = jnp.any(visible(call, total), axis=-1, keepdims=True)
             out = jnp.where(alive, out.reshape((*call.leading, *out.shape[-2:])), call.empty)
-        found = [out.astype(call.result.dtype).reshape(call.result.shape)]
+        found = [out.astype(call.result.dtype).reshape(result.shape)]
         return found if lse is None else [*found, lse.reshape(call.logsumexp.shape)]
 
-    results = [call.result, call.logsumexp] if call.gives_logsumexp else [call.result]
-    return _kernel("flash_attention", call, run, _operand_types(call), results)
+    result = _with(call.leading, call.result)
+    results = [result, call.logsumexp] if call.gives_logsumexp else [result]
+    rows = {"query": _with(call.leading, call.query)}
+    rows |= {"key": _with(call.shared, call.key), "value": _with(call.shared, call.value)}
+    return _kernel("flash_attention", call, run, _operand_types(call) | rows, results)
+
+
+def _with(leading: Sequence[int], rows: TensorType) -> TensorType:
+    """The type of rows [heads, length, width] with other sizes in front, of as many heads."""
+    return rows.element[(*leading, *rows.shape[1:])]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -177,30 +187,15 @@ def _splash(call: AttentionCall, is_gradient: bool) -> Any:
 
 def _prepared(call: AttentionCall, total: jax.Array) -> jax.Array:
     """What the kernel adds before it scales: never infinite, as a block that hides all keys would then be NaN."""
-    least = float(jnp.finfo(call.query.dtype if call.narrow else jnp.float32).min)
-    if call.narrow:
-        bias = jnp.where(total == -jnp.inf, least, jnp.where(total < 0, least / 2, 0.0)).astype(call.query.dtype)
-    else:
-        bias = jnp.where(total == -jnp.inf, least, jnp.maximum(total / call.scale, least / 2))
+    least = float(jnp.finfo(call.added.numpy).min)
+    finite = jnp.where(total < 0, least / 2, 0.0) if call.narrow else jnp.maximum(total / call.scale, least / 2)
+    bias = jnp.where(total == -jnp.inf, least, finite).astype(call.added.numpy)
     *leading, _, _ = bias.shape
     groups = call.groups
     last = (leading[-1] // groups, groups) if leading[-1] > 1 else (1, 1)
     return jnp.broadcast_to(
         bias.reshape((*leading[:-1], *last, *bias.shape[-2:])),
         (*leading[:-1], *last, call.query.shape[1], call.key.shape[1]),
-    )
-
-
-def _split(
-    call: AttentionCall, query: jax.Array, key: jax.Array, value: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The operands with the leading dimensions of the scores, the last one cut into those that share keys."""
-    groups = call.groups
-    outer = (*call.leading[:-1], call.leading[-1] // groups)
-    return (
-        query.reshape((*outer, groups, *query.shape[1:])),
-        key.reshape((*outer, *key.shape[1:])),
-        value.reshape((*outer, *value.shape[1:])),
     )
 
 
