@@ -31,6 +31,7 @@ from tpu_lowering.fuse.choose.choices import Answer
 from tpu_lowering.fuse.choose.choose_launches import ChooseLaunches
 from tpu_lowering.fuse.compare_scattered import CompareScattered
 from tpu_lowering.fuse.compute_once import ComputeOnce
+from tpu_lowering.fuse.concatenate_in_product import ConcatenateInProduct
 from tpu_lowering.fuse.contract_heads import ContractHeads
 from tpu_lowering.fuse.expand_rows import ExpandRows
 from tpu_lowering.fuse.fuse_around_kernels import FuseAroundKernels
@@ -208,7 +209,7 @@ def fusion(chooser: CompilerChooser | None = None) -> tuple[Pass, ...]:
     """Passes that make kernels of operators, and before these products over what lies as it is stored."""
     products = (ContractHeads(), TakeExpertsAsStored(), GatherFirst(), SelectRows(), SumRepeated())
     rows = (ExpandRows(), MergeEqual(), FuseRows(chooser), FuseLongRows(chooser), CompareScattered(), ComputeOnce())
-    return (*products, FuseAttention(), FuseAroundKernels(), MergeEqual(), *rows)
+    return (*products, FuseAttention(), FuseAroundKernels(), ConcatenateInProduct(), MergeEqual(), *rows)
 
 
 @dataclasses.dataclass(frozen=True)

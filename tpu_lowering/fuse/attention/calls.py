@@ -52,6 +52,7 @@ class AttentionCall:
         empty: the result for a query that no key is left of.
         soft_cap: see ``attention.sites.Attention``.
         length_minor: see ``attention.blocks.Heads``; splash attention's alone.
+        together: whether rows have batch and heads as one size, and not ``leading``.
     """
 
     query: TensorType
@@ -74,6 +75,7 @@ class AttentionCall:
     empty: float = 0.0
     soft_cap: float | None = None
     length_minor: tuple[bool, bool, bool] = ROWS
+    together: bool = True
 
     @property
     def groups(self) -> int:
@@ -81,9 +83,14 @@ class AttentionCall:
         return self.query.shape[0] // self.key.shape[0]
 
     @property
+    def outer(self) -> tuple[int, ...]:
+        """What rows and the result have before their last two sizes."""
+        return self.query.shape[:1] if self.together else self.leading
+
+    @property
     def shared(self) -> tuple[int, ...]:
-        """``leading`` of the keys: each of the heads that some queries share once."""
-        return (*self.leading[:-1], self.leading[-1] // self.groups)
+        """``outer`` of the keys: each of the heads that some queries share once."""
+        return (*self.outer[:-1], self.outer[-1] // self.groups)
 
     @property
     def lengths(self) -> tuple[int, int]:

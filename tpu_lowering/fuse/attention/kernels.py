@@ -39,12 +39,17 @@ def splash_kernel(call: AttentionCall) -> JaxKernel:
 
     def run(query: jax.Array, key: jax.Array, value: jax.Array, *biases: jax.Array) -> Sequence[jax.Array]:
         added = added_by(call, biases) if biases else None
-        found = _splash(call, False)(*added_columns.operands(call, query, _scaled_keys(call, key), value, added))
+        kernel: Callable[..., Any] = _splash(call, False)
+        for _ in call.outer[:-1]:
+            kernel = jax.vmap(kernel)
+        found = kernel(*added_columns.operands(call, query, _scaled_keys(call, key), value, added))
         results = (found[0], found[1][0]) if call.gives_logsumexp else (found,)
-        return added_columns.of_queries(call, results, added)
+        result, *sums = added_columns.of_queries(call, results, added)
+        return [result, *(lse.reshape(call.logsumexp.shape) for lse in sums)]
 
-    results = [call.result, call.logsumexp] if call.gives_logsumexp else [call.result]
-    return _kernel("splash_attention", call, run, _operand_types(call), results)
+    result = _with(call.outer, call.result)
+    results = [result, call.logsumexp] if call.gives_logsumexp else [result]
+    return _kernel("splash_attention", call, run, _rows_with_outer(call), results)
 
 
 @kept(64, TRACED)
@@ -69,13 +74,14 @@ def splash_gradient_kernel(call: AttentionCall) -> JaxKernel:
 def flash_kernel(call: AttentionCall) -> JaxKernel:
     """softmax(scale * query @ keyᵀ + biases) @ value; a query that no key is left of gives ``call.empty``.
 
-    The only mask it has is a causal one. Rows and the result have the leading sizes of the scores, as products before
-    and after it have them: XLA copies what it has to give other sizes, and does not compute it with such a product.
+    The only mask it has is a causal one.
     """
 
     def run(query: jax.Array, key: jax.Array, value: jax.Array, *biases: jax.Array) -> list[jax.Array]:
         total = added_by(call, biases) if biases else None
-        grouped = query.reshape((*call.shared, call.groups, *query.shape[-2:]))
+        shared = (*call.leading[:-1], call.leading[-1] // call.groups)
+        grouped = query.reshape((*shared, call.groups, *query.shape[-2:]))
+        key, value = (one.reshape((*shared, *one.shape[-2:])) for one in (key, value))
         results = _mapped(call, grouped, key, value, None if total is None else _prepared(call, total))
         out, lse = results if call.gives_logsumexp else (results, None)
         if total is not None:
@@ -84,11 +90,16 @@ def flash_kernel(call: AttentionCall) -> JaxKernel:
         found = [out.astype(call.result.dtype).reshape(result.shape)]
         return found if lse is None else [*found, lse.reshape(call.logsumexp.shape)]
 
-    result = _with(call.leading, call.result)
+    result = _with(call.outer, call.result)
     results = [result, call.logsumexp] if call.gives_logsumexp else [result]
-    rows = {"query": _with(call.leading, call.query)}
+    return _kernel("flash_attention", call, run, _rows_with_outer(call), results)
+
+
+def _rows_with_outer(call: AttentionCall) -> dict[str, TensorType]:
+    """The operands' types, with the leading sizes of the scores."""
+    rows = {"query": _with(call.outer, call.query)}
     rows |= {"key": _with(call.shared, call.key), "value": _with(call.shared, call.value)}
-    return _kernel("flash_attention", call, run, _operand_types(call) | rows, results)
+    return _operand_types(call) | rows
 
 
 def _with(leading: Sequence[int], rows: TensorType) -> TensorType:
@@ -149,9 +160,11 @@ def completed(closed: Any, vmem: int, is_fused: Callable[[Any], bool] = lambda a
 
 def _scaled_keys(call: AttentionCall, key: jax.Array) -> jax.Array:
     """Keys as they lie in memory, scaled: where the kernel exchanges their dimensions, that is done before."""
+    if not call.together:
+        return key if call.scale == 1 else (key.astype(jnp.float32) * call.scale).astype(key.dtype)
     if not call.length_minor[1]:
         return _scaled(key, call.scale)
-    return _scaled(key.swapaxes(1, 2), call.scale).swapaxes(1, 2)
+    return _scaled(key.swapaxes(-1, -2), call.scale).swapaxes(-1, -2)
 
 
 def _scaled(rows: jax.Array, scale: float) -> jax.Array:

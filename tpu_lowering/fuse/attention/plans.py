@@ -18,7 +18,7 @@ from tpu_lowering.fuse.attention.sites import Attention
 from tpu_lowering.fuse.attention.static_masks import StaticMask, lengthened
 from tpu_lowering.fuse.space.row_regions import shape_of
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
-from tpu_lowering.fuse.xla.layouts import order_of, order_wanted, source_of
+from tpu_lowering.fuse.xla.layouts import is_view, order_of, order_wanted, source_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import LANES, Chip
@@ -109,6 +109,31 @@ def length_minor_of(site: Attention, chip: Chip) -> tuple[bool, bool, bool]:
 
     query, key, value = (chip.is_tpu and fits(rows) for rows in (site.query, site.key, site.value))
     return query, key, value
+
+
+def is_together(site: Attention, library: Library) -> bool:
+    """Whether a kernel takes rows with batch and heads as one size, as that of the gradients does.
+
+    With the leading sizes of the scores, as products before and after it have them, XLA neither copies what they make
+    nor selects by itself what they read. Rows that are padded it copies anyway. Keys that it scales as they are fetched
+    it would fetch with the factor written out for each element of these sizes: so they are scaled as they are computed,
+    which is for keys that nothing else reads.
+    """
+    if site.is_gradient or not site.leading or site.leading[-1] % site.groups:
+        return True
+    is_padded = any(rounded(rows.length) != rows.length for rows in (site.query, site.key))
+    return library == "splash" and (is_padded or (site.scale != 1 and not _are_own(site.key.node)))
+
+
+def _are_own(node: fx.Node) -> bool:
+    """Whether a value is computed, by no kernel, and one node alone reads it or views of it."""
+    source, readers, waiting = source_of(node), 0, [source_of(node)]
+    while waiting:
+        users = waiting.pop().users
+        views = [user for user in users if is_view(user)]
+        readers += len(users) - len(views)
+        waiting += views
+    return source.op == "call_function" and source.target is not operator.getitem and readers == 1
 
 
 def _library(
