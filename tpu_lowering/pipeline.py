@@ -31,6 +31,7 @@ from tpu_lowering.fuse.choose.choices import Answer
 from tpu_lowering.fuse.choose.choose_launches import ChooseLaunches
 from tpu_lowering.fuse.compare_scattered import CompareScattered
 from tpu_lowering.fuse.compute_once import ComputeOnce
+from tpu_lowering.fuse.concatenate_in_product import ConcatenateInProduct
 from tpu_lowering.fuse.contract_heads import ContractBatches, ContractHeads
 from tpu_lowering.fuse.expand_rows import ExpandRows
 from tpu_lowering.fuse.fuse_around_kernels import FuseAroundKernels
@@ -39,6 +40,7 @@ from tpu_lowering.fuse.fuse_long_rows import FuseLongRows
 from tpu_lowering.fuse.fuse_rows import FuseRows
 from tpu_lowering.fuse.gather_first import GatherFirst
 from tpu_lowering.fuse.merge_equal import MergeEqual
+from tpu_lowering.fuse.select_rows import SelectRows
 from tpu_lowering.fuse.sum_intervals import SumIntervals
 from tpu_lowering.fuse.sum_repeated import SumRepeated
 from tpu_lowering.fuse.take_experts_as_stored import TakeExpertsAsStored
@@ -206,9 +208,10 @@ BUFFERS: tuple[Pass, ...] = (
 
 def fusion(chooser: CompilerChooser | None = None) -> tuple[Pass, ...]:
     """Passes that make kernels of operators, and before these products over what lies as it is stored."""
-    products = (ContractHeads(), TakeExpertsAsStored(), GatherFirst(), SumRepeated(), SumIntervals())
+    products = (ContractHeads(), TakeExpertsAsStored(), GatherFirst(), SelectRows(), SumRepeated(), SumIntervals())
+    attention = (FuseAttention(), ContractBatches(), FuseAroundKernels(), ConcatenateInProduct(), MergeEqual())
     rows = (ExpandRows(), MergeEqual(), FuseRows(chooser), FuseLongRows(chooser), CompareScattered(), ComputeOnce())
-    return (*products, FuseAttention(), ContractBatches(), FuseAroundKernels(), MergeEqual(), *rows)
+    return (*products, *attention, *rows)
 
 
 @dataclasses.dataclass(frozen=True)

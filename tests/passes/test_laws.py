@@ -195,6 +195,20 @@ def permuted_rows(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 @case
+def biases_by_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x[(y.abs() * 2).long().clamp(max=7)].permute(2, 0, 1)
+
+
+@case
+def shared_keys_beside(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    rows = x.view(2, 128, 64)
+    plain = F.linear(rows, y[:64]).unflatten(-1, (2, 32)).transpose(1, 2)
+    key = torch.cat((plain, rows[:, None, :, :32].expand(-1, 2, -1, -1)), -1)
+    query = rows[:, None].repeat(1, 2, 1, 1)
+    return F.scaled_dot_product_attention(query, key, query)
+
+
+@case
 def gated_layer(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return ((x @ y.mT).sigmoid() * (y @ x.mT)) @ x
 
@@ -210,6 +224,7 @@ SHAPES = {
     "softmax_of_products": (128, 256),
     "rows_of_columns": (100, 300),
     "attention": (256, 64),
+    "shared_keys_beside": (256, 64),
     "scattered": (100, 300),
     "placed": (8, 16),
     "equal_parts": (100, 300),

@@ -33,7 +33,7 @@ from tpu_lowering.fuse.attention.calls import AttentionCall, Bias
 from tpu_lowering.fuse.attention.kernels import flash_kernel, splash_gradient_kernel, splash_kernel
 from tpu_lowering.fuse.attention.masks import Known
 from tpu_lowering.fuse.attention.paged.sites import PagedPlan, paged_plan
-from tpu_lowering.fuse.attention.plans import AttentionPlan, bytes_by_xla, plan_of
+from tpu_lowering.fuse.attention.plans import AttentionPlan, added_type, bytes_by_xla, is_together, plan_of
 from tpu_lowering.fuse.attention.shared_heads import share_rows
 from tpu_lowering.fuse.attention.sites import Attention, find, narrowed
 from tpu_lowering.fuse.attention.training import pair_with_gradients
@@ -105,7 +105,8 @@ def _fused(graph: fx.Graph, plan: AttentionPlan, chip: Chip, replaced: dict[fx.N
         ]
         biases = [term.node for term in plan.terms]
         kernel = KERNELS[plan.library](call)
-        operands = (*others[:1], *rows, *others[1:], *biases)
+        given = zip((*others[:1], *rows, *others[1:], *biases), kernel.operands, strict=True)
+        operands = tuple(graphs.reshaped(graph, value, slot.type.shape) for value, slot in given)
         node = graphs.call(graph, kernel_call, kernel, operands)
         results = [
             (old, graphs.reshaped(graph, graphs.call(graph, operator.getitem, node, index), _shape(old)))
@@ -144,11 +145,13 @@ def _call(plan: AttentionPlan, rows: list[fx.Node], chip: Chip) -> AttentionCall
         biases=biases,
         bias_types=tuple(graphs.type_of(term.node) for term in terms),
         narrow=all(term.hides for term in terms),
+        added=added_type(site, terms),
         excludes=any(term.may_exclude for term in terms),
         outweighs=any(term.may_outweigh for term in terms),
         empty=site.empty,
         soft_cap=site.soft_cap,
         length_minor=plan.heads.length_minor,
+        together=is_together(site, plan.library),
     )
 
 

@@ -42,9 +42,9 @@ def operands(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Query, key and value with the columns and the lengths that the kernel has. ``added`` is ``calls.added_by``."""
     if added is not None:
-        columns = [column.astype(key.dtype) for column in _columns(call, added)]
+        columns = [column.astype(key.dtype).reshape((*key.shape[:-1], 1)) for column in _columns(call, added)]
         shape = (*query.shape[:-1], COLUMNS)
-        ones = jax.lax.broadcasted_iota(jnp.int32, shape, 2) < len(columns)
+        ones = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1) < len(columns)
         query = jnp.concatenate([query, ones.astype(query.dtype)], axis=-1)
         rest = jnp.zeros((*key.shape[:-1], COLUMNS - len(columns)), key.dtype)
         key = jnp.concatenate([key, *columns, rest], axis=-1)
@@ -54,11 +54,13 @@ def operands(
 
 def of_queries(call: AttentionCall, results: Sequence[jax.Array], added: jax.Array | None) -> list[jax.Array]:
     """The results for queries that there are, and for those that no key is left of."""
-    found = [result[:, : call.query.shape[1]] for result in results]
+    count = call.query.shape[1]
+    rows, sums = results[0][..., :count, :], [lse[..., :count] for lse in results[1:]]
     if added is None or not call.excludes:
-        return found
-    alive = _of_heads(call, jnp.any(visible(call, added), axis=-1, keepdims=True))
-    return [jnp.where(alive, found[0], call.empty), *(jnp.where(alive[..., 0], lse, 0) for lse in found[1:])]
+        return [rows, *sums]
+    alive = jnp.any(visible(call, added), axis=-1, keepdims=True)
+    alive = _of_heads(call, alive) if call.together else alive
+    return [jnp.where(alive, rows, call.empty), *(jnp.where(alive[..., 0], lse, 0) for lse in sums)]
 
 
 def given(
@@ -75,7 +77,7 @@ def given(
         weight = _of_heads(call, jnp.where(ordinary, 1.0, 1.0 / count))
         grad = (grad * weight).astype(grad.dtype)
     queries, _ = call.lengths
-    return [_lengthened(grad, queries), _lengthened(result, queries), _lengthened(logsumexp, queries, UNSEEN)]
+    return [_lengthened(grad, queries), _lengthened(result, queries), _lengthened(logsumexp, queries, -1, UNSEEN)]
 
 
 def cut(rows: jax.Array, type_: TensorType) -> jax.Array:
@@ -102,8 +104,8 @@ def _of_heads(call: AttentionCall, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(x, (*call.leading, *x.shape[-2:])).reshape((-1, *x.shape[-2:]))
 
 
-def _lengthened(rows: jax.Array, length: int, value: float = 0.0) -> jax.Array:
-    """[heads, rows, ...] with more rows."""
-    missing = length - rows.shape[1]
-    padding = [(0, 0), (0, missing), *((0, 0) for _ in rows.shape[2:])]
+def _lengthened(rows: jax.Array, length: int, axis: int = -2, value: float = 0.0) -> jax.Array:
+    """[..., rows, width], or another axis of rows, with more rows."""
+    missing = length - rows.shape[axis]
+    padding = [(0, missing if at - rows.ndim == axis else 0) for at in range(rows.ndim)]
     return jnp.pad(rows, padding, constant_values=value) if missing else rows

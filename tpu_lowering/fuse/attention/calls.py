@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from tpu_lowering.fuse.attention.blocks import ROWS, Blocks, rounded
 from tpu_lowering.fuse.attention.static_masks import StaticMask
 from tpu_lowering.ir.chips import Chip
-from tpu_lowering.ir.types import TensorType, f32
+from tpu_lowering.ir.types import ElementType, TensorType, f32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +46,13 @@ class AttentionCall:
         biases: what is added to the scores.
         bias_types: their types.
         narrow: whether the biases do nothing but hide keys, so that any element type holds them.
+        added: the element type that flash attention is given them in, together.
         excludes: whether the biases may be -inf.
         outweighs: whether they may be as large in finite numbers, so that nothing else is left of a score.
         empty: the result for a query that no key is left of.
         soft_cap: see ``attention.sites.Attention``.
         length_minor: see ``attention.blocks.Heads``; splash attention's alone.
+        together: whether rows have batch and heads as one size, and not ``leading``.
     """
 
     query: TensorType
@@ -67,16 +69,28 @@ class AttentionCall:
     biases: tuple[Bias, ...] = ()
     bias_types: tuple[TensorType, ...] = ()
     narrow: bool = False
+    added: ElementType = f32
     excludes: bool = False
     outweighs: bool = False
     empty: float = 0.0
     soft_cap: float | None = None
     length_minor: tuple[bool, bool, bool] = ROWS
+    together: bool = True
 
     @property
     def groups(self) -> int:
         """How many heads of the queries share one head of the keys."""
         return self.query.shape[0] // self.key.shape[0]
+
+    @property
+    def outer(self) -> tuple[int, ...]:
+        """What rows and the result have before their last two sizes."""
+        return self.query.shape[:1] if self.together else self.leading
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """``outer`` of the keys: each of the heads that some queries share once."""
+        return (*self.outer[:-1], self.outer[-1] // self.groups)
 
     @property
     def lengths(self) -> tuple[int, int]:

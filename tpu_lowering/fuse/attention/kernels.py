@@ -39,12 +39,17 @@ def splash_kernel(call: AttentionCall) -> JaxKernel:
 
     def run(query: jax.Array, key: jax.Array, value: jax.Array, *biases: jax.Array) -> Sequence[jax.Array]:
         added = added_by(call, biases) if biases else None
-        found = _splash(call, False)(*added_columns.operands(call, query, _scaled_keys(call, key), value, added))
+        kernel: Callable[..., Any] = _splash(call, False)
+        for _ in call.outer[:-1]:
+            kernel = jax.vmap(kernel)
+        found = kernel(*added_columns.operands(call, query, _scaled_keys(call, key), value, added))
         results = (found[0], found[1][0]) if call.gives_logsumexp else (found,)
-        return added_columns.of_queries(call, results, added)
+        result, *sums = added_columns.of_queries(call, results, added)
+        return [result, *(lse.reshape(call.logsumexp.shape) for lse in sums)]
 
-    results = [call.result, call.logsumexp] if call.gives_logsumexp else [call.result]
-    return _kernel("splash_attention", call, run, _operand_types(call), results)
+    result = _with(call.outer, call.result)
+    results = [result, call.logsumexp] if call.gives_logsumexp else [result]
+    return _kernel("splash_attention", call, run, _rows_with_outer(call), results)
 
 
 @kept(64, TRACED)
@@ -74,16 +79,32 @@ def flash_kernel(call: AttentionCall) -> JaxKernel:
 
     def run(query: jax.Array, key: jax.Array, value: jax.Array, *biases: jax.Array) -> list[jax.Array]:
         total = added_by(call, biases) if biases else None
-        results = _mapped(call, *_split(call, query, key, value), None if total is None else _prepared(call, total))
+        shared = (*call.leading[:-1], call.leading[-1] // call.groups)
+        grouped = query.reshape((*shared, call.groups, *query.shape[-2:]))
+        key, value = (one.reshape((*shared, *one.shape[-2:])) for one in (key, value))
+        results = _mapped(call, grouped, key, value, None if total is None else _prepared(call, total))
         out, lse = results if call.gives_logsumexp else (results, None)
         if total is not None:
             alive = jnp.any(visible(call, total), axis=-1, keepdims=True)
             out = jnp.where(alive, out.reshape((*call.leading, *out.shape[-2:])), call.empty)
-        found = [out.astype(call.result.dtype).reshape(call.result.shape)]
+        found = [out.astype(call.result.dtype).reshape(result.shape)]
         return found if lse is None else [*found, lse.reshape(call.logsumexp.shape)]
 
-    results = [call.result, call.logsumexp] if call.gives_logsumexp else [call.result]
-    return _kernel("flash_attention", call, run, _operand_types(call), results)
+    result = _with(call.outer, call.result)
+    results = [result, call.logsumexp] if call.gives_logsumexp else [result]
+    return _kernel("flash_attention", call, run, _rows_with_outer(call), results)
+
+
+def _rows_with_outer(call: AttentionCall) -> dict[str, TensorType]:
+    """The operands' types, with the leading sizes of the scores."""
+    rows = {"query": _with(call.outer, call.query)}
+    rows |= {"key": _with(call.shared, call.key), "value": _with(call.shared, call.value)}
+    return _operand_types(call) | rows
+
+
+def _with(leading: Sequence[int], rows: TensorType) -> TensorType:
+    """The type of rows [heads, length, width] with other sizes in front, of as many heads."""
+    return rows.element[(*leading, *rows.shape[1:])]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -139,9 +160,11 @@ def completed(closed: Any, vmem: int, is_fused: Callable[[Any], bool] = lambda a
 
 def _scaled_keys(call: AttentionCall, key: jax.Array) -> jax.Array:
     """Keys as they lie in memory, scaled: where the kernel exchanges their dimensions, that is done before."""
+    if not call.together:
+        return key if call.scale == 1 else (key.astype(jnp.float32) * call.scale).astype(key.dtype)
     if not call.length_minor[1]:
         return _scaled(key, call.scale)
-    return _scaled(key.swapaxes(1, 2), call.scale).swapaxes(1, 2)
+    return _scaled(key.swapaxes(-1, -2), call.scale).swapaxes(-1, -2)
 
 
 def _scaled(rows: jax.Array, scale: float) -> jax.Array:
@@ -177,30 +200,15 @@ def _splash(call: AttentionCall, is_gradient: bool) -> Any:
 
 def _prepared(call: AttentionCall, total: jax.Array) -> jax.Array:
     """What the kernel adds before it scales: never infinite, as a block that hides all keys would then be NaN."""
-    least = float(jnp.finfo(call.query.dtype if call.narrow else jnp.float32).min)
-    if call.narrow:
-        bias = jnp.where(total == -jnp.inf, least, jnp.where(total < 0, least / 2, 0.0)).astype(call.query.dtype)
-    else:
-        bias = jnp.where(total == -jnp.inf, least, jnp.maximum(total / call.scale, least / 2))
+    least = float(jnp.finfo(call.added.numpy).min)
+    finite = jnp.where(total < 0, least / 2, 0.0) if call.narrow else jnp.maximum(total / call.scale, least / 2)
+    bias = jnp.where(total == -jnp.inf, least, finite).astype(call.added.numpy)
     *leading, _, _ = bias.shape
     groups = call.groups
     last = (leading[-1] // groups, groups) if leading[-1] > 1 else (1, 1)
     return jnp.broadcast_to(
         bias.reshape((*leading[:-1], *last, *bias.shape[-2:])),
         (*leading[:-1], *last, call.query.shape[1], call.key.shape[1]),
-    )
-
-
-def _split(
-    call: AttentionCall, query: jax.Array, key: jax.Array, value: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The operands with the leading dimensions of the scores, the last one cut into those that share keys."""
-    groups = call.groups
-    outer = (*call.leading[:-1], call.leading[-1] // groups)
-    return (
-        query.reshape((*outer, groups, *query.shape[1:])),
-        key.reshape((*outer, *key.shape[1:])),
-        value.reshape((*outer, *value.shape[1:])),
     )
 
 

@@ -18,10 +18,11 @@ from tpu_lowering.fuse.attention.sites import Attention
 from tpu_lowering.fuse.attention.static_masks import StaticMask, lengthened
 from tpu_lowering.fuse.space.row_regions import shape_of
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
-from tpu_lowering.fuse.xla.layouts import order_of, order_wanted, source_of
+from tpu_lowering.fuse.xla.layouts import is_view, order_of, order_wanted, source_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import LANES, Chip
+from tpu_lowering.ir.types import ElementType, bf16, f32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ def plan_of(site: Attention, chip: Chip, known: Known) -> AttentionPlan | Action
     itemsize = graphs.type_of(query.node).element.numpy.itemsize
     sizes = (query.length, key.length, query.width, site.value.width)
     heads = Heads(query.heads, site.groups, *sizes, itemsize, length_minor=length_minor)
-    seen, longer = _held(library, heads, mask, terms)
+    seen, longer = _held(library, heads, mask, terms, added_type(site, terms))
     chosen = choose(seen, longer, int(HEURISTICS.kernel_share * capacity), library)
     if chosen is None:
         most = HEURISTICS.kernel_share * capacity / 2**20
@@ -110,6 +111,31 @@ def length_minor_of(site: Attention, chip: Chip) -> tuple[bool, bool, bool]:
     return query, key, value
 
 
+def is_together(site: Attention, library: Library) -> bool:
+    """Whether a kernel takes rows with batch and heads as one size, as that of the gradients does.
+
+    With the leading sizes of the scores, as products before and after it have them, XLA neither copies what they make
+    nor selects by itself what they read. Rows that are padded it copies anyway. Keys that it scales as they are fetched
+    it would fetch with the factor written out for each element of these sizes: so they are scaled as they are computed,
+    which is for keys that nothing else reads.
+    """
+    if site.is_gradient or not site.leading or site.leading[-1] % site.groups:
+        return True
+    is_padded = any(rounded(rows.length) != rows.length for rows in (site.query, site.key))
+    return library == "splash" and (is_padded or (site.scale != 1 and not _are_own(site.key.node)))
+
+
+def _are_own(node: fx.Node) -> bool:
+    """Whether a value is computed, by no kernel, and one node alone reads it or views of it."""
+    source, readers, waiting = source_of(node), 0, [source_of(node)]
+    while waiting:
+        users = waiting.pop().users
+        views = [user for user in users if is_view(user)]
+        readers += len(users) - len(views)
+        waiting += views
+    return source.op == "call_function" and source.target is not operator.getitem and readers == 1
+
+
 def _library(
     site: Attention, mask: StaticMask | None, terms: Sequence[Term], length_minor: tuple[bool, bool, bool]
 ) -> Library:
@@ -134,14 +160,22 @@ def _fits_flash(site: Attention) -> bool:
     return is_whole and site.value.width == width and is_wide and site.leading[-1] % site.groups == 0
 
 
+def added_type(site: Attention, terms: Sequence[Term]) -> ElementType:
+    """The element type in which flash attention is given what is added to the scores: that of the rows for what does
+    nothing but hide keys, that of a single bias of bfloat16 which no scale is taken out of, else float32."""
+    if all(term.hides for term in terms):
+        return graphs.type_of(site.query.node).element
+    types = [graphs.type_of(term.node).element for term in terms if term.value is None]
+    return bf16 if len(terms) == 1 and types == [bf16] and site.scale == 1 else f32
+
+
 def _held(
-    library: Library, heads: Heads, mask: StaticMask | None, terms: Sequence[Term]
+    library: Library, heads: Heads, mask: StaticMask | None, terms: Sequence[Term], added: ElementType
 ) -> tuple[Heads, StaticMask | None]:
     """The sizes and the mask that the kernel has: lengths that blocks divide, columns for what is added to scores."""
     lengths = rounded(heads.queries), rounded(heads.keys)
     if terms and library == "flash":
-        narrow = all(term.hides for term in terms)
-        return dataclasses.replace(heads, bias=heads.itemsize if narrow else 4), mask
+        return dataclasses.replace(heads, bias=added.numpy.itemsize), mask
     width = heads.width + (COLUMNS if terms else 0)
     longer = lengthened(mask, (heads.queries, heads.keys), lengths)
     return dataclasses.replace(heads, queries=lengths[0], keys=lengths[1], width=width), longer

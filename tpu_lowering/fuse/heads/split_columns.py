@@ -11,11 +11,14 @@ After::
     key = reshape(aten.mm(x, permute(part, [1, 0])), [4, 512, 1024])
 
 A piece of a result is a copy for the kernel that takes it; a piece of a weight is read by the product where it lies.
+Each head may have a part in a piece, as where keys and values are expanded from latents together: then so have the rows
+of the weight.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from torch import fx
@@ -29,8 +32,35 @@ from tpu_lowering.ir.reshapes import Digit
 
 aten = compat.aten
 
-COLUMNS = 1
-"""The dimension of a product of two matrices that is cut."""
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Some columns of a product that are [outer, size, inner].
+
+    Attributes:
+        sizes: these three.
+        range_: (start, stop, step) of those that are taken of ``size``.
+    """
+
+    sizes: tuple[int, int, int]
+    range_: tuple[int, int, int]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether they follow one another."""
+        outer, _, inner = self.sizes
+        return outer == inner == 1 and self.range_[2] == 1
+
+    def of(self, graph: fx.Graph, node: fx.Node, dim: int) -> fx.Node:
+        """They alone, of a value that has all columns in a dimension."""
+        shape = graphs.type_of(node).shape
+        sizes = [(size, self.range_ if at == 1 else (0, size, 1)) for at, size in enumerate(self.sizes) if size != 1]
+        before, after = [[(size, (0, size, 1)) for size in part] for part in (shape[:dim], shape[dim + 1 :])]
+        whole = [*before, *sizes, *after]
+        part = graphs.reshaped(graph, node, [size for size, _ in whole])
+        part = graphs.call(graph, read_box, part, Box.of([taken for _, taken in whole]))
+        count = math.prod(graphs.type_of(part).shape) // math.prod(size for size, _ in (*before, *after))
+        return graphs.reshaped(graph, part, (*shape[:dim], count, *shape[dim + 1 :]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,21 +70,32 @@ class Piece:
     Attributes:
         node: the piece.
         digits: what it is made of, of the product, but for where its columns begin.
-        start, stop: the columns.
+        columns: which.
     """
 
     node: fx.Node
     digits: tuple[Digit, ...]
-    start: int
-    stop: int
+    columns: Columns
 
 
 def split_columns(graph: fx.Graph) -> None:
-    """Rewrites every product of which nothing but pieces is used, one of them permuted, in place."""
+    """Rewrites every product of which nothing but pieces is used, one of them permuted, in place.
+
+    Of pieces within heads there may be many: their products must read no more of the other factor than is read and
+    written to cut them.
+    """
     for node in [node for node in graph.nodes if node.op == "call_function" and node.target in MATRICES]:
         pieces = _pieces(node)
-        if pieces:
+        is_plain = all(piece.columns.is_plain for piece in pieces)
+        if pieces and (is_plain or _read_again(node, pieces) <= 2 * graphs.type_of(node).nbytes):
             _split(graph, node, pieces)
+
+
+def _read_again(product: fx.Node, pieces: list[Piece]) -> int:
+    """Bytes of the first factor that are read by all products but one."""
+    parts = parts_of_product(product)
+    assert parts is not None
+    return (len({piece.columns for piece in pieces}) - 1) * graphs.type_of(parts[0]).nbytes
 
 
 def _pieces(product: fx.Node) -> list[Piece]:
@@ -64,7 +105,7 @@ def _pieces(product: fx.Node) -> list[Piece]:
     moved = False
     for leaf in leaves or ():
         for user in (leaf.path[0] if leaf.path else product).users:
-            piece = _piece(user, leaf, graphs.type_of(product).shape[COLUMNS])
+            piece = _piece(user, leaf, graphs.type_of(product).shape[1])
             if piece is None:
                 return []
             found.append(piece)
@@ -79,16 +120,19 @@ def _piece(user: fx.Node, leaf: View, columns: int) -> Piece | None:
     assert isinstance(box, Box)
     sizes = graphs.type_of(user.args[0]).shape  # type: ignore[arg-type]
     cut = [at for at, (size, range_) in enumerate(zip(sizes, box.ranges, strict=True)) if range_ != (0, size, 1)]
-    if len(cut) != 1 or len(leaf.dims[cut[0]]) != 1 or box.ranges[cut[0]][2] != 1 or 0 in box.shape:
+    if len(cut) != 1 or len(leaf.dims[cut[0]]) != 1 or 0 in box.shape:
         return None
     (digit,) = leaf.dims[cut[0]]
-    start, stop, _ = box.ranges[cut[0]]
-    if digit.axis != COLUMNS or digit.stride * digit.size != columns:
+    if digit.axis != 1:
         return None
-    shorter = dataclasses.replace(digit, size=stop - start)
+    shorter = dataclasses.replace(digit, size=box.shape[cut[0]])
     dims = [(shorter,) if at == cut[0] else dim for at, dim in enumerate(leaf.dims)]
     digits = tuple(one for dim in dims for one in dim)
-    return Piece(user, digits, start * digit.stride, stop * digit.stride)
+    size, inner = digit.size, digit.stride
+    start, stop, step = box.ranges[cut[0]]
+    if step == 1:
+        size, inner, start, stop = size * inner, 1, start * inner, stop * inner
+    return Piece(user, digits, Columns((columns // (size * inner), size, inner), (start, stop, step)))
 
 
 def _is_moved(view: View) -> bool:
@@ -100,28 +144,27 @@ def _split(graph: fx.Graph, product: fx.Node, pieces: list[Piece]) -> None:
     parts = parts_of_product(product)
     assert parts is not None
     left, right, bias = parts
-    made: dict[tuple[int, int], fx.Node] = {}
+    made: dict[Columns, fx.Node] = {}
     for piece in pieces:
-        columns = (piece.start, piece.stop)
+        columns = piece.columns
         with graphs.inserting_for(product):
             if columns not in made:
-                factors = [left, _columns(graph, right, *columns)]
+                factors = [left, _columns(graph, right, columns)]
                 if bias is not None:
                     row = graphs.reshaped(graph, bias, [graphs.type_of(bias).size])
-                    factors = [graphs.call(graph, read_box, row, Box.of([(*columns, 1)])), *factors]
+                    factors = [columns.of(graph, row, 0), *factors]
                 made[columns] = graphs.call(graph, product.target, *factors)  # type: ignore[arg-type]
             new = _placed(graph, made[columns], piece)
         graphs.replace(piece.node, new)
 
 
-def _columns(graph: fx.Graph, right: fx.Node, start: int, stop: int) -> fx.Node:
+def _columns(graph: fx.Graph, right: fx.Node, columns: Columns) -> fx.Node:
     """Some columns of a factor: rows of a weight that is transposed."""
-    rows = graphs.type_of(right).shape[0]
     order: Any = right.args[1] if graphs.is_call(right, aten.permute.default) else []
     if [dim % 2 for dim in order] != [1, 0]:
-        return graphs.call(graph, read_box, right, Box.of([(0, rows, 1), (start, stop, 1)]))
-    part = graphs.call(graph, read_box, right.args[0], Box.of([(start, stop, 1), (0, rows, 1)]))
-    return graphs.call(graph, aten.permute.default, part, [1, 0])
+        return columns.of(graph, right, 1)
+    source: Any = right.args[0]
+    return graphs.call(graph, aten.permute.default, columns.of(graph, source, 0), [1, 0])
 
 
 def _placed(graph: fx.Graph, product: fx.Node, piece: Piece) -> fx.Node:
