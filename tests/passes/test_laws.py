@@ -209,6 +209,18 @@ def shared_keys_beside(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 @case
+def sums_of_intervals(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    behind = torch.ones(16, 16, dtype=torch.bool).tril(-1)
+    return x[..., None].expand(8, 16, 16).masked_fill(~behind, 0).cumsum(-2) * y[:, None]
+
+
+@case
+def batches_that_share(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    left, right = x.view(2, 4, 16).sin(), y.view(2, 16, 4).cos()[:, None].expand(-1, 3, -1, -1)
+    return torch.bmm(left[:, None].expand(-1, 3, -1, -1).flatten(0, 1), right.flatten(0, 1))
+
+
+@case
 def gated_layer(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return ((x @ y.mT).sigmoid() * (y @ x.mT)) @ x
 
