@@ -72,12 +72,12 @@ def made(build: Callable[[], nn.Module], small: bool) -> nn.Module:
         return build()
     with torch.device("meta"):
         module = build()
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
     buffers = dict(module.named_buffers())
-    module = module.to_empty(device="cpu")
+    module = module.to_empty(device="cpu")  # memory that nothing is written to takes no room
     for name, value in module.named_buffers():  # what is made of whole numbers and angles keeps its type
         assert value.dtype == buffers[name].dtype
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16)
     return module
 
 
