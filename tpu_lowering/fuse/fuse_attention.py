@@ -151,7 +151,7 @@ def _call(plan: AttentionPlan, rows: list[fx.Node], chip: Chip) -> AttentionCall
         empty=site.empty,
         soft_cap=site.soft_cap,
         length_minor=plan.heads.length_minor,
-        together=is_together(site, plan.library),
+        together=is_together(site, plan.library, plan.heads),
     )
 
 
