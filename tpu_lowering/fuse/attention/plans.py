@@ -116,9 +116,9 @@ def is_together(site: Attention, library: Library, heads: Heads) -> bool:
 
     With the leading sizes of the scores, as products before and after it have them, XLA neither copies what they make
     nor selects by itself what they read. Rows that are padded it copies anyway, and narrow rows lie with the length
-    last, as XLA has them where batch and heads are one. Keys that it scales as they are fetched
-    it would fetch with the factor written out for each element of these sizes: so they are scaled as they are computed,
-    which is for keys that nothing else reads.
+    last, as XLA has them where batch and heads are one. Keys that it scales as they are fetched it would fetch with the
+    factor written out for each element of these sizes: so they are scaled as they are computed, which is for keys that
+    nothing else reads.
     """
     if site.is_gradient or not site.leading or site.leading[-1] % site.groups:
         return True
