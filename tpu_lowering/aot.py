@@ -22,11 +22,11 @@ from tpu_lowering.kernels import function_values, helion
 from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.observers import Observer
 from tpu_lowering.options import Options, wrong_value
-from tpu_lowering.runtime.aot import compiler, saved_images
+from tpu_lowering.runtime.aot import compiler
 from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
 from tpu_lowering.runtime.aot.program import TpuProgram
 from tpu_lowering.runtime.aot.slices import Slice, slice_of
-from tpu_lowering.runtime.aot.step import TpuStep
+from tpu_lowering.runtime.aot.step import TpuStep, lay_out_images
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -278,7 +278,7 @@ def capture_step(
 ) -> list[Captured]:
     """Captures a function, and its backward if a result requires a gradient: one program or two, the forward first."""
     with torch.enable_grad(), compat.backward_at_once():
-        return saved_images.lay_out(_captured(fn, args, kwargs, chip, options, observers, devices))
+        return lay_out_images(_captured(fn, args, kwargs, chip, options, observers, devices))
 
 
 def _captured(

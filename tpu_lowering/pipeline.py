@@ -1,7 +1,6 @@
 """The path from a captured graph to an executable, as a value. Read this file first.
 
-``Pipeline.of(options, chip)`` is the path for a program; ``str`` of it is a line of text, and ``Pipeline.parse``
-reads such a line::
+``Pipeline.of(options, chip)`` is the path for a program; ``str`` of it is a text that ``Pipeline.parse`` reads::
 
     specialise,mask_padding,separate_signature,          sizes become numbers; mutated arguments become results
     drop_checks,call_control_flow,...,define_allocations,              every call form becomes one: ``NORMAL``
