@@ -85,7 +85,7 @@ _TABLE: dict[str, str | tuple[str, str]] = {
     "TL401": "a pass changed the result",
     "TL402": "an invariant of the graph is broken",
     # 6xx: the TPU compiler
-    "TL601": "kernel needs more VMEM than the chip has",
+    "TL601": "more VMEM needed than there is",
     "TL602": "block shape does not fit the chip's tiles",
     "TL603": "dtype is not supported on the chip",
     "TL604": "the TPU compiler refused the program",

@@ -231,7 +231,7 @@ def test_an_operation_of_xla_that_needs_more_vmem_is_no_fault_of_a_kernel(monkey
     inline(
         str(caught.value),
         """\
-[TL601] kernel needs more VMEM than the chip has: an operation of XLA (fusion)
+[TL601] more VMEM needed than there is: an operation of XLA (fusion)
   at   test_compiler.py:221
   why  expected at most 32.00M of VMEM, which is what XLA gives an operation on v6e, got 32.50M
   fix  give operations more of it: LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=65536 in the environment, before Python starts""",
