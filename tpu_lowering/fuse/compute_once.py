@@ -25,7 +25,7 @@ from torch import fx
 
 from tpu_lowering.fuse.space.kinds import is_pointwise
 from tpu_lowering.fuse.space.row_regions import PRODUCTS, shape_of, tensor_operands
-from tpu_lowering.fuse.xla.heuristics import HEURISTICS
+from tpu_lowering.fuse.xla.kept_in_vmem import kept_bytes
 from tpu_lowering.fuse.xla.layouts import is_view
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
@@ -42,8 +42,7 @@ class ComputeOnce:
     name: str = "compute_once"
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
-        chip = graphs.chip(graph)
-        least = HEURISTICS.kept_products * chip.vmem_bytes if chip.is_tpu else 0
+        least = kept_bytes(graphs.chip(graph))
         found = [node for node in graph.nodes if _is_computed_inside(node) and graphs.type_of(node).nbytes > least]
         return [_materialize(graph, node) for node in found]
 

@@ -24,8 +24,8 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.fuse.space.row_regions import shape_of
-from tpu_lowering.fuse.xla.heuristics import HEURISTICS
-from tpu_lowering.fuse.xla.layouts import is_view
+from tpu_lowering.fuse.xla.kept_in_vmem import kept_bytes
+from tpu_lowering.fuse.xla.layouts import readers_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.contractions import contract
@@ -41,8 +41,7 @@ class ConcatenateInProduct:
     name: str = "concatenate_in_product"
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
-        chip = graphs.chip(graph)
-        least = HEURISTICS.kept_products * chip.vmem_bytes if chip.is_tpu else 0
+        least = kept_bytes(graphs.chip(graph))
         found = [(node, joined) for node in graph.nodes if (joined := _joined(node)) is not None]
         actions = [_write_once(graph, *pair) for pair in found if graphs.type_of(pair[1].product).nbytes > least]
         if actions:
@@ -103,16 +102,8 @@ def _place_of_columns(product: fx.Node) -> tuple[int, int] | None:
 
 def _is_for_kernels(node: fx.Node) -> bool:
     """Whether kernels take a value, or views of it, and nothing else but the program's result does."""
-    waiting, found = [node], False
-    while waiting:
-        for user in waiting.pop().users:
-            if is_view(user):
-                waiting.append(user)
-            elif user.target is kernel_call:
-                found = True
-            elif user.op != "output":
-                return False
-    return found
+    others = [user for user in readers_of(node) if user.op != "output"]
+    return bool(others) and all(user.target is kernel_call for user in others)
 
 
 def _behind_expand(node: fx.Node) -> fx.Node:

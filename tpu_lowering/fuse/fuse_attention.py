@@ -42,7 +42,6 @@ from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.kernels import kernel_call
-from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels.jax_function import JaxKernel
 
 aten = compat.aten
@@ -100,12 +99,9 @@ def _fused(graph: fx.Graph, plan: AttentionPlan, chip: Chip, replaced: dict[fx.N
     with graphs.inserting_for(anchor):
         rows = [rows.placed(graph) for rows in (site.query, site.key, site.value)]
         call = _call(plan, rows, chip)
-        others = [
-            graphs.reshaped(graph, node, type_.shape) for node, type_ in zip(site.given, _given(call), strict=False)
-        ]
         biases = [term.node for term in plan.terms]
         kernel = KERNELS[plan.library](call)
-        given = zip((*others[:1], *rows, *others[1:], *biases), kernel.operands, strict=True)
+        given = zip((*site.given[:1], *rows, *site.given[1:], *biases), kernel.operands, strict=True)
         operands = tuple(graphs.reshaped(graph, value, slot.type.shape) for value, slot in given)
         node = graphs.call(graph, kernel_call, kernel, operands)
         results = [
@@ -153,8 +149,3 @@ def _call(plan: AttentionPlan, rows: list[fx.Node], chip: Chip) -> AttentionCall
         length_minor=plan.heads.length_minor,
         together=is_together(site, plan.library, plan.heads),
     )
-
-
-def _given(call: AttentionCall) -> tuple[TensorType, ...]:
-    """The types of what a gradient's kernel takes besides the operands."""
-    return call.result, call.result, call.logsumexp

@@ -27,7 +27,7 @@ from torch import fx
 from tpu_lowering import compat
 from tpu_lowering.fuse.attention.blocks import laid_out
 from tpu_lowering.fuse.space.row_regions import shape_of
-from tpu_lowering.fuse.xla.heuristics import HEURISTICS
+from tpu_lowering.fuse.xla.kept_in_vmem import kept_bytes
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import LANES
@@ -47,8 +47,7 @@ class SelectRows:
     name: str = "select_rows"
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
-        chip = graphs.chip(graph)
-        least = HEURISTICS.kept_products * chip.vmem_bytes if chip.is_tpu else 0
+        least = kept_bytes(graphs.chip(graph))
         found = [(node, gather) for node in graph.nodes if (gather := _gather_of(node)) is not None]
         actions = [_select(graph, *pair) for pair in found if _laid_out_bytes(pair[0]) > least]
         if actions:

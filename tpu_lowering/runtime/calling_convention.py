@@ -24,13 +24,18 @@ Order = tuple[int, ...] | None
 """The order of a value's dimensions in memory, see ``lower.program.orders_in_memory``; None for row by row."""
 
 
+def orders_of_results(signature: Signature) -> list[Order]:
+    """The order in which each computed result leaves a program."""
+    return orders_in_memory(signature, [spec.shape for spec in signature.outputs if spec.is_computed])
+
+
 def orders_of_saved(program: Program) -> list[Order]:
     """For each computed result that a forward saves for its backward, the order in which it leaves; None for others.
 
     What stays on a device for the backward is to leave as the backward takes it: in the order of its dimensions.
     """
     computed = [spec for spec in program.signature.outputs if spec.is_computed]
-    orders = orders_in_memory(program.signature, [spec.shape for spec in computed])
+    orders = orders_of_results(program.signature)
     return [order if spec.is_saved else None for spec, order in zip(computed, orders, strict=True)]
 
 

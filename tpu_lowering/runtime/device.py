@@ -42,7 +42,6 @@ from tpu_lowering.ir.chips import CPU, Chip
 from tpu_lowering.ir.kernels import Execution
 from tpu_lowering.ir.programs import Program
 from tpu_lowering.kernels import jaxprs
-from tpu_lowering.lower.program import orders_in_memory
 from tpu_lowering.options import Axes
 from tpu_lowering.runtime import calling_convention
 from tpu_lowering.runtime.device_memory import (
@@ -206,9 +205,10 @@ class DeviceProgram:
         alone = [runtime.in_backward and runtime.saved.is_on_devices_alone(node) for node in program.input_nodes()]
         self.slots = Slots(self.memory, given, ahead, runtime.in_backward, frozenset(slots), alone)
         self.computed = [spec for spec in program.signature.outputs if spec.is_computed]
-        orders = orders_in_memory(program.signature, [spec.shape for spec in self.computed])
+        orders = calling_convention.orders_of_results(program.signature)
+        # What stays for the backward leaves as the backward takes it.
         stays = [runtime.keeps_results and spec.is_saved for spec in self.computed]
-        self.saved = calling_convention.orders_of_saved(program) if runtime.keeps_results else [None] * len(orders)
+        self.saved = [order if kept else None for order, kept in zip(orders, stays, strict=True)]
         # Where other processes have some of the devices, a tensor of undefined memory stands for it.
         shared = place.is_shared and runtime.graph is not None
         self.left = [shared and kept and 0 not in spec.shape for spec, kept in zip(self.computed, stays, strict=True)]

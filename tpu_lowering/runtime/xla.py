@@ -20,7 +20,6 @@ from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.programs import MemoryPlace, Output, Program, Signature, dense_order
 from tpu_lowering.kernels import xla_tensors
-from tpu_lowering.lower.program import orders_in_memory
 from tpu_lowering.normalise import signature
 from tpu_lowering.runtime import calling_convention
 
@@ -89,9 +88,8 @@ class XlaProgram:
         self.device = compat.xla_module("torch_xla").device()
         self.constants = [value.to(self.device) for value in program.constants().values()]
         loaded = load.load(program, source, xla_tensors.execution())
-        shapes = [spec.shape for spec in program.signature.outputs if spec.is_computed]
         # Tensors of torch_xla have no storage order.
-        function = calling_convention.in_logical_order(loaded, orders_in_memory(program.signature, shapes))
+        function = calling_convention.in_logical_order(loaded, calling_convention.orders_of_results(program.signature))
         specs = load.input_specs(program)
         self.computation = xla_tensors.Computation(program.name, function, specs, len(program.output_nodes()))
 

@@ -18,7 +18,7 @@ from tpu_lowering.fuse.attention.sites import Attention
 from tpu_lowering.fuse.attention.static_masks import StaticMask, lengthened
 from tpu_lowering.fuse.space.row_regions import shape_of
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
-from tpu_lowering.fuse.xla.layouts import is_view, order_of, order_wanted, source_of
+from tpu_lowering.fuse.xla.layouts import order_of, order_wanted, readers_of, source_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import LANES, Chip
@@ -129,13 +129,9 @@ def is_together(site: Attention, library: Library, heads: Heads) -> bool:
 
 def _are_own(node: fx.Node) -> bool:
     """Whether a value is computed, by no kernel, and one node alone reads it or views of it."""
-    source, readers, waiting = source_of(node), 0, [source_of(node)]
-    while waiting:
-        users = waiting.pop().users
-        views = [user for user in users if is_view(user)]
-        readers += len(users) - len(views)
-        waiting += views
-    return source.op == "call_function" and source.target is not operator.getitem and readers == 1
+    source = source_of(node)
+    is_computed = source.op == "call_function" and source.target is not operator.getitem
+    return is_computed and len(readers_of(source)) == 1
 
 
 def _library(

@@ -16,6 +16,11 @@ from tpu_lowering.fuse.xla.layouts import bytes_of, is_view, source_of
 from tpu_lowering.ir.chips import Chip
 
 
+def kept_bytes(chip: Chip) -> float:
+    """Bytes of the largest matrix product that XLA is expected to keep in VMEM for what follows it; 0 on a CPU."""
+    return HEURISTICS.kept_products * chip.vmem_bytes if chip.is_tpu else 0
+
+
 def is_held(found: RowPlan, chip: Chip) -> bool:
     """Whether XLA is expected to keep the rows in VMEM, from the product that makes them to the one that uses them, or
     to the end; or all products that the kernel would compute; or rows from wherever they come, if they are few. A CPU

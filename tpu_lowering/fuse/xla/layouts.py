@@ -75,6 +75,14 @@ def source_of(node: fx.Node) -> fx.Node:
     return node
 
 
+def readers_of(node: fx.Node) -> list[fx.Node]:
+    """What uses a value, or views of it."""
+    found: list[fx.Node] = []
+    for user in node.users:
+        found += readers_of(user) if is_view(user) else [user]
+    return found
+
+
 def order_of(node: fx.Node) -> Order | None:
     """How a value lies in memory; None where the compiler may choose."""
     if node.op == "placeholder":

@@ -216,7 +216,7 @@ def lay_out_images(captured: Sequence[Captured]) -> list[Captured]:
     slots = {position: slot for slot, position in enumerate(backward.program.inputs)}
     computed = [at for at, spec in enumerate(signature.outputs) if spec.is_computed]
     for number, at in enumerate(computed):
-        order = order_of_images(results[number]) if signature.outputs[at].is_saved else None
+        order = _order_to_save(results[number]) if signature.outputs[at].is_saved else None
         if order is not None and (slot := slots.get(at - forward.seen)) is not None:
             given[number] = taken[slot] = order
     if not any(taken):
@@ -227,15 +227,20 @@ def lay_out_images(captured: Sequence[Captured]) -> list[Captured]:
     ]
 
 
-def order_of_images(result: fx.Node) -> layouts.Order | None:
+def _order_to_save(result: fx.Node) -> layouts.Order | None:
     """The dimensions of a result from the outermost in memory to the innermost, if they are an image's and JAX would
     choose others; else None."""
-    if not graphs.source_line(result) and result.target is aten.permute.default:  # into the order in memory
-        (result,) = result.all_input_nodes
+    result = _in_order_of_shape(result)
     order = layouts.order_of(result)
     shape = graphs.type_of(result).shape
     is_images = order is not None and order == layouts.order_of_images(result)
     return order if is_images and order != layouts.order_in_memory(shape) else None
+
+
+def _in_order_of_shape(result: fx.Node) -> fx.Node:
+    """A result of a program before it is permuted into the order in memory."""
+    is_placed = not graphs.source_line(result) and result.target is aten.permute.default
+    return result.all_input_nodes[0] if is_placed else result
 
 
 def _defaults(of: Sequence[object]) -> tuple[None, ...]:
@@ -284,9 +289,7 @@ class _Memories:
             return nbytes, "argument", name, "", slot
         base = at if spec.place is None else spec.place.base
         number = self.computed.index(base)
-        node = program.output_nodes()[number]
-        if not graphs.source_line(node) and node.target is aten.permute.default:  # into the order in memory
-            node = node.all_input_nodes[0]
+        node = _in_order_of_shape(program.output_nodes()[number])
         kind = "result" if base < self.forward.seen else "own"
         return self.results[number], kind, "", graphs.source_line(node), number
 
