@@ -62,6 +62,61 @@ return (%mm_2)""",
     )
 
 
+def turned(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Rows turned by angles, as the rotary position embeddings of decoders do."""
+    half = x.shape[-1] // 2
+    return x * angles.cos() + torch.cat((-x[..., half:], x[..., :half]), -1) * angles.sin()
+
+
+def turned_for_two_products(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = turned(x, y)
+    return rows @ x.mT, rows.mT @ y
+
+
+def test_parts_that_lie_elsewhere_are_laid_out_once() -> None:
+    inline(
+        before_and_after(ComputeOnce(), turned_for_two_products, (4, 6), (4, 6)),
+        """\
+%arg0_1: f32[4, 6] = input
+%arg1_1: f32[4, 6] = input
+%cos: f32[4, 6] = aten.cos.default(%arg1_1)
+%mul: f32[4, 6] = aten.mul.Tensor(%arg0_1, %cos)
+%read_box: f32[4, 3] = read_box(%arg0_1, box('0:4, 3:6'))
+%neg: f32[4, 3] = aten.neg.default(%read_box)
+%read_box_1: f32[4, 3] = read_box(%arg0_1, box('0:4, 0:3'))
+%cat: f32[4, 6] = aten.cat.default([%neg, %read_box_1], -1)
+%sin: f32[4, 6] = aten.sin.default(%arg1_1)
+%mul_1: f32[4, 6] = aten.mul.Tensor(%cat, %sin)
+%add: f32[4, 6] = aten.add.Tensor(%mul, %mul_1)
+%permute_default: f32[6, 4] = aten.permute.default(%arg0_1, [1, 0])
+%mm: f32[4, 4] = aten.mm.default(%add, %permute_default)
+%permute_default_1: f32[6, 4] = aten.permute.default(%add, [1, 0])
+%mm_1: f32[6, 6] = aten.mm.default(%permute_default_1, %arg1_1)
+return (%mm, %mm_1)
+
+compute_once:
+moved add: 2 products read it: its 3 parts would be laid out again for each
+
+%arg0_1: f32[4, 6] = input
+%arg1_1: f32[4, 6] = input
+%cos: f32[4, 6] = aten.cos.default(%arg1_1)
+%mul: f32[4, 6] = aten.mul.Tensor(%arg0_1, %cos)
+%read_box: f32[4, 3] = read_box(%arg0_1, box('0:4, 3:6'))
+%neg: f32[4, 3] = aten.neg.default(%read_box)
+%read_box_1: f32[4, 3] = read_box(%arg0_1, box('0:4, 0:3'))
+%cat: f32[4, 6] = aten.cat.default([%neg, %read_box_1], -1)
+%sin: f32[4, 6] = aten.sin.default(%arg1_1)
+%mul_1: f32[4, 6] = aten.mul.Tensor(%cat, %sin)
+%add: f32[4, 6] = aten.add.Tensor(%mul, %mul_1)
+%materialize: f32[4, 6] = materialize(%add)
+%permute_default: f32[6, 4] = aten.permute.default(%arg0_1, [1, 0])
+%mm: f32[4, 4] = aten.mm.default(%materialize, %permute_default)
+%permute_default_1: f32[6, 4] = aten.permute.default(%materialize, [1, 0])
+%mm_1: f32[6, 6] = aten.mm.default(%permute_default_1, %arg1_1)
+return (%mm, %mm_1)""",
+    )
+
+
 def for_two_products(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     hidden = (x @ y.mT).relu() * (y @ x.mT)
     return hidden @ x, hidden.mT @ y
@@ -86,13 +141,33 @@ def no_pointwise_work(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, t
     return rows @ y.mT, rows.mT @ x
 
 
+def turned_for_one_product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    rows = turned(x, y)
+    return rows @ rows.mT
+
+
+def turned_and_kept(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = turned(x, y)
+    return rows @ x.mT, rows.exp()
+
+
 def read_by_others(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     both = x * y
     return both.sin() @ y.mT, both.cos().sum(0)
 
 
 @pytest.mark.parametrize(
-    "function", [for_one_product, for_two_products, of_a_kept_product, of_one_value, no_pointwise_work, read_by_others]
+    "function",
+    [
+        for_one_product,
+        for_two_products,
+        turned_for_one_product,
+        turned_and_kept,
+        of_a_kept_product,
+        of_one_value,
+        no_pointwise_work,
+        read_by_others,
+    ],
 )
 def test_left_alone(function: Callable[..., torch.Tensor]) -> None:
     assert ComputeOnce()(normalised(capture(function, torch.ones(4, 6), torch.ones(4, 6))).graph) == []
@@ -117,6 +192,21 @@ def test_a_chip_writes_hidden_values_once() -> None:
         captured = aot.capture(layer, given, {}, TPU7X, options, ())
         moved.append(aot.compile_captured(captured, TPU7X, True, simulate=False).hbm_bytes)
     assert moved[0] < 0.7 * moved[1]
+
+
+def rotary(x: torch.Tensor, weight: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    queries = F.linear(x, weight).view(*x.shape[:2], -1, angles.shape[-1]).transpose(1, 2)
+    return turned(queries, angles).transpose(1, 2).flatten(2)
+
+
+def test_a_chip_lays_gradients_of_rotated_queries_out_once() -> None:
+    shapes = ((4, 2048, 4096), (4096, 4096), (2048, 128))
+    x, weight, angles = (torch.empty(shape, dtype=bf16) for shape in shapes)
+    given, moved = (x.requires_grad_(), weight.requires_grad_(), angles), list[int]()
+    for passes in ("simplify_views,contract_heads,compute_once", "simplify_views,contract_heads"):
+        captured = aot.capture_step(rotary, given, {}, TPU7X, {"passes": passes}, ())
+        moved.append(aot.compile_captured(captured[1], TPU7X, True, simulate=False).hbm_bytes)
+    assert moved[0] < moved[1]
 
 
 def test_a_chip_saves_two_values() -> None:

@@ -14,6 +14,9 @@ After::
 XLA computes pointwise work inside the product that reads it, or, where that reads rows often, by itself. Either way it
 writes and reads all values that the work is made of. In front of a barrier it computes the work on the results of a
 product, and writes and reads one value less.
+
+So it is with a value that two products or more read, and that is put together of parts which lie elsewhere, as the
+gradient of rotated queries is: XLA would lay the parts out again for each.
 """
 
 from __future__ import annotations
@@ -23,16 +26,23 @@ import math
 
 from torch import fx
 
+from tpu_lowering import compat
 from tpu_lowering.fuse.space.kinds import is_pointwise
 from tpu_lowering.fuse.space.row_regions import PRODUCTS, shape_of, tensor_operands
 from tpu_lowering.fuse.xla.kept_in_vmem import kept_bytes
-from tpu_lowering.fuse.xla.layouts import is_view
+from tpu_lowering.fuse.xla.layouts import is_view, readers_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.boxes import write_box
 from tpu_lowering.ir.materialized import materialize
+
+aten = compat.aten
 
 MADE_OF = 2
 """How many values of its size one is made of at least: of a single one the product reads as much as of the value."""
+
+ASSEMBLED = (write_box, aten.cat.default, aten.constant_pad_nd.default)
+"""Operators whose results are put together of parts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,25 +53,28 @@ class ComputeOnce:
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
         least = kept_bytes(graphs.chip(graph))
-        found = [node for node in graph.nodes if _is_computed_inside(node) and graphs.type_of(node).nbytes > least]
-        return [_materialize(graph, node) for node in found]
+        large = [node for node in graph.nodes if is_pointwise(node) and graphs.type_of(node).nbytes > least]
+        return [_materialize(graph, node, reason) for node in large if (reason := _reason(node))]
 
 
-def _is_computed_inside(node: fx.Node) -> bool:
-    """Whether a product would compute a node, and is the only one that reads it, while another makes a part of it."""
-    if not is_pointwise(node) or not _is_for_product(node):
-        return False
-    made_of = _made_of(node)
-    return len(made_of) >= MADE_OF and any(_is_product_for(used, node) for used in made_of)
+def _reason(node: fx.Node) -> str:
+    """Why pointwise work is computed once; empty where it stays as it is."""
+    products = _products_of(node)
+    made_of = _made_of(node) if products else set[fx.Node]()
+    count = len(made_of)
+    if count < MADE_OF:
+        return ""
+    if products == 1 and any(_is_product_for(used, node) for used in made_of):
+        return f"computed with the product before, and not of {count} values of its size inside the one that reads it"
+    if products > 1 and any(used.target in ASSEMBLED for used in made_of):
+        return f"{products} products read it: its {count} parts would be laid out again for each"
+    return ""
 
 
-def _is_for_product(node: fx.Node) -> bool:
-    """Whether a product alone reads a value, or a view of it."""
-    while len(node.users) == 1:
-        (node,) = node.users
-        if not is_view(node):
-            return node.target in PRODUCTS
-    return False
+def _products_of(node: fx.Node) -> int:
+    """How many matrix products read a value, or a view of it; 0 where anything else does, too."""
+    users = set(readers_of(node))
+    return len(users) if all(user.target in PRODUCTS for user in users) else 0
 
 
 def _is_product_for(used: fx.Node, node: fx.Node) -> bool:
@@ -88,10 +101,8 @@ def _made_of(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _materialize(graph: fx.Graph, node: fx.Node) -> Action:
+def _materialize(graph: fx.Graph, node: fx.Node, reason: str) -> Action:
     with graphs.inserting_for(node, after=True):
         held = graphs.call(graph, materialize, node)
     node.replace_all_uses_with(held, delete_user_cb=lambda user: user is not held)
-    parts = len(_made_of(node))
-    reason = f"computed with the product before, and not of {parts} values of its size inside the one that reads it"
     return Action.on("moved", node, reason)
