@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from transformers.integrations import moe
 
-from tpu_lowering.kernels import registry
+from tpu_lowering import aot
+from tpu_lowering.kernels import libraries, registry
 
 OFFSETS = {"even": [8, 16, 24, 32], "uneven": [3, 19, 20, 32], "empty groups": [0, 0, 32, 32]}
 TOLERANCE = {torch.float32: {"rtol": 1.3e-6, "atol": 1e-5}, torch.bfloat16: {"rtol": 1.6e-2, "atol": 1e-2}}
@@ -38,6 +41,34 @@ def test_grouped_mm_equals_eager(form: str, offsets: list[int]) -> None:
         return torch.nn.functional.grouped_mm(left, right, offs=ends)
 
     torch.testing.assert_close(compiled(function)(left, right), function(left, right), **TOLERANCE[torch.bfloat16])
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("ends", [(32, 64, 96, 128), (3, 3, 100, 120)])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "bf16"])
+def test_megablox_gives_what_xla_does(dtype: torch.dtype, ends: tuple[int, ...], transposed: bool) -> None:
+    """Rows past the last group are zeros, whatever weights are."""
+    torch.manual_seed(0)
+    rows, weights = torch.randn(128, 96), torch.randn(4, 160, 96)
+    given = [jnp.asarray(one.numpy(), str(dtype).removeprefix("torch.")) for one in (rows, weights)]
+    given[1] = given[1] if transposed else given[1].swapaxes(1, 2)
+    found = libraries.by_megablox(*given, libraries.sizes_of(jnp.asarray(ends)), transposed, given[0].dtype, True)
+    expected = libraries.rows_times_groups(*given, jnp.asarray(ends), transposed)
+    assert not np.asarray(expected[ends[-1] :]).any()
+    np.testing.assert_allclose(*(np.asarray(one, np.float32) for one in (found, expected)), **TOLERANCE[dtype])
+
+
+def test_a_v6e_multiplies_experts_of_a_size_that_libtpu_refuses() -> None:
+    shapes = ((2048, 2048), (2, 4096, 2048))
+    rows, weights = (torch.empty(shape, dtype=torch.bfloat16) for shape in shapes)
+    ends = torch.tensor([1024, 2048], dtype=torch.int32)
+
+    def function(rows: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.grouped_mm(rows, weights.mT, offs=ends)
+
+    for target, kernels in (("v6e", 1), ("v5e", 0)):
+        program = aot.aot_compile(function, (rows, weights, ends), target=target, options={"fuse": "always"})
+        assert sum("tpu_custom_call" in one.opcode for one in program.entry_operations) == kernels
 
 
 @pytest.mark.parametrize("offsets", [*OFFSETS.values(), [4, 9, 20, 27]], ids=[*OFFSETS, "rows past the last group"])

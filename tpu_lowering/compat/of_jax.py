@@ -39,6 +39,12 @@ def chip_scope(device_kind: str) -> contextlib.AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), **device))
 
 
+def traced_chip() -> str:
+    """What JAX calls the TPU of ``chip_scope``; empty outside of it."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return "" if device is None else device.device_kind
+
+
 def mesh_without_devices(sizes: Sequence[int], axes: Sequence[str], device_kind: str) -> Any:
     """A mesh that programs can be exported for; kernels in them that ask for facts of the chip get those of a TPU."""
     return jax.sharding.AbstractMesh(tuple(sizes), tuple(axes), **_described(device_kind))

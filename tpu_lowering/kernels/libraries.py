@@ -12,8 +12,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tpu_lowering import compat
+from tpu_lowering.ir import chips
+
 ROWS_AT_ONCE = 64
 """Rows of a group that one product takes on the CPU: half a block a group is computed for nothing."""
+
+BLOCKS = (512, 256, 128)
+"""Rows that megablox takes at once."""
+
+MEGABLOX = chips.find("v6e")
+"""The chip on which rows are multiplied by megablox. For it libtpu 0.0.52 refuses XLA's own product of some sizes: that
+needs more VMEM than it is given. Of other sizes both move as many bytes. On tpu7x and v5e XLA's moves fewer."""
 
 
 def sizes_of(offsets: Any) -> jax.Array:
@@ -28,9 +38,10 @@ def rows_times_groups(rows: Any, weights: Any, offsets: Any, transposed: bool = 
     copied for it. Sums are of float32, or of the operands' type if that is wider, and rounded once to ``dtype``, by
     default that of the rows.
     """
-    ragged = functools.partial(_ragged, transposed=transposed)
+    is_taken = compat.traced_chip() in MEGABLOX.device_kinds and rows.shape[0] % min(BLOCKS) == 0
+    on_tpu = functools.partial(by_megablox if is_taken else _ragged, transposed=transposed)
     blocked = functools.partial(_blocks_times_groups, transposed=transposed)
-    return _rounded_once(blocked, ragged, rows, weights, sizes_of(offsets), dtype)
+    return _rounded_once(blocked, on_tpu, rows, weights, sizes_of(offsets), dtype)
 
 
 def _rounded_once(on_cpu: Any, on_tpu: Any, left: Any, right: Any, sizes: Any, dtype: Any) -> jax.Array:
@@ -53,6 +64,25 @@ def _ragged(rows: Any, weights: Any, sizes: Any, transposed: bool, **options: An
         rhs_group_dimensions=[0],
     )
     return jax.lax.ragged_dot_general(rows, weights, sizes, numbers, **options)
+
+
+def by_megablox(
+    rows: Any, weights: Any, sizes: Any, transposed: bool, preferred_element_type: Any, interpret: bool = False
+) -> jax.Array:
+    """``_ragged`` as JAX's own kernel for experts; of rows of which ``min(BLOCKS)`` divides how many there are.
+
+    It leaves rows past the last group as they are in memory: here they are zeros of the last one.
+    """
+    from jax.experimental.pallas.ops.tpu import megablox
+
+    count, end = rows.shape[0], jnp.sum(sizes)
+    given = jnp.where((jnp.arange(count) < end)[:, None], rows, jnp.zeros((), rows.dtype))
+    sizes = sizes.at[-1].add(count - end).astype(jnp.int32)
+    blocks = (next(size for size in BLOCKS if count % size == 0), 1024, 1024)
+    with compat.enable_x64(False):
+        return megablox.gmm(
+            given, weights, sizes, preferred_element_type, blocks, None, None, transposed, interpret
+        )
 
 
 def _blocks_times_groups(rows: Any, weights: Any, sizes: Any, transposed: bool, **options: Any) -> jax.Array:

@@ -223,7 +223,7 @@ def experts(rows: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> to
 
 def test_an_operation_of_xla_that_needs_more_vmem_is_no_fault_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """libtpu's own product of these groups of rows takes 0.5 MiB more than it gives itself; the remedy works."""
-    shapes = ((16384, 2048), (8, 4096, 2048))
+    shapes = ((16392, 2048), (8, 4096, 2048))
     rows, weights = (torch.empty(shape, dtype=torch.bfloat16) for shape in shapes)
     ends = torch.arange(1, 9, dtype=torch.int32) * 2048
     with pytest.raises(tpu_lowering.TpuLoweringError) as caught:
@@ -239,4 +239,4 @@ def test_an_operation_of_xla_that_needs_more_vmem_is_no_fault_of_a_kernel(monkey
     flags = str(caught.value.refusal.remedy).partition("LIBTPU_INIT_ARGS=")[2].partition(" ")[0]
     monkeypatch.setenv("LIBTPU_INIT_ARGS", flags)
     program = aot.aot_compile(experts, (rows, weights, ends), target="v6e", options={"fuse": "always"})
-    assert program.hbm_bytes < 1.1 * sum(math.prod(shape) * 2 for shape in (*shapes, (16384, 4096)))
+    assert program.hbm_bytes < 1.1 * sum(math.prod(shape) * 2 for shape in (*shapes, (16392, 4096)))
