@@ -22,7 +22,8 @@ unit: .venv/dev
 
 # Torch's databases of operators, modules and optimizers: every entry, every sample, every dtype, and gradients.
 test-ops: .venv/dev
-	TPU_LOWERING_OPINFO=all $(BIN)/python -m pytest tests/opinfo/test_opinfo.py tests/lower/test_products.py -n 2 --dist worksteal
+	TPU_LOWERING_OPINFO=all $(BIN)/python -m pytest tests/opinfo/test_opinfo.py tests/lower/test_products.py \
+		tests/lower/test_samples.py -n 2 --dist worksteal
 
 # What eager refuses of that database is refused; strides of results where arguments are not row-major: every entry.
 test-mistakes: .venv/dev
@@ -87,30 +88,30 @@ docs: .venv/docs
 	@echo "they need, from the package index that pip is set to. About 0.5 GB are downloaded with the CPU build of torch;"
 	@echo "without it, pip on Linux takes the CUDA build, about 3 GB: README.md, Install. The demo downloads nothing:"
 	@echo "its model has random weights."
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[demo]'
 	touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	touch $@ .venv/demo
 
 .venv/docs: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[docs]'
 	touch $@
 
 .venv-newest/test: pyproject.toml constraints-newest.txt
 	$(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet -c constraints-newest.txt -e '.[helion,test]'
+	.venv-newest/bin/python -m pip install --quiet --no-compile -c constraints-newest.txt -e '.[helion,test]'
 	touch $@
 
 .venv-xla/test: pyproject.toml
 	$(PYTHON) -m venv .venv-xla
-	.venv-xla/bin/python -m pip install --quiet -e '.[xla,test]'
+	.venv-xla/bin/python -m pip install --quiet --no-compile -e '.[xla,test]'
 	touch $@
 
 .venv-tpu/test: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-tpu
-	.venv-tpu/bin/python -m pip install --quiet -c constraints.txt -e '.[helion,tpu,test]'
+	.venv-tpu/bin/python -m pip install --quiet --no-compile -c constraints.txt -e '.[helion,tpu,test]'
 	touch $@
 
 clean:

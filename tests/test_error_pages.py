@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pathlib
 import re
 
+import filelock
 import pytest
 
 from tests import examples
@@ -26,9 +28,16 @@ def runs(code: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """What comes out of every example, by code; of what mends it, by code and "fixed"."""
-    folder = tmp_path_factory.mktemp("examples")
+def found(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> dict[str, dict[str, str]]:
+    """What comes out of every example, by code; of what mends it, by code and "fixed". Run once, for all workers."""
+    kept = tmp_path_factory.getbasetemp().parent / f"examples_{testrun_uid}.json"
+    with filelock.FileLock(f"{kept}.lock"):
+        if not kept.exists():
+            kept.write_text(json.dumps(run_examples(tmp_path_factory.mktemp("examples"))))
+    return json.loads(kept.read_text())
+
+
+def run_examples(folder: pathlib.Path) -> dict[str, dict[str, str]]:
     files: list[pathlib.Path] = []
     for code, page in errors.pages().items():
         suffix = "sh" if page.example.startswith("python -m") else "py"

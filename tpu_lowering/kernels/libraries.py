@@ -80,9 +80,7 @@ def by_megablox(
     sizes = sizes.at[-1].add(count - end).astype(jnp.int32)
     blocks = (next(size for size in BLOCKS if count % size == 0), 1024, 1024)
     with compat.enable_x64(False):
-        return megablox.gmm(
-            given, weights, sizes, preferred_element_type, blocks, None, None, transposed, interpret
-        )
+        return megablox.gmm(given, weights, sizes, preferred_element_type, blocks, None, None, transposed, interpret)
 
 
 def _blocks_times_groups(rows: Any, weights: Any, sizes: Any, transposed: bool, **options: Any) -> jax.Array:
