@@ -40,7 +40,7 @@ class GatherFirst:
     def __call__(self, graph: fx.Graph) -> list[Action]:
         actions: list[Action] = []
         for node in list(graph.nodes):
-            source = _source_of(node)
+            source = gathered_of(node)
             cut = None if source is None else _cut(source)
             if cut is not None and cut.members:
                 actions.append(_move(graph, node, cut))
@@ -93,7 +93,7 @@ def _move(graph: fx.Graph, gather: fx.Node, cut: _Cut) -> Action:
     return action
 
 
-def _source_of(node: fx.Node) -> fx.Node | None:
+def gathered_of(node: fx.Node) -> fx.Node | None:
     """What a node gathers rows of; None if it is no gather by one index of whole numbers along the first dimension."""
     if not graphs.is_call(node, aten.index.Tensor):
         return None

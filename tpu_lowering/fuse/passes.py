@@ -1,0 +1,31 @@
+"""All passes of fusing, in their order."""
+
+from __future__ import annotations
+
+from tpu_lowering.fuse.compare_scattered import CompareScattered
+from tpu_lowering.fuse.compute_once import ComputeOnce
+from tpu_lowering.fuse.concatenate_in_product import ConcatenateInProduct
+from tpu_lowering.fuse.contract_heads import ContractBatches, ContractHeads
+from tpu_lowering.fuse.expand_rows import ExpandRows
+from tpu_lowering.fuse.fuse_around_kernels import FuseAroundKernels
+from tpu_lowering.fuse.fuse_attention import FuseAttention
+from tpu_lowering.fuse.fuse_long_rows import FuseLongRows
+from tpu_lowering.fuse.fuse_rows import FuseRows
+from tpu_lowering.fuse.gather_first import GatherFirst
+from tpu_lowering.fuse.merge_equal import MergeEqual
+from tpu_lowering.fuse.select_rows import SelectRows
+from tpu_lowering.fuse.sum_gathered import SumGathered
+from tpu_lowering.fuse.sum_intervals import SumIntervals
+from tpu_lowering.fuse.sum_repeated import SumRepeated
+from tpu_lowering.fuse.take_experts_as_stored import TakeExpertsAsStored
+from tpu_lowering.passes.base import Pass
+from tpu_lowering.runtime.aot.choosing import CompilerChooser
+
+
+def fusion(chooser: CompilerChooser | None = None) -> tuple[Pass, ...]:
+    """Passes that make kernels of operators, and before these products over what lies as it is stored."""
+    products = (ContractHeads(), TakeExpertsAsStored(), GatherFirst(), SumGathered())
+    sums = (SelectRows(), SumRepeated(), SumIntervals())
+    attention = (FuseAttention(), ContractBatches(), FuseAroundKernels(), ConcatenateInProduct(), MergeEqual())
+    rows = (ExpandRows(), MergeEqual(), FuseRows(chooser), FuseLongRows(chooser), CompareScattered(), ComputeOnce())
+    return (*products, *sums, *attention, *rows)
