@@ -14,6 +14,7 @@ from tpu_lowering.fuse.fuse_rows import FuseRows
 from tpu_lowering.fuse.gather_first import GatherFirst
 from tpu_lowering.fuse.merge_equal import MergeEqual
 from tpu_lowering.fuse.select_rows import SelectRows
+from tpu_lowering.fuse.slice_first import SliceFirst
 from tpu_lowering.fuse.sum_gathered import SumGathered
 from tpu_lowering.fuse.sum_intervals import SumIntervals
 from tpu_lowering.fuse.sum_repeated import SumRepeated
@@ -24,8 +25,8 @@ from tpu_lowering.runtime.aot.choosing import CompilerChooser
 
 def fusion(chooser: CompilerChooser | None = None) -> tuple[Pass, ...]:
     """Passes that make kernels of operators, and before these products over what lies as it is stored."""
-    products = (ContractHeads(), TakeExpertsAsStored(), GatherFirst(), SumGathered())
-    sums = (SelectRows(), SumRepeated(), SumIntervals())
+    rows_used = (GatherFirst(), SumGathered(), SliceFirst())
+    products = (ContractHeads(), TakeExpertsAsStored(), SelectRows(), SumRepeated(), SumIntervals())
     attention = (FuseAttention(), ContractBatches(), FuseAroundKernels(), ConcatenateInProduct(), MergeEqual())
     rows = (ExpandRows(), MergeEqual(), FuseRows(chooser), FuseLongRows(chooser), CompareScattered(), ComputeOnce())
-    return (*products, *sums, *attention, *rows)
+    return (*rows_used, *products, *attention, *rows)

@@ -1,0 +1,209 @@
+"""What is sliced is computed of slices: the graph, values and gradients, what is left alone, reshapes, and bytes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from expecttest import assert_expected_inline as inline
+
+from tests.cases.harness import capture, normalised
+from tests.cases.test_goldens import before_and_after
+from tests.fuse.attention.functions import equal, trained
+from tpu_lowering import aot
+from tpu_lowering.fuse.slice_first import Slice, SliceFirst, through_reshape
+from tpu_lowering.ir import chips
+from tpu_lowering.ir.interpreter import interpret
+
+bf16 = torch.bfloat16
+TPU7X = chips.find("tpu7x")
+
+
+def norm(x: torch.Tensor) -> torch.Tensor:
+    return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+
+
+def last_of_a_layer(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The last row of each of two sequences, behind a layer."""
+    rows = x.view(2, -1, x.shape[1])
+    rows = rows + F.linear(norm(rows), weight).tanh()
+    return norm(rows)[:, -1:]
+
+
+def test_a_layer_is_computed_of_the_last_rows() -> None:
+    inline(
+        before_and_after(SliceFirst(), last_of_a_layer, (8, 6), (6, 6)),
+        """\
+%arg0_1: f32[8, 6] = input
+%arg1_1: f32[6, 6] = input
+%reshape_default: f32[2, 4, 6] = aten.reshape.default(%arg0_1, [2, 4, 6])
+%pow_1: f32[2, 4, 6] = aten.pow.Tensor_Scalar(%reshape_default, 2)
+%mean: f32[2, 4, 1] = aten.mean.dim(%pow_1, [-1], True)
+%add: f32[2, 4, 1] = aten.add.Tensor(%mean, 1e-06)
+%rsqrt: f32[2, 4, 1] = aten.rsqrt.default(%add)
+%mul: f32[2, 4, 6] = aten.mul.Tensor(%reshape_default, %rsqrt)
+%permute_default: f32[6, 6] = aten.permute.default(%arg1_1, [1, 0])
+%reshape_default_1: f32[8, 6] = aten.reshape.default(%mul, [8, 6])
+%mm: f32[8, 6] = aten.mm.default(%reshape_default_1, %permute_default)
+%reshape_default_2: f32[2, 4, 6] = aten.reshape.default(%mm, [2, 4, 6])
+%tanh: f32[2, 4, 6] = aten.tanh.default(%reshape_default_2)
+%add_1: f32[2, 4, 6] = aten.add.Tensor(%reshape_default, %tanh)
+%pow_2: f32[2, 4, 6] = aten.pow.Tensor_Scalar(%add_1, 2)
+%mean_1: f32[2, 4, 1] = aten.mean.dim(%pow_2, [-1], True)
+%add_2: f32[2, 4, 1] = aten.add.Tensor(%mean_1, 1e-06)
+%rsqrt_1: f32[2, 4, 1] = aten.rsqrt.default(%add_2)
+%mul_1: f32[2, 4, 6] = aten.mul.Tensor(%add_1, %rsqrt_1)
+%read_box: f32[2, 1, 6] = read_box(%mul_1, box('0:2, 3:4, 0:6'))
+return (%read_box)
+
+slice_first:
+moved read_box: 1 of 4 along dimension 1 is all that is used: computed of slices of arg0_1
+
+%arg0_1: f32[8, 6] = input
+%arg1_1: f32[6, 6] = input
+%permute_default: f32[6, 6] = aten.permute.default(%arg1_1, [1, 0])
+%read_box_1: f32[2, 6] = read_box(%arg0_1, box('3:8:4, 0:6'))
+%reshape_default_3: f32[2, 1, 6] = aten.reshape.default(%read_box_1, [2, 1, 6])
+%pow_tensor_scalar: f32[2, 1, 6] = aten.pow.Tensor_Scalar(%reshape_default_3, 2)
+%mean_dim: f32[2, 1, 1] = aten.mean.dim(%pow_tensor_scalar, [-1], True)
+%add_tensor: f32[2, 1, 1] = aten.add.Tensor(%mean_dim, 1e-06)
+%rsqrt_default: f32[2, 1, 1] = aten.rsqrt.default(%add_tensor)
+%mul_tensor: f32[2, 1, 6] = aten.mul.Tensor(%reshape_default_3, %rsqrt_default)
+%reshape_default_4: f32[2, 6] = aten.reshape.default(%mul_tensor, [2, 6])
+%mm_default: f32[2, 6] = aten.mm.default(%reshape_default_4, %permute_default)
+%reshape_default_5: f32[2, 1, 6] = aten.reshape.default(%mm_default, [2, 1, 6])
+%tanh_default: f32[2, 1, 6] = aten.tanh.default(%reshape_default_5)
+%add_tensor_1: f32[2, 1, 6] = aten.add.Tensor(%reshape_default_3, %tanh_default)
+%pow_tensor_scalar_1: f32[2, 1, 6] = aten.pow.Tensor_Scalar(%add_tensor_1, 2)
+%mean_dim_1: f32[2, 1, 1] = aten.mean.dim(%pow_tensor_scalar_1, [-1], True)
+%add_tensor_2: f32[2, 1, 1] = aten.add.Tensor(%mean_dim_1, 1e-06)
+%rsqrt_default_1: f32[2, 1, 1] = aten.rsqrt.default(%add_tensor_2)
+%mul_tensor_1: f32[2, 1, 6] = aten.mul.Tensor(%add_tensor_1, %rsqrt_default_1)
+return (%mul_tensor_1)""",
+    )
+
+
+def columns(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, y, y[:, 0]).relu()[:, :2]
+
+
+def gathered(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x[torch.arange(4).flip(0)] * y).view(2, 2, 6).sum(1)[1:]
+
+
+def turned(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x.mT.reshape(2, 3, 4) * y[0, :3, None]).softmax(1)[:, :, ::2]
+
+
+def weighted(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Different rows of one value: it is computed whole, and sliced twice."""
+    both = x.sin()
+    return (both * 2)[:1] + (both + y)[2:3]
+
+
+def maxima(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x - y).view(2, 2, 2, 3).amax((0, 2))[:, 1]
+
+
+def in_two_dimensions(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x * y)[:1, :1]
+
+
+MOVED = [last_of_a_layer, columns, gathered, turned, weighted, maxima, in_two_dimensions]
+
+
+def used_whole(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = x.sin()
+    return rows[:1], rows.sum()
+
+
+def views_alone(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x.mT.reshape(2, 3, 4)[:, :, :1] + 0 * y[0, 0]
+
+
+def along_the_rows(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x.softmax(0)[:1]
+
+
+def most_of_it(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x * y)[:3]
+
+
+LEFT = [used_whole, views_alone, along_the_rows, most_of_it]
+
+
+@pytest.mark.parametrize("function", LEFT)
+def test_left_alone(function: Callable[..., torch.Tensor]) -> None:
+    assert SliceFirst()(normalised(capture(function, torch.ones(4, 6), torch.ones(4, 6))).graph) == []
+
+
+@pytest.mark.parametrize("function", [*MOVED, *LEFT])
+def test_values_are_those_of_the_graph_before(function: Callable[..., torch.Tensor]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = 6 if function is last_of_a_layer else 4
+    given = [torch.randn(4, 6, generator=generator), torch.randn(rows, 6, generator=generator)]
+    module = normalised(capture(function, *given))
+    expected = interpret(module, given)
+    assert bool(SliceFirst()(module.graph)) == (function in MOVED)
+    for found, value in zip(interpret(module, given), expected, strict=True):
+        torch.testing.assert_close(found, value)
+
+
+@pytest.mark.parametrize("sizes", [(8, 6), (14, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, bf16], ids=str)
+def test_gradients_equal_eager(sizes: tuple[int, int], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator).to(dtype) for shape in (sizes, (sizes[1], sizes[1])))
+    _, found = trained(last_of_a_layer, (x, weight), verify=dtype == torch.float32)
+    equal(found, 2e-5 if dtype == torch.float32 else 4e-2)
+
+
+SHAPES = st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=5)
+
+
+@hypothesis.settings(deadline=None, max_examples=200)
+@hypothesis.given(st.data())
+def test_a_slice_of_a_reshape_is_one_of_the_value(data: st.DataObject) -> None:
+    """Against all elements: what is found is right, and what is one is found."""
+    source = data.draw(SHAPES)
+    total = math.prod(source)
+    shapes = [list(shape) for rank in range(1, 5) for shape in itertools.product([1, 2, 3, 4, 6, 12], repeat=rank)]
+    shape = data.draw(st.sampled_from([one for one in shapes if math.prod(one) == total] or [source]))
+    dim = data.draw(st.sampled_from(range(len(shape))))
+    start = data.draw(st.integers(0, shape[dim] - 1))
+    positions = range(start, shape[dim], data.draw(st.integers(1, 3)))
+    hypothesis.assume(len(positions) < shape[dim])
+    wanted = Slice(dim, range(positions[0], positions[-1] + 1, positions.step))
+    value = torch.arange(total)
+    taken = value.view(shape)[wanted.box(shape).slices()].flatten()
+    found = through_reshape(shape, source, wanted)
+    if found is None:
+        assert not any(is_slice(torch.isin(value, taken).view(source), at) for at in range(len(source)))
+    else:
+        assert value.view(source)[found.box(source).slices()].flatten().tolist() == taken.tolist()
+
+
+def is_slice(taken: torch.Tensor, dim: int) -> bool:
+    """Whether what is taken of a value is a slice of one dimension."""
+    rows = taken.movedim(dim, 0).reshape(taken.shape[dim], -1)
+    steps = rows.all(1).nonzero().flatten().diff()
+    return bool((rows.all(1) == rows.any(1)).all()) and not rows.all() and bool((steps == steps[:1]).all())
+
+
+def test_a_chip_computes_the_last_layer_of_the_last_token() -> None:
+    shapes, moved = ((8, 1024, 2048), (2048, 2048)), list[int]()
+
+    def function(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return norm(x + F.linear(norm(x), weight).tanh())[:, -1:]
+
+    for passes in ("slice_first", "merge_equal"):
+        given = tuple(torch.empty(shape, dtype=bf16) for shape in shapes)
+        captured = aot.capture(function, given, {}, TPU7X, {"passes": passes}, ())
+        moved.append(aot.compile_captured(captured, TPU7X, True, simulate=False).hbm_bytes)
+    assert moved[0] < 1.1 * 2048 * 2048 * 2 < 0.3 * moved[1]
