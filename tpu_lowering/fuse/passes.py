@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tpu_lowering.fuse.choose.choices import Chooser
 from tpu_lowering.fuse.compare_scattered import CompareScattered
 from tpu_lowering.fuse.compute_once import ComputeOnce
 from tpu_lowering.fuse.concatenate_in_product import ConcatenateInProduct
@@ -20,11 +21,11 @@ from tpu_lowering.fuse.sum_intervals import SumIntervals
 from tpu_lowering.fuse.sum_repeated import SumRepeated
 from tpu_lowering.fuse.take_experts_as_stored import TakeExpertsAsStored
 from tpu_lowering.passes.base import Pass
-from tpu_lowering.runtime.aot.choosing import CompilerChooser
 
 
-def fusion(chooser: CompilerChooser | None = None) -> tuple[Pass, ...]:
-    """Passes that make kernels of operators, and before these products over what lies as it is stored."""
+def fusion(chooser: Chooser | None = None) -> tuple[Pass, ...]:
+    """Passes that make kernels of operators; before these, what is computed of fewer rows, and products over what lies
+    as it is stored. ``chooser`` chooses between forms; None takes each pass's own choice."""
     rows_used = (GatherFirst(), SumGathered(), SliceFirst())
     products = (ContractHeads(), TakeExpertsAsStored(), SelectRows(), SumRepeated(), SumIntervals())
     attention = (FuseAttention(), ContractBatches(), FuseAroundKernels(), ConcatenateInProduct(), MergeEqual())
