@@ -33,14 +33,12 @@ from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.boxes import Box, read_box
+from tpu_lowering.ir.reshapes import NotWhole, digits_of
 from tpu_lowering.normalise.views import RESHAPES
 
 aten = compat.aten
 
 SOFTMAXES = (aten._softmax.default, aten._log_softmax.default)
-
-LARGEST = 1 << 24
-"""Elements of the largest part of a shape that is looked at one by one to follow a slice through a reshape."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,38 +189,20 @@ def through_reshape(shape: Sequence[int], source: Sequence[int], wanted: Slice) 
         source: of the value.
         wanted: the slice of the reshape.
     """
-    at, part = _part_of(shape, source, wanted.dim)
-    first, dims = part
-    sizes, whole = shape[at.start : at.stop], source[first : first + dims]
-    if math.prod(sizes) > LARGEST:
+    try:
+        digits = list(digits_of(source, shape))[wanted.dim]
+    except NotWhole:
         return None
-    taken = np.zeros(tuple(sizes), bool)
-    taken[(slice(None),) * (wanted.dim - at.start) + (list(wanted.positions),)] = True
-    taken = taken.reshape(tuple(whole))
-    for dim in range(dims):
-        along = taken.any(axis=tuple(other for other in range(dims) if other != dim))
-        positions = np.flatnonzero(along)
-        if len(positions) < whole[dim] and along.sum() * (taken.size // whole[dim]) == taken.sum():
-            found = _as_range(positions)
-            return None if found is None else Slice(first + dim, found)
+    taken = np.zeros(shape[wanted.dim], bool)
+    taken[list(wanted.positions)] = True
+    taken = taken.reshape([digit.size for digit in digits])
+    for at, digit in enumerate(digits):
+        along = np.asarray(taken.any(axis=tuple(other for other in range(len(digits)) if other != at)))
+        if not along.all() and along.sum() * (taken.size // digit.size) == taken.sum():
+            positions = np.arange(source[digit.axis])
+            found = _as_range(positions[along[positions // digit.stride % digit.size]])
+            return None if found is None else Slice(digit.axis, found)
     return None
-
-
-def _part_of(shape: Sequence[int], source: Sequence[int], dim: int) -> tuple[range, tuple[int, int]]:
-    """The fewest dimensions around one that have as many elements before and after the reshape: of the reshape, and the
-    first of the value's and how many."""
-    first, start = 0, 0
-    at, on, own, other = 0, 0, 1, 1
-    while at < len(shape) or on < len(source):
-        if (own <= other and at < len(shape)) or on >= len(source):
-            own, at = own * shape[at], at + 1
-        else:
-            other, on = other * source[on], on + 1
-        if own == other and at > start and on > first:
-            if start <= dim < at:
-                break
-            start, first, own, other = at, on, 1, 1
-    return range(start, at), (first, on - first)
 
 
 def _as_range(positions: np.ndarray) -> range | None:
