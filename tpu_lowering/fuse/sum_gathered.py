@@ -12,8 +12,8 @@ After::
     total = aten.sum(aten.reshape(rows, [k, tokens, width]), [0])
 
 A TPU's arrays lie in tiles of 8 rows. Where k is no multiple of 8, XLA copies the rows for the first reshape, each
-group padded to a tile. In the second form a reshape moves nothing, and the sum is pointwise work. That is how experts
-of a mixture are combined.
+group padded to a tile. In the second form a reshape moves nothing, the sum is pointwise work, and a slice of the sums
+is one of the gathered rows. That is how experts of a mixture are combined.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from tpu_lowering.fuse.space.kinds import is_pointwise
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
-from tpu_lowering.ir.chips import SUBLANES
 from tpu_lowering.normalise.views import RESHAPES
 
 aten = compat.aten
@@ -66,7 +65,7 @@ class _Sums:
 
 
 def _sums_of(node: fx.Node) -> _Sums | None:
-    """A sum over groups of rows that lie within tiles; None for anything else."""
+    """A sum over groups of gathered rows; None for anything else."""
     if not graphs.is_call(node, aten.sum.dim_IntList):
         return None
     apart: Any = node.args[0]
@@ -74,7 +73,7 @@ def _sums_of(node: fx.Node) -> _Sums | None:
         return None
     rows, shape = apart.args[0], shape_of(apart)
     dims = [dim % len(shape) for dim in graphs.bound(node)["dim"] or ()]
-    if dims != [1] or graphs.bound(node)["keepdim"] or len(shape) < 3 or shape[1] % SUBLANES == 0 or 1 in shape[:2]:
+    if dims != [1] or graphs.bound(node)["keepdim"] or len(shape) < 3 or 1 in shape[:2]:
         return None
     if (shape[0] * shape[1], *shape[2:]) != tuple(shape_of(rows)):
         return None
