@@ -1,0 +1,110 @@
+"""Operators of attention with dropped weights become calls of their kernels.
+
+Before::
+
+    out = dropped_attention(query, key, value, kept, None, 0.125, 1.1, False, False)
+
+After::
+
+    k = kernel_call(dropped_attention, (rows of query, rows of key, rows of value, kept))
+    out = permute(reshape(getitem(k, 0), ...), ...)
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import fx
+
+from tpu_lowering.fuse.attention.dropout.calls import DroppedCall
+from tpu_lowering.fuse.attention.dropout.kernels import dropped_gradient_kernel, dropped_kernel
+from tpu_lowering.fuse.attention.dropout.operators import like, result_of
+from tpu_lowering.fuse.attention.dropout.plans import DroppedPlan, block_of, plan_of, refused
+from tpu_lowering.fuse.attention.dropout.sizes import Sizes
+from tpu_lowering.fuse.attention.masks import Known
+from tpu_lowering.fuse.attention.operands import Rows
+from tpu_lowering.fuse.attention.sites import Attention, narrowed
+from tpu_lowering.fuse.xla.heuristics import HEURISTICS
+from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.chips import Chip
+from tpu_lowering.ir.dropped_attention import dropped_attention, dropped_attention_gradients
+from tpu_lowering.ir.kernels import kernel_call
+
+
+def call_operator(graph: fx.Graph, site: Attention, chip: Chip, known: Known) -> Action | None:
+    """Puts the operator in the place of an attention without gradients if it becomes a kernel; else says why not."""
+    plan = plan_of(narrowed(site), False, chip, known)
+    if not isinstance(plan, DroppedPlan):
+        return plan
+    node = plan.site.node
+    with graphs.inserting_for(node):
+        result, _ = result_of(graph, plan.site, plan.dropped, known)
+        new = like(graph, result, Rows(node))
+    graphs.replace(node, new)
+    return None
+
+
+def fuse(graph: fx.Graph, chip: Chip) -> list[Action]:
+    """Makes kernels of the operators, in place."""
+    targets = (dropped_attention, dropped_attention_gradients)
+    return [_fused(graph, node, chip) for node in list(graph.nodes) if node.target in targets and node.users]
+
+
+def _fused(graph: fx.Graph, node: fx.Node, chip: Chip) -> Action:
+    is_gradient = node.target is dropped_attention_gradients
+    given: Any = node.args
+    results = list(node.users) if is_gradient else [node]
+    sizes = _sizes(given[-9:-4])
+    block = block_of(sizes, is_gradient, chip)
+    if block is None:
+        return Action.on("unfused", results[0], refused(sizes, is_gradient, chip), "TL521")
+    scale, factor, is_causal, is_safe = given[-4:]
+    vmem = int(HEURISTICS.kernel_share * chip.vmem_bytes)
+    element, where = graphs.type_of(given[0]).element, graphs.source_line(node)
+    call = DroppedCall(sizes, block, element, scale, factor, is_causal, is_safe, vmem, where, chip)
+    kernel = (dropped_gradient_kernel if is_gradient else dropped_kernel)(call)
+    text = f"attention with dropped weights is the kernel {kernel.name}, blocks of {block.queries} queries"
+    action = Action.on("fused", results[0], text)
+    with graphs.inserting_for(node):
+        rows = [_as_rows(graph, one, call) for one in given[: 4 if is_gradient else 3]]
+        operands = (*rows, *(one for one in given[-6:-4] if one is not None))
+        called = graphs.call(graph, kernel_call, kernel, operands)
+        made: list[tuple[fx.Node, fx.Node]] = []
+        for old in results:
+            at: Any = old.args[1] if is_gradient else 0
+            new = graphs.call(graph, operator.getitem, called, at)
+            made.append((old, _from_rows(graph, new, graphs.type_of(old).shape, call)))
+    for old, new in made:
+        graphs.replace(old, new)
+    if is_gradient:
+        graph.erase_node(node)
+    return action
+
+
+def _sizes(given: tuple[fx.Node | None, ...]) -> Sizes:
+    query, key, value, _, mask = (None if one is None else graphs.type_of(one) for one in given)
+    assert query is not None and key is not None and value is not None
+    return Sizes(
+        *query.shape[:2], key.shape[1], query.shape[2], key.shape[2], query.shape[3], value.shape[3],
+        query.element.numpy.itemsize, None if mask is None else mask.shape,
+    )  # fmt: skip
+
+
+def _as_rows(graph: fx.Graph, node: fx.Node, call: DroppedCall) -> fx.Node:
+    """[batch, heads, length, width] as the kernels take it."""
+    batch, heads, length, width = graphs.type_of(node).shape
+    apart = call.sizes.shared if call.block.is_apart else 1
+    node = graphs.reshaped(graph, node, (batch * apart, heads // apart, length, width))
+    node = graphs.permuted(graph, node, (0, 2, 1, 3)) if heads > apart else node
+    return graphs.reshaped(graph, node, (batch * apart, length, heads // apart * width))
+
+
+def _from_rows(graph: fx.Graph, node: fx.Node, shape: tuple[int, ...], call: DroppedCall) -> fx.Node:
+    """What the kernels give as [batch, heads, length, width]."""
+    batch, heads, length, width = shape
+    apart = call.sizes.shared if call.block.is_apart else 1
+    node = graphs.reshaped(graph, node, (batch * apart, length, heads // apart, width))
+    node = graphs.permuted(graph, node, (0, 2, 1, 3)) if heads > apart else node
+    return graphs.reshaped(graph, node, shape)
