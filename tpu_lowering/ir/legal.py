@@ -233,11 +233,10 @@ def _contracts_its_axes(node: fx.Node) -> str | None:
 
 def _drops_weights(node: fx.Node) -> str | None:
     """One number of 8 bits says of each weight whether it is kept."""
-    query, key, _, kept = node.args[-9:-5]
-    shapes = [tuple(one.meta["val"].shape) for one in (query, key, kept) if isinstance(one, fx.Node)]
-    (batch, heads, queries, _), (*_, keys, _), of_kept = shapes
-    if of_kept != (batch, heads, queries, keys):
-        return f"keeps weights by {of_kept}, where it has those of {(batch, heads, queries, keys)}"
+    query, key, _, kept = node.args[-10:-6]
+    (batch, queries, _), (_, keys, _), of_kept = (tuple(one.meta["val"].shape) for one in (query, key, kept))  # type: ignore[union-attr]
+    if (*of_kept[:1], *of_kept[2:]) != (batch, queries, keys):
+        return f"keeps weights by {of_kept}, where it has those of {batch} times {queries} queries and {keys} keys"
     return None
 
 

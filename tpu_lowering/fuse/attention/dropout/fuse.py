@@ -2,12 +2,12 @@
 
 Before::
 
-    out = dropped_attention(query, key, value, kept, None, 0.125, 1.1, False, False)
+    out = dropped_attention(query, key, value, kept, None, 16, 0.125, 1.1, False, False)
 
 After::
 
-    k = kernel_call(dropped_attention, (rows of query, rows of key, rows of value, kept))
-    out = permute(reshape(getitem(k, 0), ...), ...)
+    k = kernel_call(dropped_attention, (query, key, value, kept))
+    out = getitem(k, 0)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import fx
 
 from tpu_lowering.fuse.attention.dropout.calls import DroppedCall
 from tpu_lowering.fuse.attention.dropout.kernels import dropped_gradient_kernel, dropped_kernel
-from tpu_lowering.fuse.attention.dropout.operators import like, result_of
+from tpu_lowering.fuse.attention.dropout.operators import apart, result_of
 from tpu_lowering.fuse.attention.dropout.plans import DroppedPlan, block_of, plan_of, refused
 from tpu_lowering.fuse.attention.dropout.sizes import Sizes
 from tpu_lowering.fuse.attention.masks import Known
@@ -41,7 +41,7 @@ def call_operator(graph: fx.Graph, site: Attention, chip: Chip, known: Known) ->
     node = plan.site.node
     with graphs.inserting_for(node):
         result, _ = result_of(graph, plan.site, plan.dropped, known)
-        new = like(graph, result, Rows(node))
+        new = apart(graph, result, Rows(node))
     graphs.replace(node, new)
     return None
 
@@ -56,7 +56,7 @@ def _fused(graph: fx.Graph, node: fx.Node, chip: Chip) -> Action:
     is_gradient = node.target is dropped_attention_gradients
     given: Any = node.args
     results = list(node.users) if is_gradient else [node]
-    sizes = _sizes(given[-9:-4])
+    sizes = _sizes(given[-10:-5], given[-5])
     block = block_of(sizes, is_gradient, chip)
     if block is None:
         return Action.on("unfused", results[0], refused(sizes, is_gradient, chip), "TL521")
@@ -69,7 +69,7 @@ def _fused(graph: fx.Graph, node: fx.Node, chip: Chip) -> Action:
     action = Action.on("fused", results[0], text)
     with graphs.inserting_for(node):
         rows = [_as_rows(graph, one, call) for one in given[: 4 if is_gradient else 3]]
-        operands = (*rows, *(one for one in given[-6:-4] if one is not None))
+        operands = (*rows, *(one for one in given[-7:-5] if one is not None))
         called = graphs.call(graph, kernel_call, kernel, operands)
         made: list[tuple[fx.Node, fx.Node]] = []
         for old in results:
@@ -83,28 +83,31 @@ def _fused(graph: fx.Graph, node: fx.Node, chip: Chip) -> Action:
     return action
 
 
-def _sizes(given: tuple[fx.Node | None, ...]) -> Sizes:
-    query, key, value, _, mask = (None if one is None else graphs.type_of(one) for one in given)
-    assert query is not None and key is not None and value is not None
-    return Sizes(
-        *query.shape[:2], key.shape[1], query.shape[2], key.shape[2], query.shape[3], value.shape[3],
-        query.element.numpy.itemsize, None if mask is None else mask.shape,
-    )  # fmt: skip
+def _sizes(given: tuple[fx.Node | None, ...], shared: int) -> Sizes:
+    query, key, value, kept, mask = (None if one is None else graphs.type_of(one) for one in given)
+    assert query is not None and key is not None and value is not None and kept is not None
+    batch, heads, queries, keys = kept.shape
+    widths = (query.shape[2] // heads, value.shape[2] // shared)
+    added = None if mask is None else mask.shape
+    return Sizes(batch, heads, shared, queries, keys, *widths, query.element.numpy.itemsize, added)  # type: ignore[arg-type]
 
 
 def _as_rows(graph: fx.Graph, node: fx.Node, call: DroppedCall) -> fx.Node:
-    """[batch, heads, length, width] as the kernels take it."""
-    batch, heads, length, width = graphs.type_of(node).shape
-    apart = call.sizes.shared if call.block.is_apart else 1
-    node = graphs.reshaped(graph, node, (batch * apart, heads // apart, length, width))
-    node = graphs.permuted(graph, node, (0, 2, 1, 3)) if heads > apart else node
-    return graphs.reshaped(graph, node, (batch * apart, length, heads // apart * width))
+    """[batch, length, heads * width] as the kernels take it."""
+    shared = call.sizes.shared
+    if not call.block.is_apart or shared == 1:
+        return node
+    batch, length, columns = graphs.type_of(node).shape
+    node = graphs.reshaped(graph, node, (batch, length, shared, columns // shared))
+    node = graphs.permuted(graph, node, (0, 2, 1, 3))
+    return graphs.reshaped(graph, node, (batch * shared, length, columns // shared))
 
 
 def _from_rows(graph: fx.Graph, node: fx.Node, shape: tuple[int, ...], call: DroppedCall) -> fx.Node:
-    """What the kernels give as [batch, heads, length, width]."""
-    batch, heads, length, width = shape
-    apart = call.sizes.shared if call.block.is_apart else 1
-    node = graphs.reshaped(graph, node, (batch * apart, length, heads // apart, width))
-    node = graphs.permuted(graph, node, (0, 2, 1, 3)) if heads > apart else node
+    """What the kernels give as [batch, length, heads * width]."""
+    shared, (batch, length, columns) = call.sizes.shared, shape
+    if not call.block.is_apart or shared == 1:
+        return node
+    node = graphs.reshaped(graph, node, (batch, shared, length, columns // shared))
+    node = graphs.permuted(graph, node, (0, 2, 1, 3))
     return graphs.reshaped(graph, node, shape)

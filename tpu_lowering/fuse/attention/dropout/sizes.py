@@ -1,7 +1,7 @@
 """Sizes of an attention with dropped weights, and what one step of its kernels' grid has of it.
 
 Heads are taken together whose rows fill whole lanes, two of 64 elements: [batch, length, heads * width] is not padded,
-and is what a projection makes. Where no few heads do, and where one alone does, each is an array of its own.
+and is what a projection makes. Where no few heads do, each is an array of its own.
 """
 
 from __future__ import annotations
@@ -73,9 +73,7 @@ def fitting(sizes: Sizes, is_gradient: bool, vmem: int) -> Block | None:
 
 
 def _together(sizes: Sizes) -> int:
-    """How many heads of the keys fill lanes together; 0 if no few heads do, or each does."""
-    if sizes.width % LANES == sizes.value_width % LANES == 0:
-        return 0
+    """How many heads of the keys fill lanes together; 0 if no few heads do."""
     counts = (count for count in range(1, TOGETHER // sizes.groups + 1) if sizes.shared % count == 0)
     widths = (sizes.width, sizes.value_width)
     return next((count for count in counts if all(count * width % LANES == 0 for width in widths)), 0)
