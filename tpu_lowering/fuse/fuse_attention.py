@@ -31,7 +31,7 @@ from torch import fx
 from tpu_lowering import compat
 from tpu_lowering.fuse.attention.blocks import Library
 from tpu_lowering.fuse.attention.calls import AttentionCall, Bias
-from tpu_lowering.fuse.attention.dropout.fuse import call_operator, fuse
+from tpu_lowering.fuse.attention.dropout.fuse import call_operators, fuse
 from tpu_lowering.fuse.attention.kernels import flash_kernel, splash_gradient_kernel, splash_kernel
 from tpu_lowering.fuse.attention.masks import Known
 from tpu_lowering.fuse.attention.paged.sites import PagedPlan, paged_plan
@@ -65,12 +65,13 @@ class FuseAttention:
         chip = graphs.chip(graph)
         known: Known = {}
         kept = pair_with_gradients.call_operators(graph, chip, known)
-        sites = [site for site in find(graph) if site.node not in kept]
-        dropping = [call_operator(graph, site, chip, known) for site in sites if site.dropout]
-        plans = [_plan(narrowed(site), chip, known) for site in sites if not site.dropout]
+        dropping = [site for site in find(graph) if site.dropout and site.node not in kept]
+        unchanged, origins = call_operators(graph, dropping, chip, known)
+        dropped = fuse(graph, chip, origins)
+        others = [site for site in find(graph) if not site.dropout and site.node not in kept]
+        plans = [_plan(narrowed(site), chip, known) for site in others]
         replaced: dict[fx.Node, fx.Node] = {}
-        dropped = fuse(graph, chip)
-        actions = [*kept.values(), *(action for action in dropping if action is not None), *dropped]
+        actions = [*kept.values(), *unchanged, *dropped]
         for plan in plans:
             if isinstance(plan, PagedPlan):
                 plan = plan.fuse(graph, chip, replaced)

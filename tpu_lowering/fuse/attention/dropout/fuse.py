@@ -13,6 +13,7 @@ After::
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -33,40 +34,55 @@ from tpu_lowering.ir.dropped_attention import dropped_attention, dropped_attenti
 from tpu_lowering.ir.kernels import kernel_call
 
 
-def call_operator(graph: fx.Graph, site: Attention, chip: Chip, known: Known) -> Action | None:
-    """Puts the operator in the place of an attention without gradients if it becomes a kernel; else says why not."""
-    plan = plan_of(narrowed(site), False, chip, known)
-    if not isinstance(plan, DroppedPlan):
-        return plan
-    node = plan.site.node
-    with graphs.inserting_for(node):
-        result, _ = result_of(graph, plan.site, plan.dropped, known)
-        new = apart(graph, result, Rows(node))
-    graphs.replace(node, new)
-    return None
+def call_operators(
+    graph: fx.Graph, sites: Sequence[Attention], chip: Chip, known: Known
+) -> tuple[list[Action], dict[fx.Node, fx.Node]]:
+    """Puts operators in the place of attentions without gradients that become kernels.
+
+    Returns:
+        (why the others stay, for each operator the result whose place it takes).
+    """
+    kept: list[Action] = []
+    origins: dict[fx.Node, fx.Node] = {}
+    replaced: dict[fx.Node, fx.Node] = {}
+    for site in sites:
+        plan = plan_of(narrowed(site.moved(replaced)), False, chip, known)
+        if not isinstance(plan, DroppedPlan):
+            kept.append(plan)
+            continue
+        node = plan.site.node
+        with graphs.inserting_for(node):
+            result, _ = result_of(graph, plan.site, plan.dropped, known)
+            new = apart(graph, result, Rows(node))
+        graphs.replace(node, new)
+        replaced[node] = new
+        origins[result] = node
+    return kept, origins
 
 
-def fuse(graph: fx.Graph, chip: Chip) -> list[Action]:
-    """Makes kernels of the operators, in place."""
+def fuse(graph: fx.Graph, chip: Chip, origins: Mapping[fx.Node, fx.Node]) -> list[Action]:
+    """Makes kernels of the operators, in place; ``origins`` has what some took the place of."""
     targets = (dropped_attention, dropped_attention_gradients)
-    return [_fused(graph, node, chip) for node in list(graph.nodes) if node.target in targets and node.users]
+    found = [node for node in graph.nodes if node.target in targets and node.users]
+    return [_fused(graph, node, chip, origins.get(node, node)) for node in found]
 
 
-def _fused(graph: fx.Graph, node: fx.Node, chip: Chip) -> Action:
+def _fused(graph: fx.Graph, node: fx.Node, chip: Chip, origin: fx.Node) -> Action:
     is_gradient = node.target is dropped_attention_gradients
     given: Any = node.args
     results = list(node.users) if is_gradient else [node]
+    subject = results[0] if is_gradient else origin
     sizes = _sizes(given[-10:-5], given[-5])
     block = block_of(sizes, is_gradient, chip)
     if block is None:
-        return Action.on("unfused", results[0], refused(sizes, is_gradient, chip), "TL521")
+        return Action.on("unfused", subject, refused(sizes, is_gradient, chip), "TL521")
     scale, factor, is_causal, is_safe = given[-4:]
     vmem = int(HEURISTICS.kernel_share * chip.vmem_bytes)
     element, where = graphs.type_of(given[0]).element, graphs.source_line(node)
     call = DroppedCall(sizes, block, element, scale, factor, is_causal, is_safe, vmem, where, chip)
     kernel = (dropped_gradient_kernel if is_gradient else dropped_kernel)(call)
     text = f"attention with dropped weights is the kernel {kernel.name}, blocks of {block.queries} queries"
-    action = Action.on("fused", results[0], text)
+    action = Action.on("fused", subject, text)
     with graphs.inserting_for(node):
         rows = [_as_rows(graph, one, call) for one in given[: 4 if is_gradient else 3]]
         operands = (*rows, *(one for one in given[-7:-5] if one is not None))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import fx
@@ -60,6 +60,11 @@ class Training:
         outputs = tuple(None if found is None else found.node for found in self.gradients)
         result = self.forward.node
         return dataclasses.replace(self.forward, outputs=outputs, given=(self.given.node, result, result))
+
+    def moved(self, replaced: Mapping[fx.Node, fx.Node]) -> Training:
+        """The same of nodes that stand in for some of its operands."""
+        given = dataclasses.replace(self.given, node=replaced.get(self.given.node, self.given.node))
+        return dataclasses.replace(self, forward=self.forward.moved(replaced), given=given)
 
 
 def training_of(site: Attention, known: Known) -> Training | None:

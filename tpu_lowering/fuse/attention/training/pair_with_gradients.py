@@ -56,9 +56,10 @@ def call_operators(graph: fx.Graph, chip: Chip, known: Known) -> dict[fx.Node, A
         For the result of each attention that stays as it is though its gradients were found, why.
     """
     kept: dict[fx.Node, Action] = {}
+    replaced: dict[fx.Node, fx.Node] = {}
     for training in [found for site in find(graph) if (found := training_of(site, known)) is not None]:
         if training.dropped is not None:
-            kept |= with_dropout.call_operators(graph, training, chip, known)
+            kept |= with_dropout.call_operators(graph, training.moved(replaced), chip, known, replaced)
             continue
         plans = [plan_of(one, chip, known) for one in (training.forward, training.backward)]
         refused = next((plan for plan in plans if not isinstance(plan, AttentionPlan)), None)

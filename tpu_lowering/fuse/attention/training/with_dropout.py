@@ -42,18 +42,23 @@ from tpu_lowering.ir.types import bf16
 aten = compat.aten
 
 
-def call_operators(graph: fx.Graph, training: Training, chip: Chip, known: Known) -> dict[fx.Node, Action]:
-    """Rewrites an attention in place if it becomes kernels both ways; else gives why it stays, by its result."""
+def call_operators(
+    graph: fx.Graph, training: Training, chip: Chip, known: Known, replaced: dict[fx.Node, fx.Node]
+) -> dict[fx.Node, Action]:
+    """Rewrites an attention in place if it becomes kernels both ways; else gives why it stays, by its result.
+    ``replaced`` gets what each node is now."""
     found = _narrowed(training) or _unscaled(training)
     plan = plan_of(found.forward, True, chip, known)
     if not isinstance(plan, DroppedPlan):
         return {training.forward.node: plan}
-    _rewrite(graph, found, plan, known)
+    for old, new in _rewritten(graph, found, plan, known):
+        graphs.replace(old, new)
+        replaced[old] = new
     return {}
 
 
-def _rewrite(graph: fx.Graph, training: Training, plan: DroppedPlan, known: Known) -> None:
-    """Puts the operators in, and their results in the place of what they replace."""
+def _rewritten(graph: fx.Graph, training: Training, plan: DroppedPlan, known: Known) -> list[tuple[fx.Node, fx.Node]]:
+    """Puts the operators in; gives what is to be replaced, and by what."""
     site = training.forward
     assert site.written is not None
     with inserting_for(site.written.result):
@@ -66,8 +71,7 @@ def _rewrite(graph: fx.Graph, training: Training, plan: DroppedPlan, known: Know
             if rows is not None:
                 found = graphs.call(graph, operator.getitem, backward, at)
                 replaced.append((rows.node, apart(graph, found, rows)))
-    for old, new in replaced:
-        graphs.replace(old, new)
+    return replaced
 
 
 def _narrowed(training: Training) -> Training | None:
