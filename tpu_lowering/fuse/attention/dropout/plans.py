@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from tpu_lowering.fuse.attention.added_masks import unknown
-from tpu_lowering.fuse.attention.blocks import Heads, laid_out
+from tpu_lowering.fuse.attention.blocks import Heads, laid_out, rounded
 from tpu_lowering.fuse.attention.dropout.factors import Dropped, dropped_by
 from tpu_lowering.fuse.attention.dropout.sizes import Block, Sizes, fitting
 from tpu_lowering.fuse.attention.masks import HIDDEN, Known
@@ -124,9 +124,13 @@ def _kept_bytes(sizes: Sizes) -> int:
 
 
 def moved(sizes: Sizes, trains: bool) -> int:
-    """HBM bytes of the kernels, about: what is kept is read by each."""
-    each = _heads(sizes).operand_bytes
-    return 3 * each + 2 * _kept_bytes(sizes) if trains else each + _kept_bytes(sizes)
+    """HBM bytes of the kernels, about: what is kept is read by each, and with lengths that are no multiples of 128 all
+    that they take and give is written twice."""
+    longer = dataclasses.replace(sizes, queries=rounded(sizes.queries), keys=rounded(sizes.keys))
+    rows = longer.queries * longer.heads + longer.keys * longer.shared
+    each = longer.batch * rows * (longer.width + longer.value_width) * longer.itemsize
+    found = 3 * each + 2 * _kept_bytes(longer) if trains else each + _kept_bytes(longer)
+    return found * (1 if longer == sizes else 3)
 
 
 def moved_by_xla(sizes: Sizes, trains: bool, chip: Chip) -> int:
