@@ -134,6 +134,7 @@ def test_equals_eager(name: str) -> None:
     given = operands(case.heads, case.lengths, case.width, case.dtype, case.key_heads)
     record, pairs = trained(case.function, given, *case.others)
     assert kernels(record) == BOTH
+    assert "graph" not in record.graphs  # no weights are computed again
     kind = "bf16" if case.dtype == bf16 else "f32"
     assert all(f"%kernel_call: ({kind}[" in record.graphs[graph].at("lower").text for graph in ("forward", "backward"))
     equal(pairs, limit(case.dtype))

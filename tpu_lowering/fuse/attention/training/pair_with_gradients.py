@@ -57,6 +57,7 @@ def call_operators(graph: fx.Graph, chip: Chip, known: Known) -> dict[fx.Node, A
     """
     kept: dict[fx.Node, Action] = {}
     replaced: dict[fx.Node, fx.Node] = {}
+    unused = {node for node in graph.nodes if not node.users}
     for training in [found for site in find(graph) if (found := training_of(site, known)) is not None]:
         if training.dropped is not None:
             kept |= with_dropout.call_operators(graph, training.moved(replaced), chip, known, replaced)
@@ -67,6 +68,7 @@ def call_operators(graph: fx.Graph, chip: Chip, known: Known) -> dict[fx.Node, A
             _rewrite(graph, training, known)
         else:
             kept[training.forward.node] = refused
+    graphs.eliminate_dead_code(graph, unused.__contains__)  # else what follows takes weights for saved ones
     share_heads(graph)
     return kept
 
