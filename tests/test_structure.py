@@ -76,6 +76,7 @@ ROOMS_OF_FUSE = (
     "around_kernels",
     "choose",
     "attention",
+    "attention.dropout",
     "attention.training",
     "attention.paged",
     "heads",

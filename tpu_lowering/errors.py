@@ -183,8 +183,8 @@ _TABLE: dict[str, str | tuple[str, str]] = {
     ),
     "TL517": ("the chip's view is missing", "keep what breaks the graph out of the function"),
     "TL521": (
-        "attention kept: no library kernel takes it",
-        "use float32 or bfloat16, drop nothing from the weights, mask keys alike for all queries in training, "
+        "attention kept: no kernel takes it",
+        "use float32 or bfloat16, multiply weights by dropout alone, mask keys alike for all queries in training, "
         "and keep the rows of a head in one piece of a page",
     ),
     "TL522": (

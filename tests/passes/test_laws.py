@@ -156,6 +156,12 @@ def attention(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 @case
+def dropped_attention(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    query, key = x.view(2, 2, 128, 64), y.view(2, 2, 128, 64)
+    return F.scaled_dot_product_attention(query, key, key, dropout_p=0.5)
+
+
+@case
 def heads(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     product = x.view(2, -1, x.shape[1]) @ y.mT
     return product.unflatten(-1, (4, -1)).transpose(1, 2).exp()
@@ -241,6 +247,7 @@ SHAPES = {
     "softmax_of_products": (128, 256),
     "rows_of_columns": (100, 300),
     "attention": (256, 64),
+    "dropped_attention": (512, 64),
     "shared_keys_beside": (256, 64),
     "scattered": (100, 300),
     "placed": (8, 16),

@@ -41,6 +41,7 @@ from tpu_lowering.ir import graphs
 from tpu_lowering.ir.boxes import Box
 from tpu_lowering.ir.contractions import contract
 from tpu_lowering.ir.control_flow import CONTROL_FLOW, flex_attention
+from tpu_lowering.ir.dropped_attention import dropped_attention, dropped_attention_gradients
 from tpu_lowering.ir.kernels import Kernel, kernel_call
 from tpu_lowering.ir.operators import ALLOCATIONS
 from tpu_lowering.ir.programs import Program
@@ -286,7 +287,7 @@ def _function(node: fx.Node) -> str:
 
 def _multiplies(node: fx.Node) -> Multiplies:
     """What a node's products are, if they are the user's."""
-    if node.target in (flex_attention, contract):
+    if node.target in (flex_attention, contract, dropped_attention, dropped_attention_gradients):
         return "matrices"
     return TABLE[node.target].multiplies if node.target in TABLE else ""  # type: ignore[index]
 

@@ -15,7 +15,8 @@ After::
 
 XLA writes and reads scores and weights, twice each; the kernel keeps a block of them in VMEM. Operands are taken from
 behind the views that repeat the heads of keys, and keys that are gathered from pages from those (``attention.paged``).
-Gradients of ``scaled_dot_product_attention`` are kernels, too. What a kernel cannot do, and what it would not do in
+Gradients of ``scaled_dot_product_attention`` are kernels, too; and attention whose weights are dropped becomes two of
+our own, one for its gradients (``attention.dropout``). What a kernel cannot do, and what it would not do in
 fewer bytes, stays as it is, each with its code.
 """
 
@@ -30,6 +31,7 @@ from torch import fx
 from tpu_lowering import compat
 from tpu_lowering.fuse.attention.blocks import Library
 from tpu_lowering.fuse.attention.calls import AttentionCall, Bias
+from tpu_lowering.fuse.attention.dropout.fuse import call_operators, fuse
 from tpu_lowering.fuse.attention.kernels import flash_kernel, splash_gradient_kernel, splash_kernel
 from tpu_lowering.fuse.attention.masks import Known
 from tpu_lowering.fuse.attention.paged.sites import PagedPlan, paged_plan
@@ -63,16 +65,20 @@ class FuseAttention:
         chip = graphs.chip(graph)
         known: Known = {}
         kept = pair_with_gradients.call_operators(graph, chip, known)
-        plans = [_plan(narrowed(site), chip, known) for site in find(graph) if site.node not in kept]
+        dropping = [site for site in find(graph) if site.dropout and site.node not in kept]
+        unchanged, origins = call_operators(graph, dropping, chip, known)
+        dropped = fuse(graph, chip, origins)
+        others = [site for site in find(graph) if not site.dropout and site.node not in kept]
+        plans = [_plan(narrowed(site), chip, known) for site in others]
         replaced: dict[fx.Node, fx.Node] = {}
-        actions = [*kept.values()]
+        actions = [*kept.values(), *unchanged, *dropped]
         for plan in plans:
             if isinstance(plan, PagedPlan):
                 plan = plan.fuse(graph, chip, replaced)
             elif isinstance(plan, AttentionPlan):
                 plan = _fused(graph, plan.moved(replaced), chip, replaced)
             actions.append(plan)
-        if replaced:
+        if replaced or dropped:
             graphs.eliminate_dead_code(graph)
         return actions + share_rows(graph)
 

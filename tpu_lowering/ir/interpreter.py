@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from tpu_lowering.ir import arrays, graphs
+from tpu_lowering.ir import arrays, graphs, random
 from tpu_lowering.ir.operators import ALLOCATIONS
 
 
@@ -47,17 +47,21 @@ class _Interpreter(fx.Interpreter):
 
 
 def random_arguments(graph: fx.Graph, seed: int) -> list[Any]:
-    """Arguments for a graph: normal floats, small integers, drawn from ``seed``; other values as recorded."""
+    """Arguments for a graph: normal floats, small integers, drawn from ``seed``; what eager torch is to draw by its own
+    operator; other values as recorded."""
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(value: Any) -> Any:
+    def draw(value: Any, drawn: Any) -> Any:
+        if isinstance(drawn, random.Drawn):
+            named = {} if drawn.dtype is None else {"dtype": drawn.dtype}
+            return random.run(drawn.overload, drawn.args, named, generator)
         if not isinstance(value, torch.Tensor):
             return value
         if value.dtype.is_floating_point or value.dtype.is_complex:
             return torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value.dtype)
         return torch.randint(0, 2, value.shape, generator=generator).to(value.dtype)
 
-    return [draw(node.meta["val"]) for node in graph.nodes if node.op == "placeholder"]
+    return [draw(node.meta["val"], node.meta.get("drawn")) for node in graph.nodes if node.op == "placeholder"]
 
 
 SCALED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -23,6 +23,7 @@ from tpu_lowering.ir.boxes import Box, read_box, write_box
 from tpu_lowering.ir.collectives import COLLECTIVES as ALONG_AXES
 from tpu_lowering.ir.contractions import contract
 from tpu_lowering.ir.control_flow import CONTROL_FLOW
+from tpu_lowering.ir.dropped_attention import dropped_attention, dropped_attention_gradients
 from tpu_lowering.ir.intervals import interval_sums
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.materialized import materialize
@@ -230,6 +231,15 @@ def _contracts_its_axes(node: fx.Node) -> str | None:
     return None
 
 
+def _drops_weights(node: fx.Node) -> str | None:
+    """One number of 8 bits says of each weight whether it is kept."""
+    query, key, _, kept = node.args[-10:-6]
+    (batch, queries, _), (_, keys, _), of_kept = (tuple(one.meta["val"].shape) for one in (query, key, kept))  # type: ignore[union-attr]
+    if (*of_kept[:1], *of_kept[2:]) != (batch, queries, keys):
+        return f"keeps weights by {of_kept}, where it has those of {batch} times {queries} queries and {keys} keys"
+    return None
+
+
 def _has_regions(node: fx.Node) -> str | None:
     return None if regions_of(node) else f"has no region among its arguments {node.args}"
 
@@ -263,10 +273,11 @@ KEYS = targets("random keys", (derive_key, pack_key, unpack_key))
 BOXES = targets("boxes", (read_box, write_box), _box_is_of_its_value)
 CONTRACTIONS = targets("contractions", (contract,), _contracts_its_axes)
 MATERIALIZED = targets("values written once", (materialize,))
+DROPPED = targets("attention with dropped weights", (dropped_attention, dropped_attention_gradients), _drops_weights)
 INTERVALS = targets("sums of intervals", (interval_sums,))
 CONSTRAINTS = targets("constraints of shardings", (constrain,))
 
 COLLECTIVES = targets("collectives", ALONG_AXES)
 
-SPECIALISED = Legal((NAMED_RESULTS, COLLECTIVES, ANY_ATEN, HIGHER_ORDER, CONSTRAINTS))
+SPECIALISED = Legal((NAMED_RESULTS, COLLECTIVES, ANY_ATEN, HIGHER_ORDER, CONSTRAINTS, DROPPED))
 """After symbols became numbers."""

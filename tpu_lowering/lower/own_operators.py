@@ -12,12 +12,22 @@ from typing import Any
 from tpu_lowering.ir import boxes as on_boxes
 from tpu_lowering.ir import collectives as along_axes
 from tpu_lowering.ir import contractions as on_axes
+from tpu_lowering.ir import dropped_attention as of_weights
 from tpu_lowering.ir import intervals as on_intervals
 from tpu_lowering.ir import materialized as written
 from tpu_lowering.ir import random as on_keys
 from tpu_lowering.ir import rows as on_rows
 from tpu_lowering.ir import shardings as on_shardings
-from tpu_lowering.lower import boxes, collectives, contractions, intervals, materialized, rows, shardings
+from tpu_lowering.lower import (
+    boxes,
+    collectives,
+    contractions,
+    dropped_attention,
+    intervals,
+    materialized,
+    rows,
+    shardings,
+)
 from tpu_lowering.lower.aten import random
 
 OWN: dict[Any, Callable[..., Any]] = {
@@ -27,6 +37,8 @@ OWN: dict[Any, Callable[..., Any]] = {
     on_keys.pack_key: random.pack_key,
     on_keys.unpack_key: random.unpack_key,
     on_axes.contract: contractions.contract,
+    of_weights.dropped_attention: dropped_attention.dropped_attention,
+    of_weights.dropped_attention_gradients: dropped_attention.dropped_attention_gradients,
     on_intervals.interval_sums: intervals.interval_sums,
     written.materialize: materialized.materialize,
     on_rows.row_product: rows.row_product,

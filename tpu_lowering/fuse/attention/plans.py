@@ -55,9 +55,6 @@ class AttentionPlan:
 def plan_of(site: Attention, chip: Chip, known: Known) -> AttentionPlan | Action:
     """What becomes of an attention: a plan, or the refusal. ``known`` is as for ``attention.masks.split``."""
     capacity = chip.vmem_bytes
-    if site.dropout:
-        reason = "expected weights that are used as they are, got dropout"
-        return Action.on("unfused", site.node, reason, "TL521")
     if site.shared is not None:
         reason = f"expected scores and weights that nothing else uses, got another use of {site.shared.name}"
         return Action.on("unfused", site.node, reason, "TL522")

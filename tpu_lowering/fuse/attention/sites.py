@@ -63,6 +63,7 @@ class Attention:
         is_causal: whether query ``i`` sees the keys 0 to ``i`` alone.
         terms: what else is done to the scores.
         dropout: whether weights are dropped, or multiplied by anything else.
+        dropped: the weights after that, if they are multiplied once.
         empty: the result for a query that sees no key.
         shared: a node of the scores or the weights that something else uses too; None if there is none.
         outputs: the nodes that it replaces: the result and, if used, the logsumexp; or the three gradients.
@@ -83,6 +84,7 @@ class Attention:
     outputs: tuple[fx.Node | None, ...]
     given: tuple[fx.Node, ...] = ()
     written: ExplicitAttention | None = None
+    dropped: fx.Node | None = None
     soft_cap: float | None = None
 
     @property
@@ -177,7 +179,7 @@ def _fused(node: fx.Node, given: dict[str, Any], results: int, others: tuple[fx.
 def narrowed(site: Attention) -> Attention:
     """An attention of bfloat16, where code that writes it out makes operands float32 before it and its result bfloat16
     again after it; the same attention otherwise. A kernel sums products of bfloat16, which are exact, in float32."""
-    if site.written is None or site.dropout or graphs.type_of(site.node).element != f32:
+    if site.written is None or graphs.type_of(site.node).element != f32:
         return site
     result = site.node
     while len(result.users) == 1 and keeps_rows(user := next(iter(result.users))):
@@ -185,7 +187,7 @@ def narrowed(site: Attention) -> Attention:
     users = list(result.users)
     if len(users) != 1 or not graphs.is_call(users[0], aten._to_copy.default):
         return site
-    query, key, value = (_narrow(rows) for rows in (site.query, site.key, site.value))
+    query, key, value = (narrow_rows(rows) for rows in (site.query, site.key, site.value))
     if graphs.type_of(users[0]).element != bf16 or query is None or key is None or value is None:
         return site
     if query.repeat > 1 or key.repeat != value.repeat:
@@ -193,7 +195,7 @@ def narrowed(site: Attention) -> Attention:
     return dataclasses.replace(site, query=query, key=key, value=value, outputs=(users[0],))
 
 
-def _narrow(rows: Rows) -> Rows | None:
+def narrow_rows(rows: Rows) -> Rows | None:
     """Rows of bfloat16 that are made float32; None for others."""
     if not graphs.is_call(rows.node, aten._to_copy.default) or graphs.type_of(rows.node).element != f32:
         return None
@@ -228,7 +230,7 @@ def _of_pattern(node: fx.Node) -> Attention | None:
     up = None if softmax is None or down is None else _up(softmax.source, softmax.users)
     if softmax is None or down is None or up is None:
         return None
-    result, shared, dropout = down
+    result, shared, multiplied = down
     given: Any = (*up.product.args, result.args[1])
     query_node, key_node, value_node = given
     query, key = rows_of(query_node, factors=True), rows_of(key_node, swapped=True, factors=True)
@@ -246,7 +248,8 @@ def _of_pattern(node: fx.Node) -> Attention | None:
         scale=scale,
         is_causal=False,
         terms=up.terms,
-        dropout=dropout,
+        dropout=bool(multiplied),
+        dropped=multiplied[0] if len(multiplied) == 1 else None,
         empty=softmax.empty,
         shared=shared or up.shared,
         outputs=(result,),
@@ -296,15 +299,17 @@ def _along_rows(node: fx.Node) -> bool:
     return bool(given["keepdim"]) and [dim % rank for dim in given["dim"]] == [rank - 1]
 
 
-def _down(node: fx.Node) -> tuple[fx.Node, fx.Node | None, bool] | None:
-    """(the product with the values, a node of the weights that is used elsewhere, whether weights are dropped)."""
-    found: list[tuple[fx.Node, fx.Node | None, bool]] = []
+def _down(node: fx.Node) -> tuple[fx.Node, fx.Node | None, tuple[fx.Node, ...]] | None:
+    """(the product with the values, a node of the weights that is used elsewhere, the weights each time that they are
+    multiplied by a tensor)."""
+    found: list[tuple[fx.Node, fx.Node | None, tuple[fx.Node, ...]]] = []
     for user in node.users:
         step = _weights_step(node, user)
-        below = (user, None, False) if step == "product" else _down(user) if step is not None else None
+        below = (user, None, ()) if step == "product" else _down(user) if step is not None else None
         if below is not None:
-            result, shared, dropout = below
-            found.append((result, node if len(node.users) > 1 else shared, dropout or step == "dropped"))
+            result, shared, multiplied = below
+            multiplied = (user, *multiplied) if step == "dropped" else multiplied
+            found.append((result, node if len(node.users) > 1 else shared, multiplied))
     return found[0] if len(found) == 1 else None
 
 

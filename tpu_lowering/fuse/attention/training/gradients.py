@@ -6,24 +6,29 @@ Of ``out = bmm(weights, value)`` with ``weights = softmax(scale * bmm(query, key
     d_scores = scale * softmax_backward(bmm(d_out, valueᵀ), weights)
     d_query, d_keyᵀ = bmm(d_scores, key), bmm(queryᵀ, d_scores)
 
-with views, conversions of type, and zeros where a mask hides a key. Every use of the weights and of the gradient of the
-scores has to be one of these products; factors of the operands themselves are outside of it.
+If weights are dropped, ``out`` and ``d_value`` are products of ``weights * kept / (1 - p)``, and ``bmm(d_out, valueᵀ)``
+is multiplied by the same ``kept / (1 - p)``. There are views, conversions of type, and zeros where a mask hides a key.
+Every use of the weights and of the gradient of the scores has to be one of these products; factors of the operands
+themselves are outside of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.attention.masks import HIDDEN, Known, Term, number, parts, split
+from tpu_lowering.fuse.attention.added_masks import unknown
+from tpu_lowering.fuse.attention.dropout.factors import Dropped, dropped_by
+from tpu_lowering.fuse.attention.masks import HIDDEN, Known, Term, number
 from tpu_lowering.fuse.attention.operands import Rows, factor_of, keeps_rows, rows_of, swaps_rows
 from tpu_lowering.fuse.attention.sites import Attention
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.operators import is_allocation
 
 aten = compat.aten
 
@@ -40,12 +45,14 @@ class Training:
         given: the gradient of its result.
         anchor: the first product of the backward; ``given`` stands before it.
         gradients: those of query, key and value, as they stand in the graph; None where there is none.
+        dropped: what the weights are multiplied by; None if they are used as they are.
     """
 
     forward: Attention
     given: Rows
     anchor: fx.Node
     gradients: tuple[Rows | None, ...]
+    dropped: Dropped | None = None
 
     @property
     def backward(self) -> Attention:
@@ -54,22 +61,34 @@ class Training:
         result = self.forward.node
         return dataclasses.replace(self.forward, outputs=outputs, given=(self.given.node, result, result))
 
+    def moved(self, replaced: Mapping[fx.Node, fx.Node]) -> Training:
+        """The same of nodes that stand in for some of its operands."""
+        given = dataclasses.replace(self.given, node=replaced.get(self.given.node, self.given.node))
+        return dataclasses.replace(self, forward=self.forward.moved(replaced), given=given)
+
 
 def training_of(site: Attention, known: Known) -> Training | None:
     """An attention with its gradients; None if its scores or weights have any use that is none of those."""
     written = site.written
-    if written is None or written.scores is not None or site.shared is None or site.dropout or site.soft_cap:
+    if written is None or written.scores is not None or site.shared is None or site.soft_cap:
         return None
+    found = dropped_by(site.dropped)
+    if site.dropout and found is None:
+        return None
+    dropped = None if found is None else found[1]
     if any(term.value is not None and term.value > -math.inf and not term.adds for term in unknown(site, known)):
         return None  # where it hides all keys of a query, the scores have no gradient, but that of the operator has
     if len(site.leading) > 2 and any(math.prod(graphs.type_of(term.node).shape[:-2]) > 1 for term in site.terms):
         return None  # the operator has four dimensions
-    weights = _uses(written.softmax, _same)
-    if weights is None or len(weights.softmaxes) != 1:
+    own = _uses(written.softmax, _same, site.dropped)
+    weights = own if site.dropped is None else _uses(site.dropped, _same)
+    if own is None or weights is None or len(own.softmaxes) != 1:
         return None
-    (softmax,) = weights.softmaxes
+    if site.dropped is not None and (own.found or weights.softmaxes):
+        return None
+    (softmax,) = own.softmaxes
     scores = _uses(softmax, lambda node, user: _of_scores(node, user, site.terms))
-    by_weights = _product_behind(_argument(softmax, 0))
+    by_weights = _product_behind(_argument(softmax, 0), dropped)
     if by_weights is None or scores is None or scores.softmaxes:
         return None
     query, key = rows_of(_argument(written.product, 0)), rows_of(_argument(written.product, 1), swapped=True)
@@ -89,22 +108,16 @@ def training_of(site: Attention, known: Known) -> Training | None:
         return None
     place = {node: at for at, node in enumerate(softmax.graph.nodes)}
     anchor = min((by_weights, *(product.rows.node for product in by_value)), key=place.__getitem__)
-    found = [products[0].rows if products else None for products in (by_query, by_key, by_value)]
-    shared = [found[0], *(rows if rows is None else summed(rows, key.repeat) for rows in found[1:])]
-    if key.repeat != value.repeat or shared.count(None) > found.count(None):
+    each = [products[0].rows if products else None for products in (by_query, by_key, by_value)]
+    shared = [each[0], *(rows if rows is None else summed(rows, key.repeat) for rows in each[1:])]
+    if key.repeat != value.repeat or shared.count(None) > each.count(None):
         key, value = Rows(_argument(written.product, 1), swapped=True), Rows(_argument(written.result, 1))
-        shared = found
+        shared = each
     forward = dataclasses.replace(
         site, query=query, key=key, value=value, scale=written.scale, shared=None,
         outputs=(written.result, written.result),
     )  # fmt: skip
-    return Training(forward, given, anchor, tuple(shared))
-
-
-def unknown(site: Attention, known: Known) -> tuple[Term, ...]:
-    """The terms of an attention that depend on an input."""
-    given = tuple(part for term in site.terms for part in parts(term))
-    return split(given, site.is_causal, site.query.length, site.key.length, site.groups, known)[1]
+    return Training(forward, given, anchor, tuple(shared), dropped)
 
 
 def _argument(node: fx.Node, at: int) -> fx.Node:
@@ -144,8 +157,8 @@ class _Uses:
         return [product for product in self.found if product.of_keys is of_keys]
 
 
-def _uses(start: fx.Node, step: Step) -> _Uses | None:
-    """What is made of a matrix, through what leaves it the same; None if anything else is."""
+def _uses(start: fx.Node, step: Step, until: fx.Node | None = None) -> _Uses | None:
+    """What is made of a matrix, through what leaves it the same; None if anything else is, but for ``until``."""
     products: list[_Product] = []
     softmaxes: list[fx.Node] = []
     waiting = [(start, False, 1.0)]
@@ -154,6 +167,8 @@ def _uses(start: fx.Node, step: Step) -> _Uses | None:
         for user in node.users:
             if user.op != "call_function":
                 return None
+            if user is until or is_allocation(user):  # the one is looked at apart, the other reads no element
+                continue
             if swaps_rows(user):
                 waiting.append((user, not swapped, factor))
             elif (by := step(node, user)) is not None:
@@ -205,11 +220,16 @@ def _product(user: fx.Node, node: fx.Node, swapped: bool, factor: float) -> _Pro
     return _Product(Rows(user, swapped=True), rows_of(_argument(user, 0), swapped=True), not swapped, factor)
 
 
-def _product_behind(node: fx.Node) -> fx.Node | None:
-    """The product that is a node but for views and conversions of type."""
-    while node.op == "call_function" and (node.target is aten._to_copy.default or keeps_rows(node)):
-        node = _argument(node, 0)
-    return node if graphs.is_call(node, aten.bmm.default) else None
+def _product_behind(node: fx.Node, dropped: Dropped | None) -> fx.Node | None:
+    """The product that a node is but for views and conversions of type, and for what weights are multiplied by."""
+    while node.op == "call_function":
+        if node.target is aten._to_copy.default or keeps_rows(node):
+            node = _argument(node, 0)
+        elif dropped is not None and (found := dropped_by(node)) is not None and found[1].is_as(dropped):
+            node, dropped = found[0], None
+        else:
+            break
+    return node if dropped is None and graphs.is_call(node, aten.bmm.default) else None
 
 
 def summed(rows: Rows, repeat: int) -> Rows | None:

@@ -20,7 +20,6 @@ the other. Values are replaced by equal values, so nothing else that the graph c
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 from typing import Any
@@ -29,11 +28,13 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.attention.masks import Known, Term, split
+from tpu_lowering.fuse.attention.added_masks import added_mask, unknown
+from tpu_lowering.fuse.attention.masks import Known
 from tpu_lowering.fuse.attention.operands import Rows
 from tpu_lowering.fuse.attention.plans import AttentionPlan, plan_of
 from tpu_lowering.fuse.attention.sites import BACKWARD, FORWARD, Attention, find
-from tpu_lowering.fuse.attention.training.gradients import Training, training_of, unknown
+from tpu_lowering.fuse.attention.training import with_dropout
+from tpu_lowering.fuse.attention.training.gradients import Training, training_of
 from tpu_lowering.fuse.attention.training.insertion import inserting_for
 from tpu_lowering.fuse.attention.training.share_heads import share_heads
 from tpu_lowering.ir import graphs
@@ -55,13 +56,19 @@ def call_operators(graph: fx.Graph, chip: Chip, known: Known) -> dict[fx.Node, A
         For the result of each attention that stays as it is though its gradients were found, why.
     """
     kept: dict[fx.Node, Action] = {}
+    replaced: dict[fx.Node, fx.Node] = {}
+    unused = {node for node in graph.nodes if not node.users}
     for training in [found for site in find(graph) if (found := training_of(site, known)) is not None]:
+        if training.dropped is not None:
+            kept |= with_dropout.call_operators(graph, training.moved(replaced), chip, known, replaced)
+            continue
         plans = [plan_of(one, chip, known) for one in (training.forward, training.backward)]
         refused = next((plan for plan in plans if not isinstance(plan, AttentionPlan)), None)
         if refused is None:
             _rewrite(graph, training, known)
         else:
             kept[training.forward.node] = refused
+    graphs.eliminate_dead_code(graph, unused.__contains__)  # else what follows takes weights for saved ones
     share_heads(graph)
     return kept
 
@@ -76,7 +83,7 @@ def _rewrite(graph: fx.Graph, training: Training, known: Known) -> None:
         key, value = (
             _wide(graph, _placed(graph, rows, heads // site.groups), width) for rows in (site.key, site.value)
         )
-        is_causal, mask = _mask(graph, site, known)
+        is_causal, mask = added_mask(graph, site, known)
         given: dict[str, Any] = {"attn_mask": mask, "scale": site.scale}
         forward = graphs.call(graph, FORWARD, query, key, value, 0.0, is_causal, **given)
         result, logsumexp = (graphs.call(graph, operator.getitem, forward, at) for at in range(2))
@@ -136,26 +143,3 @@ def _or_nan(graph: fx.Graph, rows: fx.Node, alive: fx.Node | None) -> fx.Node:
 
 def _number(graph: fx.Graph, value: float, like: fx.Node) -> fx.Node:
     return graphs.call(graph, aten.full.default, [], value, dtype=graphs.type_of(like).element.torch)
-
-
-def _mask(graph: fx.Graph, site: Attention, known: Known) -> tuple[bool, fx.Node | None]:
-    """(whether the mask is causal, what else is added to the scores)."""
-    mask, rest = split(site.terms, False, site.query.length, site.key.length, site.groups, known)
-    is_causal = mask is not None and mask.is_causal
-    terms = rest if is_causal else site.terms
-    added = [_added(graph, term) for term in terms]
-    if not added:
-        return is_causal, None
-    return is_causal, functools.reduce(lambda one, other: graphs.call(graph, aten.add.Tensor, one, other), added)
-
-
-def _added(graph: fx.Graph, term: Term) -> fx.Node:
-    """What a term adds to the scores: float32, of four dimensions."""
-    node, shape = term.node, list(graphs.type_of(term.node).shape)
-    if term.value is not None:
-        hidden = node if term.where else graphs.call(graph, aten.bitwise_not.default, node)
-        zeros = graphs.call(graph, aten.full.default, shape, 0.0, dtype=torch.float32)
-        node = graphs.call(graph, aten.masked_fill.Scalar, zeros, hidden, term.value)
-    elif graphs.type_of(node).element.torch != torch.float32:
-        node = graphs.call(graph, aten._to_copy.default, node, dtype=torch.float32)
-    return graphs.call(graph, aten.reshape.default, node, ([1] * 4 + shape)[-4:])

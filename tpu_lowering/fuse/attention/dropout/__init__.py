@@ -1,0 +1,1 @@
+"""Attention whose weights are dropped: one kernel for it, and one for its gradients."""
