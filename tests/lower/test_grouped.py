@@ -11,6 +11,7 @@ import torch
 from transformers.integrations import moe
 
 from tpu_lowering import aot
+from tpu_lowering.ir import chips
 from tpu_lowering.kernels import libraries, registry
 
 OFFSETS = {"even": [8, 16, 24, 32], "uneven": [3, 19, 20, 32], "empty groups": [0, 0, 32, 32]}
@@ -66,8 +67,9 @@ def test_a_v6e_multiplies_experts_of_a_size_that_libtpu_refuses() -> None:
     def function(rows: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.grouped_mm(rows, weights.mT, offs=ends)
 
-    for target, kernels in (("v6e", 1), ("v5e", 0)):
-        program = aot.aot_compile(function, (rows, weights, ends), target=target, options={"fuse": "always"})
+    for chip, kernels in ((chips.find("v6e"), 1), (chips.find("v5e"), 0)):
+        captured = aot.capture(function, (rows, weights, ends), {}, chip, {}, ())
+        program = aot.compile_captured(captured, chip, True, simulate=False)
         assert sum("tpu_custom_call" in one.opcode for one in program.entry_operations) == kernels
 
 
