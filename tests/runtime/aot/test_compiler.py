@@ -18,6 +18,7 @@ from expecttest import assert_expected_inline as inline
 import tpu_lowering
 from tpu_lowering import aot
 from tpu_lowering.ir import chips
+from tpu_lowering.kernels import libraries
 from tpu_lowering.runtime.aot import compiler, hlo, refusals
 from tpu_lowering.runtime.aot.capture import Captured
 from tpu_lowering.runtime.aot.compiler import Compiled
@@ -222,8 +223,10 @@ def experts(rows: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> to
 
 
 def test_an_operation_of_xla_that_needs_more_vmem_is_no_fault_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """libtpu's own product of these groups of rows takes 0.5 MiB more than it gives itself; the remedy works."""
-    shapes = ((16392, 2048), (8, 4096, 2048))
+    """libtpu's own product of these groups of rows takes 0.5 MiB more than it gives itself; the remedy works. Megablox,
+    which is taken instead of it on this chip, is left out."""
+    monkeypatch.setattr(libraries, "MEGABLOX", chips.CPU)
+    shapes = ((16384, 2048), (8, 4096, 2048))
     rows, weights = (torch.empty(shape, dtype=torch.bfloat16) for shape in shapes)
     ends = torch.arange(1, 9, dtype=torch.int32) * 2048
     with pytest.raises(tpu_lowering.TpuLoweringError) as caught:
@@ -232,11 +235,11 @@ def test_an_operation_of_xla_that_needs_more_vmem_is_no_fault_of_a_kernel(monkey
         str(caught.value),
         """\
 [TL601] more VMEM needed than there is: an operation of XLA (fusion)
-  at   test_compiler.py:221
+  at   test_compiler.py:222
   why  expected at most 32.00M of VMEM, which is what XLA gives an operation on v6e, got 32.50M
   fix  give operations more of it: LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=65536 in the environment, before Python starts""",
     )
     flags = str(caught.value.refusal.remedy).partition("LIBTPU_INIT_ARGS=")[2].partition(" ")[0]
     monkeypatch.setenv("LIBTPU_INIT_ARGS", flags)
     program = aot.aot_compile(experts, (rows, weights, ends), target="v6e", options={"fuse": "always"})
-    assert program.hbm_bytes < 1.1 * sum(math.prod(shape) * 2 for shape in (*shapes, (16392, 4096)))
+    assert program.hbm_bytes < 1.1 * sum(math.prod(shape) * 2 for shape in (*shapes, (16384, 4096)))
