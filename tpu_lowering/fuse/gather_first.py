@@ -87,8 +87,7 @@ def _move(graph: fx.Graph, gather: fx.Node, cut: _Cut) -> Action:
     with graphs.inserting_for(gather):
         moved = {leaf: graphs.call(graph, aten.index.Tensor, leaf, indices) for leaf in cut.leaves}
         for member in cut.members:
-            args, kwargs = fx.map_arg((member.args, member.kwargs), lambda used: moved.get(used, used))  # type: ignore[misc]
-            moved[member] = graphs.call(graph, member.target, *args, **kwargs)  # type: ignore[arg-type]
+            moved[member] = graphs.called_again(graph, member, moved)
     graphs.replace(gather, moved[last])
     return action
 

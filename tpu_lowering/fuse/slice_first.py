@@ -95,14 +95,15 @@ def _region_of(node: fx.Node) -> _Region | None:
     wanted = _slice_of(shape_of(source), node.args[1])  # type: ignore[arg-type]
     if wanted is None:
         return None
-    place = {one: at for at, one in enumerate(node.graph.nodes)}
+    nodes = list(node.graph.nodes)
+    place = {one: at for at, one in enumerate(nodes)}
     asked: dict[fx.Node, set[Slice | None]] = {source: {wanted}}
     members, sliced = dict[fx.Node, Slice](), dict[tuple[fx.Node, Slice], None]()
     waiting = [-place[source]]
-    by_place = {-at: one for one, at in place.items()}
     while waiting:  # the last first: all that uses a node is known before it
-        one = by_place[heapq.heappop(waiting)]
-        operands = _operands_of(one, asked[one]) if set(one.users) <= {*members, node} else None
+        one = nodes[-heapq.heappop(waiting)]
+        is_for_slice = all(user is node or user in members for user in one.users)
+        operands = _operands_of(one, asked[one]) if is_for_slice else None
         if operands is None:
             sliced.update(dict.fromkeys((one, found) for found in asked[one] if found is not None))
             continue
@@ -239,5 +240,4 @@ def _again(graph: fx.Graph, node: fx.Node, now: Mapping[fx.Node, fx.Node], wante
     if node.target in RESHAPES:
         (operand,) = now.values()
         return graphs.call(graph, aten.reshape.default, operand, wanted.of(shape_of(node)))
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda used: now.get(used, used))  # type: ignore[misc]
-    return graphs.call(graph, node.target, *args, **kwargs)  # type: ignore[arg-type]
+    return graphs.called_again(graph, node, now)

@@ -112,8 +112,7 @@ def _move(graph: fx.Graph, sums: _Sums) -> Action:
                 turned = graphs.reshaped(graph, graphs.call(graph, aten.permute.default, table, [1, 0]), [count])
                 moved[member] = graphs.call(graph, aten.index.Tensor, source, [turned])
             else:
-                args, kwargs = fx.map_arg((member.args, member.kwargs), lambda used: moved.get(used, used))  # type: ignore[misc]
-                moved[member] = graphs.call(graph, member.target, *args, **kwargs)  # type: ignore[arg-type]
+                moved[member] = graphs.called_again(graph, member, moved)
         shape = [sums.size, sums.groups, *shape_of(node)[1:]]
         apart = graphs.reshaped(graph, moved[sums.members[-1]], shape)
         made = graphs.call(graph, aten.sum.dim_IntList, apart, [0], dtype=graphs.bound(node)["dtype"])

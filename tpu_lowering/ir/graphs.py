@@ -6,7 +6,7 @@ import contextlib
 import heapq
 import os
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -108,6 +108,12 @@ def call(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any)
     node = graph.call_function(target, args, kwargs)
     node.meta["val"] = value
     return node
+
+
+def called_again(graph: fx.Graph, node: fx.Node, now: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """Appends the call of a node, of what some of its arguments are now."""
+    args, kwargs = compat.map_arg((node.args, dict(node.kwargs)), lambda used: now.get(used, used))
+    return call(graph, node.target, *args, **kwargs)  # type: ignore[arg-type]
 
 
 def reshaped(graph: fx.Graph, node: fx.Node, shape: Sequence[int]) -> fx.Node:
