@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from tpu_lowering import compat
+from tpu_lowering.runtime.rank_errors import stopped
 
 BEAT = 0.5  # seconds between two signs of life
 SILENCE = 8 * BEAT  # of a rank that is gone
@@ -46,10 +47,26 @@ def end_with_process(thread: threading.Thread, end: Callable[[], None], seconds:
     atexit.register(leave)
 
 
-def store(prefix: str) -> Any:
-    """Torch's store under a prefix. It is not to be kept: its threads live as long as somebody has it, and a group that
-    is started again cannot have its port."""
-    return dist.PrefixStore(prefix, compat.store())
+class Store:
+    """Torch's store under a prefix, with its methods. It is not to be kept: its threads live as long as somebody has
+    it, and a group that is started again cannot have its port.
+
+    Raises:
+        TpuLoweringError: TL704, from each method, if the process that holds the store is gone.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._torch = dist.PrefixStore(prefix, compat.store())
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            try:
+                return getattr(self._torch, method)(*args)
+            except RuntimeError as error:
+                holder = f"the process that holds torch's store ({str(error).splitlines()[0]})"
+                raise stopped([holder], "a message to the other ranks") from error
+
+        return call
 
 
 class Pulse:
@@ -68,7 +85,7 @@ class Pulse:
 
     def is_gone(self, rank: int) -> bool:
         """Whether a rank that gave signs of life gives none any more; to be asked again and again."""
-        signs = store(self.PREFIX)
+        signs = Store(self.PREFIX)
         if not signs.check([str(rank)]):
             return False
         sign, now = signs.get(str(rank)), time.monotonic()
@@ -84,6 +101,6 @@ class Pulse:
             number += 1
             try:
                 if dist.is_initialized():
-                    store(self.PREFIX).set(str(dist.get_rank()), str(number))
+                    Store(self.PREFIX).set(str(dist.get_rank()), str(number))
             except (RuntimeError, ValueError):  # the store is gone, or the group has ended meanwhile
                 continue

@@ -6,6 +6,7 @@ in. Operators whose result is a bool need the promoted dtype of their operands: 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -13,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType, element_type
+from tpu_lowering.session import kept
 
 Scalar = bool | int | float | complex
 
@@ -59,14 +62,33 @@ def cast(value: Any, dtype: np.dtype[Any]) -> jax.Array:
 
     Truth as 1.0 and 0.0 is a choice between constants: of a product with a converted bool XLA's simplifier makes a
     choice of the other factor or 0, which forgets that NaN and infinity times 0 are NaN, and that -1 times 0 is -0.0.
+    Float8 is rounded from float32, whatever the value was, as torch does it.
     """
     if isinstance(value, bool | int | float | complex):
-        return jnp.asarray(np.asarray(value).astype(dtype))
+        value = np.asarray(value)
+        return jnp.asarray((np.clip(np.float32(value), *_held(dtype)) if _is_float8(dtype) else value).astype(dtype))
     if jnp.iscomplexobj(value) and not jnp.issubdtype(dtype, np.complexfloating):
         value = (value != 0) if dtype == np.bool_ else jnp.real(value)
     if value.dtype == np.bool_ and jnp.issubdtype(dtype, np.inexact):
         return jnp.where(value, jnp.ones((), dtype), jnp.zeros((), dtype))
+    if _is_float8(dtype) and value.dtype != dtype:
+        value = jnp.clip(jax.lax.convert_element_type(value, np.float32), *_held(dtype))
     return jax.lax.convert_element_type(value, dtype)
+
+
+def _is_float8(dtype: np.dtype[Any]) -> bool:
+    return dtype in (jnp.float8_e4m3fn, jnp.float8_e5m2)
+
+
+@kept(2, "today's torch makes the largest number of a larger one where a type has no infinity, torch 2.9 makes NaN")
+def _held(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """The bounds that eager holds numbers to before it rounds them to this float8."""
+    element = element_type(dtype)
+    assert element is not None, dtype
+    with compat.disable_current_modes():
+        largest = torch.tensor(math.inf).to(element.torch).float().abs().item()
+    bound = math.inf if math.isnan(largest) else largest
+    return -bound, bound
 
 
 def widen(value: Any) -> jax.Array:
