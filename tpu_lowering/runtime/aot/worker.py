@@ -138,3 +138,5 @@ def write_executable(compiled: Any, folder: pathlib.Path) -> str:
 if __name__ == "__main__":
     end_with_parent()
     main(pathlib.Path(sys.argv[1]))
+    sys.stderr.flush()
+    os._exit(0)  # all is written, and libtpu takes half a second to take itself apart
