@@ -32,8 +32,10 @@ test-mistakes: .venv/dev
 test-strides: .venv/dev
 	TPU_LOWERING_OPINFO=all $(BIN)/python -m pytest tests/opinfo/test_strides.py -n 2 --dist worksteal
 
-# The long form of the property tests: 100,000 random graphs through the passes, and 2,000 random kernels.
+# Every case of the sweeps, of which the default suite runs a third; and the long form of the property tests: 100,000
+# random graphs through the passes, and 2,000 random kernels.
 sweep: .venv/dev
+	TPU_LOWERING_SWEEP=all $(BIN)/python -m pytest -m sweep -n 2 --dist worksteal
 	TPU_LOWERING_GRAPHS=100000 TPU_LOWERING_KERNELS=2000 $(BIN)/python -m pytest tests/property -n 2
 
 # Every model of the suite, trained, in inference mode with all passes verified, and generating; every hand-written twin.

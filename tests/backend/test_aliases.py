@@ -51,6 +51,7 @@ VIEWS: dict[str, Callable[[torch.Tensor, int], Any]] = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("function", VIEWS.values(), ids=VIEWS)
 def test_views_at_symbolic_places(function: Callable[[torch.Tensor, int], Any], gradient: bool) -> None:

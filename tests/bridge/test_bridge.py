@@ -282,6 +282,7 @@ if torch.__version__ >= "2.14":  # from then on Inductor allocates one buffer le
     INDUCTOR[every_allocation] = ((6, 1), (4, 1))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("model", [*CASES, dead], ids=lambda model: model.__name__)
 def test_in_inductor(model: Callable[..., Any]) -> None:
     wanted, expected = make_call(model, model)
@@ -327,6 +328,7 @@ def test_copies_in_aot_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     assert copies() == 2 and copies(passes.apply) == 1  # the cache's is left: it is an input
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("model", [plain, every_allocation, merged, views_of_one, chained, lists, partly])
 def test_sizes_that_are_symbols(model: Callable[..., Any]) -> None:
     after: list[torch.fx.GraphModule] = []

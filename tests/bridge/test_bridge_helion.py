@@ -61,6 +61,7 @@ def filled(x: Tensor, _: Tensor) -> Tensor:
     return out
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("model", "left"), [(plain, 0), (two_calls, 0), (mixed, 0), (filled, 1)])
 def test_helion_kernels(model: Callable[..., Any], left: int) -> None:
     torch._dynamo.reset()

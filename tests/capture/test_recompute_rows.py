@@ -118,6 +118,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("name", "size", "dtype"), CASES, ids=[f"{n} {s[0]}x{s[1]} {d}" for n, s, d in CASES])
 def test_gradients_are_as_exact_as_eager_s(name: str, size: tuple[int, int], dtype: torch.dtype) -> None:
     def fn(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

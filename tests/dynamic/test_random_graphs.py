@@ -6,7 +6,6 @@ The graphs go through the analysis, the edits and the passes, and run on the ref
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tests.subset import GRAPHS
 from tpu_lowering import pipeline
 from tpu_lowering.capture.rounding import Rounding
 from tpu_lowering.ir import interpreter
@@ -26,7 +26,7 @@ from tpu_lowering.options import Options
 from tpu_lowering.runtime import calling_convention
 from tpu_lowering.stages import Request
 
-GRAPHS = int(os.environ.get("TPU_LOWERING_GRAPHS", "500")) // 10
+PROGRAMS = GRAPHS // 10
 Tensor = torch.Tensor
 Step = tuple[int, int, int]
 
@@ -110,7 +110,7 @@ def test_random_graphs_keep_their_results() -> None:
     counts = {"rounded": 0, "all": 0}
 
     @seed(0)
-    @settings(max_examples=GRAPHS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=PROGRAMS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.tuples(number, number, st.integers(0, 3)), min_size=1, max_size=6))
     def check(steps: list[Step]) -> None:
         generator = torch.Generator().manual_seed(0)

@@ -91,6 +91,7 @@ return (%masked_fill_1)""",
     )
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, bf16], ids=str)
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 16), (4, 1)])
 @pytest.mark.parametrize("function", FUNCTIONS)

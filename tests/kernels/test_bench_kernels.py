@@ -49,6 +49,7 @@ def test_table_lists_the_nine_kernels() -> None:
     assert tuple(case.name for case in KERNELS) == NAMES
 
 
+@pytest.mark.sweep
 @each_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_generated_code_computes_the_reference(

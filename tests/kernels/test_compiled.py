@@ -17,6 +17,7 @@ def name(value: object) -> str | None:
     )
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("case", "dtype"), CASES, ids=name)
 def test_equals_eager(case: KernelCase, dtype: torch.dtype) -> None:
     inputs = in_dtype(case.example(True), dtype)

@@ -57,6 +57,7 @@ def run(function: Callable[..., Any], *arguments: Any, kernels: str = "vectorize
     return result, launch
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("ragged", [False, True], ids=["small", "ragged"])
 @pytest.mark.parametrize("case", KERNELS, ids=lambda case: case.name)
 def test_results_are_those_of_eager_and_of_the_interpreter(case: KernelCase, ragged: bool) -> None:

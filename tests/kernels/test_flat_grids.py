@@ -111,6 +111,7 @@ def model_of(kernel: helion.Kernel) -> Callable[[torch.Tensor, torch.Tensor], to
 WAYS: tuple[Execution, ...] = ("vectorized", "interpret", "tpu_interpret")
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["bmm", "attention"])

@@ -39,6 +39,7 @@ def added(table: torch.Tensor, index: torch.Tensor, rows: torch.Tensor, wrap: bo
     return result
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", INDICES)
 @pytest.mark.parametrize("wrap", [False, True])
 @pytest.mark.parametrize("equal", [False, True], ids=["table", "zeros"])

@@ -53,6 +53,7 @@ def test_fractional_max_pooling_for_given_samples(name: str) -> None:
     _check(lambda x, s: pool(x, kernel, output_size=size, return_indices=True, _random_samples=s), x, samples)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("corners", [False, True])
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_antialiased_resizing(mode: str, corners: bool) -> None:

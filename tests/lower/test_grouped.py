@@ -31,6 +31,7 @@ FORMS = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("offsets", OFFSETS.values(), ids=OFFSETS)
 @pytest.mark.parametrize("form", FORMS)
 def test_grouped_mm_equals_eager(form: str, offsets: list[int]) -> None:
@@ -44,6 +45,7 @@ def test_grouped_mm_equals_eager(form: str, offsets: list[int]) -> None:
     torch.testing.assert_close(compiled(function)(left, right), function(left, right), **TOLERANCE[torch.bfloat16])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("ends", [(32, 64, 96, 128), (3, 3, 100, 120)])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "bf16"])
@@ -73,6 +75,7 @@ def test_a_v6e_multiplies_experts_of_a_size_that_libtpu_refuses() -> None:
         assert sum("tpu_custom_call" in one.opcode for one in program.entry_operations) == kernels
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("offsets", [*OFFSETS.values(), [4, 9, 20, 27]], ids=[*OFFSETS, "rows past the last group"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "bf16"])
 def test_experts_of_transformers_equal_eager(offsets: list[int], dtype: torch.dtype) -> None:

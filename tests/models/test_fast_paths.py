@@ -53,6 +53,7 @@ def cases() -> Iterator[tuple[str, str]]:
             yield mask, weights
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("mask", "weights"), cases())
 def test_attention(mask: str, weights: str) -> None:
     torch.manual_seed(0)
@@ -66,6 +67,7 @@ def test_attention_of_others() -> None:
     equal(module, torch.randn(BATCH, 5, WIDTH), *[torch.randn(BATCH, LENGTH, WIDTH)] * 2)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("mask", ["no mask", "causal", "padding", "both"])
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

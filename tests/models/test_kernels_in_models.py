@@ -13,11 +13,13 @@ DEFAULT = ("llama", "gpt2", "bert")
 SUITE = [pytest.param(name, marks=() if name in DEFAULT else pytest.mark.large) for name in MODELS]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", SUITE)
 def test_training_with_kernels_equals_eager(name: str) -> None:
     assert_trains_as_eager(MODELS[name], fuse="always")
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", SUITE)
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
 def test_programs_for_a_tpu_are_made(name: str, training: bool) -> None:

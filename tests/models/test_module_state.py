@@ -22,6 +22,7 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("build, dims", NORMS.values(), ids=NORMS)
 def test_running_statistics_equal_eager(build: Callable[[], nn.Module], dims: int, training: bool) -> None:

@@ -23,6 +23,7 @@ ROUNDING = torch.finfo(torch.bfloat16).eps / 2
 TINY = 1e-30  # the norm of a gradient that is all zeros
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", SUITE)
 def test_training_equals_eager(name: str) -> None:
     assert_trains_as_eager(MODELS[name])
@@ -41,6 +42,7 @@ def test_inference_equals_eager(name: str) -> None:
         torch.testing.assert_close(run(model, inputs), chosen.step(model, inputs))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", AUTOCAST)
 def test_autocast_is_as_exact_as_eager(name: str) -> None:
     """bfloat16 autocast. The yardstick is the same step in float32, without autocast."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 
 import hypothesis.strategies as st
 import pytest
@@ -11,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.property.programs import Instruction, inputs, poisoned, run
+from tests.subset import GRAPHS
 from tpu_lowering import compat, pipeline
 from tpu_lowering.backend import helion_tpu
 from tpu_lowering.ir import interpreter
@@ -18,7 +18,6 @@ from tpu_lowering.observers import Observers
 from tpu_lowering.options import Options
 from tpu_lowering.stages import Request
 
-GRAPHS = int(os.environ.get("TPU_LOWERING_GRAPHS", "500"))
 COMPILED = min(2000, GRAPHS // 10)
 SHARDS = 4
 small = st.integers(0, 11)

@@ -5,7 +5,6 @@ Each program is compiled once, for dynamic sizes, and called with several sizes 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,8 +14,9 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.property.memory_programs import Instruction, inputs, relations, run
+from tests.subset import GRAPHS
 
-GRAPHS = max(1, int(os.environ.get("TPU_LOWERING_GRAPHS", "500")) // 50)
+PROGRAMS = max(1, GRAPHS // 50)
 SHARDS = 2
 CALLS = ((5, 1), (7, 2), (6, 3))  # rows, and a place
 small = st.integers(0, 47)
@@ -67,7 +67,7 @@ def test_results_lie_where_eager_has_them(shard: int, gradient: bool) -> None:
 
     @seed(shard)
     @settings(
-        max_examples=max(1, GRAPHS // SHARDS // 2),
+        max_examples=max(1, PROGRAMS // SHARDS // 2),
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),

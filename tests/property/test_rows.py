@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 
 import hypothesis.strategies as st
 import pytest
@@ -12,11 +11,12 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.property.row_programs import SHAPES, Instruction, inputs, run
+from tests.subset import GRAPHS
 from tpu_lowering.backend import helion_tpu
 from tpu_lowering.ir.chips import CPU
 from tpu_lowering.runtime.cpu import CpuRuntime
 
-PROGRAMS = int(os.environ.get("TPU_LOWERING_GRAPHS", "500")) // 25
+PROGRAMS = GRAPHS // 25
 SHARDS = 2
 small = st.integers(0, 11)
 programs = st.lists(st.tuples(small, small, small, small), min_size=2, max_size=10)

@@ -92,6 +92,7 @@ def checkpointed(x: torch.Tensor, kind: str) -> torch.Tensor:
     return y.square() * torch.arange(1, y.numel() + 1).reshape(y.shape)
 
 
+@pytest.mark.sweep
 @MODES
 def test_a_checkpointed_block_draws_the_same_again(mode: str) -> None:
     """Of a result that is quadratic in x, the gradient times x sums to twice its sum: if both drew the same numbers."""
@@ -124,6 +125,7 @@ def test_checkpointing_saves_keys_and_no_values() -> None:
     assert {draw.operator for draw in report.draws} == {"aten.bernoulli.p"}
 
 
+@pytest.mark.sweep
 @MODES
 def test_checkpointing_with_dynamic_sizes(mode: str) -> None:
     run = compiled(lambda x: checkpointed(x, "dropout"), mode, dynamic=True)
@@ -134,6 +136,7 @@ def test_checkpointing_with_dynamic_sizes(mode: str) -> None:
         torch.testing.assert_close(gradient * x.detach(), 2 * y.detach())
 
 
+@pytest.mark.sweep
 @MODES
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_backward_under_a_memory_budget_draws_the_same_again(mode: str, dynamic: bool) -> None:

@@ -34,15 +34,10 @@ class Case:
 
 
 def both_ways(cases: Mapping[str, Case]) -> pytest.MarkDecorator:
-    """A test for each case, compiled for one size, and for any size."""
-    return pytest.mark.parametrize(
-        ("case", "dynamic"),
-        [
-            pytest.param(case, dynamic, id=f"{name}-{'dynamic' if dynamic else 'static'}")
-            for name, case in cases.items()
-            for dynamic in (False, True)
-        ],
-    )
+    """A test for each case, compiled for one size, and for any size: the latter is a sweep."""
+    one = [pytest.param(case, False, id=f"{name}-static") for name, case in cases.items()]
+    any_ = [pytest.param(case, True, id=f"{name}-dynamic", marks=pytest.mark.sweep) for name, case in cases.items()]
+    return pytest.mark.parametrize(("case", "dynamic"), [*one, *any_])
 
 
 def check(case: Case, dynamic: bool) -> None:

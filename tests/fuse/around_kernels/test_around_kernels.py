@@ -50,6 +50,7 @@ def run(fn: Callable[..., Any], args: Sequence[torch.Tensor], **options: Any) ->
         return compiled(*args), seen.actions
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", CASES)
 def test_the_nine_kernels(name: str) -> None:
     case: KernelCase = CASES[name]

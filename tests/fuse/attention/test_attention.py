@@ -98,6 +98,7 @@ CASES = {
 IN_BF16 = ("causal_shared_keys", "window", "mask", "written_out_shared_keys", "causal_and_mask")
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("name", "dtype"), [*((name, torch.float32) for name in CASES), *((name, torch.bfloat16) for name in IN_BF16)]
 )
@@ -123,6 +124,7 @@ def test_interpreted_and_verified(name: str) -> None:
     assert [action.kind for action in actions(record)] == ["fused"]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize(("function", "key_heads"), [(causal, 4), (causal, 2), (every_key, 4)])
 def test_gradients(function: Callable[..., Any], key_heads: int, dtype: torch.dtype) -> None:

@@ -46,6 +46,7 @@ def lying(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> La
     return found
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("dtype", "heads"), [(torch.float32, 4), (bf16, 2)], ids=str)
 def test_values_equal_eager(lying: Layouts, form: Callable[..., torch.Tensor], heads: int, dtype: torch.dtype) -> None:
@@ -57,6 +58,7 @@ def test_values_equal_eager(lying: Layouts, form: Callable[..., torch.Tensor], h
     ]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_equal_eager(lying: Layouts, form: Callable[..., torch.Tensor]) -> None:
     record, pairs = trained(form, operands(key_heads=2))

@@ -53,6 +53,7 @@ def with_added(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, adde
     return ((query @ key.mT) * WIDTH**-0.5 + added).softmax(-1) @ value
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("function", "mask", "key_heads", "dtype"),
     [

@@ -72,6 +72,7 @@ def test_others_stay_wide(function: Function) -> None:
     assert types(function) == ["f32", "f32", "f32"]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("function", [of_other_width, of_wider_values, in_float32, shared_keys, of_a_sum])
 def test_gradients_equal_eager(function: Function) -> None:
     _, pairs = trained(function, operands(), verify=True)

@@ -126,6 +126,7 @@ def contractions(record: Record) -> int:
     return sum(graph.source.count("contract(") for graph in record.graphs.values())
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("sizes", [(2, 6, 10), (3, 5, 14)])
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -239,6 +240,7 @@ def summed_over_repeats(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 BATCHED = (shared_by_heads, equal_heads, repeated_rows, moved_heads)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("sizes", [(2, 6, 10), (3, 5, 14)])
 @pytest.mark.parametrize("function", [*BATCHED, summed_over_repeats])
@@ -450,6 +452,7 @@ class Block(nn.Module):
         return self.output(seen.transpose(1, 2).flatten(-2))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("target", ["tpu7x", "v5e"])
 def test_heads_are_written_once(target: str) -> None:
     """Without the pass the queries, keys, values and results, larger than VMEM, are each written and read once more."""

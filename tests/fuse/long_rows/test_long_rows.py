@@ -100,6 +100,7 @@ def assert_equals_eager(name: str, dtype: torch.dtype, **options: Any) -> None:
     assert set(kernels) <= found, found
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [f32, bf16], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_a_pass_equals_eager(name: str, dtype: torch.dtype) -> None:
@@ -111,12 +112,14 @@ def test_verify_and_poison_hold(name: str) -> None:
     assert_equals_eager(name, f32, verify=True, poison=True)
 
 
+@pytest.mark.sweep
 @pytest.mark.filterwarnings(r"error:\[TL507\]")
 @pytest.mark.parametrize("name", ["softmax", "softmax of the middle", "cross entropy", "layer_norm", "instance norm"])
 def test_a_pass_has_no_race_and_reads_nothing_uninitialised(name: str) -> None:
     assert_equals_eager(name, f32, cpu_kernels="tpu_interpret")
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [f32, bf16], ids=str)
 @pytest.mark.parametrize(
     "fn",

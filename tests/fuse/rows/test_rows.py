@@ -202,12 +202,14 @@ def assert_equals_eager(name: str, dtype: torch.dtype, **options: Any) -> None:
     assert seen.kernels("backward") == backward
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [f32, bf16], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_a_kernel_equals_eager(name: str, dtype: torch.dtype) -> None:
     assert_equals_eager(name, dtype)
 
 
+@pytest.mark.sweep
 @pytest.mark.filterwarnings(r"error:\[TL507\]")
 @pytest.mark.parametrize("name", CASES)
 def test_a_kernel_has_no_race_and_reads_nothing_uninitialised(name: str) -> None:
@@ -266,6 +268,7 @@ def test_what_depends_on_the_place_is_not_pointwise(mask: Callable[[torch.Tensor
     assert seen.kernels("inference") == ["softmax_rows"]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [f32, bf16], ids=str)
 @pytest.mark.parametrize("rows", [(ROWS,), (3, 33), (2, 4, 24)], ids=str)
 @pytest.mark.parametrize("transposed", [False, True])

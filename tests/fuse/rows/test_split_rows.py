@@ -80,12 +80,14 @@ def assert_equals_eager(name: str, dtype: torch.dtype, **options: Any) -> None:
     assert set(backward) <= set(seen.kernels("backward"))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [f32, bf16], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_a_kernel_equals_eager(name: str, dtype: torch.dtype) -> None:
     assert_equals_eager(name, dtype)
 
 
+@pytest.mark.sweep
 @pytest.mark.filterwarnings(r"error:\[TL507\]")
 @pytest.mark.parametrize("name", CASES)
 def test_a_kernel_has_no_race_and_reads_nothing_uninitialised(name: str) -> None:

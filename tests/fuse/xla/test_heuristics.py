@@ -69,6 +69,7 @@ def test_every_number_has_a_probe_or_a_reason() -> None:
     assert sorted([*KEPT, *PASSES, *WITHOUT]) == fields
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("field", KEPT)
 def test_xla_moves_no_more_below_a_threshold_and_more_above(field: str, moved: dict[str, tuple[int, int]]) -> None:
     family, small, large = KEPT[field]

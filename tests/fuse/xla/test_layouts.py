@@ -45,6 +45,7 @@ def test_arguments_are_placed_as_the_compiler_places_them() -> None:
     ]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("batch", "channels"), [(8, 320), (64, 64), (16, 128)])
 def test_convolutions_place_images_as_the_compiler_does(batch: int, channels: int) -> None:
     """Between two convolutions, where nothing else has a wish."""

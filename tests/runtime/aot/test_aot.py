@@ -76,6 +76,7 @@ def test_without_passes_the_aliased_operand_is_fetched() -> None:
     assert (program.hbm_bytes_read, program.hbm_bytes_written) == (8 * MIB, 4 * MIB)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("target", [*NAMES, "v5e:2x4"])
 def test_every_target_compiles(target: str) -> None:
     program = tpu_lowering.aot_compile(model, (X,), target=target)

@@ -27,6 +27,7 @@ def square(count: int) -> list[tuple[tuple[int, ...], PartitionSpec]]:
     return [((16 * SIDE, SIDE), ALL)] * count
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("target", TARGETS)
 def test_each_kind_is_counted_once_with_its_axes_and_bytes(target: str) -> None:
     def each(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array, e: jax.Array) -> tuple[jax.Array, ...]:
@@ -75,6 +76,7 @@ def test_combined_ones_are_one_and_loops_count(target: str) -> None:
     assert made.sent_bytes == 2 * 2 * 128 * (128 + 64) * 3 // 4 + 6 * 2 * 2 * 256 * 256 * 3 // 4
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_runs_beside_a_collective_is_named(target: str) -> None:
     def beside(a: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:

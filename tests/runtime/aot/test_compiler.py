@@ -47,6 +47,7 @@ def without_notes(text: str) -> str:
     return re.sub(r", (metadata|backend_config)=\{.*", "", text.partition("\n\n\n")[0] + text[text.find("\n%") :])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("chip", ["v5e", "v6e", "tpu7x"])
 def test_dumping_the_schedule_leaves_the_program_as_it_is(chip: str) -> None:
     one = captured(chip)

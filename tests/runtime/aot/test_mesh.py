@@ -158,6 +158,7 @@ def test_axes_without_names_are_found_from_groups() -> None:
     assert (str(named.mesh), str(unnamed.mesh)) == ("a 2 x b 2 x c 4", "axis_8 2 x axis_4 2 x axis_1 4")
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("target", ["v6e:4x4", "tpu7x:2x2x2", "v5p:2x2x4", "v4:2x2x2"])
 def test_every_chip_compiles_for_its_slices(target: str) -> None:
     with tpu_lowering.fake_mesh(SIZES) as mesh:
@@ -261,6 +262,7 @@ def test_the_report_says_what_is_sent_and_from_where() -> None:
     assert report.to_dict()["chip"]["mesh"]["collectives"][0]["kind"] == "all-reduce"
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("target", "count"), [("v5e:16x16", 256), ("v5p:4x4x4", 64), ("tpu7x:4x4x4", 128)])
 def test_whole_pods_compile(target: str, count: int) -> None:
     assert chips.find(target).slice_devices == count

@@ -128,6 +128,7 @@ CASES = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", CASES)
 def test_equals_eager(name: str) -> None:
     case = CASES[name]

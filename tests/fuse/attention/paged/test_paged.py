@@ -63,6 +63,7 @@ def fused(function: Function, *operands: torch.Tensor, **options: Any) -> torch.
 
 
 # What becomes the kernel --------------------------------------------------------------------------------
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize(("heads", "groups"), [(2, 4), (1, 8), (2, 1), (1, 3), (2, 16)])
 def test_equals_eager(heads: int, groups: int, dtype: torch.dtype) -> None:
@@ -221,6 +222,7 @@ FORMS = (
 )  # fmt: skip
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("function", "dtype"),
     [*((function, torch.float32) for function in FORMS), *((x, torch.bfloat16) for x in (heads_in_pages, written_out))],

@@ -35,6 +35,7 @@ def saved_keys(record: Record) -> list[str]:
     return sorted(shape for shape in shapes if f"{LENGTH}, {WIDTH}]" in shape)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("fuse", ["always", "interpret"])
 @pytest.mark.parametrize("function", [by_expand, by_interleave])
 def test_shared_heads_are_saved_once(function: Function, fuse: str) -> None:

@@ -47,6 +47,7 @@ def windowed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tor
 Function = Callable[..., Any]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("function", "key_heads", "dtype"),
     [
