@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 import re
 import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -76,30 +76,91 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_an_interrupt_leaves_no_compiler_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    children: list[subprocess.Popen[bytes]] = []
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for does not."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
-    def interrupted(child: subprocess.Popen[bytes], seconds: float) -> str:
-        children.append(child)
+
+def has_ended(pid: int, seconds: float = 30) -> bool:
+    end = time.monotonic() + seconds
+    while is_alive(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not is_alive(pid)
+
+
+def started(output: pathlib.Path) -> int:
+    """The process that compiles a request, once there is one."""
+    while (pid := compiler._number(output / "pid")) is None:
+        time.sleep(0.01)
+    return pid
+
+
+def test_an_interrupt_leaves_no_compiler_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    pids: list[int] = []
+
+    def interrupted(server: compiler.Server, output: pathlib.Path, seconds: float) -> str:
+        pids.append(started(output))
         raise KeyboardInterrupt
 
     one = captured("v5e")
     monkeypatch.setattr(compiler, "_wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compiled(one, "v5e")
-    assert [child.returncode for child in children] == [-signal.SIGKILL]
+    assert len(pids) == 1 and not is_alive(pids[0])
+    assert compiler._server().process.poll() is None  # the next program has it
 
 
-def test_a_compiler_ends_with_the_process_that_started_it(tmp_path: pathlib.Path) -> None:
-    """Its standard input closes, whatever ended that process."""
-    request = tmp_path / "request.json"
-    request.write_text(json.dumps({"topology": "v5e:2x2x1", "artifact": "", "donate": [], "folder": str(tmp_path)}))
-    worker = pathlib.Path(compiler.__file__).with_name("worker.py")
-    child = subprocess.Popen([sys.executable, str(worker), str(request)], stdin=subprocess.PIPE)
-    assert child.stdin is not None
-    child.stdin.close()
-    assert child.wait(60) == -signal.SIGKILL
-    assert [path.name for path in tmp_path.iterdir()] == ["request.json"]
+COMPILES = """
+import pathlib, torch, tpu_lowering
+from tpu_lowering.runtime.aot import compiler
+wait = compiler._wait
+def waiting(server, output, seconds):
+    while compiler._number(output / "pid") is None: pass
+    print(server.process.pid, compiler._number(output / "pid"), flush=True)
+    input()
+compiler._wait = waiting
+tpu_lowering.aot_compile(torch.relu, (torch.empty(8, 128),), target="v5e")
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_compiler_ends_with_the_process_that_started_it(end: signal.Signals) -> None:
+    """Whatever ended that process."""
+    child = subprocess.Popen([sys.executable, "-c", COMPILES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    pids = [int(pid) for pid in child.stdout.readline().split()]
+    child.send_signal(end)
+    child.communicate()
+    assert len(pids) == 2 and all(has_ended(pid) for pid in pids)
+
+
+def test_a_compiler_that_was_killed_is_said_and_started_again() -> None:
+    one, server = captured("v5e"), compiler._server()
+    server.process.kill()
+    server.process.wait()
+    assert compiled(one, "v5e", simulate=False).executable  # a dead one is seen before it is asked
+
+    def die(server: compiler.Server, output: pathlib.Path, seconds: float) -> str:
+        started(output)
+        server.process.kill()
+        server.process.wait()
+        return ""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "_wait", die)
+        with pytest.raises(tpu_lowering.TpuLoweringError) as caught:
+            compiled(one, "v5e", simulate=False)
+    assert "exit code -9" in str(caught.value)
+    assert compiled(one, "v5e", simulate=False).executable
+
+
+def test_a_compiler_that_takes_too_long_is_ended() -> None:
+    with pytest.raises(tpu_lowering.TpuLoweringError) as caught:
+        compiled(captured("v5e"), "v5e", seconds=0.0)
+    assert caught.value.code == "TL605"
 
 
 def test_a_program_is_compiled_once(runs: list[str]) -> None:
@@ -236,7 +297,7 @@ def test_an_operation_of_xla_that_needs_more_vmem_is_no_fault_of_a_kernel(monkey
         str(caught.value),
         """\
 [TL601] more VMEM needed than there is: an operation of XLA (fusion)
-  at   test_compiler.py:222
+  at   test_compiler.py:284
   why  expected at most 32.00M of VMEM, which is what XLA gives an operation on v6e, got 32.50M
   fix  give operations more of it: LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=65536 in the environment, before Python starts""",
     )

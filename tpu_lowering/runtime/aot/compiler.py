@@ -9,10 +9,12 @@ import importlib.util
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ from tpu_lowering.ir import chips
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.mesh import Mesh
 from tpu_lowering.runtime.aot import hlo, refusals, schedule
+from tpu_lowering.session import Cache
 
 SECONDS = 600.0
 BYTES = 14 << 30
@@ -42,6 +45,7 @@ ENVIRONMENT = {
     "TPU_LOG_DIR": "disabled",  # a failed check otherwise fills the disk with logs
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
+    "OPENBLAS_NUM_THREADS": "1",  # no threads before the forks
 }
 
 
@@ -185,7 +189,7 @@ def failure_of(failure: dict[str, str], source: Source, chip: Chip) -> errors.Tp
 
 
 def _run(output: pathlib.Path, given: dict[str, Any], seconds: float, flags: str = "") -> dict[str, str]:
-    """One child process.
+    """One compilation, in a process of its own.
 
     Args:
         output: folder it makes and works in.
@@ -198,44 +202,90 @@ def _run(output: pathlib.Path, given: dict[str, Any], seconds: float, flags: str
     """
     for made in (output, output / BUNDLES):
         made.mkdir()
-    (output / "request.json").write_text(json.dumps({**given, "folder": str(output)}))
     added = {"XLA_FLAGS": DUMP_MODULES, "LIBTPU_INIT_ARGS": flags}
-    extra = {name: f"{os.environ.get(name, '')} {text}".strip() for name, text in added.items()}
-    worker = pathlib.Path(__file__).with_name("worker.py")
-    with (output / "stderr").open("wb") as stderr:
-        child = subprocess.Popen(
-            [sys.executable, str(worker), str(output / "request.json")],
-            env={**os.environ, **ENVIRONMENT, **extra},
-            cwd=output,
-            stdin=subprocess.PIPE,  # the child ends when this is closed, as it is when this process ends
-            stdout=stderr,
-            stderr=stderr,
-        )
-        with child:
-            try:
-                limit = _wait(child, seconds)
-            finally:
-                child.kill()
+    full = {name: f"{os.environ.get(name, '')} {text}".strip() for name, text in added.items()}
+    (output / "request.json").write_text(json.dumps({**given, "folder": str(output), "flags": full}))
+    server = _server()
+    try:
+        server.send(output / "request.json")
+        limit = _wait(server, output, seconds)
+    finally:
+        _kill(server, output)
     if limit:
         return {"kind": "Limit", "message": limit}
     if (output / "error.json").exists():
         return json.loads((output / "error.json").read_text())
     if not (output / "facts.json").exists():
-        text = refusals.said_by_crash((output / "stderr").read_text(errors="replace"))
-        return {"kind": f"exit code {child.returncode}", "message": text}
+        said, code = output / "stderr", _number(output / "exit")
+        text = refusals.said_by_crash(said.read_text(errors="replace")) if said.exists() else ""
+        return {"kind": f"exit code {server.process.poll() if code is None else code}", "message": text}
     return {}
 
 
-def _wait(child: subprocess.Popen[bytes], seconds: float) -> str:
+class Server:
+    """The process that forks children which compile; see ``worker.serve``. It ends with this object."""
+
+    def __init__(self) -> None:
+        worker = pathlib.Path(__file__).with_name("worker.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(worker)],
+            env={**os.environ, **ENVIRONMENT},
+            stdin=subprocess.PIPE,  # it ends when this is closed, as it is when this process ends
+            stdout=subprocess.DEVNULL,
+        )
+        weakref.finalize(self, _end, self.process)
+
+    def send(self, request: pathlib.Path) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # ``_wait`` sees that it has ended
+            self.process.stdin.write(os.fsencode(request) + b"\n")
+            self.process.stdin.flush()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()  # and with it, its children
+    process.communicate()
+
+
+_servers: Cache[int, Server] = Cache(
+    "runtime.aot.compiler", 1, "the process that compiles: to start it takes longer than a small program does"
+)
+
+
+def _server() -> Server:
+    """This process's: one that was forked has its own."""
+    found = _servers.find(os.getpid(), Server)
+    if found.process.poll() is not None:
+        found = Server()
+        _servers.put(os.getpid(), found)
+    return found
+
+
+def _wait(server: Server, output: pathlib.Path, seconds: float) -> str:
     """Waits for a child, or for a limit, and says which."""
-    end = time.monotonic() + seconds
-    while child.poll() is None:
-        used = _resident_bytes(child.pid)
+    end, pause = time.monotonic() + seconds, 0.005
+    while not (output / "exit").exists() and server.process.poll() is None:
+        pid = _number(output / "pid")
+        used = 0 if pid is None else _resident_bytes(pid)
         if time.monotonic() > end or used > BYTES:
             return f"more than {seconds:.0f} s" if used <= BYTES else f"more than {BYTES >> 30} GiB of memory"
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=0.25)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.1)
     return ""
+
+
+def _kill(server: Server, output: pathlib.Path) -> None:
+    """Ends a child that still runs, and waits until it has ended: it writes into a folder that will go."""
+    pid = _number(output / "pid")
+    while pid is not None and not (output / "exit").exists() and server.process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _number(file: pathlib.Path) -> int | None:
+    """The number in a file of ``worker.serve``'s; None while there is none."""
+    return int(file.read_text()) if file.exists() else None
 
 
 def _resident_bytes(pid: int) -> int:

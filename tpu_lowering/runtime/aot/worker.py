@@ -1,20 +1,83 @@
-"""The child process that holds libtpu: ``python -m tpu_lowering.runtime.aot.worker REQUEST.json``.
+"""The processes that hold libtpu: this file is run, and forks a child for each request.
 
-One compilation a process, because libtpu may abort, and because its dump flags are read once. It imports
-nothing of this package, and writes what it found beside the request.
+One compilation a process, because libtpu may abort, and because its dump flags are read once. Importing JAX takes
+longer than compiling a small program does: it is done once, before the forks, and starts no thread. This file imports
+nothing of this package, and a child writes what it found beside its request.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import importlib
 import json
 import os
 import pathlib
+import select
 import signal
 import sys
-import threading
 import time
 import traceback
+import warnings
 from typing import Any
+
+BEAT = 0.02  # seconds between two looks at children that run
+
+
+def serve() -> None:
+    """Forks a child for each path of a request, a line of the standard input, until that is closed."""
+    warnings.filterwarnings("ignore", message=r"os\.fork")  # JAX's, which has no thread here yet
+    for module in ("jax", "jax.export", "jax.experimental.topologies"):
+        importlib.import_module(module)
+    folders: dict[int, pathlib.Path] = {}
+    rest = b""
+    while True:
+        if select.select([0], [], [], BEAT if folders else None)[0]:
+            read = os.read(0, 1 << 16)
+            if not read:
+                return  # whoever started this has ended
+            *lines, rest = (rest + read).split(b"\n")
+            for line in lines:
+                path = pathlib.Path(os.fsdecode(line))
+                folders[fork(path)] = path.parent
+        while folders:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            write(folders.pop(pid) / "exit", str(os.waitstatus_to_exitcode(status)))
+
+
+def fork(path: pathlib.Path) -> int:
+    """Compiles a request in a child, which ends with this process; writes the child's ``pid`` beside the request, where
+    its ``exit`` code will be."""
+    pid = os.fork()
+    if pid:
+        write(path.with_name("pid"), str(pid))
+        return pid
+    status = 1
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        said = os.open(path.with_name("stderr"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        os.chdir(path.parent)
+        main(path)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)  # libtpu takes half a second to take itself apart
+
+
+PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>: the signal for a process whose parent has ended
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Writes a file at once; none where the folder is gone, since nobody waits for it any more."""
+    with contextlib.suppress(FileNotFoundError):
+        path.with_suffix(".part").write_text(text)
+        path.with_suffix(".part").replace(path)
 
 
 def main(path: pathlib.Path) -> None:
@@ -23,27 +86,19 @@ def main(path: pathlib.Path) -> None:
     The request has ``topology``, ``artifact`` (a serialised ``jax.export`` program), ``donate`` (positions), and
     ``folder``, below which XLA was told to dump modules. A request for all devices of the topology has ``axes`` and
     ``sizes`` of the mesh that the program was exported for, and ``placed``: the sizes of a mesh of as many devices, in
-    the same order, that JAX is to place on the torus. Into the folder go ``facts.json``, ``optimised.hlo`` and, where
-    libtpu can write it, ``executable.bin``; or ``error.json``.
+    the same order, that JAX is to place on the torus; and ``flags``: variables of the environment that XLA and libtpu
+    read when they are first used. Into the folder go ``facts.json``, ``optimised.hlo`` and, where libtpu can write it,
+    ``executable.bin``; or ``error.json``.
     """
     request = json.loads(path.read_text())
     folder = pathlib.Path(request["folder"])
+    os.environ.update(request["flags"])
     try:
         facts = compile_request(request, folder)
         (folder / "facts.json").write_text(json.dumps(facts))
     except Exception as error:
         text = {"kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
         (folder / "error.json").write_text(json.dumps(text))
-
-
-def end_with_parent() -> None:
-    """Ends this process as soon as that which started it has ended, or has closed its end of the pipe."""
-
-    def wait() -> None:
-        sys.stdin.buffer.read()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def compile_request(request: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
@@ -136,7 +191,4 @@ def write_executable(compiled: Any, folder: pathlib.Path) -> str:
 
 
 if __name__ == "__main__":
-    end_with_parent()
-    main(pathlib.Path(sys.argv[1]))
-    sys.stderr.flush()
-    os._exit(0)  # all is written, and libtpu takes half a second to take itself apart
+    serve()
