@@ -7,6 +7,7 @@ import torch
 
 from tpu_lowering.ir import interpreter
 
+BFLOAT16 = torch.tensor([16.0, 0.125], dtype=torch.bfloat16)
 LARGE = torch.tensor([510.0, 0.0, -torch.inf])
 
 
@@ -15,6 +16,8 @@ LARGE = torch.tensor([510.0, 0.0, -torch.inf])
     [
         (LARGE, LARGE + torch.tensor([0, 9e-5, 0]), None),  # terms of 510 that cancel, added in another order
         (LARGE, LARGE + torch.tensor([0, 9e-3, 0]), 0),
+        (BFLOAT16, BFLOAT16 + torch.tensor([0, 0.0625], dtype=torch.bfloat16), None),  # of terms that are rounded
+        (BFLOAT16, BFLOAT16 + torch.tensor([0, 0.125], dtype=torch.bfloat16), 0),
         (LARGE / 510, LARGE / 510 + torch.tensor([0, 9e-5, 0]), 0),
         (LARGE, LARGE.abs(), 0),
         (LARGE, LARGE.double(), 0),

@@ -45,6 +45,19 @@ def test_grouped_mm_equals_eager(form: str, offsets: list[int]) -> None:
     torch.testing.assert_close(compiled(function)(left, right), function(left, right), **TOLERANCE[torch.bfloat16])
 
 
+@pytest.mark.parametrize("form", ["rows", "columns"])
+def test_what_eager_leaves_undefined_is_no_changed_result(form: str) -> None:
+    """Rows of no group are as memory was: passes are verified on offsets of 0 and 1."""
+    left, right = (torch.randn(shape, dtype=torch.bfloat16) for shape in FORMS[form])
+    ends = torch.tensor(OFFSETS["uneven"], dtype=torch.int32)
+
+    def function(left: torch.Tensor, right: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.grouped_mm(left, right, offs=ends)
+
+    found = torch.compile(function, backend="helion_tpu", options={"verify": True})(left, right, ends)
+    torch.testing.assert_close(found, function(left, right, ends), **TOLERANCE[torch.bfloat16])
+
+
 @pytest.mark.sweep
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("ends", [(32, 64, 96, 128), (3, 3, 100, 120)])
