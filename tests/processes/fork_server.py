@@ -2,7 +2,7 @@
 
 To import them and to compile for the first time takes six seconds of a processor; a fork takes none. JAX has not run
 in the server: what is forked from it is a process of its own. ``tests.processes.forked`` speaks to it, a line of JSON
-each way. What libraries read from the environment when they are imported is what it was for the server.
+each way. Of what libraries read from the environment when they are imported, ``READ`` alone is read again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ from typing import Any, NoReturn
 
 IMPORTED = ("helion.language", "jax.experimental.pallas.tpu", "torch.distributed.tensor", "tpu_lowering.backend")
 
+READ = {"TORCH_CACHING_PRECOMPILE": "caching_precompile"}
+"""Switches of Dynamo, by their variables."""
+
 
 def get_ready() -> None:
     """Imports what a compilation imports: one with torch's own backend, of which nothing is kept."""
     for name in IMPORTED:
-        importlib.import_module(name)
+        if importlib.util.find_spec(name.partition(".")[0]) is not None:
+            importlib.import_module(name)
     import torch
     from torch._dynamo.utils import counters
 
@@ -46,7 +50,9 @@ def source_of(command: list[str], module: types.ModuleType) -> Any:
         return compile(command[1], "<string>", "exec")
     path = command[0]
     if command[0] == "-m":
-        module.__spec__ = importlib.util.find_spec(command[1])
+        spec = importlib.util.find_spec(command[1])
+        is_package = spec is not None and spec.submodule_search_locations is not None
+        module.__spec__ = importlib.util.find_spec(f"{command[1]}.__main__") if is_package else spec
         assert module.__spec__ is not None and module.__spec__.origin is not None, command
         path = module.__spec__.origin
     else:
@@ -63,9 +69,11 @@ def become(command: list[str], variables: dict[str, str], folder: str, output: s
         file = os.open(name, flags, 0o600)
         os.dup2(file, number)
         os.close(file)
-    sys.stdin = open(0, closefd=False)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(variables)
+    for variable, switch in READ.items():
+        setattr(sys.modules["torch._dynamo.config"], switch, variables.get(variable) == "1")
     os.chdir(folder)
     module = sys.modules["__main__"] = types.ModuleType("__main__")
     sys.argv = command[1:] if command[0].startswith("-") else command

@@ -77,9 +77,9 @@ def server(name: str = "first") -> Server:
     return Server()
 
 
-def run(*command: str, seconds: float = 300, **variables: str) -> str:
-    """What a process prints that ends well."""
-    child = server().start(*command, **variables)
+def run(*command: str, name: str = "first", seconds: float = 300, **given: Any) -> str:
+    """What a process of a server prints that ends well."""
+    child = server(name).start(*command, **given)
     output, errors = child.communicate(seconds)
     assert child.returncode == 0, f"{output[-1000:]}\n{errors[-5000:]}"
     return output

@@ -7,7 +7,6 @@ torch's precompilation is on, what it found is kept for later processes.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -151,8 +150,6 @@ def main(case: str, folder: str, *settings: str) -> None:
             read[name] = read[value]
         else:
             options[name] = {"True": True, "False": False}.get(value, value)
-    precompile = os.environ.get("TORCH_CACHING_PRECOMPILE") == "1"
-    torch._dynamo.config.caching_precompile = precompile  # torch was imported before the process was forked
     jax.monitoring.register_event_duration_secs_listener(_listen)
 
     def run(function: Any, **more: Any) -> Any:
@@ -160,7 +157,7 @@ def main(case: str, folder: str, *settings: str) -> None:
 
     torch.manual_seed(0)
     results = [value.tolist() for value in CASES[case](run)]
-    if precompile:
+    if torch._dynamo.config.caching_precompile:
         torch.compiler.save_cache_artifacts()
     graphs = counters["stats"]["unique_graphs"]
     print(json.dumps({"results": results, "compilations": len(compilations), "graphs": graphs}))
