@@ -31,7 +31,8 @@ def test_found_by_name_without_an_import() -> None:
     assert printed.splitlines()[-1] == "[2.0, 2.0]"
 
 
-def test_importing_changes_nothing_global() -> None:
+def test_nothing_global_is_changed() -> None:
+    """By importing, and by compiling: also with operands of 64 bits, a gradient, and after a refusal."""
     run_alone(
         STATE
         + textwrap.dedent(
@@ -41,17 +42,6 @@ def test_importing_changes_nothing_global() -> None:
                 getattr(tpu_lowering, name)
             import tpu_lowering.backend
             compare(before, state())
-            """
-        )
-    )
-
-
-def test_compiling_changes_nothing_global() -> None:
-    """Also with operands of 64 bits, a gradient, and after a refusal."""
-    run_alone(
-        STATE
-        + textwrap.dedent(
-            """
             run = torch.compile(lambda x, w: (x * 3, (w * 2).sum()), backend="helion_tpu")
             run(torch.ones(2, dtype=torch.int64), torch.ones(2, requires_grad=True))[1].backward()
             try:

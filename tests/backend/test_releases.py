@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import re
 import subprocess
@@ -53,31 +54,51 @@ lookup.private = private
 """
 
 
-def printed(code: str) -> list[str]:
-    """The lines that a process of its own prints."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+TABLES = "from tpu_lowering.lower.families import DRAWS, TABLE; print(len(TABLE), len(DRAWS))"
+PROGRAMS = {
+    "operators that are lacking": "SKIPPED = ()" + EVERY_MODULE + LACKED,
+    "no operator": "SKIPPED = ()" + NO_OPERATOR + EVERY_MODULE + TABLES,
+    "no private name": 'SKIPPED = ("restorable",)' + NO_PRIVATE_NAME + EVERY_MODULE + "print('imported')",
+}
+EACH = """
+import os, sys
+import helion.language, jax.experimental.pallas.tpu, torch.distributed.tensor
+assert not any(name.startswith("tpu_lowering") for name in sys.modules)
+for program in sys.argv[1:]:
+    print("-- program", flush=True)
+    if not (child := os.fork()):
+        exec(program, {"__name__": "__main__"})
+        sys.exit()
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@functools.cache
+def printed() -> dict[str, list[str]]:
+    """What each program prints in a process of its own, all forked from one that has imported torch and JAX."""
+    command = [sys.executable, "-c", EACH, *PROGRAMS.values()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.split()
+    _, *lines = done.stdout.split("-- program\n")
+    return dict(zip(PROGRAMS, map(str.split, lines), strict=True))
 
 
 def test_operators_that_the_installed_torch_lacks() -> None:
     """A name that is in no tested release is a slip of the pen, and would be a row that never is."""
     release = torch.__version__.partition("+")[0]
-    named = printed("SKIPPED = ()" + EVERY_MODULE + LACKED)
-    lacked = sorted({".".join(name.split(".")[:2]) for name in named})
+    lacked = sorted({".".join(name.split(".")[:2]) for name in printed()["operators that are lacking"]})
     known = sorted({name for names in LACKING.values() for name in names})
     assert lacked == LACKING.get(release, known)
 
 
 def test_nothing_is_imported_that_a_release_may_lack() -> None:
     """Without any operator of aten and prims, everything can be imported, and the table is empty."""
-    tables = "from tpu_lowering.lower.families import DRAWS, TABLE; print(len(TABLE), len(DRAWS))"
-    assert printed("SKIPPED = ()" + NO_OPERATOR + EVERY_MODULE + tables) == ["0", "0"]
+    assert printed()["no operator"] == ["0", "0"]
 
 
 def test_private_names_are_looked_up_where_they_are_needed() -> None:
     """Without any private name, all but what is a subclass of one (it is imported where a cache is on)."""
-    assert printed('SKIPPED = ("restorable",)' + NO_PRIVATE_NAME + EVERY_MODULE + "print('imported')") == ["imported"]
+    assert printed()["no private name"] == ["imported"]
 
 
 def test_operators_are_named_through_compat_alone() -> None:

@@ -19,7 +19,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from tests.mesh import models
+from tests.mesh import models, ranks
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
@@ -170,6 +170,9 @@ def autograd_collectives(rank: int, count: int) -> float:
 
 
 # Models -----------------------------------------------------------------------------------------------------
+LAYERS = 2 if ranks.ALL else 1
+
+
 def _against_one_process(
     spread: Callable[[nn.Module], nn.Module],
     rank: int,
@@ -185,7 +188,7 @@ def _against_one_process(
         mine: the rows of the batch that this rank has.
         data_ranks: how many ranks' losses are averaged.
     """
-    eager, model = models.decoder(dtype), spread(models.decoder(dtype))
+    eager, model = models.decoder(dtype, LAYERS), spread(models.decoder(dtype, LAYERS))
     # AdamW divides by the root of a gradient's square: of one that is all but zero it shows rounding alone.
     adam = dtype == torch.float64
     make = (

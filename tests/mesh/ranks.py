@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tests.processes.forked import Child, server
 from tpu_lowering.runtime.peers import free_port
 
 ALL = os.environ.get("TPU_LOWERING_MESH") == "all"
@@ -17,30 +16,21 @@ ALL = os.environ.get("TPU_LOWERING_MESH") == "all"
 SURROUNDINGS = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "TPU_LOG_DIR": "disabled", "MASTER_ADDR": "127.0.0.1"}
 
 
-def start(names: Sequence[str], count: int, **env: str) -> list[subprocess.Popen[str]]:
+def start(names: Sequence[str], count: int, **env: str) -> list[Child]:
     """One process a rank, each with the same cases."""
-    port = free_port()
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.mesh.worker", *names],
-            env={
-                **os.environ, **SURROUNDINGS, **env,
-                "RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_PORT": str(port),
-            },
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(count)
-    ]  # fmt: skip
+    world = {**SURROUNDINGS, **env, "WORLD_SIZE": str(count), "MASTER_PORT": str(free_port())}
+    command = ("-m", "tests.mesh.worker", *names)
+    return [server().start(*command, **world, RANK=str(rank)) for rank in range(count)]
 
 
-def collect(processes: Sequence[subprocess.Popen[str]], seconds: float) -> list[dict[str, Any]]:
+def collect(processes: Sequence[Child], seconds: float) -> list[dict[str, Any]]:
     """What each rank said, by case; "exit" is its exit status, "output" all that it printed."""
     found: list[dict[str, Any]] = []
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=seconds)
+            output, errors = process.communicate(timeout=seconds)
             lines = [line.removeprefix("RESULT ") for line in output.splitlines() if line.startswith("RESULT ")]
-            said: dict[str, Any] = {"exit": process.returncode, "output": output}
+            said: dict[str, Any] = {"exit": process.returncode, "output": output + errors}
             for line in lines:
                 said |= json.loads(line)
             found.append(said)

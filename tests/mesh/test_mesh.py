@@ -1,6 +1,6 @@
 """One process a rank: collectives and models as one program a direction, against eager.
 
-``TPU_LOWERING_MESH=all`` runs every case on four ranks too.
+``TPU_LOWERING_MESH=all`` runs every case on four ranks too, and models of two layers in place of one.
 """
 
 from __future__ import annotations

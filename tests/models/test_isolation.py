@@ -1,4 +1,4 @@
-"""The suite leaves nothing behind, and threads do not disturb each other."""
+"""Models leave nothing behind, and threads do not disturb each other: two small ones, and on request the suite."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from torch import nn
 from bench.zoo import MODELS, Inputs
 from tests.backend.alone import STATE, run_alone
 from tests.models.model_training import assert_equal, train
+from tests.models.small import SMALL
 
-FEW = ("distilbert", "resnet")
+KNOWN = {**MODELS, **SMALL}
 
 
-@pytest.mark.parametrize("names", [FEW, pytest.param(tuple(MODELS), marks=pytest.mark.large)], ids=["few", "all"])
+@pytest.mark.parametrize(
+    "names", [tuple(SMALL), pytest.param(tuple(MODELS), marks=pytest.mark.large)], ids=["small", "all"]
+)
 def test_no_global_state_is_changed(names: tuple[str, ...]) -> None:
     """By compiling, training and optimising the models one after the other, in one process."""
     run_alone(
         STATE
         + textwrap.dedent(
             f"""
-            from bench.zoo import MODELS
-            ready = [(MODELS[name], MODELS[name].build(), MODELS[name].inputs()) for name in {names!r}]
+            from tests.models.test_isolation import KNOWN
+            ready = [(KNOWN[name], KNOWN[name].build(), KNOWN[name].inputs()) for name in {names!r}]
             for chosen, model, inputs in ready:
                 chosen.step(model, inputs)[0].backward()  # the first-use settings of transformers
             before = state()
@@ -45,17 +48,19 @@ def test_no_global_state_is_changed(names: tuple[str, ...]) -> None:
 
 def prepared(name: str) -> tuple[nn.Module, Inputs]:
     torch.manual_seed(0)
-    return MODELS[name].build(), MODELS[name].inputs()
+    return KNOWN[name].build(), KNOWN[name].inputs()
 
 
-def test_two_threads_compile_and_train_different_models() -> None:
+@pytest.mark.parametrize(
+    "names", [tuple(SMALL), pytest.param(("distilbert", "resnet"), marks=pytest.mark.large)], ids=["small", "large"]
+)
+def test_two_threads_compile_and_train_different_models(names: tuple[str, ...]) -> None:
     """What one thread computes, with compiling in both at once: loss, result and gradients to the last bit.
 
     The optimiser's step is eager's own, and torch's arithmetic in another thread may differ in the last bit.
     """
-    names = ("distilbert", "resnet")
     ready = {name: prepared(name) for name in names}
-    steps = {name: torch.compile(MODELS[name].step, backend="helion_tpu", fullgraph=True) for name in names}
+    steps = {name: torch.compile(KNOWN[name].step, backend="helion_tpu", fullgraph=True) for name in names}
     alone = {name: train(copy.deepcopy(ready[name][0]), ready[name][1], steps[name]) for name in names}
     torch._dynamo.reset()
     together: dict[str, dict[str, torch.Tensor]] = {}

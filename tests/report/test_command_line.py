@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import tpu_lowering
+from tests.processes import forked
 from tpu_lowering import errors
 from tpu_lowering.__main__ import FIRST_LINES, main
 from tpu_lowering.report import commands, files
@@ -151,11 +152,10 @@ def test_a_second_device_passes(tmp_path: pathlib.Path) -> None:
     """In a process with two CPU devices; the compiler's bounds are those of a chip."""
     flags = "--xla_force_host_platform_device_count=2"
     out = tmp_path / "selftest.txt"
-    command = [sys.executable, "-m", "tpu_lowering", "selftest", "--device", "cpu:1", "--out", str(out)]
-    done = subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout == out.read_text()
-    lines = done.stdout.splitlines()
+    command = ("-m", "tpu_lowering", "selftest", "--device", "cpu:1", "--out", str(out))
+    printed = forked.run(*command, seconds=600, XLA_FLAGS=flags)
+    assert printed == out.read_text()
+    lines = printed.splitlines()
     assert lines[0] == "tpu_lowering selftest on cpu:1"
     assert [line for line in lines if line.startswith("pass  ")] == [f"pass  {name}" for name in selftest.TRIALS]
 

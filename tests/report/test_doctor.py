@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import types
+from typing import Any
+
 import pytest
 from rich.console import Console
 
+from tests.processes import forked
 from tpu_lowering import releases
+from tpu_lowering.__main__ import main
 from tpu_lowering.report.checks import doctor
 
 TORCH = {"torch": "2.13.0+cpu", "jax": "0.10.2", "jaxlib": "0.10.2"}
@@ -122,3 +129,20 @@ def test_what_is_missing_or_untested_is_no_failure_and_what_is_wrong_is_one() ->
     fine = [doctor.Finding(state, state, "") for state in ("ok", "missing", "untested")]
     assert doctor.print_findings(fine, console)
     assert not doctor.print_findings([*fine, doctor.Finding("b", "wrong", "")], console)
+
+
+def forked_run(command: list[str], *, timeout: float, **how: Any) -> subprocess.CompletedProcess[str]:
+    """What ``subprocess.run`` gives of a Python program, in a process that is forked from one with torch and JAX."""
+    assert command[:2] == [sys.executable, "-c"] and how == {"capture_output": True, "text": True}
+    child = forked.server().start(*command[1:])
+    output, errors = child.communicate(timeout)
+    return subprocess.CompletedProcess(command, child.returncode or 0, output, errors)
+
+
+def test_doctor_finds_the_cpu_runtime(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "subprocess", types.SimpleNamespace(run=forked_run))
+    assert main(["doctor"]) == 0
+    cells = "".join(c for c in capsys.readouterr().out if c.isalnum() or c in "+*")
+    assert "compiledandranx*2+1" in cells
+    assert "registeredasanentrypoint" in cells
+    assert "compiledx*2+1fortpu7x" in cells

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -43,20 +44,29 @@ ROWS, WIDTH = 8192, 4096
 class Step(torch.nn.Module):
     """Rows over data; a weight over both axes, gathered over data."""
 
-    def __init__(self, mesh, data, model):
+    def __init__(self, mesh, data, model, trained):
         super().__init__()
         self.mesh = mesh
-        self.weight = torch.nn.Parameter(torch.empty(WIDTH // data, WIDTH // model, dtype=torch.bfloat16))
+        weight = torch.empty(WIDTH // data, WIDTH // model, dtype=torch.bfloat16)
+        self.weight = torch.nn.Parameter(weight, requires_grad=trained)
 
     def forward(self, x):
         whole = all_gather_tensor_autograd(self.weight, 0, (self.mesh, 0))
         return torch.relu(x @ whole).float().square().sum()
 
 
-def step(mesh, data, model):
+def step_of(mesh, data, model, trained):
     if ROWS % data or data > 16:
         raise ValueError
-    return Step(mesh, data, model), (torch.empty(ROWS // data, WIDTH, dtype=torch.bfloat16),)
+    return Step(mesh, data, model, trained), (torch.empty(ROWS // data, WIDTH, dtype=torch.bfloat16),)
+
+
+def step(mesh, data, model):
+    return step_of(mesh, data, model, False)
+
+
+def training(mesh, data, model):
+    return step_of(mesh, data, model, True)
 
 
 def one_mesh(mesh, data, model):
@@ -167,10 +177,17 @@ def test_axes_are_the_names_of_sizes() -> None:
     assert axes_of(step) == AXES
 
 
-def test_the_command_compiles_models_and_checks(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+STEPS = ["step", "training"] if os.environ.get("TPU_LOWERING_SWEEP") == "all" else ["step"]
+"""A forward, and on request a backward too, for each of which a mesh takes a program more."""
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_command_compiles_models_and_checks(
+    step: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "steps.py"
     file.write_text(STEP)
-    code = main(["plan", f"{file}:step", "--target", "v5e", "--chips", "16..64", "--fuse", "never"])
+    code = main(["plan", f"{file}:{step}", "--target", "v5e", "--chips", "16..64", "--fuse", "never"])
     text = capsys.readouterr().out
     assert "The model against what libtpu says for v5e" in text
     assert ("The model holds" in " ".join(text.split())) is (code == 0)

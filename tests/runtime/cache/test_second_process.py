@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 
+from tests.processes import forked
 from tpu_lowering.runtime.cache.store import Store
 
-ROOT = pathlib.Path(__file__).parents[3]
+
+def start(case: str, folder: pathlib.Path, *settings: str, server: str = "first", **variables: str) -> forked.Child:
+    """A process of a server: what the first ones keep, those of the second find."""
+    variables = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "torch"), **variables}
+    command = ("-m", "tests.runtime.cache.child", case, str(folder / "ours"), *settings)
+    return forked.server(server).start(*command, **variables)
 
 
-def start(case: str, folder: pathlib.Path, *settings: str, **variables: str) -> subprocess.Popen[str]:
-    folders = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "torch")}
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **folders, **variables}
-    command = [sys.executable, "-m", "tests.runtime.cache.child", case, str(folder / "ours"), *settings]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-    )
-
-
-def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
+def answer(process: forked.Child) -> dict[str, Any]:
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-2000:]
     return json.loads(output.splitlines()[-1])
 
 
-def run(case: str, folder: pathlib.Path, *settings: str, **variables: str) -> dict[str, Any]:
-    return answer(start(case, folder, *settings, **variables))
+def run(case: str, folder: pathlib.Path, *settings: str, **given: str) -> dict[str, Any]:
+    return answer(start(case, folder, *settings, **given))
+
+
+later = functools.partial(run, server="second")
 
 
 def entries(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -42,13 +40,13 @@ def entries(folder: pathlib.Path) -> list[pathlib.Path]:
 
 @pytest.mark.parametrize("case", ["plain", "largest", "updates", "training", "kernel", "launch", "gradient"])
 def test_nothing_is_compiled_again(case: str, tmp_path: pathlib.Path) -> None:
-    first, second = run(case, tmp_path), run(case, tmp_path)
+    first, second = run(case, tmp_path), later(case, tmp_path)
     assert first["compilations"] > 0
     assert second == {**first, "compilations": 0}
 
 
 def test_a_program_that_calls_lapack_is_compiled_in_each_process(tmp_path: pathlib.Path) -> None:
-    first, second = run("factorised", tmp_path), run("factorised", tmp_path)
+    first, second = run("factorised", tmp_path), later("factorised", tmp_path)
     assert second == first
     assert not entries(tmp_path)
 
@@ -58,7 +56,7 @@ def test_damaged_entries_are_written_anew(tmp_path: pathlib.Path) -> None:
     damaged = entries(tmp_path)
     for number, path in enumerate(damaged):
         path.write_bytes(path.read_bytes()[:-9] if number % 2 else b"something else")
-    assert run("training", tmp_path) == first
+    assert later("training", tmp_path) == first
     store = Store(tmp_path / "ours")
     assert damaged and all(store.read(path.name) is not None for path in damaged)
 
@@ -66,24 +64,24 @@ def test_damaged_entries_are_written_anew(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("case", ["kernel", "launch"])
 def test_a_kernel_with_another_body_is_another_program(case: str, tmp_path: pathlib.Path) -> None:
     first = run(case, tmp_path, "FACTOR=2")
-    second = run(case, tmp_path, "FACTOR=3")
+    second = later(case, tmp_path, "FACTOR=3")
     assert second["compilations"] > 0 or case == "launch"  # a global number is an operand of a Helion kernel
     (two,), (three,) = (torch.tensor(process["results"]) for process in (first, second))
     torch.testing.assert_close((two - 1) * 3, (three - 1) * 2)
 
 
 def test_a_kernel_with_another_gradient_is_another_program(tmp_path: pathlib.Path) -> None:
-    first, second = run("gradient", tmp_path, "FACTOR=3"), run("gradient", tmp_path, "FACTOR=6")
+    first, second = run("gradient", tmp_path, "FACTOR=3"), later("gradient", tmp_path, "FACTOR=6")
     torch.testing.assert_close(torch.tensor(first["results"]) * 2, torch.tensor(second["results"]))
 
 
 def test_another_kernel_under_the_name_is_another_program(tmp_path: pathlib.Path) -> None:
     first = run("launch", tmp_path)
-    second = run("launch", tmp_path, "scale_into=negate_into")
+    second = later("launch", tmp_path, "scale_into=negate_into")
     torch.testing.assert_close(*(sign * (torch.tensor(p["results"]) - 1) for sign, p in ((1, first), (-1, second))))
 
 
 def test_processes_at_once_agree(tmp_path: pathlib.Path) -> None:
     answers = [answer(process) for process in [start("training", tmp_path) for _ in range(3)]]
     assert all(one["results"] == answers[0]["results"] for one in answers)
-    assert run("training", tmp_path) == {**answers[0], "compilations": 0}
+    assert later("training", tmp_path) == {**answers[0], "compilations": 0}

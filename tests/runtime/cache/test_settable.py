@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import types
 from collections.abc import Generator
@@ -20,6 +19,7 @@ from jax import nn
 from jax import numpy as jnp
 
 import tpu_lowering
+from tests.processes import forked
 from tests.runtime.cache import settable
 from tpu_lowering.kernels.fingerprints import follow
 
@@ -28,12 +28,10 @@ IN_GRAPHS = SCRIPT.with_name("python_in_graphs.py")
 X = torch.ones(3, dtype=torch.float32)
 
 
-def results(script: pathlib.Path, folder: pathlib.Path, number: int, **variables: str) -> dict[str, float]:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch"), **variables}
-    command = [sys.executable, str(script), str(folder / "ours"), str(number)]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-    assert process.returncode == 0, process.stderr[-2000:]
-    return json.loads(process.stdout.splitlines()[-1])
+def printed(script: pathlib.Path, folder: pathlib.Path, name: str, *arguments: str, **variables: str) -> str:
+    """What a process of a server prints."""
+    variables = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "torch"), **variables}
+    return forked.run(str(script), str(folder / "ours"), *arguments, name=name, **variables)
 
 
 @pytest.mark.parametrize("precompile", ["0", "1"])
@@ -41,8 +39,9 @@ def results(script: pathlib.Path, folder: pathlib.Path, number: int, **variables
 def test_a_later_process_finds_nothing_with_another_number(
     script: pathlib.Path, precompile: str, tmp_path: pathlib.Path
 ) -> None:
-    for number in (2, 3):
-        found = results(script, tmp_path, number, TORCH_CACHING_PRECOMPILE=precompile)
+    for number, server in ((2, "first"), (3, "second")):
+        lines = printed(script, tmp_path, server, str(number), TORCH_CACHING_PRECOMPILE=precompile).splitlines()
+        found = json.loads(lines[-1])
         assert len(found) > 5 and {name: value for name, value in found.items() if value != number} == {}
 
 
@@ -206,14 +205,7 @@ def test_a_program_of_an_earlier_process_whose_kernel_changed_is_refused(tmp_pat
     """It came without its graph, so it cannot be compiled again."""
     script = tmp_path / "script.py"
     script.write_text(CHANGED)
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "torch")}
-    printed: list[str] = []
-    for _ in range(2):
-        command = [sys.executable, str(script), str(tmp_path / "ours")]
-        process = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-        assert process.returncode == 0, process.stderr[-2000:]
-        printed.append(process.stdout)
-    first, second = printed
+    first, second = (printed(script, tmp_path, server) for server in ("first", "second"))
     assert first == "2.0\n3.0\n3.0\n"
     assert second == (
         "2.0\n"

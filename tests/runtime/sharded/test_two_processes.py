@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import socket
-import subprocess
-import sys
 
-ROOT = pathlib.Path(__file__).parents[3]
+from tests.processes import forked
 
 PROGRAM = """
 import copy, sys
@@ -67,14 +64,7 @@ def test_a_mesh_of_two_processes() -> None:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(rank), address],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    processes = [forked.server().start("-c", PROGRAM, str(rank), address, XLA_FLAGS=flags) for rank in range(2)]
     try:
         for process in processes:
             output, errors = process.communicate(timeout=300)
