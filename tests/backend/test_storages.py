@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +10,7 @@ import pytest
 import torch
 
 import tpu_lowering
+from tests.processes import forked
 
 SIZES = (3, 1 << 10, 1 << 12, 1 << 16)  # below and above what is copied rather than imported
 
@@ -106,6 +104,7 @@ from torch.distributed.fsdp import fully_shard
 rank, world, store, how = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 os.environ["GLOO_SOCKET_IFNAME"] = "lo"
 torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+torch.set_num_threads(1)
 mesh = init_device_mesh("cpu", (world,))
 
 
@@ -152,12 +151,8 @@ def test_fully_shard(how: str, tmp_path: Any) -> None:
     """FSDP2 over two processes on loopback: it frees parameters after each use, and gathers them again."""
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(FSDP))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, str(script), str(rank), "2", str(tmp_path / "store"), how] for rank in range(2)]
-    running = [
-        subprocess.Popen(c, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for c in commands
-    ]
+    commands = [(str(script), str(rank), "2", str(tmp_path / "store"), how) for rank in range(2)]
+    running = [forked.server().start(*command) for command in commands]
     for process in running:
         printed, errors = process.communicate(timeout=300)
         assert process.returncode == 0 and "trained" in printed, errors[-3000:]

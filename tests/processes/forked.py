@@ -66,7 +66,8 @@ class Server:
         own = pathlib.Path(self.folder.name) / str(next(self.numbers))
         files = own.with_suffix(".output"), own.with_suffix(".errors")
         output, errors = map(str, files)
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_LOG_DIR": "disabled", **variables}
+        known = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        environment = {**known, "JAX_PLATFORMS": "cpu", "TPU_LOG_DIR": "disabled", **variables}
         pid = self.ask(command=list(command), variables=environment, folder=str(folder), output=output, errors=errors)
         return Child(self, pid, files)
 

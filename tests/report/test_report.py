@@ -14,6 +14,7 @@ import torch
 import tpu_lowering
 from tests.processes import forked
 from tpu_lowering.__main__ import main
+from tpu_lowering.demo import model as model_of_demo
 
 EXPECTED = """\
 ╭───────────── tpu_lowering ──────────────╮
@@ -68,7 +69,7 @@ def test_counts_of_the_main_job() -> None:
     assert report.bytes_saved == 2 * NBYTES  # the allocation was written, the aliased operand fetched
     assert report.allocations_kept == report.aliases_kept == report.notes == ()
     assert [buffer.node for buffer in report.removed] == ["empty_like"]
-    assert report.removed[0].where == "test_report.py:37 in model: out = torch.empty_like(x)"
+    assert report.removed[0].where == "test_report.py:38 in model: out = torch.empty_like(x)"
 
 
 def test_prints_as_tables() -> None:
@@ -76,7 +77,7 @@ def test_prints_as_tables() -> None:
     assert text.startswith(EXPECTED)
     assert "│ programs (torch_tpu's split rule) │          3 │        1 │" in text
     assert "│ bytes to fill and fetch these     │   32.0 KiB │      0 B │" in text
-    assert "\nRemoved: empty_like, 16.0 KiB, test_report.py:37 in model: out = torch.empty_like(x)" in text
+    assert "\nRemoved: empty_like, 16.0 KiB, test_report.py:38 in model: out = torch.empty_like(x)" in text
 
 
 def test_equal_lines_are_printed_once() -> None:
@@ -87,14 +88,14 @@ def test_equal_lines_are_printed_once() -> None:
 
     text = str(tpu_lowering.explain(layers, X))
     assert text.count("Removed: ") == 1
-    assert "\nRemoved: 3 × empty_like, 48.0 KiB, test_report.py:37 in model: out = torch.empty_like(x)" in text
+    assert "\nRemoved: 3 × empty_like, 48.0 KiB, test_report.py:38 in model: out = torch.empty_like(x)" in text
 
 
 def test_a_kept_fill_says_why() -> None:
     report = tpu_lowering.explain(keeps_a_fill, X)
     (kept,) = report.allocations_kept
     assert (kept.code, kept.node, kept.nbytes) == ("TL501", "full_default", NBYTES)
-    assert kept.where == "test_report.py:43 in keeps_a_fill: total = torch.zeros_like(x)"
+    assert kept.where == "test_report.py:44 in keeps_a_fill: total = torch.zeros_like(x)"
     assert kept.reason == "add_to: the body loads it before it has stored every element"
     assert kept.remedy == "nothing to do if the kernel should read it; else write every element before loading any"
     assert "[TL501]" in str(report)
@@ -202,7 +203,11 @@ def test_explain_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[s
     )
 
 
-def test_demo_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one layer of the decoder; ``tests/kernels/test_demo.py`` compares all of it."""
+    config = model_of_demo.config()
+    config.num_hidden_layers = 1
+    monkeypatch.setattr(model_of_demo, "config", lambda: config)
     assert main(["demo"]) == 0
     text = capsys.readouterr().out
     assert "equal within float32 rounding" in " ".join(text.split())
@@ -225,6 +230,6 @@ def test_generated_code_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="tpu_lowering"):
         torch.compile(model, backend="helion_tpu")(X)
     (code,) = [record.getMessage() for record in caplog.records if record.name == "tpu_lowering.output_code"]
-    assert '    with jax.named_scope("test_report.py:38"):\n' in code
+    assert '    with jax.named_scope("test_report.py:39"):\n' in code
     assert "        mul = aten.mul(arg0_1, 2, out=f32[16, 256])\n" in code
     assert "        (getitem,) = exp_into(mul, None)\n" in code

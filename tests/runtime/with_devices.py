@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import pathlib
-import subprocess
-import sys
 from collections.abc import Generator
 from typing import Any
 
 import pytest
 import torch
 
+from tests.processes import forked
 from tpu_lowering.runtime.device import DeviceProgram, DeviceRuntime
 
-ROOT = pathlib.Path(__file__).parents[2]
 FLAG = "--xla_force_host_platform_device_count="
 
 
@@ -26,12 +24,10 @@ def are_there(count: int) -> bool:
 def run(folder: pathlib.Path, count: int) -> None:
     """Runs the tests of a folder with a number of devices; all must pass, and none be skipped."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}{count}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert run.returncode == 0, run.stdout[-10_000:] + run.stderr[-2_000:]
-    assert " passed" in run.stdout and "skipped" not in run.stdout
+    child = forked.server().start("-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder), XLA_FLAGS=flags)
+    output, errors = child.communicate(timeout=600)
+    assert child.returncode == 0, output[-10_000:] + errors[-2_000:]
+    assert " passed" in output and "skipped" not in output
 
 
 @pytest.fixture
