@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
 import pathlib
 from typing import Any
 
@@ -177,11 +176,8 @@ def test_axes_are_the_names_of_sizes() -> None:
     assert axes_of(step) == AXES
 
 
-STEPS = ["step", "training"] if os.environ.get("TPU_LOWERING_SWEEP") == "all" else ["step"]
-"""A forward, and on request a backward too, for each of which a mesh takes a program more."""
-
-
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.sweep
+@pytest.mark.parametrize("step", ["step", "training"])
 def test_the_command_compiles_models_and_checks(
     step: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
