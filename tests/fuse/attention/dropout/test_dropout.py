@@ -254,6 +254,7 @@ def by_another_draw(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor)
     return OtherDraw.apply((query @ key.mT / 8).softmax(-1)) @ value
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("function", "code"),
     [

@@ -71,6 +71,7 @@ def test_equals_eager(heads: int, groups: int, dtype: torch.dtype) -> None:
     close(fused(decode, *operands), decode(*operands))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("size", "width"), [(8, 128), (24, 256), (128, 128)])
 def test_sizes_of_pages(size: int, width: int) -> None:
     """Several blocks, of which the last has less than the others."""
@@ -259,6 +260,7 @@ def of_both(*operands: torch.Tensor) -> torch.Tensor:
     return decode(query, key[0], key[1], table, lengths)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("function", [of_a_layer, of_heads_apart, of_both])
 def test_pages_inside_of_larger_tensors(function: Function) -> None:
     """Whatever else is in there."""
