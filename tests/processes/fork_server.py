@@ -30,14 +30,15 @@ READ = {"TORCH_CACHING_PRECOMPILE": "caching_precompile"}
 
 
 def get_ready() -> None:
-    """Imports what a compilation imports: one with torch's own backend, of which nothing is kept."""
+    """Imports what a compilation imports: one with torch's own backend, of which nothing is kept. None with gradients:
+    torch built for CUDA starts threads for these, and no fork may follow."""
     for name in IMPORTED:
         if importlib.util.find_spec(name.partition(".")[0]) is not None:
             importlib.import_module(name)
     import torch
     from torch._dynamo.utils import counters
 
-    torch.compile(lambda x: x + 1, backend="aot_eager")(torch.ones(2, requires_grad=True))
+    torch.compile(lambda x: x + 1, backend="aot_eager")(torch.ones(2))
     torch._dynamo.reset()
     counters.clear()
     gc.collect()

@@ -47,7 +47,7 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.processes.fork_server"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "TPU_LOG_DIR": "disabled"},
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "TPU_LOG_DIR": "disabled", "OPENBLAS_NUM_THREADS": "1"},
         )  # fmt: skip
         atexit.register(self.end)
 

@@ -79,7 +79,7 @@ DDP = """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        mp.start_processes(work, args=(port, ORDER), nprocs=2, start_method="fork")  # JAX has not run here
+        mp.spawn(work, args=(port, sys.argv[1] if len(sys.argv) > 1 else ORDER), nprocs=2)
         print("equal")
 """
 

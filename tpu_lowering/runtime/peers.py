@@ -285,7 +285,20 @@ class Peers:
 
     def _broken(self, error: errors.TpuLoweringError) -> errors.TpuLoweringError:
         self.fault = error
+        with contextlib.suppress(RuntimeError):
+            self._let_others_hear()
         return error
+
+    def _let_others_hear(self) -> None:
+        """The first rank, which mostly holds the store, waits until the others that live have heard of the fault: if it
+        ended at once, they would only learn that the store is gone."""
+        self.store.set(f"heard/{self.place}", "")
+        end = time.monotonic() + 2 * PATIENCE
+        while dist.get_rank() == 0 and time.monotonic() < end:
+            deaf = [place for place in self.others if not self._has(f"heard/{place}")]
+            if all(self.pulse.is_gone(self.ranks[place]) for place in deaf):
+                return
+            time.sleep(0.05)
 
     def _raise_again(self) -> None:
         if self.fault is not None:

@@ -140,7 +140,7 @@ def test_a_gather_on_the_sparse_core_is_read_from_the_dump() -> None:
 def test_too_much_vmem_is_refused() -> None:
     assert refusal(one_block, torch.empty(8192, 8192), target="v5e") == (
         "[TL601] more VMEM needed than there is: exp_in_one_block\n"
-        "  at   test_aot.py:120 in one_block: exp_in_one_block(x, out)\n"
+        "  at   test_aot.py:121 in one_block: exp_in_one_block(x, out)\n"
         "  why  expected at most 128.0 MiB of VMEM on v5e, got 256.0 MiB\n"
         "  fix  choose smaller block sizes, or fewer or narrower operands in one block"
     )
