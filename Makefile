@@ -22,8 +22,8 @@ unit: .venv/dev
 
 # Torch's databases of operators, modules and optimizers: every entry, every sample, every dtype, and gradients.
 test-ops: .venv/dev
-	TPU_LOWERING_OPINFO=all $(BIN)/python -m pytest tests/opinfo/test_opinfo.py tests/lower/test_products.py \
-		tests/lower/test_samples.py -n 2 --dist worksteal
+	TPU_LOWERING_OPINFO=all TPU_LOWERING_SWEEP=all $(BIN)/python -m pytest tests/opinfo/test_opinfo.py \
+		tests/lower/test_products.py tests/lower/test_samples.py -n 2 --dist worksteal
 
 # What eager refuses of that database is refused; strides of results where arguments are not row-major: every entry.
 test-mistakes: .venv/dev

@@ -3,14 +3,13 @@
 A result passes if it is as close to eager as ``torch.testing.assert_close`` wants for its dtype or, where
 sums cancel, if its error against the same call in float64 is at most twice eager's own.
 
-By default every third operator runs, with ``TPU_LOWERING_OPINFO=all`` (``make test-ops``) all of them.
+By default a third of the operators runs, with ``TPU_LOWERING_SWEEP=all`` (``make test-ops``) all of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +19,6 @@ import torch.utils._pytree as pytree
 from torch.testing._internal.common_methods_invocations import op_db
 
 from tests.lower.evaluate import capture, evaluate
-
-EVERY = 1 if os.environ.get("TPU_LOWERING_OPINFO") == "all" else 3
 
 FIRST = 60  # samples are picked evenly from the first so many
 
@@ -206,13 +203,15 @@ def _check_against_float64(got: list[torch.Tensor], eager: list[torch.Tensor], e
         assert ours <= 2 * theirs, f"error {ours:.2e}, eager's {theirs:.2e}"
 
 
-@pytest.mark.parametrize("name", list(FORWARD)[::EVERY])
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", FORWARD)
 def test_forward_matches_eager(name: str) -> None:
     op = _op_info(name)
     dtypes = [x for x in FORWARD[name] if op.supports_dtype(x, "cpu") and (name, x) not in LEFT_OUT]
     _check([call for dtype in dtypes for call in _calls(op, dtype)])
 
 
-@pytest.mark.parametrize("name", BACKWARD[::EVERY])
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", BACKWARD)
 def test_backward_matches_eager(name: str) -> None:
     _check([_gradient_of(call) for call in _calls(_op_info(name), torch.float32, requires_grad=True)])

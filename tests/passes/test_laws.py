@@ -295,7 +295,7 @@ class Watched:
     """A captured graph on which passes run, and keep the laws."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.module = name, normalised(captured(name))
+        self.module = normalised(captured(name))
         self.graph = self.module.graph
         self.samples = [interpreter.random_arguments(self.graph, seed) for seed in (1, 2)]
         self.values = self.computed()

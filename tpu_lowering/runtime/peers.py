@@ -293,8 +293,10 @@ class Peers:
         """The first rank, which mostly holds the store, waits until the others that live have heard of the fault: if it
         ended at once, they would only learn that the store is gone."""
         self.store.set(f"heard/{self.place}", "")
+        if dist.get_rank() != 0:
+            return
         end = time.monotonic() + 2 * PATIENCE
-        while dist.get_rank() == 0 and time.monotonic() < end:
+        while time.monotonic() < end:
             deaf = [place for place in self.others if not self._has(f"heard/{place}")]
             if all(self.pulse.is_gone(self.ranks[place]) for place in deaf):
                 return

@@ -114,9 +114,8 @@ def test_an_interrupt_leaves_no_compiler_behind(monkeypatch: pytest.MonkeyPatch)
 
 
 COMPILES = """
-import pathlib, torch, tpu_lowering
+import torch, tpu_lowering
 from tpu_lowering.runtime.aot import compiler
-wait = compiler._wait
 def waiting(server, output, seconds):
     while compiler._number(output / "pid") is None: pass
     print(server.process.pid, compiler._number(output / "pid"), flush=True)
@@ -297,7 +296,7 @@ def test_an_operation_of_xla_that_needs_more_vmem_is_no_fault_of_a_kernel(monkey
         str(caught.value),
         """\
 [TL601] more VMEM needed than there is: an operation of XLA (fusion)
-  at   test_compiler.py:284
+  at   test_compiler.py:283
   why  expected at most 32.00M of VMEM, which is what XLA gives an operation on v6e, got 32.50M
   fix  give operations more of it: LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=65536 in the environment, before Python starts""",
     )

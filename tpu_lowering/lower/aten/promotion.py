@@ -20,6 +20,8 @@ from tpu_lowering.session import kept
 
 Scalar = bool | int | float | complex
 
+FLOAT8 = (np.dtype(jnp.float8_e4m3fn), np.dtype(jnp.float8_e5m2))
+
 _NARROW_FLOATS = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -65,19 +67,17 @@ def cast(value: Any, dtype: np.dtype[Any]) -> jax.Array:
     Float8 is rounded from float32, whatever the value was, as torch does it.
     """
     if isinstance(value, bool | int | float | complex):
-        value = np.asarray(value)
-        return jnp.asarray((np.clip(np.float32(value), *_held(dtype)) if _is_float8(dtype) else value).astype(dtype))
+        number = np.asarray(value)
+        if dtype in FLOAT8:
+            number = np.clip(np.float32(number), *_held(dtype))
+        return jnp.asarray(number.astype(dtype))
     if jnp.iscomplexobj(value) and not jnp.issubdtype(dtype, np.complexfloating):
         value = (value != 0) if dtype == np.bool_ else jnp.real(value)
     if value.dtype == np.bool_ and jnp.issubdtype(dtype, np.inexact):
         return jnp.where(value, jnp.ones((), dtype), jnp.zeros((), dtype))
-    if _is_float8(dtype) and value.dtype != dtype:
+    if dtype in FLOAT8 and value.dtype != dtype:
         value = jnp.clip(jax.lax.convert_element_type(value, np.float32), *_held(dtype))
     return jax.lax.convert_element_type(value, dtype)
-
-
-def _is_float8(dtype: np.dtype[Any]) -> bool:
-    return dtype in (jnp.float8_e4m3fn, jnp.float8_e5m2)
 
 
 @kept(2, "today's torch makes the largest number of a larger one where a type has no infinity, torch 2.9 makes NaN")

@@ -19,13 +19,11 @@ from torch import fx
 from tpu_lowering import compat
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.types import TensorType
-from tpu_lowering.lower.aten.promotion import cast, compute_dtype, finish, widen
+from tpu_lowering.lower.aten.promotion import FLOAT8, cast, compute_dtype, finish, widen
 from tpu_lowering.lower.table import Limit, lowers
 from tpu_lowering.session import kept
 
 aten = compat.aten
-
-NARROWEST = (np.dtype(jnp.float8_e4m3fn), np.dtype(jnp.float8_e5m2))
 
 
 def _scaled(self: Any, mat2: Any, scale_a: Any, scale_b: Any, bias: Any) -> jax.Array:
@@ -74,7 +72,7 @@ def scaled_mm(
     """float8 [m, k] @ float8 [k, n], scaled whole or by rows and columns. ``scale_result`` divides float8 results
     alone."""
     result = _scaled(self, mat2, scale_a, scale_b, bias)
-    if scale_result is not None and out.dtype in NARROWEST:
+    if scale_result is not None and out.dtype in FLOAT8:
         result = result / scale_result.reshape(())
     return finish(result, out)
 
