@@ -153,7 +153,7 @@ DRAWN = (
 )
 CALLED = DRAWN.without(legal.FUNCTIONALIZED)
 NORMAL = CALLED.without(legal.targets("views of memory", views.REMOVED)).with_(
-    legal.BOXES, legal.CONTRACTIONS, legal.INTERVALS, legal.MATERIALIZED
+    legal.BOXES, legal.CHANNELS, legal.CONTRACTIONS, legal.INTERVALS, legal.MATERIALIZED
 )
 """After normalising: tensors are values, a kernel has one form of call."""
 LOWERED = NORMAL.instead(legal.ATEN, legal.Operators("operators with a row of the table", TABLE.__contains__))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import pytest
 import torch
 from expecttest import assert_expected_inline as inline
@@ -12,9 +13,10 @@ from expecttest import assert_expected_inline as inline
 from tests.cases.harness import Record, capture, normalised
 from tests.cases.test_goldens import before_and_after
 from tests.fuse.attention.functions import compiled, trained
-from tpu_lowering import aot
+from tpu_lowering import aot, compat
 from tpu_lowering.fuse.sum_intervals import SumIntervals
 from tpu_lowering.ir import chips
+from tpu_lowering.lower import intervals as lower_intervals
 from tpu_lowering.passes.simplify_views import SimplifyViews
 
 bf16 = torch.bfloat16
@@ -209,3 +211,16 @@ def test_xla_writes_no_square() -> None:
     ]
     assert sizes[0] < 1.05 * given[1].nbytes
     assert sizes[1] > 3 * given[1].nbytes
+
+
+def test_counts_of_long_rows() -> None:
+    """Counts of infinities in rows that are longer than half of 32 bits can count."""
+    length = 1 << 16
+    with compat.enable_x64(True):
+        values = jnp.zeros(length).at[jnp.array([3, 40_000])].set(-jnp.inf).at[50_000].set(jnp.nan)
+        counts = lower_intervals._counted(values.at[60_000:].set(jnp.inf))
+        assert counts.dtype == jnp.int64
+        between = jnp.stack([counts[39_999] - counts[3], counts[45_000] - counts[3], counts[50_000] - counts[45_000]])
+        between = jnp.append(between, counts[-1] - counts[50_000])
+        found = lower_intervals._with_infinities(jnp.ones(4), between)
+    assert [str(one) for one in found] == ["1.0", "-inf", "nan", "inf"]

@@ -233,6 +233,18 @@ def batches_that_share(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 @case
+def decayed_keys(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Keys that heads share, by numbers of each head."""
+    keys = x.view(2, 4, 2, 1, 8).expand(-1, -1, -1, 3, -1).flatten(2, 3) * y.view(-1)[:48].view(2, 4, 6, 1)
+    return torch.einsum("bshn,bshp->bhpn", keys, keys.cos()) * y.view(-1)[:12].view(2, 6, 1, 1)
+
+
+@case
+def tokens_before(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return F.silu(F.conv1d(x.view(2, 4, 16), y[:4, None, :4], padding=3, groups=4)[..., :16])
+
+
+@case
 def gated_layer(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return ((x @ y.mT).sigmoid() * (y @ x.mT)) @ x
 

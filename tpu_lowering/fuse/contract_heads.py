@@ -23,7 +23,9 @@ from collections.abc import Sequence
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.heads.axes import BATCHES, COLUMNS, MATRICES, Axis, AxisProduct, Placed, product_of
+from tpu_lowering.fuse.heads.axes import BATCHES, COLUMNS, MATRICES, AxisProduct, Computed, product_of
+from tpu_lowering.fuse.heads.delay_reshapes import delay_reshapes
+from tpu_lowering.fuse.heads.placed import Axis, Placed
 from tpu_lowering.fuse.heads.split_columns import split_columns
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
@@ -53,7 +55,9 @@ class ContractBatches:
     name: str = "contract_batches"
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
-        return _contract_all(graph, BATCHES)
+        actions = _contract_all(graph, BATCHES)
+        delay_reshapes(graph)
+        return actions
 
 
 def _contract_all(graph: fx.Graph, targets: Sequence[object]) -> list[Action]:
@@ -74,7 +78,7 @@ def _contract(graph: fx.Graph, product: AxisProduct) -> Action:
     terms = ["".join(names[axis] for axis in one.axes) for one in (product.left, product.right, order)]
     equation = f"{terms[0]},{terms[1]}->{terms[2]}"
     with graphs.inserting_for(product.node):
-        factors = [graphs.reshaped(graph, one.node, one.sizes) for one in (product.left, product.right)]
+        factors = [_factor(graph, one) for one in (product.left, product.right)]
         bias = [] if product.bias is None else [_along_columns(graph, product.bias, order)]
         result = graphs.call(graph, contract, equation, *factors, *bias)
         new = [(one.node, _as(graph, result, order, one)) for one in product.results]
@@ -83,6 +87,13 @@ def _contract(graph: fx.Graph, product: AxisProduct) -> Action:
     for old, node in new:
         old.replace_all_uses_with(node)
     return action
+
+
+def _factor(graph: fx.Graph, factor: Placed) -> fx.Node:
+    """A factor with its axes as dimensions."""
+    if isinstance(factor, Computed):
+        return factor.work.computed(graph, list(factor.leaves), factor.axes)
+    return graphs.reshaped(graph, factor.node, factor.sizes)
 
 
 def _without_repeats(product: AxisProduct) -> Placed:

@@ -21,12 +21,13 @@ from tpu_lowering.fuse.sum_intervals import SumIntervals
 from tpu_lowering.fuse.sum_repeated import SumRepeated
 from tpu_lowering.fuse.take_experts_as_stored import TakeExpertsAsStored
 from tpu_lowering.passes.base import Pass
+from tpu_lowering.passes.convolve_channels import ConvolveChannels
 
 
 def fusion(chooser: Chooser | None = None) -> tuple[Pass, ...]:
     """Passes that make kernels of operators; before these, what is computed of fewer rows, and products over what lies
     as it is stored. ``chooser`` chooses between forms; None takes each pass's own choice."""
-    rows_used = (GatherFirst(), SumGathered(), SliceFirst())
+    rows_used = (GatherFirst(), SumGathered(), SliceFirst(), ConvolveChannels())
     products = (ContractHeads(), TakeExpertsAsStored(), SelectRows(), SumRepeated(), SumIntervals())
     attention = (FuseAttention(), ContractBatches(), FuseAroundKernels(), ConcatenateInProduct(), MergeEqual())
     rows = (ExpandRows(), MergeEqual(), FuseRows(chooser), FuseLongRows(chooser), CompareScattered(), ComputeOnce())

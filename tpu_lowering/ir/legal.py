@@ -23,6 +23,7 @@ from tpu_lowering.ir.boxes import Box, read_box, write_box
 from tpu_lowering.ir.collectives import COLLECTIVES as ALONG_AXES
 from tpu_lowering.ir.contractions import contract
 from tpu_lowering.ir.control_flow import CONTROL_FLOW
+from tpu_lowering.ir.convolutions import convolve_channels
 from tpu_lowering.ir.dropped_attention import dropped_attention, dropped_attention_gradients
 from tpu_lowering.ir.intervals import interval_sums
 from tpu_lowering.ir.kernels import kernel_call
@@ -275,6 +276,7 @@ CONTRACTIONS = targets("contractions", (contract,), _contracts_its_axes)
 MATERIALIZED = targets("values written once", (materialize,))
 DROPPED = targets("attention with dropped weights", (dropped_attention, dropped_attention_gradients), _drops_weights)
 INTERVALS = targets("sums of intervals", (interval_sums,))
+CHANNELS = targets("convolutions of channels", (convolve_channels,))
 CONSTRAINTS = targets("constraints of shardings", (constrain,))
 
 COLLECTIVES = targets("collectives", ALONG_AXES)

@@ -12,6 +12,7 @@ from typing import Any
 from tpu_lowering.ir import boxes as on_boxes
 from tpu_lowering.ir import collectives as along_axes
 from tpu_lowering.ir import contractions as on_axes
+from tpu_lowering.ir import convolutions as of_channels
 from tpu_lowering.ir import dropped_attention as of_weights
 from tpu_lowering.ir import intervals as on_intervals
 from tpu_lowering.ir import materialized as written
@@ -22,6 +23,7 @@ from tpu_lowering.lower import (
     boxes,
     collectives,
     contractions,
+    convolutions,
     dropped_attention,
     intervals,
     materialized,
@@ -37,6 +39,7 @@ OWN: dict[Any, Callable[..., Any]] = {
     on_keys.pack_key: random.pack_key,
     on_keys.unpack_key: random.unpack_key,
     on_axes.contract: contractions.contract,
+    of_channels.convolve_channels: convolutions.convolve_channels,
     of_weights.dropped_attention: dropped_attention.dropped_attention,
     of_weights.dropped_attention_gradients: dropped_attention.dropped_attention_gradients,
     on_intervals.interval_sums: intervals.interval_sums,

@@ -14,6 +14,7 @@ from tpu_lowering.ir.boxes import read_box, write_box
 from tpu_lowering.ir.collectives import COLLECTIVES
 from tpu_lowering.ir.contractions import contract
 from tpu_lowering.ir.control_flow import CONTROL_FLOW
+from tpu_lowering.ir.convolutions import convolve_channels
 from tpu_lowering.ir.dropped_attention import dropped_attention, dropped_attention_gradients
 from tpu_lowering.ir.intervals import interval_sums
 from tpu_lowering.ir.kernels import kernel_call
@@ -29,8 +30,8 @@ from tpu_lowering.lower.table import Limit
 
 aten = compat.aten
 OWN = (
-    kernel_call, read_box, write_box, contract, interval_sums, materialize, derive_key, pack_key, unpack_key, constrain,
-    dropped_attention, dropped_attention_gradients, operator.getitem,
+    kernel_call, read_box, write_box, contract, convolve_channels, interval_sums, materialize, derive_key, pack_key,
+    unpack_key, constrain, dropped_attention, dropped_attention_gradients, operator.getitem,
 )  # fmt: skip
 
 

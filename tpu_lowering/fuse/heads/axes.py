@@ -9,13 +9,23 @@ axis along which a factor repeats its elements is none of that factor's.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.attention.views import REPEATED, Digits, View, merged, view_of
+from tpu_lowering.fuse.attention.views import REPEATED, View, merged, view_of
+from tpu_lowering.fuse.heads.placed import (
+    Part,
+    Placed,
+    axes_of,
+    cuts_of,
+    joined,
+    parts_behind,
+    placed,
+    whole,
+)  # fmt: skip
+from tpu_lowering.fuse.heads.pointwise_factors import Work, work_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.reshapes import Digit
 from tpu_lowering.normalise.views import RESHAPES
@@ -29,9 +39,6 @@ BATCH, ROWS, COLUMNS, SUMMED = range(4)
 FACTORS = ((BATCH, ROWS, SUMMED), (BATCH, SUMMED, COLUMNS))
 """Those of its factors."""
 
-Axis = tuple[int, int]
-"""A part of a dimension of a product: which, and how many of its positions one step is."""
-
 MATRICES = (aten.mm.default, aten.addmm.default)
 """Products of two matrices."""
 
@@ -43,18 +50,16 @@ MOVING = (*IDENTITIES, *RESHAPES, aten.permute.default)
 
 
 @dataclasses.dataclass(frozen=True)
-class Placed:
-    """A value whose dimensions are axes of a product.
+class Computed(Placed):
+    """A factor that is pointwise work on other values, over axes in an order that was chosen.
 
     Attributes:
-        node: the value.
-        axes: what it is made of, as its elements follow one another.
-        sizes: of those.
+        work: it.
+        leaves: what it is computed of, in order.
     """
 
-    node: fx.Node
-    axes: tuple[Axis, ...]
-    sizes: tuple[int, ...]
+    work: Work
+    leaves: tuple[Placed, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +129,41 @@ def parts_of_product(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None] |
     return None if 0 in (*graphs.type_of(node).shape, *graphs.type_of(left).shape) else (left, right, bias)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Factor:
+    """A factor of a product, as a view of a value.
+
+    Attributes:
+        view: it.
+        names: the dimension of the product that each of its own is.
+        work: what computes that value; None where it stays as it is.
+    """
+
+    view: View
+    names: tuple[int, ...]
+    work: Work | None
+
+    def cuts(self) -> list[set[int]] | None:
+        """Where each dimension has to be cut, as strides; None if that cannot be."""
+        inside = [] if self.work is None else self.work.cuts()
+        return None if inside is None else cuts_of(self.view, dict(enumerate(inside)))
+
+    def places(self, axes: Mapping[int, list[Part]]) -> list[Placed]:
+        """What it is computed of, over axes of the product's dimensions; the value itself if that stays."""
+        behind = parts_behind(self.view, [axes[dim] for dim in self.names])
+        if self.work is None:
+            return [placed(self.view.base, (part for parts in behind.values() for part in parts))]
+        return self.work.leaves([behind.get(axis, []) for axis in range(len(graphs.type_of(self.work.node).shape))])
+
+    def of(self, places: Sequence[Placed]) -> Placed | Computed:
+        """The factor, of what it is computed of."""
+        if self.work is None:
+            return places[0]
+        sizes = {axis: size for one in places for axis, size in zip(one.axes, one.sizes, strict=True)}
+        axes = tuple(sorted(sizes, key=lambda axis: (self.names.index(axis[0]), -axis[1])))
+        return Computed(self.work.node, axes, tuple(sizes[axis] for axis in axes), self.work, tuple(places))
+
+
 def product_of(node: fx.Node) -> AxisProduct | None:
     """A node as a product over axes; None if it is none, or has none."""
     found = parts_of_product(node)
@@ -133,29 +173,58 @@ def product_of(node: fx.Node) -> AxisProduct | None:
     left, right, bias = found
     shape = graphs.type_of(node).shape
     own, *dims = (every[-len(shape) :] for every in ((BATCH, ROWS, COLUMNS), *FACTORS))
+    sizes = {**dict(zip(own, shape, strict=True)), SUMMED: graphs.type_of(left).shape[-1]}
+    cuts: dict[int, set[int]] = {dim: {1, size} for dim, size in sizes.items()}
+    for digit in (digit for leaf in leaves for digit in leaf.digits):
+        cuts[own[digit.axis]] |= {digit.stride, digit.stride * digit.size}
     views = [
         _seen(factor, None if bias is not None else names.index(SUMMED))
         for factor, names in zip((left, right), dims, strict=True)
     ]
-    sizes = {**dict(zip(own, shape, strict=True)), SUMMED: graphs.type_of(left).shape[-1]}
-    cuts: dict[int, set[int]] = {dim: {1, size} for dim, size in sizes.items()}
-    for view, names in zip(views, dims, strict=True):
-        for digits, dim in zip(view.dims, names, strict=True):
-            cuts[dim] |= set(_strides(digits))
-    for digit in (digit for leaf in leaves for digit in leaf.digits):
-        cuts[own[digit.axis]] |= {digit.stride, digit.stride * digit.size}
-    axes = {dim: _axes(dim, found) for dim, found in cuts.items()}
-    if any(found is None for found in axes.values()):
-        return None
-    factors = [_factor(view, names, axes) for view, names in zip(views, dims, strict=True)]  # type: ignore[arg-type]
-    places = [*factors, *(_result(leaf, [axes[dim] for dim in own]) for leaf in leaves)]  # type: ignore[arg-type]
-    left, right, *results = _joined(places)
-    return AxisProduct(node, left, right, bias, tuple(results))
+    plain = [_Factor(view, names, None) for view, names in zip(views, dims, strict=True)]
+    computed = [dataclasses.replace(one, work=_work_of(one.view)) for one in plain] if node.target in BATCHES else plain
+    for factors in (computed, plain):
+        axes = _axes(cuts, factors)
+        made = None if axes is None else _over(node, factors, leaves, axes, bias)
+        if made is not None:
+            return made
+    return None
 
 
-def _is_row(bias: fx.Node, product: fx.Node) -> bool:
-    *rows, columns = graphs.type_of(bias).shape or (1,)
-    return columns == graphs.type_of(product).shape[1] and all(size == 1 for size in rows)
+def _axes(cuts: Mapping[int, set[int]], factors: Sequence[_Factor]) -> dict[int, list[Part]] | None:
+    """The axes of each dimension of a product; None if cuts of it do not nest."""
+    cuts = {dim: set(own) for dim, own in cuts.items()}
+    for factor in factors:
+        found = factor.cuts()
+        if found is None:
+            return None
+        for dim, more in zip(factor.names, found, strict=True):
+            cuts[dim] |= more
+    axes = {dim: axes_of(dim, own) for dim, own in cuts.items()}
+    return None if None in axes.values() else axes  # type: ignore[return-value]
+
+
+def _over(
+    node: fx.Node,
+    factors: Sequence[_Factor],
+    leaves: Sequence[View],
+    axes: Mapping[int, list[Part]],
+    bias: fx.Node | None,
+) -> AxisProduct | None:
+    """The product over axes; None if a factor that is computed over them had none for a part of what is summed."""
+    own = [dim for dim in axes if dim != SUMMED]
+    of_factors = [factor.places(axes) for factor in factors]
+    results = [_result(leaf, [axes[dim] for dim in own]) for leaf in leaves]
+    places = joined([*(one for some in of_factors for one in some), *results])
+    first, second = len(of_factors[0]), len(of_factors[0]) + len(of_factors[1])
+    left, right = factors[0].of(places[:first]), factors[1].of(places[first:second])
+    summed = [{axis for axis in one.axes if axis[0] == SUMMED} for one in (left, right)]
+    return AxisProduct(node, left, right, bias, tuple(places[second:])) if summed[0] == summed[1] else None
+
+
+def _work_of(view: View) -> Work | None:
+    """The work that gives what a factor is a view of; None where something besides the factor reads that."""
+    return work_of(view.base) if all(len(node.users) == 1 for node in view.path) else None
 
 
 def _seen(node: fx.Node, summed: int | None) -> View:
@@ -163,13 +232,21 @@ def _seen(node: fx.Node, summed: int | None) -> View:
     anywhere if that is None."""
     view = view_of(node)
     dims = view.dims if summed is None else view.dims[summed : summed + 1]
-    if any(digit.axis == REPEATED for dim in dims for digit in dim):
-        return View(node, tuple(_whole(axis, size) for axis, size in enumerate(graphs.type_of(node).shape)))
-    return view
+    return whole(node) if any(digit.axis == REPEATED for dim in dims for digit in dim) else view
 
 
-def _whole(axis: int, size: int) -> Digits:
-    return (Digit(axis, 1, size),) if size != 1 else ()
+def _result(leaf: View, axes: Sequence[list[Part]]) -> Placed:
+    """A result; ``axes`` are those of each of the product's dimensions."""
+
+    def inside(digit: Digit) -> list[Part]:
+        return [part for part in axes[digit.axis] if digit.stride <= part.stride < digit.stride * digit.size]
+
+    return placed(leaf.path[0] if leaf.path else leaf.base, [part for digit in leaf.digits for part in inside(digit)])
+
+
+def _is_row(bias: fx.Node, product: fx.Node) -> bool:
+    *rows, columns = graphs.type_of(bias).shape or (1,)
+    return columns == graphs.type_of(product).shape[1] and all(size == 1 for size in rows)
 
 
 def leaves_of(product: fx.Node) -> list[View] | None:
@@ -186,68 +263,3 @@ def leaves_of(product: fx.Node) -> list[View] | None:
             found.append(view)
         waiting += views
     return found or None
-
-
-def _strides(digits: Digits) -> Iterable[int]:
-    """Of a dimension made of digits, where each of them starts."""
-    return itertools.accumulate((digit.size for digit in reversed(digits)), int.__mul__, initial=1)
-
-
-def _axes(dim: int, cuts: set[int]) -> list[Digit] | None:
-    """A dimension that is cut at some strides, from the outermost part inwards; None if those do not nest."""
-    ordered = sorted(cuts)
-    if any(high % low for low, high in itertools.pairwise(ordered)):
-        return None
-    return [Digit(dim, low, high // low) for low, high in itertools.pairwise(ordered)][::-1]
-
-
-def _factor(view: View, names: Sequence[int], axes: dict[int, list[Digit]]) -> Placed:
-    parts: list[tuple[int, int, Digit]] = []
-    for digits, dim in zip(view.dims, names, strict=True):
-        starts = list(_strides(digits))[:-1][::-1]
-        for part in axes[dim]:
-            at = next(at for at, start in enumerate(starts) if start <= part.stride)
-            if digits[at].axis == REPEATED:
-                continue
-            parts.append((digits[at].axis, -digits[at].stride * (part.stride // starts[at]), part))
-    parts.sort(key=lambda found: found[:2])
-    return _placed(view.base, [part for _, _, part in parts])
-
-
-def _result(leaf: View, axes: Sequence[list[Digit]]) -> Placed:
-    """A result; ``axes`` are those of each of the product's dimensions."""
-
-    def inside(digit: Digit) -> list[Digit]:
-        return [part for part in axes[digit.axis] if digit.stride <= part.stride < digit.stride * digit.size]
-
-    return _placed(leaf.path[0] if leaf.path else leaf.base, [part for digit in leaf.digits for part in inside(digit)])
-
-
-def _joined(places: Sequence[Placed]) -> list[Placed]:
-    """The same values, with those axes as one that follow one another in each that has either: rows and columns of
-    pixels are one axis."""
-    sizes = {axis: size for one in places for axis, size in zip(one.axes, one.sizes, strict=True)}
-    for outer, inner in itertools.permutations(sizes, 2):
-        if outer == (inner[0], inner[1] * sizes[inner]) and all(_are_neighbours(one, outer, inner) for one in places):
-            return _joined([_with_one_axis(one, outer, inner) for one in places])
-    return list(places)
-
-
-def _are_neighbours(placed: Placed, outer: Axis, inner: Axis) -> bool:
-    if outer not in placed.axes and inner not in placed.axes:
-        return True
-    return (outer, inner) in itertools.pairwise(placed.axes)
-
-
-def _with_one_axis(placed: Placed, outer: Axis, inner: Axis) -> Placed:
-    if outer not in placed.axes:
-        return placed
-    at = placed.axes.index(outer)
-    size = placed.sizes[at] * placed.sizes[at + 1]
-    axes, sizes = list(placed.axes), list(placed.sizes)
-    axes[at : at + 2], sizes[at : at + 2] = [inner], [size]
-    return Placed(placed.node, tuple(axes), tuple(sizes))
-
-
-def _placed(node: fx.Node, parts: Sequence[Digit]) -> Placed:
-    return Placed(node, tuple((part.axis, part.stride) for part in parts), tuple(part.size for part in parts))
