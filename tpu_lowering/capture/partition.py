@@ -11,6 +11,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from tpu_lowering import compat
 from tpu_lowering.capture.graphs import is_symbolic
+from tpu_lowering.capture.recompute_norms import recompute_norms
 from tpu_lowering.capture.recompute_rows import recompute_rows
 from tpu_lowering.capture.shardings import Table
 from tpu_lowering.fuse.attention import sites
@@ -53,6 +54,8 @@ def partitioner(
                 compute_again(joint.graph)
         with compat.disable_current_modes():
             tell(recompute_rows(joint.graph, given["num_fwd_outputs"]))
+            if chip is not None and chip.is_tpu:
+                tell(recompute_norms(joint.graph, given["num_fwd_outputs"]))
         if table is not None:
             table.constrain_modules(joint.graph, given["num_fwd_outputs"])
         # XLA computes pointwise work inside the product that reads it: on a chip there is no need to save that.

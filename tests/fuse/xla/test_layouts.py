@@ -63,6 +63,20 @@ def test_convolutions_place_images_as_the_compiler_does(batch: int, channels: in
     assert re.search(rf"f32\[{batch},{channels},32,32\]{{1,0,3,2\S*}} \w+\(", text)
 
 
+@pytest.mark.parametrize("groups", [None, 4])
+@pytest.mark.parametrize("is_convolved", [True, False])
+def test_normed_images_lie_as_convolutions_gave_them(groups: int | None, is_convolved: bool) -> None:
+    def fn(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        made = F.conv2d(x, weight) if is_convolved else x @ x
+        normed = F.batch_norm(made, None, None, training=True) if groups is None else F.group_norm(made, groups)
+        return torch.relu(normed)
+
+    args = torch.empty(2, 8, 16, 16), torch.empty(8, 8, 1, 1)
+    one = aot.capture(fn, args, {}, chips.find("tpu7x"), {"fuse": "never"}, ())
+    orders = [order_of(node) for node in one.program.module.graph.nodes if node.target is torch.ops.aten.relu.default]
+    assert orders == [(2, 3, 0, 1) if is_convolved else None]
+
+
 @pytest.mark.parametrize(
     ("fn", "shape", "kernels"),
     [

@@ -29,6 +29,13 @@ aten = compat.aten
 
 VIEWS = (aten.reshape.default, aten.permute.default, aten.expand.default)
 
+NORMS = (
+    aten._native_batch_norm_legit_functional.default, aten._batch_norm_with_update_functional.default,
+    aten._native_batch_norm_legit.no_stats, aten._native_batch_norm_legit_no_training.default,
+    aten._batch_norm_no_update.default, aten.native_group_norm.default,
+)  # fmt: skip
+"""Operators whose first result is their first argument, scaled and shifted by statistics of channels."""
+
 Order = tuple[int, ...]
 """A value's dimensions from the outermost in memory to the innermost."""
 
@@ -93,6 +100,8 @@ def order_of(node: fx.Node) -> Order | None:
         source, dims = node.args[0], _dims(node)
         found = order_of(source) if isinstance(source, fx.Node) else None
         return None if found is None else tuple(dims.index(axis) for axis in found)
+    if (given := _normed(node)) is not None:
+        return order_of(given)
     # The work is fused with what computes an operand, and reads an argument as that lies.
     operands = sorted(tensor_operands(node), key=lambda used: used.op == "placeholder")
     return _first(order_of, [used for used in operands if _is_pointwise(node, used)])
@@ -112,6 +121,14 @@ def order_wanted(node: fx.Node) -> Order | None:
         return order_wanted(user) if _is_pointwise(user, node) else None
 
     return _first(wanted, node.users)
+
+
+def _normed(node: fx.Node) -> fx.Node | None:
+    """The images that a node has normalised, channel by channel or in groups of channels; else None."""
+    if not graphs.is_call(node, operator.getitem) or node.args[1] != 0:
+        return None
+    call: Any = node.args[0]
+    return call.args[0] if call.target in NORMS else None
 
 
 def _is_convolved(node: fx.Node) -> bool:

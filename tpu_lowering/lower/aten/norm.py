@@ -15,19 +15,13 @@ import jax.numpy as jnp
 
 from tpu_lowering import compat
 from tpu_lowering.ir.types import TensorType
+from tpu_lowering.lower.aten.moments import channel_moments, group_moments, moments
 from tpu_lowering.lower.aten.promotion import cast, finish, widen
 from tpu_lowering.lower.table import lowers
 
 aten = compat.aten
 
 Results = tuple[Any, ...]
-
-
-def _moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance over ``axes``, which are kept as 1."""
-    count = math.prod(x.shape[axis] for axis in axes)
-    mean = jnp.sum(x, axis=axes, keepdims=True) / count
-    return mean, jnp.sum(jnp.square(x - mean), axis=axes, keepdims=True) / count
 
 
 def _affine(x: jax.Array, weight: Any, bias: Any, shape: tuple[int, ...]) -> jax.Array:
@@ -65,7 +59,7 @@ def native_layer_norm(
     """Normalises over the last ``len(normalized_shape)`` dimensions: result, mean, 1 / standard deviation."""
     x = widen(input)
     axes = tuple(range(x.ndim - len(normalized_shape), x.ndim))
-    mean, variance = _moments(x, axes)
+    mean, variance = moments(x, axes)
     rstd = jax.lax.rsqrt(variance + eps)
     y = _affine((x - mean) * rstd, weight, bias, tuple(normalized_shape))
     return finish(y, out[0]), finish(mean, out[1]), finish(rstd, out[2])
@@ -124,7 +118,7 @@ def native_group_norm(
 ) -> Results:
     """Normalises each of ``group`` groups of channels of [N, C, ...]: result, mean, 1 / standard deviation."""
     x = widen(input).reshape(N, group, C // group, HxW)
-    mean, variance = _moments(x, (2, 3))
+    mean, variance = group_moments(input, group)
     rstd = jax.lax.rsqrt(variance + eps)
     y = _affine((x - mean) * rstd, weight, bias, (1, group, C // group, 1))
     return finish(y, out[0]), finish(mean, out[1]), finish(rstd, out[2])
@@ -194,7 +188,7 @@ def batch_norm(
         saved = batch_norm_no_training(input, weight, bias, running_mean, running_var, momentum, eps, out=out[:3])
         return *saved, running_mean, running_var
     x = widen(input)
-    mean, variance = _moments(x, _batch_axes(x))
+    mean, variance = channel_moments(input)
     y, rstd = _batch_norm(x, weight, bias, mean, variance, eps)
     count = x.size // x.shape[1]
     unbiased = variance * (count / max(1, count - 1))
@@ -218,7 +212,7 @@ def batch_norm_no_stats(
 ) -> Results:
     """Result, mean and 1 / standard deviation of the batch; there are no running statistics."""
     x = widen(input)
-    mean, variance = _moments(x, _batch_axes(x))
+    mean, variance = channel_moments(input)
     y, rstd = _batch_norm(x, weight, bias, mean, variance, eps)
     return finish(y, out[0]), finish(mean, out[1]), finish(rstd, out[2])
 
