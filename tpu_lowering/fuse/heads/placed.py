@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import fx
 
-from tpu_lowering.fuse.attention.views import REPEATED, Digits, View
+from tpu_lowering.fuse.attention.views import REPEATED, Digits, View, digits
 from tpu_lowering.ir import graphs
-from tpu_lowering.ir.reshapes import Digit
 
 Axis = tuple[int, int]
 """A part of a dimension of a product: which, and how many of its positions one step is."""
@@ -47,9 +46,9 @@ class Part:
     size: int
 
 
-def strides(digits: Digits) -> Iterable[int]:
-    """Of a dimension made of digits, where each of them starts, from the innermost."""
-    return itertools.accumulate((digit.size for digit in reversed(digits)), int.__mul__, initial=1)
+def strides(dim: Digits) -> list[int]:
+    """Of a dimension made of digits, where each of them starts, the outermost first; before them, its size."""
+    return list(itertools.accumulate((digit.size for digit in reversed(dim)), int.__mul__, initial=1))[::-1]
 
 
 def cuts_of(view: View, inside: Mapping[int, set[int]]) -> list[set[int]] | None:
@@ -61,10 +60,9 @@ def cuts_of(view: View, inside: Mapping[int, set[int]]) -> list[set[int]] | None
         inside: strides of the cuts of dimensions of what it views.
     """
     found: list[set[int]] = []
-    for digits in view.dims:
-        starts = list(strides(digits))[:-1][::-1]
-        cuts = {1, *strides(digits)}
-        for digit, start in zip(digits, starts, strict=True):
+    for dim in view.dims:
+        cuts = set(strides(dim))
+        for digit, start in zip(dim, strides(dim)[1:], strict=True):
             for cut in inside.get(digit.axis, ()):
                 if digit.stride < cut < digit.stride * digit.size:
                     if cut % digit.stride:
@@ -82,14 +80,15 @@ def parts_behind(view: View, dims: Sequence[Sequence[Part]]) -> dict[int, list[P
         dims: the parts of each of its dimensions; each lies within a digit.
     """
     found: dict[int, list[Part]] = {}
-    for digits, parts in zip(view.dims, dims, strict=True):
-        starts = list(strides(digits))[:-1][::-1]
+    for dim, parts in zip(view.dims, dims, strict=True):
         for part in parts:
-            at = next((at for at, start in enumerate(starts) if start <= part.stride), None)
-            if at is None or digits[at].axis == REPEATED:
-                continue
-            stride = digits[at].stride * (part.stride // starts[at])
-            found.setdefault(digits[at].axis, []).append(Part(part.axis, stride, part.size))
+            inside = (
+                (digit, start) for digit, start in zip(dim, strides(dim)[1:], strict=True) if start <= part.stride
+            )
+            digit, start = next(inside, (None, 1))
+            if digit is not None and digit.axis != REPEATED:
+                own = Part(part.axis, digit.stride * (part.stride // start), part.size)
+                found.setdefault(digit.axis, []).append(own)
     return {axis: sorted(parts, key=lambda part: -part.stride) for axis, parts in sorted(found.items())}
 
 
@@ -110,11 +109,7 @@ def axes_of(dim: int, cuts: set[int]) -> list[Part] | None:
 
 def whole(node: fx.Node) -> View:
     """A value as a view of itself."""
-    return View(node, tuple(_digits(axis, size) for axis, size in enumerate(graphs.type_of(node).shape)))
-
-
-def _digits(axis: int, size: int) -> Digits:
-    return (Digit(axis, 1, size),) if size != 1 else ()
+    return View(node, tuple(digits(axis, size) for axis, size in enumerate(graphs.type_of(node).shape)))
 
 
 def joined(places: Sequence[Placed]) -> list[Placed]:
