@@ -121,3 +121,12 @@ def test_a_convolution_gives_the_sums(groups: int | None) -> None:
         if operation.hbm_bytes_read >= x.nbytes and operation.hbm_bytes_written < x.nbytes / 4
     ]
     assert not reading
+
+
+@pytest.mark.parametrize("shape", [(0, 6, 16), (2, 6, 0), (2, 0, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_elements(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = jnp.zeros(shape, jnp.float32 if dtype == torch.float32 else jnp.bfloat16)
+    mean, variance = group_moments(x, 2)
+    assert mean.shape == variance.shape == (shape[0], 2, 1, 1)
+    assert channel_moments(x)[0].shape == (1, shape[1], 1)

@@ -48,7 +48,7 @@ def group_moments(input: jax.Array, groups: int) -> Moments:
     """Of each of ``groups`` groups of channels of [n, c, ...], of any float type: two arrays [n, groups, 1, 1]."""
     batch, channels = input.shape[:2]
     if (cut := row_shape(input)) is None:
-        return moments(widen(input).reshape(batch, groups, channels // groups, -1), (2, 3))
+        return moments(widen(input).reshape(batch, groups, channels // groups, math.prod(input.shape[2:])), (2, 3))
     rows = _rows(input.reshape(batch, channels, *cut))
     mean, squares = (one.reshape(batch, groups, channels // groups, -1) for one in rows)
     return _together(mean, squares, (2, 3), math.prod(cut[1:]))
@@ -57,7 +57,7 @@ def group_moments(input: jax.Array, groups: int) -> Moments:
 def row_shape(input: jax.Array) -> tuple[int, ...] | None:
     """The spatial dimensions of [n, c, ...] as (rows, ...), the dots at most ``EXACT`` values that follow one another;
     None where no such rows are worth it."""
-    if input.dtype != jnp.bfloat16:
+    if input.dtype != jnp.bfloat16 or input.size == 0:
         return None
     outer, inner = list(input.shape[2:]), list[int]()
     while outer and math.prod(inner) * outer[-1] <= EXACT:
