@@ -30,7 +30,7 @@ from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from tpu_lowering import compat
-from tpu_lowering.capture.recompute_rows import memory_of, reached
+from tpu_lowering.capture.recompute_rows import edges, is_pointwise
 from tpu_lowering.fuse.attention.training.insertion import PARTITIONING
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
@@ -51,9 +51,7 @@ def recompute_norms(graph: fx.Graph, results: int) -> list[Action]:
     Returns:
         For each norm that was taken apart, what that spares.
     """
-    outputs: Any = graph.output_node().args[0]
-    returned = {memory_of(node) for node in outputs[:results] if isinstance(node, fx.Node)}
-    backward = reached(node for node in graph.find_nodes(op="placeholder") if "tangents" in str(node.target))
+    returned, backward = edges(graph, results)
     found = [(node, again) for node in graph.nodes if (again := _saved(node, backward, returned))]
     actions = list[Action]()
     for node, again in found:
@@ -86,8 +84,7 @@ def _alone(node: fx.Node, backward: Collection[fx.Node]) -> Iterator[fx.Node]:
     """A node, and what the forward computes of it and no other tensor, element by element."""
     yield node
     for user in node.users:
-        is_pointwise = torch.Tag.pointwise in getattr(user.target, "tags", ())
-        if user not in backward and is_pointwise and user.all_input_nodes == [node]:
+        if user not in backward and is_pointwise(user) and user.all_input_nodes == [node]:
             yield from _alone(user, backward)
 
 

@@ -63,9 +63,7 @@ def recompute_rows(graph: fx.Graph, results: int) -> list[Action]:
     Returns:
         For each operator that was taken apart, what that spares.
     """
-    outputs: Any = graph.output_node().args[0]
-    returned = {memory_of(node) for node in outputs[:results] if isinstance(node, fx.Node)}
-    backward = reached(node for node in graph.find_nodes(op="placeholder") if "tangents" in str(node.target))
+    returned, backward = edges(graph, results)
     found = [node for node in graph.nodes if node not in returned and _is_saved_for_its_gradient(node, backward)]
     actions = [Action("moved", node.name, graphs.source_line(node), "TL524", _reason(node), 0) for node in found]
     for node in found:
@@ -73,14 +71,26 @@ def recompute_rows(graph: fx.Graph, results: int) -> list[Action]:
     return actions
 
 
-def memory_of(node: fx.Node) -> fx.Node:
+def edges(graph: fx.Graph, results: int) -> tuple[set[fx.Node], set[fx.Node]]:
+    """What the forward of a joint graph returns, as what it is a view of; and what is the backward's.
+
+    Args:
+        graph: the joint graph.
+        results: how many of its results are the forward's.
+    """
+    outputs: Any = graph.output_node().args[0]
+    returned = {_memory_of(node) for node in outputs[:results] if isinstance(node, fx.Node)}
+    return returned, _reached(node for node in graph.find_nodes(op="placeholder") if "tangents" in str(node.target))
+
+
+def _memory_of(node: fx.Node) -> fx.Node:
     """What a view is a view of; a node itself that is none."""
     while node.target in FORMS:
         node = node.args[0]  # type: ignore[assignment]
     return node
 
 
-def reached(sources: Iterable[fx.Node]) -> set[fx.Node]:
+def _reached(sources: Iterable[fx.Node]) -> set[fx.Node]:
     """Nodes that depend on some of a graph, and these."""
     found = set(sources)
     for node in next(iter(found)).graph.nodes if found else ():
@@ -101,7 +111,7 @@ def _is_saved_for_its_gradient(node: fx.Node, backward: Collection[fx.Node]) -> 
     users = list(_users(node, backward))
     if not any(user.target is gradient for user in users):
         return False
-    if any(user.target is not gradient and not _is_pointwise(user) for user in users):
+    if any(user.target is not gradient and not is_pointwise(user) for user in users):
         return False
     return node.target is aten._log_softmax.default or _source(node).meta["val"].itemsize < value.itemsize
 
@@ -115,7 +125,7 @@ def _users(node: fx.Node, backward: Collection[fx.Node]) -> Iterable[fx.Node]:
             yield user
 
 
-def _is_pointwise(node: fx.Node) -> bool:
+def is_pointwise(node: fx.Node) -> bool:
     tags = getattr(node.target, "tags", ())
     return torch.Tag.pointwise in tags or node.target is compat.prims.convert_element_type.default
 

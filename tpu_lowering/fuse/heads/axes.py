@@ -15,17 +15,8 @@ from torch import fx
 
 from tpu_lowering import compat
 from tpu_lowering.fuse.attention.views import REPEATED, View, merged, view_of
-from tpu_lowering.fuse.heads.placed import (
-    Part,
-    Placed,
-    axes_of,
-    cuts_of,
-    joined,
-    parts_behind,
-    placed,
-    whole,
-)  # fmt: skip
-from tpu_lowering.fuse.heads.pointwise_factors import Work, work_of
+from tpu_lowering.fuse.heads.placed import Part, Placed, axes_of, joined, placed, whole
+from tpu_lowering.fuse.heads.pointwise_factors import Source, Work, source_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.reshapes import Digit
 from tpu_lowering.normalise.views import RESHAPES
@@ -131,37 +122,28 @@ def parts_of_product(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None] |
 
 @dataclasses.dataclass(frozen=True)
 class _Factor:
-    """A factor of a product, as a view of a value.
+    """A factor of a product.
 
     Attributes:
-        view: it.
+        source: what it is computed of.
         names: the dimension of the product that each of its own is.
-        work: what computes that value; None where it stays as it is.
     """
 
-    view: View
+    source: Source
     names: tuple[int, ...]
-    work: Work | None
-
-    def cuts(self) -> list[set[int]] | None:
-        """Where each dimension has to be cut, as strides; None if that cannot be."""
-        inside = [] if self.work is None else self.work.cuts()
-        return None if inside is None else cuts_of(self.view, dict(enumerate(inside)))
 
     def places(self, axes: Mapping[int, list[Part]]) -> list[Placed]:
         """What it is computed of, over axes of the product's dimensions; the value itself if that stays."""
-        behind = parts_behind(self.view, [axes[dim] for dim in self.names])
-        if self.work is None:
-            return [placed(self.view.base, (part for parts in behind.values() for part in parts))]
-        return self.work.leaves([behind.get(axis, []) for axis in range(len(graphs.type_of(self.work.node).shape))])
+        return self.source.leaves([axes[dim] for dim in self.names])
 
     def of(self, places: Sequence[Placed]) -> Placed | Computed:
         """The factor, of what it is computed of."""
-        if self.work is None:
+        work = self.source.work
+        if work is None:
             return places[0]
         sizes = {axis: size for one in places for axis, size in zip(one.axes, one.sizes, strict=True)}
         axes = tuple(sorted(sizes, key=lambda axis: (self.names.index(axis[0]), -axis[1])))
-        return Computed(self.work.node, axes, tuple(sizes[axis] for axis in axes), self.work, tuple(places))
+        return Computed(work.node, axes, tuple(sizes[axis] for axis in axes), work, tuple(places))
 
 
 def product_of(node: fx.Node) -> AxisProduct | None:
@@ -181,9 +163,11 @@ def product_of(node: fx.Node) -> AxisProduct | None:
         _seen(factor, None if bias is not None else names.index(SUMMED))
         for factor, names in zip((left, right), dims, strict=True)
     ]
-    plain = [_Factor(view, names, None) for view, names in zip(views, dims, strict=True)]
-    computed = [dataclasses.replace(one, work=_work_of(one.view)) for one in plain] if node.target in BATCHES else plain
-    for factors in (computed, plain):
+    forms = [[Source(view, None) for view in views]]
+    if node.target in BATCHES and (computed := [source_of(view) for view in views]) != forms[0]:
+        forms.insert(0, computed)
+    for sources in forms:
+        factors = [_Factor(source, names) for source, names in zip(sources, dims, strict=True)]
         axes = _axes(cuts, factors)
         made = None if axes is None else _over(node, factors, leaves, axes, bias)
         if made is not None:
@@ -195,7 +179,7 @@ def _axes(cuts: Mapping[int, set[int]], factors: Sequence[_Factor]) -> dict[int,
     """The axes of each dimension of a product; None if cuts of it do not nest."""
     cuts = {dim: set(own) for dim, own in cuts.items()}
     for factor in factors:
-        found = factor.cuts()
+        found = factor.source.cuts()
         if found is None:
             return None
         for dim, more in zip(factor.names, found, strict=True):
@@ -220,11 +204,6 @@ def _over(
     left, right = factors[0].of(places[:first]), factors[1].of(places[first:second])
     summed = [{axis for axis in one.axes if axis[0] == SUMMED} for one in (left, right)]
     return AxisProduct(node, left, right, bias, tuple(places[second:])) if summed[0] == summed[1] else None
-
-
-def _work_of(view: View) -> Work | None:
-    """The work that gives what a factor is a view of; None where something besides the factor reads that."""
-    return work_of(view.base) if all(len(node.users) == 1 for node in view.path) else None
 
 
 def _seen(node: fx.Node, summed: int | None) -> View:

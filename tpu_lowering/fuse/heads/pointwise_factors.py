@@ -20,24 +20,47 @@ from tpu_lowering.ir import graphs
 
 
 @dataclasses.dataclass(frozen=True)
+class Source:
+    """What a tensor is computed of.
+
+    Attributes:
+        view: the tensor, as a view of a value.
+        work: what computes that value over axes; None where it stays as it is.
+    """
+
+    view: View
+    work: Work | None
+
+    def cuts(self) -> list[set[int]] | None:
+        """Where each dimension of the view has to be cut, as strides; None if that cannot be."""
+        inside = [] if self.work is None else self.work.cuts()
+        return None if inside is None else cuts_of(self.view, dict(enumerate(inside)))
+
+    def leaves(self, dims: Sequence[Sequence[Part]]) -> list[Placed]:
+        """The values that stay as they are, of the parts of each dimension of the view."""
+        behind = parts_behind(self.view, dims)
+        if self.work is None:
+            return [placed(self.view.base, (part for parts in behind.values() for part in parts))]
+        return self.work.leaves([behind.get(axis, []) for axis in range(len(shape_of(self.work.node)))])
+
+
+@dataclasses.dataclass(frozen=True)
 class Work:
     """Pointwise work that nothing but a product reads.
 
     Attributes:
         node: what computes it.
-        operands: each tensor that it is computed of, with the view of it that has all dimensions of the result, and
-            the work that computes that; None for an operand that stays as it is.
+        operands: each tensor that it is computed of, as a view that has all dimensions of the result.
     """
 
     node: fx.Node
-    operands: tuple[tuple[fx.Node, View, Work | None], ...]
+    operands: tuple[tuple[fx.Node, Source], ...]
 
     def cuts(self) -> list[set[int]] | None:
         """Where each dimension of the result has to be cut for all operands, as strides; None if that cannot be."""
         found = [{1} for _ in shape_of(self.node)]
-        for _, view, work in self.operands:
-            inside = [] if work is None else work.cuts()
-            cuts = None if inside is None else cuts_of(view, dict(enumerate(inside)))
+        for _, source in self.operands:
+            cuts = source.cuts()
             if cuts is None:
                 return None
             for own, more in zip(found, cuts, strict=True):
@@ -46,22 +69,15 @@ class Work:
 
     def leaves(self, dims: Sequence[Sequence[Part]]) -> list[Placed]:
         """The operands that stay as they are, of the parts of each dimension of the result."""
-        found: list[Placed] = []
-        for _, view, work in self.operands:
-            behind = parts_behind(view, dims)
-            if work is None:
-                found.append(placed(view.base, (part for parts in behind.values() for part in parts)))
-            else:
-                found += work.leaves([behind.get(axis, []) for axis in range(len(shape_of(work.node)))])
-        return found
+        return [leaf for _, source in self.operands for leaf in source.leaves(dims)]
 
     def computed(self, graph: fx.Graph, leaves: list[Placed], order: Sequence[Axis]) -> fx.Node:
         """The work over axes in an order, of leaves that are taken from the front of a list: a dimension of size 1 is
         where an operand has none of an axis. To be called where new nodes are put in front of the product."""
         now = dict[fx.Node, fx.Node]()
-        for operand, _, work in self.operands:
-            if work is not None:
-                now[operand] = work.computed(graph, leaves, order)
+        for operand, source in self.operands:
+            if source.work is not None:
+                now[operand] = source.work.computed(graph, leaves, order)
                 continue
             leaf = leaves.pop(0)
             sizes = dict(zip(leaf.axes, leaf.sizes, strict=True))
@@ -71,19 +87,24 @@ class Work:
         return graphs.called_again(graph, self.node, now)
 
 
-def work_of(node: fx.Node) -> Work | None:
-    """The pointwise work that gives a factor; None for anything else, where something besides reads it, and where
+def source_of(view: View) -> Source:
+    """What a view is computed of: the work that gives its value, where nothing else reads that."""
+    is_read_once = all(len(node.users) == 1 for node in view.path)
+    return Source(view, _work_of(view.base) if is_read_once else None)
+
+
+def _work_of(node: fx.Node) -> Work | None:
+    """The pointwise work that gives a value; None for anything else, where something besides reads it, and where
     nothing is repeated within a dimension of it."""
     if len(node.users) != 1 or not is_pointwise(node):
         return None
     rank = len(shape_of(node))
-    operands: list[tuple[fx.Node, View, Work | None]] = []
+    operands: list[tuple[fx.Node, Source]] = []
     for used in tensor_operands(node):
         view = view_of(used)
         view = View(view.base, ((),) * (rank - len(view.dims)) + view.dims, view.path)
-        is_read_once = all(len(one.users) == 1 for one in view.path)
-        operands.append((used, view, work_of(view.base) if is_read_once else None))
-    found = any(work is not None or _repeats_within(view) for _, view, work in operands)
+        operands.append((used, source_of(view)))
+    found = any(source.work is not None or _repeats_within(source.view) for _, source in operands)
     return Work(node, tuple(operands)) if found else None
 
 
