@@ -187,6 +187,7 @@ def test_left_alone(function: Function) -> None:
 # Bytes --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("function", [causal, padded_before, both_ends])
 def test_a_chip_reads_and_writes_once(function: Function) -> None:
+    pytest.importorskip("libtpu", reason="needs libtpu, the TPU compiler")
     chip = chips.find("tpu7x")
     x, weight = torch.empty(2, 4, 1 << 20, dtype=bf16), torch.empty(4, 1, 4, dtype=bf16)
     captured = aot.capture(function, (x, weight), {}, chip, {}, ())
