@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -16,12 +16,16 @@ from tpu_lowering.backend import helion_tpu
 from tpu_lowering.capture import refusals
 from tpu_lowering.capture.names import Names
 from tpu_lowering.capture.remarks import Remarks
+from tpu_lowering.fuse.passes import FUSION, KERNELS, ROW_KERNELS
+from tpu_lowering.fuse.rows.row_kernel import RowKernel
 from tpu_lowering.ir import chips
 from tpu_lowering.ir.chips import Chip
+from tpu_lowering.ir.kernels import Kernel
 from tpu_lowering.kernels import function_values, helion
 from tpu_lowering.kernels.jax_function import first_line
 from tpu_lowering.observers import Observer
 from tpu_lowering.options import Options, wrong_value
+from tpu_lowering.pipeline import Pipeline
 from tpu_lowering.runtime.aot import compiler
 from tpu_lowering.runtime.aot.capture import Captured, TpuRuntime
 from tpu_lowering.runtime.aot.program import TpuProgram
@@ -85,8 +89,9 @@ def aot_compile(
         backward: whether to compile the forward as training runs it, and the backward: gradients of all results that
             require one, for all arguments, parameters and captured tensors that do.
 
-    With ``options={"fuse": "tpu"}``, the default, the program is compiled without generated kernels too, and it is
-    what is returned if the kernels move no fewer bytes, or if the compiler refuses them: see ``TpuProgram.fusion``.
+    With ``options={"fuse": "tpu"}``, the default, the program is compiled without its generated kernels of rows too (of
+    attention, if it has no others), and it is what is returned if the kernels move no fewer bytes, or if the compiler
+    refuses them: see ``TpuProgram.fusion``.
     With ``backward`` the bytes of both programs together count.
 
     Returns:
@@ -196,39 +201,60 @@ Capturing = Callable[[Mapping[str, Any]], Sequence[Captured]]
 def compile_best(
     capturing: Capturing, chip: Chip, options: Mapping[str, Any], donate: bool, simulate: bool | None = None
 ) -> Made:
-    """A function with generated kernels or without, whichever moves fewer bytes, all its programs together.
+    """A function with generated kernels of rows or without them, whichever moves fewer bytes, all its programs
+    together. Where no kernel is of rows, the other form is without the kernels of attention and around the user's.
 
-    The two forms are compiled side by side. ``simulate`` is as for ``compiler.compile_artifact``.
+    The two forms are compiled side by side, and rewritten alike. Where fusing fails, or both forms are refused and both
+    have kernels, one is compiled that is as it was written. ``simulate`` is as for ``compiler.compile_artifact``.
     """
-    if Options.create(options).fuse != "tpu":
+    chosen = Options.create(options)
+    if chosen.fuse != "tpu":
         return compile_all(capturing(options), chip, donate, simulate)
 
-    def plain() -> Sequence[Captured]:
-        return capturing({**options, "fuse": "never"})
+    def without(passes: Container[str]) -> Sequence[Captured]:
+        return capturing({**options, "passes": str(Pipeline.of(chosen, chip).without(passes))})
+
+    def plain(error: Exception, captured: Sequence[Captured] = ()) -> Made:
+        return compile_all(without(FUSION), chip, donate, simulate).with_remark(left_out(error), captured)
 
     try:
         captured = capturing(options)
     except (errors.TpuLoweringError, compat.BackendCompilerFailed) as error:
-        return compile_all(plain(), chip, donate, simulate).with_remark(without(error))
-    kernels = [name for one in captured for name, kernel in one.source.kernels.items() if kernel.generated]
+        return plain(error)
+    kernels = generated_kernels(captured)
     if not kernels:
         return compile_all(captured, chip, donate, simulate)
+    rows = [name for name, kernel in kernels.items() if isinstance(kernel, RowKernel)]
+    names = ", ".join(rows or kernels)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         running = pool.submit(compile_all, captured, chip, donate, simulate)
-        other = pool.submit(compile_all, plain(), chip, donate, simulate)
-        refused = [running.exception(), other.exception()]
-    for error in refused:
-        if error is not None and not isinstance(error, errors.TpuLoweringError):
-            raise error
-    if isinstance(refused[0], errors.TpuLoweringError):
-        return other.result().with_remark(without(refused[0]), captured)
-    fused, names = running.result(), ", ".join(kernels)
-    if isinstance(refused[1], errors.TpuLoweringError):
-        return fused.with_remark(f"{_mib(fused)} with {names}; refused without: {refusal_of(refused[1])}")
+        apart = without(ROW_KERNELS if rows else KERNELS)
+        other = pool.submit(compile_all, apart, chip, donate, simulate)
+    refused, other_refused = _refusal(running), _refusal(other)
+    if refused is not None and other_refused is not None and generated_kernels(apart):
+        return plain(other_refused, captured)
+    if refused is not None:
+        return other.result().with_remark(left_out(refused, names), captured)
+    fused = running.result()
+    if other_refused is not None:
+        return fused.with_remark(f"{_mib(fused)} with {names}; refused without: {refusal_of(other_refused)}")
     best = fused if fused.hbm_bytes < other.result().hbm_bytes else other.result()
     taken = "with" if best is fused else "without"
     both = f"{_mib(fused)} with {names}, {_mib(other.result())} without"
     return best.with_remark(f"{both}; the form {taken} is taken", captured)
+
+
+def _refusal(made: concurrent.futures.Future[Made]) -> errors.TpuLoweringError | None:
+    """Why a form was refused; any other error is raised."""
+    error = made.exception()
+    if error is None or isinstance(error, errors.TpuLoweringError):
+        return error
+    raise error
+
+
+def generated_kernels(captured: Sequence[Captured]) -> dict[str, Kernel]:
+    """Kernels that passes made, of all programs, by their names."""
+    return {name: kernel for one in captured for name, kernel in one.source.kernels.items() if kernel.generated}
 
 
 def compile_all(captured: Sequence[Captured], chip: Chip, donate: bool, simulate: bool | None = None) -> Made:
@@ -240,9 +266,9 @@ def _mib(made: Made) -> str:
     return f"{made.hbm_bytes / 2**20:.1f} MiB"
 
 
-def without(error: Exception) -> str:
-    """The remark on what was compiled without generated kernels, because of an error."""
-    return f"without generated kernels: {refusal_of(error)}"
+def left_out(error: Exception, kernels: str = "generated kernels") -> str:
+    """The remark on what was compiled without kernels, because of an error."""
+    return f"without {kernels}: {refusal_of(error)}"
 
 
 def refusal_of(error: Exception) -> str:

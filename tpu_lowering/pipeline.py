@@ -20,7 +20,7 @@ import difflib
 import functools
 import gc
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Container, Generator
 
 from torch import fx
 
@@ -29,7 +29,7 @@ from tpu_lowering.codegen import source
 from tpu_lowering.fuse.choose.choices import Answer
 from tpu_lowering.fuse.choose.choose_launches import ChooseLaunches
 from tpu_lowering.fuse.fuse_attention import FuseAttention
-from tpu_lowering.fuse.passes import fusion
+from tpu_lowering.fuse.passes import FUSION, fusion
 from tpu_lowering.ir import graphs, interpreter, legal, regions
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import CPU, Chip
@@ -214,7 +214,7 @@ class Pipeline:
         chooser = _chooser(options, chip, tell)
         if isinstance(options.passes, str):
             made = cls.parse(options.passes, chooser)
-            kernels = {pass_.name for pass_ in fusion()} & {pass_.name for pass_ in made.passes}
+            kernels = FUSION & {pass_.name for pass_ in made.passes}
             if options.mesh and kernels:
                 expected = "passes that make no kernels, because XLA would run those whole on every device of the mesh"
                 raise _wrong_text(expected, ", ".join(sorted(kernels)))
@@ -260,6 +260,10 @@ class Pipeline:
     def up_to(self, last: str) -> Pipeline:
         """The same, which stops after a stage."""
         return dataclasses.replace(self, last=last)
+
+    def without(self, names: Container[str]) -> Pipeline:
+        """The same, without the passes of some names."""
+        return dataclasses.replace(self, passes=tuple(one for one in self.passes if one.name not in names))
 
     def run(self, request: Request) -> Progress:
         """Runs the stages.

@@ -1,4 +1,4 @@
-"""Expand rows: an operator that holds whole rows becomes its parts, where one of them would be part of a kernel.
+"""Expand rows: an operator that holds whole rows becomes its parts, where a kernel is made of one of them.
 
 Before::
 
@@ -12,7 +12,8 @@ After::
     sum = aten.sum(exp, [-1], True)
     div = aten.div(exp, sum)
 
-An operator whose parts no kernel would take in stays whole, in XLA's own form of it.
+An operator whose parts no kernel takes in stays whole: its own lowering may move fewer bytes than its parts. Whether
+one does is tried, on a copy of the graph.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import dataclasses
 
 from torch import fx
 
+from tpu_lowering.fuse.fuse_long_rows import FuseLongRows
+from tpu_lowering.fuse.fuse_rows import FuseRows
+from tpu_lowering.fuse.replace_by_kernel import PARTS
 from tpu_lowering.fuse.rows.expand import PART_OF, Traces, expand, merge_equal, parts_of
-from tpu_lowering.fuse.rows.plans_of_graph import plans_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 
@@ -35,19 +38,33 @@ class ExpandRows:
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
         traces: Traces = {}
-        wanted = _worth_expanding(graph, traces)
-        expand(graph, [node for node in list(graph.nodes) if node.name in wanted], traces)
-        return []
+        parts, refusals = _tried(graph, traces)
+        expand(graph, [node for node in list(graph.nodes) if node.name in parts], traces)
+        return refusals
 
 
-def _worth_expanding(graph: fx.Graph, traces: Traces) -> set[str]:
-    """Names of the operators that would be part of a kernel, had they been taken apart; adds to the traces."""
-    whole = [node for node in graph.nodes if parts_of(node) is not None]
+def _tried(graph: fx.Graph, traces: Traces) -> tuple[set[str], list[Action]]:
+    """Names of the operators of which kernels are made, had all been taken apart, and why none is made of others; adds
+    to the traces."""
+    whole = {node.name: node for node in graph.nodes if parts_of(node) is not None}
     if not whole or graph.owning_module is None:
-        return set()
-    copied = graphs.copy_module(graph.owning_module)
-    names = {node.name for node in whole}
-    expand(copied.graph, [node for node in copied.graph.nodes if node.name in names], traces)
-    merge_equal(copied.graph)
-    members = [member for plans in plans_of(copied.graph) for found in plans for member in found.members]
-    return {member.meta[PART_OF] for member in members if PART_OF in member.meta}
+        return set(), []
+    tried = graphs.copy_module(graph.owning_module).graph
+    expand(tried, [node for node in tried.nodes if node.name in whole], traces)
+    merge_equal(tried)
+    part_of, actions = dict[str, str](), list[Action]()
+    for pass_ in (FuseRows(), FuseLongRows()):
+        part_of |= _part_of(tried)
+        actions += pass_(tried)
+    part_of |= _part_of(tried)
+    fused = {name for call in graphs.kernel_calls(tried) for name in call.meta.get(PARTS, ())}
+    refused = [(whole.get(part_of.get(action.node, "")), action) for action in actions if action.kind == "unfused"]
+    return fused, [
+        dataclasses.replace(action, node=node.name)
+        for node, action in refused
+        if node is not None and node.name not in fused
+    ]
+
+
+def _part_of(graph: fx.Graph) -> dict[str, str]:
+    return {node.name: node.meta[PART_OF] for node in graph.nodes if PART_OF in node.meta}

@@ -32,3 +32,13 @@ def fusion(chooser: Chooser | None = None) -> tuple[Pass, ...]:
     attention = (FuseAttention(), ContractBatches(), FuseAroundKernels(), ConcatenateInProduct(), MergeEqual())
     rows = (ExpandRows(), MergeEqual(), FuseRows(chooser), FuseLongRows(chooser), CompareScattered(), ComputeOnce())
     return (*rows_used, *products, *attention, *rows)
+
+
+FUSION = frozenset(pass_.name for pass_ in fusion())
+"""Names of all these passes."""
+
+ROW_KERNELS = frozenset(pass_.name for pass_ in (ExpandRows(), FuseRows(), FuseLongRows()))
+"""Those that make kernels of rows, and take operators apart for them."""
+
+KERNELS = ROW_KERNELS | {pass_.name for pass_ in (FuseAttention(), FuseAroundKernels())}
+"""Those that make any kernel."""

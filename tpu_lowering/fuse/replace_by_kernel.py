@@ -12,7 +12,7 @@ from torch import fx
 
 from tpu_lowering.fuse.choose.choices import Candidates, Choice, Chooser
 from tpu_lowering.fuse.rows.block_graph import BlockGraph, held_as, summed_dims
-from tpu_lowering.fuse.rows.expand import ORIGIN
+from tpu_lowering.fuse.rows.expand import ORIGIN, PART_OF
 from tpu_lowering.fuse.rows.kernel_axes import arranged, as_axes, copied_by_xla, restored
 from tpu_lowering.fuse.rows.kernel_source import KernelSource, plain_form, write
 from tpu_lowering.fuse.rows.planning import base_of, bytes_as_kernel
@@ -32,6 +32,9 @@ from tpu_lowering.ir.types import TensorType
 
 STEPS = (STEP_BYTES, 2 * STEP_BYTES, STEP_BYTES // 2, STEP_BYTES // 4)
 """What one step of a grid may move, in the candidates for a region."""
+
+PARTS = "parts"
+"""Key of a kernel call's metadata: names of the operators that it has parts of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +179,7 @@ def _replace(graph: fx.Graph, found: RowPlan, kernel: RowKernel, form: Form) -> 
             for operand, slot in zip(found.operands(), kernel.operands, strict=True)
         ]
         call = graphs.call(graph, kernel_call, kernel, tuple(given))
+        call.meta[PARTS] = frozenset(member.meta[PART_OF] for member in found.members if PART_OF in member.meta)
         for index, node in enumerate(found.outputs):
             result = graphs.call(graph, operator.getitem, call, index)
             value = node.meta["val"]

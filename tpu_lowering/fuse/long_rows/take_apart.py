@@ -27,7 +27,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.fuse.rows.expand import ORIGIN, decomposition_of, inline, merge_equal
+from tpu_lowering.fuse.rows.expand import ORIGIN, PART_OF, decomposition_of, inline, merge_equal
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
@@ -100,7 +100,7 @@ def _pick_first(graph: fx.Graph, pick: fx.Node) -> set[fx.Node]:
                 (node.args, dict(node.kwargs)), lambda used: picked(used) if used is source else used
             )
             found = graphs.call(graph, node.target, *args, **kwargs)  # type: ignore[arg-type]
-        found.meta |= {key: node.meta[key] for key in (ORIGIN,) if key in node.meta}
+        found.meta |= {key: node.meta[key] for key in (ORIGIN, PART_OF) if key in node.meta}
         new.add(found)
         return found
 

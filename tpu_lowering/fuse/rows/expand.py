@@ -23,10 +23,10 @@ from tpu_lowering.normalise.views import normalise_views
 from tpu_lowering.session import kept
 
 ORIGIN = "fused_from"
-"""Key of a node's metadata: the name of the operator that it is a part of."""
+"""Key of a node's metadata: what the operator that it is a part of does, such as "softmax"."""
 
 PART_OF = "part_of"
-"""Key of a node's metadata: the name of the node that it is a part of."""
+"""Key of a node's metadata: the name of the operator that it is a part of, as the graph has it before."""
 
 
 def parts_of(node: fx.Node) -> Parts | None:
@@ -117,13 +117,14 @@ def _inline(graph: fx.Graph, node: fx.Node, tensors: Sequence[fx.Node], parts: f
         compat.schema(node.target).name.partition("::")[2] if isinstance(node.target, compat.OpOverload) else "pieces"
     )
     origin = node.meta.get(ORIGIN, "pieces" if origin == "cat" else origin)
+    whole = node.meta.get(PART_OF, node.name)
     with graphs.inserting_for(node):
         for part in parts.nodes:
             if part.op == "placeholder":
                 values[part] = next(given)
             elif part.op != "output":
                 values[part] = graph.node_copy(part, values.__getitem__)
-                values[part].meta = {"val": part.meta["val"], ORIGIN: origin, PART_OF: node.name}
+                values[part].meta = {"val": part.meta["val"], ORIGIN: origin, PART_OF: whole}
     _replace(graph, node, compat.map_arg(parts.output_node().args[0], values.__getitem__))
     return [values[part] for part in parts.nodes if part.op == "call_function"]
 

@@ -260,14 +260,17 @@ def batch_norm_backward(
     else:
         mean = cast(running_mean, x.dtype)
         rstd = jax.lax.rsqrt(cast(running_var, x.dtype) + eps)
-    rstd = rstd.reshape(channels)
-    x_hat = (x - mean.reshape(channels)) * rstd
-    weighted = _affine(grad, weight, None, channels)
-    dx = _normal_grad(weighted, x_hat, rstd, axes) if train else weighted * rstd
+    centered = x - mean.reshape(channels)
+    count = x.size // x.shape[1]
+    d_bias, product = jnp.sum(grad, axis=axes), jnp.sum(grad * centered, axis=axes)
+    d_weight = product * rstd
+    scale = rstd if weight is None else rstd * cast(weight, x.dtype)
+    if train:
+        grad = grad - centered * (d_weight * rstd / count).reshape(channels) - (d_bias / count).reshape(channels)
     return (
-        _maybe(dx, out[0]),
-        _maybe(jnp.sum(grad * x_hat, axis=axes), out[1]),
-        _maybe(jnp.sum(grad, axis=axes), out[2]),
+        _maybe(grad * scale.reshape(channels), out[0]),
+        _maybe(d_weight, out[1]),
+        _maybe(d_bias, out[2]),
     )
 
 
