@@ -9,13 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from expecttest import assert_expected_inline as inline
+from torch import fx
 
 from tests.cases.harness import capture, normalised
 from tests.cases.test_goldens import before_and_after
 from tests.fuse.attention.functions import equal, trained
 from tpu_lowering import aot
 from tpu_lowering.fuse.compute_once import ComputeOnce
-from tpu_lowering.ir import chips
+from tpu_lowering.ir import chips, graphs
+from tpu_lowering.ir.materialized import materialize
 
 bf16 = torch.bfloat16
 TPU7X = chips.find("tpu7x")
@@ -216,3 +218,69 @@ def test_a_chip_saves_two_values() -> None:
     given = tuple(torch.empty(shape, dtype=bf16, requires_grad=True) for shape in shapes)
     step = aot.aot_compile(layer, given, target="tpu7x", backward=True)
     assert sum(saved.nbytes >= hidden for saved in step.saved) == 2
+
+
+# Convolutions that are summed --------------------------------------------------------------------------
+def block(x: torch.Tensor, kernel: torch.Tensor, around: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return (F.conv2d(x, kernel, bias, padding=1) + F.conv2d(x, around, bias)).relu()
+
+
+def block_of_one_bias(x: torch.Tensor, kernel: torch.Tensor, around: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return (F.conv2d(x, around, bias) + F.conv2d(x, kernel, padding=1)).relu()
+
+
+def the_other_bias(x: torch.Tensor, kernel: torch.Tensor, around: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return (F.conv2d(x, kernel, bias, padding=1) + F.conv2d(x, around)).relu()
+
+
+def of_its_input(x: torch.Tensor, kernel: torch.Tensor, around: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(x, around, bias) + x
+
+
+def between(x: torch.Tensor, kernel: torch.Tensor, around: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(x, kernel, bias, padding=1).relu() + F.conv2d(x, around, bias)
+
+
+def returned(
+    x: torch.Tensor, kernel: torch.Tensor, around: torch.Tensor, bias: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    way = F.conv2d(x, around, bias)
+    return way, F.conv2d(x, kernel, bias, padding=1) + way
+
+
+def images(dtype: torch.dtype, batch: int = 2, channels: int = 8, side: int = 6) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = (batch, channels, side, side), (channels, channels, 3, 3), (channels, channels, 1, 1), (channels,)
+    return [torch.randn(shape, generator=generator).div(3).to(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("function", [block, block_of_one_bias])
+def test_the_smaller_convolution_is_written_with_its_bias(function: Callable[..., torch.Tensor]) -> None:
+    graph = normalised(capture(function, *images(bf16))).graph
+    (action,) = ComputeOnce()(graph)
+    (held,) = (node for node in graph.nodes if node.target is materialize)
+    convolution = held.args[0]
+    assert isinstance(convolution, fx.Node) and convolution.name == action.node
+    assert graphs.bound(convolution)["weight"].meta["val"].shape == (8, 8, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "dtype"),
+    [(block, torch.float32), (the_other_bias, bf16), (of_its_input, bf16), (between, bf16), (returned, bf16)],
+)
+def test_convolutions_left_alone(function: Callable[..., torch.Tensor], dtype: torch.dtype) -> None:
+    assert ComputeOnce()(normalised(capture(function, *images(dtype))).graph) == []
+
+
+@pytest.mark.parametrize("sizes", [(2, 8, 6), (3, 5, 7)])
+def test_summed_convolutions_equal_eager(sizes: tuple[int, int, int]) -> None:
+    _, pairs = trained(block, images(bf16, *sizes), verify=True)
+    equal(pairs, 3e-2)
+
+
+def test_a_chip_writes_no_convolution_in_float32() -> None:
+    given, moved = images(bf16, 8, 320, 64), list[int]()
+    for options in ({}, {"passes": "simplify_views"}):
+        captured = aot.capture(block, given, {}, TPU7X, options, ())
+        moved.append(aot.compile_captured(captured, TPU7X, True, simulate=False).hbm_bytes)
+    assert moved[0] <= moved[1] - 2 * given[0].nbytes

@@ -17,6 +17,9 @@ product, and writes and reads one value less.
 
 So it is with a value that two products or more read, and that is put together of parts which lie elsewhere, as the
 gradient of rotated queries is: XLA would lay the parts out again for each.
+
+And so with the smaller of two convolutions that are summed, if it has a bias and is narrower than float32: XLA writes
+it without the bias, in float32, and adds that where it computes the sum.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import torch
 from torch import fx
 
 from tpu_lowering import compat
@@ -41,6 +45,9 @@ aten = compat.aten
 MADE_OF = 2
 """How many values of its size one is made of at least: of a single one the product reads as much as of the value."""
 
+WIDE = "written with its bias, and not in float32 for the sum with another convolution to add it"
+"""Why a convolution is computed before what it is summed with."""
+
 ASSEMBLED = (write_box, aten.cat.default, aten.constant_pad_nd.default)
 """Operators whose results are put together of parts."""
 
@@ -54,7 +61,19 @@ class ComputeOnce:
     def __call__(self, graph: fx.Graph) -> list[Action]:
         least = kept_bytes(graphs.chip(graph))
         large = [node for node in graph.nodes if is_pointwise(node) and graphs.type_of(node).nbytes > least]
-        return [_materialize(graph, node, reason) for node in large if (reason := _reason(node))]
+        summed = [_wide_until_summed(node) for node in large]
+        actions = [_materialize(graph, node, reason) for node in large if (reason := _reason(node))]
+        return actions + [_materialize(graph, node, WIDE) for node in dict.fromkeys(summed) if node is not None]
+
+
+def _wide_until_summed(node: fx.Node) -> fx.Node | None:
+    """The smaller of two convolutions that a node sums, if XLA would add its bias there; None for any other node."""
+    terms = tensor_operands(node) if node.target is aten.add.Tensor else []
+    if len(terms) != 2 or any(one.target is not aten.convolution.default or len(one.users) > 1 for one in terms):
+        return None
+    smaller = min(terms, key=lambda one: graphs.type_of(graphs.bound(one)["weight"]).nbytes)
+    narrow = smaller.meta["val"].dtype in (torch.bfloat16, torch.float16)
+    return smaller if narrow and graphs.bound(smaller)["bias"] is not None else None
 
 
 def _reason(node: fx.Node) -> str:
