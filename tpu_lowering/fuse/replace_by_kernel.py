@@ -12,6 +12,7 @@ from torch import fx
 
 from tpu_lowering.fuse.choose.choices import Candidates, Choice, Chooser
 from tpu_lowering.fuse.rows.block_graph import BlockGraph, held_as, summed_dims
+from tpu_lowering.fuse.rows.computed_inside import compute_inside
 from tpu_lowering.fuse.rows.expand import ORIGIN, PART_OF
 from tpu_lowering.fuse.rows.kernel_axes import arranged, as_axes, copied_by_xla, restored
 from tpu_lowering.fuse.rows.kernel_source import KernelSource, plain_form, write
@@ -78,6 +79,7 @@ def replace_by_kernel(
     if is_held(found, graphs.chip(graph)):
         reason = "expected rows that XLA moves, got some that it keeps in VMEM"
         return Action.on("unfused", last, reason, "TL608")
+    found = compute_inside(found)
     copied_anyway = copied_by_xla(found)
     axes = arranged(found)
     kernels = [] if axes is None else _kernels(graph, axes[0], chooser, form)
