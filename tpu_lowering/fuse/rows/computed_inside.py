@@ -10,8 +10,8 @@ After, it takes ``x``::
 
     k = kernel_call(sum_rows, (x,))
 
-Whoever else uses ``wide`` computes it where it is used, as XLA fuses it; a kernel's operand would be written. So lie the
-rows that a backward computes again: they belong to the region of the forward's norm.
+Whoever else uses ``wide`` computes it where it is used, as XLA fuses it; a kernel's operand would be written. So it is
+with rows that a backward computes again: they belong to the region of the forward's norm.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import fx
 from tpu_lowering.fuse.rows.planning import bound_operand
 from tpu_lowering.fuse.space.kinds import is_constant, is_pointwise
 from tpu_lowering.fuse.space.row_plans import RowOperand, RowPlan
-from tpu_lowering.fuse.space.row_regions import tensor_operands
+from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
+from tpu_lowering.fuse.space.spaces import AccessMap
 from tpu_lowering.fuse.xla.layouts import bytes_of
-
 
 DEPTH = 8
 """How many operators one after another are looked at for an operand."""
@@ -37,33 +37,47 @@ def compute_inside(plan: RowPlan) -> RowPlan:
     if plan.products:
         return plan
     for operand in sorted(plan.operands(), key=lambda operand: operand.node):
-        plan = _with(plan, operand)
+        others = {other.node for other in plan.operands() if other != operand}
+        viewed = any(used is not operand.node for (_, used), one in plan.bound.items() if one == operand)
+        known = {*plan.members, *others}
+        if operand.node not in others and not viewed and _is_cheaper_inside(operand.node, known):
+            plan = _with(plan, operand, known)
     return plan
 
 
-def _with(plan: RowPlan, operand: RowOperand) -> RowPlan:
-    """The plan with an operand computed; as it is where that takes no fewer bytes, or cannot be."""
-    known = {*plan.members, *(other.node for other in plan.operands() if other != operand)}
+def _with(plan: RowPlan, operand: RowOperand, known: Collection[fx.Node]) -> RowPlan:
+    """The plan with an operand computed; as it is if the kernel would hold a value in two ways, as rows and columns."""
     accesses, bound = dict(plan.region.accesses), dict(plan.bound)
-    inside, waiting = set[fx.Node](), [operand]
+    inside, waiting = set[fx.Node](), [(operand.node, operand.access)]
     while waiting:
-        one = waiting.pop()
-        if one.node in inside or not _is_cheaper_inside(one.node, known):
+        node, access = waiting.pop()
+        if accesses.setdefault(node, access) != access:
+            return plan
+        if node in plan.members or node in inside:
             continue
-        inside.add(one.node)
-        accesses[one.node] = one.access
+        inside.add(node)
         region = dataclasses.replace(plan.region, accesses=accesses)
-        for used in _taken(one.node):
-            found = None if used in plan.members else bound_operand(region, one.node, used)
-            if found is not None:
-                bound[one.node, used] = found
-                waiting += [found] if found.node not in known else []
-    kept = {key: value for key, value in bound.items() if value.node not in inside}
+        for used in _taken(node):
+            if used in plan.members or (used not in known and _is_cheaper_inside(used, known)):
+                waiting.append((used, _along(access, used)))
+            elif (found := bound_operand(region, node, used)) is not None:
+                bound[node, used] = found
+            else:
+                return plan
+    kept = {(member, used): one for (member, used), one in bound.items() if used not in inside}
     region = dataclasses.replace(plan.region, accesses=accesses)
     return dataclasses.replace(plan, region=region, members=tuple(sorted({*plan.members, *inside})), bound=kept)
 
 
+def _along(access: AccessMap, used: fx.Node) -> AccessMap:
+    """The access of an operand of pointwise work with some access."""
+    shape = shape_of(used)
+    own = access[len(access) - len(shape) :]
+    return tuple(() if size == 1 else run for run, size in zip(own, shape, strict=True))
+
+
 def _is_cheaper_inside(node: fx.Node, known: Collection[fx.Node]) -> bool:
+    """Whether a kernel that knows some values reads fewer bytes to compute another than to take it."""
     return _least_bytes(node, known) < bytes_of(node)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
+from tpu_lowering.fuse.space.alignment import is_aligned
 from tpu_lowering.fuse.space.kinds import Kind, is_pointwise, kind_of
 from tpu_lowering.fuse.space.spaces import AccessMap, Dim, Run, Space, aligned, dims_of, joined, mapping, split
 from tpu_lowering.ir import graphs
@@ -136,7 +137,8 @@ class _Finder:
         found = list(dict.fromkeys(self.region_of.values()))
         for region in found:
             region.accesses = dict(sorted(region.accesses.items(), key=lambda item: self.position[item[0]]))
-        return [region for region in found if region.rows or any(map(_takes_products, region.accesses))]
+        wanted = [region for region in found if region.rows or any(map(_takes_products, region.accesses))]
+        return [region for region in wanted if is_aligned(region.accesses, region.sources)]
 
     def _follow(self, node: fx.Node) -> None:
         """A result of a reduction with several."""
