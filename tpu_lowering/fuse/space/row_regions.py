@@ -30,8 +30,7 @@ aten = compat.aten
 PRODUCTS = frozenset((
     aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default, contract,
 ))  # fmt: skip
-LONGEST_ROW = 1 << 21
-"""Elements of a row that is reduced in two steps."""
+LONGEST_ROW = 1 << 21  # elements of a row that is reduced in two steps
 
 LOOKAHEAD = 64  # nodes that are searched for the place where a reduction meets its row again
 
@@ -137,8 +136,8 @@ class _Finder:
         found = list(dict.fromkeys(self.region_of.values()))
         for region in found:
             region.accesses = dict(sorted(region.accesses.items(), key=lambda item: self.position[item[0]]))
-        wanted = [region for region in found if region.rows or any(map(_takes_products, region.accesses))]
-        return [region for region in wanted if is_aligned(region.accesses, region.sources)]
+        found = [region for region in found if region.rows or any(map(_takes_products, region.accesses))]
+        return [region for region in found if is_aligned(region.accesses, region.sources)]
 
     def _follow(self, node: fx.Node) -> None:
         """A result of a reduction with several."""
