@@ -162,6 +162,23 @@ def test_a_compiler_that_takes_too_long_is_ended() -> None:
     assert caught.value.code == "TL605"
 
 
+def test_a_child_is_waited_for_where_the_time_ends_before_it_is_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    importing = compiler.Server()
+    monkeypatch.setattr(compiler, "_server", lambda: importing)
+    exits: list[bool] = []
+
+    def kill(server: compiler.Server, output: pathlib.Path) -> None:
+        before = (output / "pid").exists()
+        ended(server, output)
+        exits.append(not before and (output / "exit").exists())
+
+    ended = compiler._kill
+    monkeypatch.setattr(compiler, "_kill", kill)
+    with pytest.raises(tpu_lowering.TpuLoweringError):
+        compiled(captured("v5e"), "v5e", seconds=0.0)
+    assert exits[0]
+
+
 def test_a_program_is_compiled_once(runs: list[str]) -> None:
     one = captured("v5e")
     assert compiler.holds_kernel(one.artifact)
@@ -296,7 +313,7 @@ def test_an_operation_of_xla_that_needs_more_vmem_is_no_fault_of_a_kernel(monkey
         str(caught.value),
         """\
 [TL601] more VMEM needed than there is: an operation of XLA (fusion)
-  at   test_compiler.py:283
+  at   test_compiler.py:300
   why  expected at most 32.00M of VMEM, which is what XLA gives an operation on v6e, got 32.50M
   fix  give operations more of it: LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=65536 in the environment, before Python starts""",
     )

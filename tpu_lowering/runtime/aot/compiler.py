@@ -206,8 +206,8 @@ def _run(output: pathlib.Path, given: dict[str, Any], seconds: float, flags: str
     full = {name: f"{os.environ.get(name, '')} {text}".strip() for name, text in added.items()}
     (output / "request.json").write_text(json.dumps({**given, "folder": str(output), "flags": full}))
     server = _server()
+    server.send(output / "request.json")
     try:
-        server.send(output / "request.json")
         limit = _wait(server, output, seconds)
     finally:
         _kill(server, output)
@@ -275,11 +275,12 @@ def _wait(server: Server, output: pathlib.Path, seconds: float) -> str:
 
 
 def _kill(server: Server, output: pathlib.Path) -> None:
-    """Ends a child that still runs, and waits until it has ended: it writes into a folder that will go."""
-    pid = _number(output / "pid")
-    while pid is not None and not (output / "exit").exists() and server.process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    """Ends a child that still runs or is still to be forked, and waits until it has ended: it writes into a folder that
+    will go."""
+    while not (output / "exit").exists() and server.process.poll() is None:
+        if (pid := _number(output / "pid")) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
 
 
