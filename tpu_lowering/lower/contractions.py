@@ -16,19 +16,35 @@ from tpu_lowering.lower.precision import exact
 def contract(
     equation: str, left: jax.Array, right: jax.Array, bias: jax.Array | None = None, *, out: TensorType
 ) -> jax.Array:
-    """One ``dot_general``, whose result XLA lays out in the order of what uses it.
+    """One ``dot_general``, whose result XLA lays out in the order of what uses it. The factor with the result's first
+    axis comes first: XLA copies some of the products that are written the other way round.
 
     XLA for the CPU has no product of narrow floats over several axes; there they are widened first.
     """
     wide = compute_dtype(out.dtype)
     kept = out.dtype if bias is None else wide  # a TPU rounds what it has summed in float32 as it writes it
-    product = functools.partial(jnp.einsum, equation, preferred_element_type=kept)
+    product = functools.partial(_product, equation, kept)
 
     def widened(*factors: jax.Array) -> jax.Array:
-        return cast(jnp.einsum(equation, *(cast(factor, wide) for factor in factors)), kept)
+        return cast(_product(equation, wide, *(cast(factor, wide) for factor in factors)), kept)
 
     if left.dtype == wide:
         result = product(left, right)
     else:
         result = jax.lax.platform_dependent(left, right, cpu=widened, default=product)
     return finish(result if bias is None else cast(bias, wide) + result, out)
+
+
+def _product(equation: str, dtype: jnp.dtype, left: jax.Array, right: jax.Array) -> jax.Array:
+    factors, wanted = equation.split("->")
+    first, second = factors.split(",")
+    if wanted[0] in second:
+        first, second, left, right = second, first, right, left
+    shared = [axis for axis in first if axis in second]
+    summed, batch = [axis for axis in shared if axis not in wanted], [axis for axis in shared if axis in wanted]
+    axes = tuple(
+        ([first.index(axis) for axis in given], [second.index(axis) for axis in given]) for given in (summed, batch)
+    )
+    result = jax.lax.dot_general(left, right, axes, preferred_element_type=dtype)
+    names = [*batch, *(axis for axis in first if axis not in shared), *(axis for axis in second if axis not in shared)]
+    return result.transpose([names.index(axis) for axis in wanted])
