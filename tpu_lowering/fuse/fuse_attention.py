@@ -39,7 +39,7 @@ from tpu_lowering.fuse.attention.plans import AttentionPlan, added_type, bytes_b
 from tpu_lowering.fuse.attention.shared_heads import share_rows
 from tpu_lowering.fuse.attention.sites import Attention, find, narrowed
 from tpu_lowering.fuse.attention.training import pair_with_gradients
-from tpu_lowering.fuse.xla.heuristics import HEURISTICS
+from tpu_lowering.fuse.xla.vmem_limits import asked
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
@@ -138,7 +138,7 @@ def _call(plan: AttentionPlan, rows: list[fx.Node], chip: Chip) -> AttentionCall
         value=value,
         scale=site.scale,
         blocks=plan.blocks,
-        vmem=int(HEURISTICS.kernel_share * chip.vmem_bytes),
+        vmem=asked(plan.cost.vmem, chip),
         where=graphs.source_line(site.node),
         chip=chip,
         mask=plan.mask,

@@ -26,6 +26,7 @@ from tpu_lowering.fuse.space.spaces import dims_of
 from tpu_lowering.fuse.xla.bytes import bytes_by_xla, ends_pass
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
 from tpu_lowering.fuse.xla.kept_in_vmem import is_held
+from tpu_lowering.fuse.xla.vmem_limits import asked
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.kernels import kernel_call
@@ -108,16 +109,16 @@ def replace_by_kernel(
 def _kernels(graph: fx.Graph, found: RowPlan, chooser: Chooser | None, form: Form) -> list[RowKernel]:
     """The kernel of default blocks; where there is a choice, those of others too."""
     chip = graphs.chip(graph)
-    vmem, where = chip.vmem_bytes, graphs.source_line(found.members[0]).partition(" in ")[0]
+    where = graphs.source_line(found.members[0]).partition(" in ")[0]
     name, kernels = name_of(found, form), list[RowKernel]()
-    work = _work(found, int(HEURISTICS.blocks_share * vmem), form)
+    work = _work(found, int(HEURISTICS.blocks_share * chip.vmem_bytes), form)
     if found.products:
         least = bytes_apart(found)
         tilings = [tiling for fetched, tiling in tile_products(work) if fetched < least]
     else:
         tilings = [tiling for step in STEPS if (tiling := tile(work, step)) is not None]
     for tiling in tilings[: len(STEPS) if chooser is not None else 1]:
-        written = form.write(found, tiling, name, int(HEURISTICS.kernel_share * vmem))
+        written = form.write(found, tiling, name, asked(work.vmem_bytes(dict(tiling.blocks)), chip))
         if written is not None:
             kernels.append(row_kernel(written, where, chip))
     return list(dict.fromkeys(kernels))

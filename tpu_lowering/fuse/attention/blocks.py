@@ -125,12 +125,14 @@ class Cost:
         nbytes: bytes of HBM.
         scores: scores computed in one head.
         steps: steps of the grid in one head.
+        vmem: bytes of VMEM that the blocks, and what is computed of them, take; not compared.
     """
 
     wasteful: bool
     nbytes: int
     scores: int
     steps: int
+    vmem: int
 
     def key(self) -> tuple[bool, int, int, int]:
         return self.wasteful, self.nbytes, self.scores, self.steps
@@ -166,7 +168,7 @@ def _cheapest(heads: Heads, mask: StaticMask | None, vmem: int, library: Library
         held = _gradient_vmem(heads, blocks, tiles) if is_gradient else _forward_vmem(heads, blocks, tiles)
         if held <= vmem:
             moved = _gradient_bytes(heads, blocks, tiles) if is_gradient else _forward_bytes(heads, blocks, tiles)
-            found.append((blocks, _cost(heads, mask, blocks, tiles, moved)))
+            found.append((blocks, _cost(heads, mask, blocks, tiles, moved, held)))
     return min(found, key=lambda pair: pair[1].key(), default=None)
 
 
@@ -221,10 +223,10 @@ def fetched(visited: Sequence[Hashable], heads: int, groups: int) -> int:
     return heads * inside + own + (heads - own) * (visited[0] != visited[-1])
 
 
-def _cost(heads: Heads, mask: StaticMask | None, blocks: Blocks, tiles: Tiles, nbytes: int) -> Cost:
+def _cost(heads: Heads, mask: StaticMask | None, blocks: Blocks, tiles: Tiles, nbytes: int, vmem: int) -> Cost:
     scores = int(tiles.any.sum()) * blocks.queries * blocks.keys
     needed = heads.queries * heads.keys if mask is None else mask.seen
-    return Cost(scores > WASTE * needed, nbytes, scores, tiles.any.size)
+    return Cost(scores > WASTE * needed, nbytes, scores, tiles.any.size, vmem)
 
 
 def laid_out(width: int) -> int:

@@ -13,6 +13,7 @@ from tpu_lowering.fuse.attention.masks import HIDDEN, Known
 from tpu_lowering.fuse.attention.plans import bytes_by_xla, unfit
 from tpu_lowering.fuse.attention.sites import Attention
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
+from tpu_lowering.fuse.xla.vmem_limits import most_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
@@ -103,14 +104,14 @@ def _mask(site: Attention) -> tuple[int, int, int, int] | None:
 
 
 def block_of(sizes: Sizes, is_gradient: bool, chip: Chip) -> Block | None:
-    return fitting(sizes, is_gradient, int(HEURISTICS.kernel_share * chip.vmem_bytes))
+    return fitting(sizes, is_gradient, most_of(chip))
 
 
 def refused(sizes: Sizes, is_gradient: bool, chip: Chip) -> str:
     """Why no block of an attention fits a chip; "" if one does."""
     if block_of(sizes, is_gradient, chip) is not None:
         return ""
-    most = HEURISTICS.kernel_share * chip.vmem_bytes / 2**20
+    most = most_of(chip) / 2**20
     return f"expected, with dropped weights, rows of scores that fit {most:g} MiB of VMEM, got {sizes.keys} keys"
 
 

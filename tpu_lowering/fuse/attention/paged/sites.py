@@ -35,6 +35,7 @@ from tpu_lowering.fuse.attention.paged.stacked_caches import Places, is_apart, i
 from tpu_lowering.fuse.attention.plans import unfit
 from tpu_lowering.fuse.attention.sites import Attention
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
+from tpu_lowering.fuse.xla.vmem_limits import asked, most_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import LANES, SUBLANES, Chip
@@ -87,7 +88,7 @@ class PagedPlan:
                 scale=site.scale,
                 block=self.block,
                 empty=site.empty,
-                vmem=int(HEURISTICS.kernel_share * chip.vmem_bytes),
+                vmem=asked(_vmem_bytes(site, key), chip),
                 where=graphs.source_line(site.node),
                 chip=chip,
             )
@@ -172,13 +173,15 @@ def _unfit_for(site: Attention, key: Paged, places: Places, chip: Chip) -> str:
     if table > HEURISTICS.kernel_share * chip.smem_bytes:
         most = HEURISTICS.kernel_share * chip.smem_bytes / 2**10
         return f"expected a table of pages that fits {most:g} KiB of SMEM, got {table / 2**10:g} KiB"
-    itemsize = graphs.type_of(site.query.node).element.numpy.itemsize
-    keys = block_of(key.pages, key.size) * key.size
-    held = vmem_bytes(keys, key.width, itemsize, site.groups)
-    if held > HEURISTICS.kernel_share * chip.vmem_bytes:
-        most = HEURISTICS.kernel_share * chip.vmem_bytes / 2**20
+    if _vmem_bytes(site, key) > most_of(chip):
+        most = most_of(chip) / 2**20
         return f"expected pages that fit {most:g} MiB of VMEM, got {key.size} keys of {key.width} elements"
     return ""
+
+
+def _vmem_bytes(site: Attention, key: Paged) -> int:
+    itemsize = graphs.type_of(site.query.node).element.numpy.itemsize
+    return vmem_bytes(block_of(key.pages, key.size) * key.size, key.width, itemsize, site.groups)
 
 
 def _times_by_xla(site: Attention, key: Paged, chip: Chip) -> int:
