@@ -95,6 +95,7 @@ from tpu_lowering.compat.of_jax import (
     tracing_turn,
     uninitialised,
     unnamed,
+    vmem_limit,
 )
 from tpu_lowering.compat.of_objects import (
     can_decompose,
@@ -352,6 +353,7 @@ __all__ = [
     "unnamed",
     "version_of",
     "versions_advanced",
+    "vmem_limit",
     "watched_compilations",
     "with_effects",
     "without_scoped_references",

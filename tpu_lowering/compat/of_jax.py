@@ -202,6 +202,12 @@ def compiler_params(given: Any, **changes: Any) -> Any:
     return {name: dataclasses.replace(params, **changes) for name, params in given.items()}
 
 
+def vmem_limit(given: Any) -> int | None:
+    """The bytes of VMEM that compiler parameters allow; None where they say nothing."""
+    tables = given.values() if hasattr(given, "values") else [given]
+    return next((params.vmem_limit_bytes for params in tables if params is not None), None)
+
+
 def flash_attention_sums(operands: Sequence[Any], is_causal: bool, scale: float, blocks: Any) -> Any:
     """JAX's flash attention of (query, key, value, bias): (result, sums, tops), of which a logsumexp is made.
 

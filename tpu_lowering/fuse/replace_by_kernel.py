@@ -25,8 +25,7 @@ from tpu_lowering.fuse.space.row_regions import shape_of
 from tpu_lowering.fuse.space.spaces import dims_of
 from tpu_lowering.fuse.xla.bytes import bytes_by_xla, ends_pass
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
-from tpu_lowering.fuse.xla.kept_in_vmem import is_held
-from tpu_lowering.fuse.xla.vmem_limits import asked
+from tpu_lowering.fuse.xla.kept_in_vmem import is_held, kernel_bytes
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.kernels import kernel_call
@@ -118,7 +117,7 @@ def _kernels(graph: fx.Graph, found: RowPlan, chooser: Chooser | None, form: For
     else:
         tilings = [tiling for step in STEPS if (tiling := tile(work, step)) is not None]
     for tiling in tilings[: len(STEPS) if chooser is not None else 1]:
-        written = form.write(found, tiling, name, asked(work.vmem_bytes(dict(tiling.blocks)), chip))
+        written = form.write(found, tiling, name, kernel_bytes(chip))
         if written is not None:
             kernels.append(row_kernel(written, where, chip))
     return list(dict.fromkeys(kernels))

@@ -37,7 +37,6 @@ PASSES: dict[str, tuple[str, int]] = {"rotation_passes": ("rotation", 64)}
 WITHOUT: dict[str, str] = {
     "release": "it says which libtpu the numbers were read from",
     "kernel_share": "a budget of ours: what a larger kernel costs depends on the program around it",
-    "least_vmem": "a budget of ours: XLA says what an operation was given, and only where it has too little",
     "blocks_share": "a budget of ours: what temporaries a kernel gets depends on its body",
     "kept_scores_in_training": "JAX's gradient of an attention holds other values than AOTAutograd's: 12 MiB of scores do not stay",
     "kept_pages": "libtpu cannot print a program with a gather of pages, which runs on the SparseCore",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from tpu_lowering import compat
 from tpu_lowering.codegen import load
 from tpu_lowering.fuse.around_kernels.chains import block_of
+from tpu_lowering.fuse.xla.kept_in_vmem import kernel_bytes
 from tpu_lowering.ir.kernels import Access, Execution, Kernel
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
@@ -83,7 +85,7 @@ class Extended(Kernel):
             return tuple(jaxprs.launched(functools.partial(self._launch, how), values, how))
 
     def _launch(self, how: Execution, *values: jax.Array) -> Sequence[jax.Array]:
-        mapping, params = self.call.params["grid_mapping"], self.call.params
+        mapping = self.call.params["grid_mapping"]
         rank = {at: len(compat.blocked_array(block).shape) for at, block in enumerate(mapping.block_mappings)}
         shaped = [
             value.reshape((1,) * (rank[at] - value.ndim) + value.shape)
@@ -106,10 +108,21 @@ class Extended(Kernel):
                 for at, out in enumerate(outputs, count)
             ],
             scratch_shapes=[*scratch, *(pltpu.VMEM(a.shape, a.dtype) for a in mapping.scratch_avals)],
-            compiler_params=_parameters(params["compiler_params"]) if how == "mosaic" else None,
+            compiler_params=self._parameters(scratch) if how == "mosaic" else None,
             interpret=how != "mosaic",
             name=self.name,
         )(*shaped)
+
+    def _parameters(self, staged: Sequence[Any]) -> Any:
+        """The kernel's compiler parameters, without those that name operands one by one, and with VMEM for what is
+        staged and the values that it is computed of."""
+        given = self.call.params["compiler_params"]
+        if given is None:
+            return None
+        limit, added = compat.vmem_limit(given), sum(math.prod(one.shape) * one.dtype.itemsize for one in staged)
+        if limit is not None:
+            limit = min(limit + 3 * added, max(limit, kernel_bytes(self.chip)))
+        return compat.compiler_params(given, vmem_limit_bytes=limit, allow_input_fusion=None)
 
     def _staged_dtype(self, at: int) -> Any:
         return compat.blocked_array(self.call.params["grid_mapping"].block_mappings[at]).dtype
@@ -127,11 +140,6 @@ class Extended(Kernel):
         for work in self.after:
             values = [staged[work.at][...] if at < 0 else taken[at][...] for at in work.takes]
             (given[work.at - mapping.num_inputs][...],) = work.function()(*values)
-
-
-def _parameters(given: Any) -> Any:
-    """Compiler parameters without those that name operands one by one."""
-    return dataclasses.replace(given, allow_input_fusion=None) if hasattr(given, "allow_input_fusion") else given
 
 
 def block_sizes(block: Any) -> tuple[int, ...]:

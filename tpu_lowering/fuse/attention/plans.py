@@ -18,8 +18,8 @@ from tpu_lowering.fuse.attention.sites import Attention
 from tpu_lowering.fuse.attention.static_masks import StaticMask, lengthened
 from tpu_lowering.fuse.space.row_regions import shape_of
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
+from tpu_lowering.fuse.xla.kept_in_vmem import kernel_bytes
 from tpu_lowering.fuse.xla.layouts import order_of, order_wanted, readers_of, source_of
-from tpu_lowering.fuse.xla.vmem_limits import most_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import LANES, Chip
@@ -74,9 +74,9 @@ def plan_of(site: Attention, chip: Chip, known: Known) -> AttentionPlan | Action
     sizes = (query.length, key.length, query.width, site.value.width)
     heads = Heads(query.heads, site.groups, *sizes, itemsize, length_minor=length_minor)
     seen, longer = _held(library, heads, mask, terms, added_type(site, terms))
-    chosen = choose(seen, longer, most_of(chip), library)
+    chosen = choose(seen, longer, kernel_bytes(chip), library)
     if chosen is None:
-        most = most_of(chip) / 2**20
+        most = kernel_bytes(chip) / 2**20
         reason = f"expected blocks that fit {most:g} MiB of VMEM, got rows of {query.width} elements"
         return Action.on("unfused", site.node, reason, "TL521")
     cost = dataclasses.replace(chosen[1], nbytes=chosen[1].nbytes + _prepared_bytes(heads, seen, site.is_gradient))

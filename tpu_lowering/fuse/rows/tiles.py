@@ -87,14 +87,10 @@ class TiledSpace:
         """How many blocks there are along each dimension that has several."""
         return {dim: -(-size // blocks[dim]) for dim, size in self.sizes.items() if blocks[dim] < size}
 
-    def vmem_bytes(self, blocks: Mapping[Dim, int]) -> int:
-        """Bytes of VMEM that blocks and the values between them take."""
+    def fits(self, blocks: Mapping[Dim, int]) -> bool:
         steps = self.steps(blocks)
         moved = sum(_buffers(value, steps) * value.nbytes(blocks) for value in self.moved)
-        return moved + self.live * BlockValue(frozenset(self.sizes), 4).nbytes(blocks)
-
-    def fits(self, blocks: Mapping[Dim, int]) -> bool:
-        return self.vmem_bytes(blocks) <= self.capacity
+        return moved + self.live * BlockValue(frozenset(self.sizes), 4).nbytes(blocks) <= self.capacity
 
     def grids(self, blocks: Mapping[Dim, int]) -> list[tuple[int, Tiling]]:
         """Each order of the grid that comes back to no block of a sum, with the bytes that it moves."""

@@ -17,7 +17,6 @@ class Heuristics:
         release: the libtpu that the numbers were read from.
         kernel_share: what a kernel may use, since the compiler keeps values between operations in VMEM too. A kernel
             that asks for all of it is compiled, but then what is made before it and used after it is written to HBM.
-        least_vmem: bytes that XLA gives each operation of its own, on the chip where it gives the fewest.
         blocks_share: what a kernel's blocks are planned for: the compiler adds temporaries of its own to what blocks,
             held twice, and values between them take.
         kept_scores: how large the scores of an attention may be that XLA keeps between its products. Larger ones are
@@ -42,7 +41,6 @@ class Heuristics:
 
     release: str = "0.0.52"
     kernel_share: float = 0.75
-    least_vmem: int = 16 << 20
     blocks_share: float = 0.5
     kept_scores: float = 0.375
     kept_scores_in_training: float = 0.25

@@ -13,7 +13,7 @@ from tpu_lowering.fuse.attention.masks import HIDDEN, Known
 from tpu_lowering.fuse.attention.plans import bytes_by_xla, unfit
 from tpu_lowering.fuse.attention.sites import Attention
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
-from tpu_lowering.fuse.xla.vmem_limits import most_of
+from tpu_lowering.fuse.xla.kept_in_vmem import kernel_bytes
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
@@ -104,14 +104,14 @@ def _mask(site: Attention) -> tuple[int, int, int, int] | None:
 
 
 def block_of(sizes: Sizes, is_gradient: bool, chip: Chip) -> Block | None:
-    return fitting(sizes, is_gradient, most_of(chip))
+    return fitting(sizes, is_gradient, kernel_bytes(chip))
 
 
 def refused(sizes: Sizes, is_gradient: bool, chip: Chip) -> str:
     """Why no block of an attention fits a chip; "" if one does."""
     if block_of(sizes, is_gradient, chip) is not None:
         return ""
-    most = most_of(chip) / 2**20
+    most = kernel_bytes(chip) / 2**20
     return f"expected, with dropped weights, rows of scores that fit {most:g} MiB of VMEM, got {sizes.keys} keys"
 
 

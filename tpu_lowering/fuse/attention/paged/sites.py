@@ -35,11 +35,12 @@ from tpu_lowering.fuse.attention.paged.stacked_caches import Places, is_apart, i
 from tpu_lowering.fuse.attention.plans import unfit
 from tpu_lowering.fuse.attention.sites import Attention
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
-from tpu_lowering.fuse.xla.vmem_limits import asked, most_of
+from tpu_lowering.fuse.xla.kept_in_vmem import kernel_bytes
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import LANES, SUBLANES, Chip
 from tpu_lowering.ir.kernels import kernel_call
+from tpu_lowering.kernels.vmem_limits import asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ class PagedPlan:
                 scale=site.scale,
                 block=self.block,
                 empty=site.empty,
-                vmem=asked(_vmem_bytes(site, key), chip),
+                vmem=asked(_vmem_bytes(site, key), kernel_bytes(chip)),
                 where=graphs.source_line(site.node),
                 chip=chip,
             )
@@ -173,8 +174,8 @@ def _unfit_for(site: Attention, key: Paged, places: Places, chip: Chip) -> str:
     if table > HEURISTICS.kernel_share * chip.smem_bytes:
         most = HEURISTICS.kernel_share * chip.smem_bytes / 2**10
         return f"expected a table of pages that fits {most:g} KiB of SMEM, got {table / 2**10:g} KiB"
-    if _vmem_bytes(site, key) > most_of(chip):
-        most = most_of(chip) / 2**20
+    if _vmem_bytes(site, key) > kernel_bytes(chip):
+        most = kernel_bytes(chip) / 2**20
         return f"expected pages that fit {most:g} MiB of VMEM, got {key.size} keys of {key.width} elements"
     return ""
 
