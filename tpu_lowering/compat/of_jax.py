@@ -205,7 +205,7 @@ def compiler_params(given: Any, **changes: Any) -> Any:
 def vmem_limit(given: Any) -> int | None:
     """The bytes of VMEM that compiler parameters allow; None where they say nothing."""
     tables = given.values() if hasattr(given, "values") else [given]
-    return next((params.vmem_limit_bytes for params in tables if params is not None), None)
+    return next((params.vmem_limit_bytes for params in tables if hasattr(params, "vmem_limit_bytes")), None)
 
 
 def flash_attention_sums(operands: Sequence[Any], is_causal: bool, scale: float, blocks: Any) -> Any:

@@ -39,13 +39,12 @@ from tpu_lowering.fuse.attention.plans import AttentionPlan, added_type, bytes_b
 from tpu_lowering.fuse.attention.shared_heads import share_rows
 from tpu_lowering.fuse.attention.sites import Attention, find, narrowed
 from tpu_lowering.fuse.attention.training import pair_with_gradients
-from tpu_lowering.fuse.xla.kept_in_vmem import kernel_bytes
+from tpu_lowering.fuse.xla.vmem_limits import asked
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.kernels.jax_function import JaxKernel
-from tpu_lowering.kernels.vmem_limits import asked
 
 aten = compat.aten
 
@@ -139,7 +138,7 @@ def _call(plan: AttentionPlan, rows: list[fx.Node], chip: Chip) -> AttentionCall
         value=value,
         scale=site.scale,
         blocks=plan.blocks,
-        vmem=asked(plan.cost.vmem, kernel_bytes(chip)),
+        vmem=asked(plan.cost.vmem, chip),
         where=graphs.source_line(site.node),
         chip=chip,
         mask=plan.mask,

@@ -25,7 +25,8 @@ from tpu_lowering.fuse.space.row_regions import shape_of
 from tpu_lowering.fuse.space.spaces import dims_of
 from tpu_lowering.fuse.xla.bytes import bytes_by_xla, ends_pass
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
-from tpu_lowering.fuse.xla.kept_in_vmem import is_held, kernel_bytes
+from tpu_lowering.fuse.xla.kept_in_vmem import is_held
+from tpu_lowering.fuse.xla.vmem_limits import kernel_bytes
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.kernels import kernel_call

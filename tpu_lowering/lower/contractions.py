@@ -36,15 +36,12 @@ def contract(
 
 
 def _product(equation: str, dtype: jnp.dtype, left: jax.Array, right: jax.Array) -> jax.Array:
+    """The einsum of an equation, whose product is written with its axes in the order of the factors' own."""
     factors, wanted = equation.split("->")
     first, second = factors.split(",")
     if wanted[0] in second:
         first, second, left, right = second, first, right, left
     shared = [axis for axis in first if axis in second]
-    summed, batch = [axis for axis in shared if axis not in wanted], [axis for axis in shared if axis in wanted]
-    axes = tuple(
-        ([first.index(axis) for axis in given], [second.index(axis) for axis in given]) for given in (summed, batch)
-    )
-    result = jax.lax.dot_general(left, right, axes, preferred_element_type=dtype)
-    names = [*batch, *(axis for axis in first if axis not in shared), *(axis for axis in second if axis not in shared)]
+    names = "".join(dict.fromkeys(axis for axis in (*shared, *first, *second) if axis in wanted))
+    result = jnp.einsum(f"{first},{second}->{names}", left, right, preferred_element_type=dtype)
     return result.transpose([names.index(axis) for axis in wanted])

@@ -9,21 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tpu_lowering
-from tpu_lowering.fuse.xla.kept_in_vmem import kernel_bytes
+from tpu_lowering.fuse.xla.vmem_limits import asked, kernel_bytes
 from tpu_lowering.ir import chips
-from tpu_lowering.kernels.vmem_limits import asked
 
 MIB = 1 << 20
 
 
 @given(st.integers(0, 1 << 30), st.sampled_from(["v5e", "v6e", "tpu7x"]))
 def test_a_kernel_asks_for_more_than_it_holds_and_no_more_than_there_is(held: int, name: str) -> None:
-    most = kernel_bytes(chips.find(name))
-    assert min(held, most) <= asked(held, most) <= most < chips.find(name).vmem_bytes
+    chip = chips.find(name)
+    most = kernel_bytes(chip)
+    assert min(held, most) <= asked(held, chip) <= most < chip.vmem_bytes
 
 
 def test_a_small_kernel_asks_for_as_much_as_xlas_operations_get() -> None:
-    assert [asked(held * MIB, kernel_bytes(chips.find("v5e"))) // MIB for held in (0, 8, 20, 100)] == [16, 16, 30, 96]
+    assert [asked(held * MIB, chips.find("v5e")) // MIB for held in (0, 8, 20, 100)] == [16, 16, 30, 96]
 
 
 def attention(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from tpu_lowering import compat
 from tpu_lowering.codegen import load
 from tpu_lowering.fuse.around_kernels.chains import block_of
-from tpu_lowering.fuse.xla.kept_in_vmem import kernel_bytes
+from tpu_lowering.fuse.xla.vmem_limits import kernel_bytes
 from tpu_lowering.ir.kernels import Access, Execution, Kernel
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
@@ -117,12 +117,12 @@ class Extended(Kernel):
         """The kernel's compiler parameters, without those that name operands one by one, and with VMEM for what is
         staged and the values that it is computed of."""
         given = self.call.params["compiler_params"]
-        if given is None:
-            return None
-        limit, added = compat.vmem_limit(given), sum(math.prod(one.shape) * one.dtype.itemsize for one in staged)
+        limit = compat.vmem_limit(given)
         if limit is not None:
-            limit = min(limit + 3 * added, max(limit, kernel_bytes(self.chip)))
-        return compat.compiler_params(given, vmem_limit_bytes=limit, allow_input_fusion=None)
+            added = sum(math.prod(one.shape) * one.dtype.itemsize for one in staged)
+            most = max(limit, kernel_bytes(self.chip))
+            given = compat.compiler_params(given, vmem_limit_bytes=min(limit + 3 * added, most))
+        return dataclasses.replace(given, allow_input_fusion=None) if hasattr(given, "allow_input_fusion") else given
 
     def _staged_dtype(self, at: int) -> Any:
         return compat.blocked_array(self.call.params["grid_mapping"].block_mappings[at]).dtype

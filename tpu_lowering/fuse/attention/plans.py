@@ -18,8 +18,8 @@ from tpu_lowering.fuse.attention.sites import Attention
 from tpu_lowering.fuse.attention.static_masks import StaticMask, lengthened
 from tpu_lowering.fuse.space.row_regions import shape_of
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
-from tpu_lowering.fuse.xla.kept_in_vmem import kernel_bytes
 from tpu_lowering.fuse.xla.layouts import order_of, order_wanted, readers_of, source_of
+from tpu_lowering.fuse.xla.vmem_limits import kernel_bytes
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import LANES, Chip

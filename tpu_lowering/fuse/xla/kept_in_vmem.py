@@ -16,11 +16,6 @@ from tpu_lowering.fuse.xla.layouts import bytes_of, is_view, source_of
 from tpu_lowering.ir.chips import Chip
 
 
-def kernel_bytes(chip: Chip) -> int:
-    """Bytes of VMEM that a kernel may ask for."""
-    return int(HEURISTICS.kernel_share * chip.vmem_bytes)
-
-
 def kept_bytes(chip: Chip) -> float:
     """Bytes of the largest matrix product that XLA is expected to keep in VMEM for what follows it; 0 on a CPU."""
     return HEURISTICS.kept_products * chip.vmem_bytes if chip.is_tpu else 0

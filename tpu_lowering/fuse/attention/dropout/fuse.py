@@ -26,13 +26,12 @@ from tpu_lowering.fuse.attention.dropout.sizes import Sizes, vmem_bytes
 from tpu_lowering.fuse.attention.masks import Known
 from tpu_lowering.fuse.attention.operands import Rows
 from tpu_lowering.fuse.attention.sites import Attention, narrowed
-from tpu_lowering.fuse.xla.kept_in_vmem import kernel_bytes
+from tpu_lowering.fuse.xla.vmem_limits import asked
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.dropped_attention import dropped_attention, dropped_attention_gradients
 from tpu_lowering.ir.kernels import kernel_call
-from tpu_lowering.kernels.vmem_limits import asked
 
 
 def call_operators(
@@ -78,7 +77,7 @@ def _fused(graph: fx.Graph, node: fx.Node, chip: Chip, origin: fx.Node) -> Actio
     if block is None:
         return Action.on("unfused", subject, refused(sizes, is_gradient, chip), "TL521")
     scale, factor, is_causal, is_safe = given[-4:]
-    vmem = asked(vmem_bytes(sizes, block, is_gradient), kernel_bytes(chip))
+    vmem = asked(vmem_bytes(sizes, block, is_gradient), chip)
     element, where = graphs.type_of(given[0]).element, graphs.source_line(node)
     call = DroppedCall(sizes, block, element, scale, factor, is_causal, is_safe, vmem, where, chip)
     kernel = (dropped_gradient_kernel if is_gradient else dropped_kernel)(call)

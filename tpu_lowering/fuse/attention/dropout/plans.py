@@ -13,7 +13,7 @@ from tpu_lowering.fuse.attention.masks import HIDDEN, Known
 from tpu_lowering.fuse.attention.plans import bytes_by_xla, unfit
 from tpu_lowering.fuse.attention.sites import Attention
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
-from tpu_lowering.fuse.xla.kept_in_vmem import kernel_bytes
+from tpu_lowering.fuse.xla.vmem_limits import kernel_bytes
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import Chip

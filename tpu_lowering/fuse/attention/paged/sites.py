@@ -35,12 +35,11 @@ from tpu_lowering.fuse.attention.paged.stacked_caches import Places, is_apart, i
 from tpu_lowering.fuse.attention.plans import unfit
 from tpu_lowering.fuse.attention.sites import Attention
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
-from tpu_lowering.fuse.xla.kept_in_vmem import kernel_bytes
+from tpu_lowering.fuse.xla.vmem_limits import asked, kernel_bytes
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import LANES, SUBLANES, Chip
 from tpu_lowering.ir.kernels import kernel_call
-from tpu_lowering.kernels.vmem_limits import asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +88,7 @@ class PagedPlan:
                 scale=site.scale,
                 block=self.block,
                 empty=site.empty,
-                vmem=asked(_vmem_bytes(site, key), kernel_bytes(chip)),
+                vmem=asked(_vmem_bytes(site, key), chip),
                 where=graphs.source_line(site.node),
                 chip=chip,
             )
@@ -181,6 +180,7 @@ def _unfit_for(site: Attention, key: Paged, places: Places, chip: Chip) -> str:
 
 
 def _vmem_bytes(site: Attention, key: Paged) -> int:
+    """Bytes of VMEM that the kernel of a site takes."""
     itemsize = graphs.type_of(site.query.node).element.numpy.itemsize
     return vmem_bytes(block_of(key.pages, key.size) * key.size, key.width, itemsize, site.groups)
 

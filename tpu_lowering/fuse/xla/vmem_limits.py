@@ -1,0 +1,20 @@
+"""How much of VMEM a kernel asks for. XLA keeps that much free while the kernel runs, whether it uses it or not."""
+
+from __future__ import annotations
+
+from tpu_lowering.fuse.xla.heuristics import HEURISTICS
+from tpu_lowering.ir.chips import Chip
+
+LEAST = 16 << 20
+"""Bytes that XLA gives each operation of its own, on the chip where it gives the fewest."""
+
+
+def kernel_bytes(chip: Chip) -> int:
+    """Bytes that a kernel may ask for."""
+    return int(HEURISTICS.kernel_share * chip.vmem_bytes)
+
+
+def asked(held: int, chip: Chip) -> int:
+    """Bytes that a kernel asks for whose blocks, and all that is computed of them, take ``held``. The compiler adds to
+    that: the kernel asks for half more."""
+    return min(kernel_bytes(chip), max(LEAST, 3 * held // 2))
