@@ -26,9 +26,9 @@ from tpu_lowering.fuse.space.spaces import dims_of
 from tpu_lowering.fuse.xla.bytes import bytes_by_xla, ends_pass
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
 from tpu_lowering.fuse.xla.kept_in_vmem import is_held
-from tpu_lowering.fuse.xla.vmem_limits import kernel_bytes
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.kernels import kernel_call
 from tpu_lowering.ir.types import TensorType
 
@@ -51,7 +51,7 @@ class Form:
             the plan holds beside its results stays.
     """
 
-    write: Callable[[RowPlan, Tiling, str, int], KernelSource | None]
+    write: Callable[[RowPlan, Tiling, str, Chip], KernelSource | None]
     body: Callable[[RowPlan, Tiling], fx.Graph]
     kind: str = ""
     whole_rows: bool = True
@@ -118,7 +118,7 @@ def _kernels(graph: fx.Graph, found: RowPlan, chooser: Chooser | None, form: For
     else:
         tilings = [tiling for step in STEPS if (tiling := tile(work, step)) is not None]
     for tiling in tilings[: len(STEPS) if chooser is not None else 1]:
-        written = form.write(found, tiling, name, kernel_bytes(chip))
+        written = form.write(found, tiling, name, chip)
         if written is not None:
             kernels.append(row_kernel(written, where, chip))
     return list(dict.fromkeys(kernels))

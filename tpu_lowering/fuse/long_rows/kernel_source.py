@@ -38,17 +38,18 @@ from tpu_lowering.fuse.rows.block_graph import run_along
 from tpu_lowering.fuse.rows.kernel_source import KernelSource, KernelText
 from tpu_lowering.fuse.rows.tiles import Tiling
 from tpu_lowering.fuse.space.spaces import Dim
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.types import TensorType, element_type
 
 
-def write_pass(plan: BlockPass, tiling: Tiling, name: str, vmem_bytes: int) -> KernelSource:
+def write_pass(plan: BlockPass, tiling: Tiling, name: str, chip: Chip) -> KernelSource:
     """The source of a pass.
 
     Args:
         plan: what it computes. Its results are reductions so far, floats in float32.
         tiling: its blocks; the grid runs over the dimensions of a row last.
         name: of the function.
-        vmem_bytes: what the kernel may use of VMEM.
+        chip: where it runs.
     """
     order, sizes = plan.region.space.order(), plan.region.space.sizes
     results: list[TensorType] = []
@@ -56,7 +57,7 @@ def write_pass(plan: BlockPass, tiling: Tiling, name: str, vmem_bytes: int) -> K
         element = element_type(kept_as(node.meta["val"].dtype))
         assert element is not None
         results.append(TensorType(element, run_along(plan.region.accesses[node], order, sizes.__getitem__)))
-    return _LongKernel(plan, tiling, RunningBody(plan, tiling), name, results, vmem_bytes).written()
+    return _LongKernel(plan, tiling, RunningBody(plan, tiling), name, results, chip).written()
 
 
 class _LongKernel(KernelText):

@@ -25,17 +25,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.codegen import source
+from tpu_lowering.codegen import load, source
 from tpu_lowering.fuse.rows.block_graph import BlockGraph, distinct, held_as, run_along
+from tpu_lowering.fuse.rows.held import held_bytes
 from tpu_lowering.fuse.rows.tiles import Tiling
 from tpu_lowering.fuse.space.row_plans import MemoryAxes, RowOperand, RowPlan
 from tpu_lowering.fuse.space.spaces import Dim, dims_of
+from tpu_lowering.fuse.xla.vmem_limits import asked, kernel_bytes
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.programs import Output, Program, Signature
 from tpu_lowering.ir.types import TensorType, element_type
 
@@ -68,14 +72,14 @@ LIBRARIES = (
 )
 
 
-def write(plan: RowPlan, tiling: Tiling, name: str, vmem_bytes: int) -> KernelSource | None:
+def write(plan: RowPlan, tiling: Tiling, name: str, chip: Chip) -> KernelSource | None:
     """The source of a plan's kernel; None if a sum over the grid would be visited again after another block.
 
     Args:
         plan: what it computes.
         tiling: its blocks.
         name: of the function.
-        vmem_bytes: what the kernel may use of VMEM.
+        chip: where it runs.
     """
     order, sizes, grid = plan.region.space.order(), plan.region.space.sizes, [dim for dim, _ in tiling.grid]
     for node in plan.outputs:
@@ -87,7 +91,7 @@ def write(plan: RowPlan, tiling: Tiling, name: str, vmem_bytes: int) -> KernelSo
         held_type(node, run_along(plan.region.accesses[node], order, sizes.__getitem__), plan.region.is_sum(node))
         for node in plan.outputs
     ]
-    return KernelText(plan, tiling, body, name, results, vmem_bytes).written()
+    return KernelText(plan, tiling, body, name, results, chip).written()
 
 
 def plain_form(plan: RowPlan, name: str) -> tuple[Program, source.Source]:
@@ -116,23 +120,29 @@ class KernelText:
     """The parts of the source that say where blocks lie."""
 
     def __init__(
-        self, plan: RowPlan, tiling: Tiling, body: BlockGraph, name: str, results: Sequence[TensorType], vmem_bytes: int
+        self, plan: RowPlan, tiling: Tiling, body: BlockGraph, name: str, results: Sequence[TensorType], chip: Chip
     ) -> None:
         self.plan, self.tiling, self.body_graph, self.name = plan, tiling, body, name
-        self.results, self.vmem_bytes = results, vmem_bytes
+        self.results, self.chip = results, chip
         self.order = plan.region.space.order()
         self.index = {dim: GRID_NAMES[at] for at, (dim, _) in enumerate(tiling.grid)}
         self.operand_names = distinct([operand.node.name for operand in plan.operands()])
         self.result_names = distinct([node.name for node in plan.outputs], self.operand_names)
 
     def written(self) -> KernelSource:
-        """The whole source."""
+        """The whole source. On a TPU the kernel asks for what its blocks and values need of VMEM."""
         count = sum(node.op == "placeholder" for node in self.body_graph.graph.nodes)
         program = Program(tuple(range(count)), Signature((), 0, ()), name=self.name, module=self.body_graph.module)
         function = source.generate(program, libraries=LIBRARIES).text
-        text = "\n".join([function, "", *self.body(), "", "", *self.launch()]) + "\n"
+        head = [function, "", *self.body(), "", ""]
         space = self.plan.region.space
         operands = [held_type(o.node, [size for _, size in o.in_memory(space)]) for o in self.plan.operands()]
+        vmem_bytes = kernel_bytes(self.chip)
+        if self.chip.is_tpu:
+            defined = load.define(self.name, "\n".join([*head, *self.launch(vmem_bytes)]))
+            launch = functools.partial(defined[f"{self.name}_launch"], interpret=False)
+            vmem_bytes = asked(held_bytes(launch, operands, self.chip), self.chip)
+        text = "\n".join([*head, *self.launch(vmem_bytes)]) + "\n"
         return KernelSource(self.name, text, tuple(operands), tuple(self.results))
 
     def body(self) -> list[str]:
@@ -172,8 +182,8 @@ class KernelText:
             return []
         return [dim for dim in self.index if dim not in dims_of(self.plan.region.accesses[node])]
 
-    def launch(self) -> list[str]:
-        """The function over arrays."""
+    def launch(self, vmem_bytes: int) -> list[str]:
+        """The function over arrays, whose kernel asks for so much of VMEM."""
         operands = [operand.in_memory(self.plan.region.space) for operand in self.plan.operands()]
         factors = [bool(operand.axes) for operand in self.plan.operands()]
         outputs = [
@@ -195,7 +205,7 @@ class KernelText:
             "        ],",
             f"        out_shape=[{', '.join(shapes)}],",
             f"        compiler_params=pltpu.CompilerParams(dimension_semantics={semantics}, "
-            f"vmem_limit_bytes={self.vmem_bytes}),",
+            f"vmem_limit_bytes={vmem_bytes}),",
             "        interpret=interpret,",
             f'        name="{self.name}",',
             f"    )({', '.join(self.operand_names)})",
