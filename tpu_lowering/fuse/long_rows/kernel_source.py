@@ -49,7 +49,7 @@ def write_pass(plan: BlockPass, tiling: Tiling, name: str, chip: Chip) -> Kernel
         plan: what it computes. Its results are reductions so far, floats in float32.
         tiling: its blocks; the grid runs over the dimensions of a row last.
         name: of the function.
-        chip: where it runs.
+        chip: what it is for.
     """
     order, sizes = plan.region.space.order(), plan.region.space.sizes
     results: list[TensorType] = []

@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
 from tpu_lowering import compat
-from tpu_lowering.fuse.rows.tiles import BUFFERS, COLUMNS
-from tpu_lowering.ir.chips import Chip
+from tpu_lowering.codegen import load
+from tpu_lowering.fuse.rows.tiles import BUFFERS
+from tpu_lowering.ir.chips import LANES, SUBLANES, Chip
+from tpu_lowering.ir.jaxprs import is_literal
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
+from tpu_lowering.session import kept
 
 LANE_BYTES = 4  # a narrower number takes them where it is computed with
-SUBLANES = 8
 
 
-def held_bytes(launch: Callable[..., Any], operands: Sequence[TensorType], chip: Chip) -> int:
+@kept(256, "a kernel's source is traced to see what it holds: models have the same one in every layer")
+def held_bytes(name: str, text: str, operands: tuple[TensorType, ...], chip: Chip) -> int:
     """Bytes of every block, as often as it lies there, and of the most values of the body that are alive at once.
 
     Args:
-        launch: one ``pallas_call`` whose operands and results are all blocks in VMEM.
-        operands: its operands.
+        name: of the kernel.
+        text: its source; ``<name>_launch`` is one ``pallas_call`` whose operands and results are blocks in VMEM.
+        operands: types of its operands.
         chip: whose facts the kernel sees.
     """
-    with jaxprs.kernel_scope(operands, chip):
-        traced = jax.make_jaxpr(launch)(*map(jaxprs.spec_of, operands))
-    (call,) = jaxprs.kernel_calls(traced)
+    launch = functools.partial(load.define(name, text)[f"{name}_launch"], interpret=False)
+    (call,) = jaxprs.kernel_calls(jaxprs.trace(launch, operands, chip=chip))
     mapping, body = call.params["grid_mapping"], call.params["jaxpr"]
     blocks = zip(mapping.block_mappings, body.invars, strict=True)
-    return sum(_buffers(block) * _bytes(ref.aval) for block, ref in blocks) + most_alive(body)
+    return sum(_buffers(block) * _bytes(ref.aval) for block, ref in blocks) + _most_alive(body)
 
 
-def most_alive(jaxpr: Any) -> int:
+def _most_alive(jaxpr: Any) -> int:
     """Bytes of the values that are alive at once, computing in order; what references hold is not counted."""
-    alive = {atom for atom in jaxpr.outvars if not hasattr(atom, "val")}
+    alive = {atom for atom in jaxpr.outvars if not is_literal(atom)}
     most = 0
     for equation in reversed(jaxpr.eqns):
-        alive.update(equation.outvars, (atom for atom in equation.invars if not hasattr(atom, "val")))
-        inside = max(map(most_alive, compat.jaxprs_in(equation.params)), default=0)
+        alive.update(equation.outvars, (atom for atom in equation.invars if not is_literal(atom)))
+        inside = max(map(_most_alive, compat.jaxprs_in(equation.params)), default=0)
         most = max(most, inside + sum(_bytes(variable.aval, LANE_BYTES) for variable in alive if _is_value(variable)))
         alive.difference_update(equation.outvars)
     return most
@@ -57,5 +58,5 @@ def _is_value(variable: Any) -> bool:
 def _bytes(aval: Any, least: int = 1) -> int:
     """Bytes of an array in VMEM, where the last two dimensions are padded to tiles."""
     *outer, rows, columns = (1, 1, *aval.shape)
-    rows, columns = math.ceil(rows / SUBLANES) * SUBLANES, math.ceil(columns / COLUMNS) * COLUMNS
+    rows, columns = math.ceil(rows / SUBLANES) * SUBLANES, math.ceil(columns / LANES) * LANES
     return math.prod(outer) * rows * columns * max(least, aval.dtype.itemsize)

@@ -25,14 +25,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import torch
 from torch import fx
 
 from tpu_lowering import compat
-from tpu_lowering.codegen import load, source
+from tpu_lowering.codegen import source
 from tpu_lowering.fuse.rows.block_graph import BlockGraph, distinct, held_as, run_along
 from tpu_lowering.fuse.rows.held import held_bytes
 from tpu_lowering.fuse.rows.tiles import Tiling
@@ -79,7 +78,7 @@ def write(plan: RowPlan, tiling: Tiling, name: str, chip: Chip) -> KernelSource 
         plan: what it computes.
         tiling: its blocks.
         name: of the function.
-        chip: where it runs.
+        chip: what it is for.
     """
     order, sizes, grid = plan.region.space.order(), plan.region.space.sizes, [dim for dim, _ in tiling.grid]
     for node in plan.outputs:
@@ -136,14 +135,15 @@ class KernelText:
         function = source.generate(program, libraries=LIBRARIES).text
         head = [function, "", *self.body(), "", ""]
         space = self.plan.region.space
-        operands = [held_type(o.node, [size for _, size in o.in_memory(space)]) for o in self.plan.operands()]
+        operands = tuple(held_type(o.node, [size for _, size in o.in_memory(space)]) for o in self.plan.operands())
+
+        def text(vmem_bytes: int) -> str:
+            return "\n".join([*head, *self.launch(vmem_bytes)]) + "\n"
+
         vmem_bytes = kernel_bytes(self.chip)
         if self.chip.is_tpu:
-            defined = load.define(self.name, "\n".join([*head, *self.launch(vmem_bytes)]))
-            launch = functools.partial(defined[f"{self.name}_launch"], interpret=False)
-            vmem_bytes = asked(held_bytes(launch, operands, self.chip), self.chip)
-        text = "\n".join([*head, *self.launch(vmem_bytes)]) + "\n"
-        return KernelSource(self.name, text, tuple(operands), tuple(self.results))
+            vmem_bytes = asked(held_bytes(self.name, text(vmem_bytes), operands, self.chip), self.chip)
+        return KernelSource(self.name, text(vmem_bytes), operands, tuple(self.results))
 
     def body(self) -> list[str]:
         """The function over references."""
