@@ -19,6 +19,7 @@ from tests.fuse.attention.functions import equal, trained
 from tpu_lowering import aot
 from tpu_lowering.fuse.slice_first import Slice, SliceFirst, through_reshape
 from tpu_lowering.ir import chips
+from tpu_lowering.ir.boxes import read_box
 from tpu_lowering.ir.interpreter import interpret
 from tpu_lowering.ir.reshapes import NotWhole, digits_of
 
@@ -116,7 +117,12 @@ def in_two_dimensions(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (x * y)[:1, :1]
 
 
-MOVED = [last_of_a_layer, columns, gathered, turned, weighted, maxima, in_two_dimensions]
+def rounded(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """What computes the rows rounds them: the slice stays behind that."""
+    return (x.softmax(0).mT.to(bf16) * y.mT)[:, 1:2]
+
+
+MOVED = [last_of_a_layer, columns, gathered, turned, weighted, maxima, in_two_dimensions, rounded]
 
 
 def used_whole(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,7 +142,17 @@ def most_of_it(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (x * y)[:3]
 
 
-LEFT = [used_whole, views_alone, along_the_rows, most_of_it]
+def rounded_alone(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x.softmax(0).mT.to(bf16)[:, :1]
+
+
+LEFT = [used_whole, views_alone, along_the_rows, most_of_it, rounded_alone]
+
+
+def test_rows_are_rounded_before_they_are_sliced() -> None:
+    graph = normalised(capture(rounded, torch.ones(4, 6), torch.ones(4, 6))).graph
+    SliceFirst()(graph)
+    assert {str(node.args[0]) for node in graph.find_nodes(op="call_function", target=read_box)} == {"_to_copy", "arg1_1"}
 
 
 @pytest.mark.parametrize("function", LEFT)

@@ -112,8 +112,39 @@ def _region_of(node: fx.Node) -> _Region | None:
             if used not in asked:
                 heapq.heappush(waiting, -place[used])
             asked.setdefault(used, set()).add(found)
-    computed = any(not (one.target in RESHAPES or one.target is aten.permute.default) for one in members)
-    return _Region(dict(reversed(members.items())), sliced) if computed else None
+    region = _rounded_before(_Region(dict(reversed(members.items())), sliced))
+    return None if all(map(_is_view, region.members)) else region
+
+
+def _rounded_before(region: _Region) -> _Region:
+    """The region without conversions that do nothing but make what is sliced narrower, and views before them: what
+    computes the values then writes, and keeps, narrow ones. Attention whose result is rounded is attention of bfloat16
+    (``attention.sites.narrowed``)."""
+    members, sliced = dict(region.members), dict[tuple[fx.Node, Slice], None]()
+    for used, found in region.sliced:
+        path = _path_to_narrower(used, members) if used.op == "call_function" else []
+        at = (path[-1], members[path[-1]]) if path else (used, found)
+        sliced[at] = None
+        for one in path:
+            del members[one]
+    return _Region(members, sliced)
+
+
+def _path_to_narrower(node: fx.Node, members: Mapping[fx.Node, Slice]) -> list[fx.Node]:
+    """The members from a value's only user, over views, to a conversion to a type of fewer bytes; [] if it has none."""
+    path, last = list[fx.Node](), node
+    while len(last.users) == 1 and (last := next(iter(last.users))) in members:
+        path.append(last)
+        if graphs.is_call(last, aten._to_copy.default):
+            before, after = (graphs.type_of(one).element.numpy.itemsize for one in (node, last))
+            return path if after < before else []
+        if not _is_view(last):
+            return []
+    return []
+
+
+def _is_view(node: fx.Node) -> bool:
+    return node.target in RESHAPES or node.target is aten.permute.default
 
 
 def _slice_of(shape: Sequence[int], box: Box) -> Slice | None:

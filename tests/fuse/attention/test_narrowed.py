@@ -12,6 +12,7 @@ from tests.cases.harness import capture, normalised
 from tests.fuse.attention.functions import close, compiled, rows, trained
 from tpu_lowering import aot
 from tpu_lowering.fuse.fuse_attention import FuseAttention
+from tpu_lowering.fuse.slice_first import SliceFirst
 from tpu_lowering.ir import chips, graphs
 
 Function = Callable[..., torch.Tensor]
@@ -47,6 +48,11 @@ def of_a_sum(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tor
     return ((query.float() @ (key.float() + 1e-3).mT).softmax(-1) @ value.float()).to(bf16)
 
 
+def last_of_other_width(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The last query alone is used, as where a decoder's last layer gives the logits of one token."""
+    return of_other_width(query, key, value).transpose(1, 2)[:, -1:].sin()
+
+
 def operands() -> list[torch.Tensor]:
     return [rows(4, bf16, seed) for seed in range(3)]
 
@@ -57,12 +63,13 @@ def types(function: Function) -> list[str]:
     given = operands()
     close(run(*given), function(*given))
     graph = normalised(capture(function, *given)).graph
+    SliceFirst()(graph)
     FuseAttention()(graph)
     (node,) = graphs.kernel_calls(graph)
     return [str(graphs.type_of(one).element) for one in graphs.operands_of(node) if one is not None]
 
 
-@pytest.mark.parametrize("function", [of_other_width, of_wider_values, in_float32, shared_keys])
+@pytest.mark.parametrize("function", [of_other_width, of_wider_values, in_float32, shared_keys, last_of_other_width])
 def test_operands_stay_narrow(function: Function) -> None:
     assert types(function) == ["bf16", "bf16", "bf16"]
 
