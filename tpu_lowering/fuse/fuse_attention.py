@@ -35,7 +35,7 @@ from tpu_lowering.fuse.attention.dropout.fuse import call_operators, fuse
 from tpu_lowering.fuse.attention.kernels import flash_kernel, splash_gradient_kernel, splash_kernel
 from tpu_lowering.fuse.attention.masks import Known
 from tpu_lowering.fuse.attention.paged.sites import PagedPlan, paged_plan
-from tpu_lowering.fuse.attention.plans import AttentionPlan, added_type, bytes_by_xla, is_together, plan_of, scales_fetched
+from tpu_lowering.fuse.attention.plans import AttentionPlan, added_type, bytes_by_xla, is_together, plan_of
 from tpu_lowering.fuse.attention.shared_heads import share_rows
 from tpu_lowering.fuse.attention.sites import Attention, find, narrowed
 from tpu_lowering.fuse.attention.training import pair_with_gradients
@@ -154,5 +154,4 @@ def _call(plan: AttentionPlan, rows: list[fx.Node], chip: Chip) -> AttentionCall
         soft_cap=site.soft_cap,
         length_minor=plan.heads.length_minor,
         together=is_together(site, plan.library, plan.heads),
-        scales_fetched=scales_fetched(site),
     )

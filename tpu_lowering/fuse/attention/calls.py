@@ -53,7 +53,6 @@ class AttentionCall:
         soft_cap: see ``attention.sites.Attention``.
         length_minor: see ``attention.blocks.Heads``; splash attention's alone.
         together: whether rows have batch and heads as one size, and not ``leading``.
-        scales_fetched: whether splash attention's keys are scaled as they are fetched, and not as they are computed.
     """
 
     query: TensorType
@@ -77,7 +76,6 @@ class AttentionCall:
     soft_cap: float | None = None
     length_minor: tuple[bool, bool, bool] = ROWS
     together: bool = True
-    scales_fetched: bool = True
 
     @property
     def groups(self) -> int:

@@ -6,8 +6,7 @@ logsumexp and the gradients in fewer bytes. Both are traced, with what XLA compu
 their authors left out:
 
 * they may use as much VMEM as their blocks were chosen for;
-* the keys that splash wants scaled are not written again for that: XLA scales them as it computes them, or as they are
-  fetched.
+* the keys that splash wants scaled are not written first where XLA can compute them as they are fetched.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def splash_gradient_kernel(call: AttentionCall) -> JaxKernel:
         grad, *kept = added_columns.given(call, grad, result, logsumexp, added)
         gradients = compat.splash_attention_gradients(_splash(call, True), operands, kept, grad)
         by_query, by_key, by_value = map(added_columns.cut, gradients, (call.query, call.key, call.value))
-        return [by_query, _scaled(jax.lax.optimization_barrier(by_key), call.scale), by_value]
+        return [by_query, _scaled(by_key, call.scale), by_value]
 
     query, key, value, *biases = _operand_types(call).items()
     types = dict([("grad", call.result), query, key, value, ("result", call.result), ("logsumexp", call.logsumexp)])
@@ -129,9 +128,7 @@ def _kernel(
 
 
 def _completed(closed: Any, call: AttentionCall) -> Any:
-    """A traced kernel with leave to use VMEM and, where they are to be, to have its keys scaled as they are fetched."""
-    if not call.scales_fetched:
-        return completed(closed, call.vmem)
+    """A traced kernel with leave to use VMEM and to have its scaled keys computed as they are fetched."""
     heads, length = call.key.shape[0], call.lengths[1]
     widths = (call.key.shape[2], added_columns.widened(call))
     shapes = [(heads, width, length) if call.length_minor[1] else (heads, length, width) for width in widths]
@@ -162,17 +159,16 @@ def completed(closed: Any, vmem: int, is_fused: Callable[[Any], bool] = lambda a
 
 
 def _scaled_keys(call: AttentionCall, key: jax.Array) -> jax.Array:
-    """Scaled keys: those that are scaled as they are fetched as they lie in memory, so where the kernel exchanges their
-    dimensions, that is done before."""
-    if not call.scales_fetched:
-        return _scaled(key, call.scale)
+    """Keys as they lie in memory, scaled: where the kernel exchanges their dimensions, that is done before."""
+    if not call.together:
+        return key if call.scale == 1 else (key.astype(jnp.float32) * call.scale).astype(key.dtype)
     if not call.length_minor[1]:
-        return _scaled(jax.lax.optimization_barrier(key), call.scale)
-    return _scaled(jax.lax.optimization_barrier(key.swapaxes(-1, -2)), call.scale).swapaxes(-1, -2)
+        return _scaled(key, call.scale)
+    return _scaled(key.swapaxes(-1, -2), call.scale).swapaxes(-1, -2)
 
 
 def _scaled(rows: jax.Array, scale: float) -> jax.Array:
-    return rows if scale == 1 else (rows.astype(jnp.float32) * scale).astype(rows.dtype)
+    return rows if scale == 1 else (jax.lax.optimization_barrier(rows).astype(jnp.float32) * scale).astype(rows.dtype)
 
 
 def _splash(call: AttentionCall, is_gradient: bool) -> Any:

@@ -115,19 +115,14 @@ def is_together(site: Attention, library: Library, heads: Heads) -> bool:
     With the leading sizes of the scores, as products before and after it have them, XLA neither copies what they make
     nor selects by itself what they read. Rows that are padded it copies anyway, and narrow rows lie with the length
     last, as XLA has them where batch and heads are one. Keys that it scales as they are fetched it would fetch with the
-    factor written out for each element of these sizes.
+    factor written out for each element of these sizes: so they are scaled as they are computed, which is for keys that
+    nothing else reads.
     """
     if site.is_gradient or not site.leading or site.leading[-1] % site.groups:
         return True
     is_padded = any(rounded(rows.length) != rows.length for rows in (site.query, site.key))
-    return library == "splash" and (is_padded or any(heads.length_minor) or scales_fetched(site))
-
-
-def scales_fetched(site: Attention) -> bool:
-    """Whether splash attention's keys are scaled as they are fetched: those that are there anyway, which scaled keys
-    would lie beside. Those that XLA computes for the kernel alone it scales as it does; fetched, they would be kept in
-    the float32 that they are scaled in."""
-    return site.scale != 1 and not _are_own(site.key.node)
+    is_scaled_apart = site.scale != 1 and not _are_own(site.key.node)
+    return library == "splash" and (is_padded or any(heads.length_minor) or is_scaled_apart)
 
 
 def _are_own(node: fx.Node) -> bool:
