@@ -152,7 +152,10 @@ LEFT = [used_whole, views_alone, along_the_rows, most_of_it, rounded_alone]
 def test_rows_are_rounded_before_they_are_sliced() -> None:
     graph = normalised(capture(rounded, torch.ones(4, 6), torch.ones(4, 6))).graph
     SliceFirst()(graph)
-    assert {str(node.args[0]) for node in graph.find_nodes(op="call_function", target=read_box)} == {"_to_copy", "arg1_1"}
+    assert {str(node.args[0]) for node in graph.find_nodes(op="call_function", target=read_box)} == {
+        "_to_copy",
+        "arg1_1",
+    }
 
 
 @pytest.mark.parametrize("function", LEFT)

@@ -54,13 +54,23 @@ def operands(
 
 def of_queries(call: AttentionCall, results: Sequence[jax.Array], added: jax.Array | None) -> list[jax.Array]:
     """The results for queries that there are, and for those that no key is left of."""
-    count = call.query.shape[1]
-    rows, sums = results[0][..., :count, :], [lse[..., :count] for lse in results[1:]]
+    rows, *sums = (_of_queries_there_are(call, one) for one in results)
     if added is None or not call.excludes:
         return [rows, *sums]
     alive = jnp.any(visible(call, added), axis=-1, keepdims=True)
     alive = _of_heads(call, alive) if call.together else alive
     return [jnp.where(alive, rows, call.empty), *(jnp.where(alive[..., 0], lse, 0) for lse in sums)]
+
+
+def _of_queries_there_are(call: AttentionCall, result: jax.Array) -> jax.Array:
+    """A result [heads, queries, ...] without the queries that lengthen it. It is cut with the leading sizes of the
+    scores, in which a product takes it: XLA then cuts it as it is read, which it does not through a reshape."""
+    count, heads = call.query.shape[1], len(call.outer)
+    if result.shape[heads] == count:
+        return result
+    rest = result.shape[heads + 1 :]
+    cut = result.reshape((*(call.leading or call.outer), result.shape[heads], *rest))
+    return cut[(..., slice(count), *(slice(None) for _ in rest))].reshape((*call.outer, count, *rest))
 
 
 def given(

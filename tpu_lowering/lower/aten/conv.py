@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,19 +23,28 @@ def _per_dim(values: list[int], count: int) -> tuple[int, ...]:
 
 
 def _forward(
-    x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: int, accumulate: Any = None
+    x: Any,
+    weight: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    accumulate: Any = None,
+    finished: Callable[[jax.Array], jax.Array] = lambda sums: sums,
 ) -> jax.Array:
-    """The plain convolution; ``accumulate`` is the dtype of its result."""
+    """The plain convolution: ``finished`` of its sums, [n, o, ...] of any spatial sizes, of dtype ``accumulate``."""
     if groups == 1 and _cuts_lines(x, weight, stride, padding, dilation):
-        return _of_lines(x, weight, stride, padding, dilation, accumulate)
-    return jax.lax.conv_general_dilated(
-        x,
-        weight,
-        window_strides=stride,
-        padding=[(p, p) for p in padding],
-        rhs_dilation=dilation,
-        feature_group_count=groups,
-        preferred_element_type=accumulate,
+        return _of_lines(x, weight, stride, padding, dilation, accumulate, finished)
+    return finished(
+        jax.lax.conv_general_dilated(
+            x,
+            weight,
+            window_strides=stride,
+            padding=[(p, p) for p in padding],
+            rhs_dilation=dilation,
+            feature_group_count=groups,
+            preferred_element_type=accumulate,
+        )
     )
 
 
@@ -46,10 +56,13 @@ def _cuts_lines(x: Any, weight: Any, stride: Any, padding: Any, dilation: Any) -
     return is_cut and len(stride) > 1 and 1 < lines <= x.shape[2] and x.shape[1] * lines <= LANES
 
 
-def _of_lines(x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, accumulate: Any) -> jax.Array:
+def _of_lines(
+    x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, accumulate: Any, finished: Callable[..., jax.Array]
+) -> jax.Array:
     """The convolution of [n, c, parts * lines, ...] as one of [n * parts, c * lines, ...]: lines are channels.
 
-    A chip's arrays have 8 or 128 channels at least: three colours would be padded to them.
+    A chip's arrays have 8 or 128 channels at least: three colours would be padded to them. The sums are finished before
+    parts are images again, which can be a copy: of bfloat16 then, not of float32.
     """
     n, c, _, *rest = x.shape
     o, _, lines, *kernel = weight.shape
@@ -57,7 +70,7 @@ def _of_lines(x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, acc
     cut = x[:, :, : parts * lines].reshape(n, c, parts, lines, *rest)
     cut = jnp.moveaxis(cut, 2, 1).reshape(n * parts, c * lines, *rest)
     flat = weight.reshape(o, c * lines, *kernel)
-    made = _forward(cut, flat, stride[1:], padding[1:], dilation[1:], 1, accumulate)
+    made = _forward(cut, flat, stride[1:], padding[1:], dilation[1:], 1, accumulate, finished)
     return jnp.moveaxis(made.reshape(n, parts, *made.shape[1:]), 1, 2)
 
 
@@ -100,12 +113,16 @@ def convolution(
     count = input.ndim - 2
     steps, pads, spread = (_per_dim(values, count) for values in (stride, padding, dilation))
     wide = compute_dtype(input.dtype)
+
+    def finished(sums: jax.Array) -> jax.Array:
+        if bias is not None:
+            sums = sums + cast(bias, sums.dtype).reshape(1, -1, *(1,) * (sums.ndim - 2))
+        return cast(sums, out.dtype)
+
     if transposed:
-        y = _transposed(input, weight, steps, pads, spread, _per_dim(output_padding, count), groups, wide)
+        y = finished(_transposed(input, weight, steps, pads, spread, _per_dim(output_padding, count), groups, wide))
     else:
-        y = _forward(input, weight, steps, pads, spread, groups, wide)
-    if bias is not None:
-        y = y + cast(bias, y.dtype).reshape(1, -1, *(1,) * count)
+        y = _forward(input, weight, steps, pads, spread, groups, wide, finished)
     return finish(y, out)
 
 
