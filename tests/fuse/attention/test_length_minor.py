@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from tests.cases.case_kernels import exp_into
@@ -155,3 +156,21 @@ def test_a_chip_reads_narrow_arguments_without_padding() -> None:
     operand = given[0].nbytes
     padded_result = 3 * 2 * operand
     assert moved <= 1.02 * (3 * operand + padded_result)
+
+
+def test_a_chip_cuts_padded_rows_as_a_product_reads_them() -> None:
+    """A layer of a ViT with its patches: rows of 197 tokens are not copied, and patches not in float32."""
+
+    def layer(pixels: torch.Tensor, kernel: torch.Tensor, first: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        patches = F.conv2d(pixels, kernel, first, stride=16).flatten(2).mT
+        tokens = torch.cat([first.expand(len(patches), 1, -1), patches], 1)
+        split = [(tokens @ weight).unflatten(-1, (-1, 64)).transpose(1, 2) for weight in weights[:3]]
+        return sdpa(*split).transpose(1, 2).flatten(2) @ weights[3]
+
+    shapes = [(16, 3, 224, 224), (1024, 3, 16, 16), (1024,), (4, 1024, 1024)]
+    given = tuple(torch.empty(shape, dtype=bf16) for shape in shapes)
+    made = aot.compile_captured(aot.capture(layer, given, {}, TPU7X, {}, ()), TPU7X, True, simulate=False)
+    assert any(one.opcode.startswith("custom-call") for one in made.entry_operations)
+    assert not [one.name for one in made.entry_operations if one.opcode == "slice"]
+    types = [made.hlo.partition(f"%{one.name} = ")[2][:4] for one in made.entry_operations if one.opcode == "reshape"]
+    assert types == ["bf16"]
