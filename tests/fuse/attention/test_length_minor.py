@@ -164,8 +164,8 @@ def test_a_chip_cuts_padded_rows_as_a_product_reads_them() -> None:
     def layer(pixels: torch.Tensor, kernel: torch.Tensor, first: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         patches = F.conv2d(pixels, kernel, first, stride=16).flatten(2).mT
         tokens = torch.cat([first.expand(len(patches), 1, -1), patches], 1)
-        split = [(tokens @ weight).unflatten(-1, (-1, 64)).transpose(1, 2) for weight in weights[:3]]
-        return sdpa(*split).transpose(1, 2).flatten(2) @ weights[3]
+        query, key, value = ((tokens @ weight).unflatten(-1, (-1, 64)).transpose(1, 2) for weight in weights[:3])
+        return sdpa(query, key, value).transpose(1, 2).flatten(2) @ weights[3]
 
     shapes = [(16, 3, 224, 224), (1024, 3, 16, 16), (1024,), (4, 1024, 1024)]
     given = tuple(torch.empty(shape, dtype=bf16) for shape in shapes)
