@@ -65,12 +65,12 @@ def of_queries(call: AttentionCall, results: Sequence[jax.Array], added: jax.Arr
 def _of_queries_there_are(call: AttentionCall, result: jax.Array) -> jax.Array:
     """A result [heads, queries, ...] without the queries that lengthen it. It is cut with the leading sizes of the
     scores, in which a product takes it: XLA then cuts it as it is read, which it does not through a reshape."""
-    count, heads = call.query.shape[1], len(call.outer)
-    if result.shape[heads] == count:
+    count, leading = call.query.shape[1], call.leading or call.outer
+    sizes = result.shape[len(call.outer) :]
+    if sizes[0] == count:
         return result
-    rest = result.shape[heads + 1 :]
-    cut = result.reshape((*(call.leading or call.outer), result.shape[heads], *rest))
-    return cut[(..., slice(count), *(slice(None) for _ in rest))].reshape((*call.outer, count, *rest))
+    cut = jax.lax.slice_in_dim(result.reshape((*leading, *sizes)), 0, count, axis=len(leading))
+    return cut.reshape((*call.outer, count, *sizes[1:]))
 
 
 def given(
