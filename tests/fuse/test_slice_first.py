@@ -17,7 +17,7 @@ from tests.cases.harness import capture, normalised
 from tests.cases.test_goldens import before_and_after
 from tests.fuse.attention.functions import equal, trained
 from tpu_lowering import aot
-from tpu_lowering.fuse.slice_first import Slice, SliceFirst, through_reshape
+from tpu_lowering.fuse.slice_first import SliceFirst
 from tpu_lowering.ir import chips
 from tpu_lowering.ir.boxes import read_box
 from tpu_lowering.ir.interpreter import interpret
@@ -182,47 +182,6 @@ def test_gradients_equal_eager(sizes: tuple[int, int], dtype: torch.dtype) -> No
     x, weight = (torch.randn(shape, generator=generator).to(dtype) for shape in (sizes, (sizes[1], sizes[1])))
     _, found = trained(last_of_a_layer, (x, weight), verify=dtype == torch.float32)
     equal(found, 2e-5 if dtype == torch.float32 else 4e-2)
-
-
-SHAPES = st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=5)
-
-
-@hypothesis.settings(deadline=None, max_examples=200)
-@hypothesis.given(st.data())
-def test_a_slice_of_a_reshape_is_one_of_the_value(data: st.DataObject) -> None:
-    """Against all elements: what is found is right, and of a reshape that splits and joins what is one is found."""
-    source = data.draw(SHAPES)
-    total = math.prod(source)
-    shapes = [list(shape) for rank in range(1, 5) for shape in itertools.product([1, 2, 3, 4, 6, 12], repeat=rank)]
-    shape = data.draw(st.sampled_from([one for one in shapes if math.prod(one) == total] or [source]))
-    dim = data.draw(st.sampled_from(range(len(shape))))
-    start = data.draw(st.integers(0, shape[dim] - 1))
-    positions = range(start, shape[dim], data.draw(st.integers(1, 3)))
-    hypothesis.assume(len(positions) < shape[dim])
-    wanted = Slice(dim, range(positions[0], positions[-1] + 1, positions.step))
-    value = torch.arange(total)
-    taken = value.view(shape)[wanted.box(shape).slices()].flatten()
-    found = through_reshape(shape, source, wanted)
-    if found is None:
-        assert not splits_and_joins(source, shape) or not any(
-            is_slice(torch.isin(value, taken).view(source), at) for at in range(len(source))
-        )
-    else:
-        assert value.view(source)[found.box(source).slices()].flatten().tolist() == taken.tolist()
-
-
-def splits_and_joins(source: list[int], shape: list[int]) -> bool:
-    try:
-        return bool(list(digits_of(source, shape)))
-    except NotWhole:
-        return False
-
-
-def is_slice(taken: torch.Tensor, dim: int) -> bool:
-    """Whether what is taken of a value is a slice of one dimension."""
-    rows = taken.movedim(dim, 0).reshape(taken.shape[dim], -1)
-    steps = rows.all(1).nonzero().flatten().diff()
-    return bool((rows.all(1) == rows.any(1)).all()) and not rows.all() and bool((steps == steps[:1]).all())
 
 
 def test_a_chip_computes_the_last_layer_of_the_last_token() -> None:

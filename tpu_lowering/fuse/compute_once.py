@@ -18,6 +18,8 @@ product, and writes and reads one value less.
 So it is with a value that two products or more read, and that is put together of parts which lie elsewhere, as the
 gradient of rotated queries is: XLA would lay the parts out again for each.
 
+So it is with a value that is widened for products alone. XLA widens it where it is computed, and writes it wide.
+
 And so with the smaller of two convolutions that are summed, if it has a bias and is narrower than float32: XLA writes
 it without the bias, in float32, and adds that where it computes the sum.
 """
@@ -48,6 +50,9 @@ MADE_OF = 2
 WIDE = "written with its bias, and not in float32 for the sum with another convolution to add it"
 """Why a convolution is computed before what it is summed with."""
 
+NARROW = "written as narrow as it is, and widened in the product that reads it"
+"""Why what is widened is computed before."""
+
 ASSEMBLED = (write_box, aten.cat.default, aten.constant_pad_nd.default)
 """Operators whose results are put together of parts."""
 
@@ -61,9 +66,24 @@ class ComputeOnce:
     def __call__(self, graph: fx.Graph) -> list[Action]:
         least = kept_bytes(graphs.chip(graph))
         large = [node for node in graph.nodes if is_pointwise(node) and graphs.type_of(node).nbytes > least]
-        summed = [_wide_until_summed(node) for node in large]
-        actions = [_materialize(graph, node, reason) for node in large if (reason := _reason(node))]
-        return actions + [_materialize(graph, node, WIDE) for node in dict.fromkeys(summed) if node is not None]
+        reasons = {node: reason for node in large if (reason := _reason(node))}
+        for node in large:
+            for first, reason in ((_wide_until_summed(node), WIDE), (_widened(node), NARROW)):
+                if first is not None:
+                    reasons.setdefault(first, reason)
+        return [_materialize(graph, node, reason) for node, reason in reasons.items()]
+
+
+def _widened(node: fx.Node) -> fx.Node | None:
+    """What a node widens for products alone; None for any other node, and for what is there before."""
+    if not graphs.is_call(node, aten._to_copy.default) or not _products_of(node):
+        return None
+    (source,) = tensor_operands(node)
+    if graphs.type_of(source).nbytes >= graphs.type_of(node).nbytes:
+        return None
+    while is_view(source):
+        (source,) = tensor_operands(source)
+    return source if source.op == "call_function" and source.target is not materialize else None
 
 
 def _wide_until_summed(node: fx.Node) -> fx.Node | None:

@@ -26,6 +26,7 @@ from tpu_lowering import compat
 from tpu_lowering.fuse.heads.axes import BATCHES, COLUMNS, MATRICES, AxisProduct, Computed, product_of
 from tpu_lowering.fuse.heads.delay_reshapes import delay_reshapes
 from tpu_lowering.fuse.heads.placed import Axis, Placed
+from tpu_lowering.fuse.heads.scale_smaller import scale_smaller
 from tpu_lowering.fuse.heads.split_columns import split_columns
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
@@ -55,6 +56,7 @@ class ContractBatches:
     name: str = "contract_batches"
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
+        scale_smaller(graph)
         actions = _contract_all(graph, BATCHES)
         delay_reshapes(graph)
         return actions

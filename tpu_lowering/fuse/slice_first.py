@@ -1,4 +1,4 @@
-"""Slice first: of what is computed row by row, and then sliced, no more rows are computed than the slice has.
+"""Slice first: of what is computed row by row, and then sliced, no more rows are computed than the slices have.
 
 Before::
 
@@ -10,20 +10,19 @@ After::
     hidden = aten.add(read_box(residual, ...), aten.mm(read_box(x, ...), weight))       # [batch, 1, width]
     last = norm(hidden)
 
-It is how a decoder gives the logits of its last token alone. The slice is of one dimension. It moves in front of
-pointwise work, reductions and products along other dimensions, gathers, and views in which it stays a slice, as far as
-nothing else uses what these give.
+It is how a decoder gives the logits of its last token alone. What slices take of a value moves in front of pointwise
+work, of reductions, running sums and softmax along other dimensions, of products, gathers and views. Where several
+nodes use parts of a value, what holds them all is computed once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import torch
 from torch import fx
 
 from tpu_lowering import compat
@@ -32,31 +31,14 @@ from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
-from tpu_lowering.ir.boxes import Box, read_box
-from tpu_lowering.ir.reshapes import NotWhole, digits_of
+from tpu_lowering.ir.boxes import read_box
+from tpu_lowering.ir.subsets import Subset
 from tpu_lowering.normalise.views import RESHAPES
 
 aten = compat.aten
 
-SOFTMAXES = (aten._softmax.default, aten._log_softmax.default)
-
-
-@dataclasses.dataclass(frozen=True)
-class Slice:
-    """Positions along one dimension of a value; all of the others'."""
-
-    dim: int
-    positions: range
-
-    def box(self, shape: Sequence[int]) -> Box:
-        ranges = [(0, size, 1) for size in shape]
-        found = self.positions
-        ranges[self.dim] = (found.start, found[-1] + 1, found.step)
-        return Box.of(ranges)
-
-    def of(self, shape: Sequence[int]) -> list[int]:
-        """The sizes of a slice of a value of a shape."""
-        return [len(self.positions) if dim == self.dim else size for dim, size in enumerate(shape)]
+SOFTMAXES = (aten._softmax.default, aten._log_softmax.default, aten._safe_softmax.default)
+VIEWS = (*RESHAPES, aten.permute.default, aten.expand.default, read_box)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,209 +48,287 @@ class SliceFirst:
     name: str = "slice_first"
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
-        actions: list[Action] = []
-        for node in graph.find_nodes(op="call_function", target=read_box):
-            region = _region_of(node)
-            if region is not None:
-                actions.append(_move(graph, node, region))
-        if actions:
-            graphs.eliminate_dead_code(graph)
-        return actions
+        return _Slicing(graph, _without_views_alone(_followed(graph))).run()
 
 
 @dataclasses.dataclass(frozen=True)
-class _Region:
-    """What is computed for a slice alone.
+class _Followed:
+    """A node of which a part is computed, of parts of its operands.
 
     Attributes:
-        members: in order, with the slice of each that is used.
-        sliced: operands of members that are none, with the slice of each that is used.
+        part: of the node; it holds all that is used.
+        operands: what the part is computed of; None for all of one.
     """
 
-    members: dict[fx.Node, Slice]
-    sliced: dict[tuple[fx.Node, Slice], None]
+    part: Subset
+    operands: dict[fx.Node, Subset | None]
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether it is a slice, all of which is used."""
+        return self.part.is_whole
 
 
-def _region_of(node: fx.Node) -> _Region | None:
-    """What is computed for a slice, and for nothing else; None if that is nothing but views."""
+def _followed(graph: fx.Graph) -> dict[fx.Node, _Followed]:
+    """The nodes of which a part is computed, in order, and slices."""
+    whole = set[fx.Node]()
+    while True:
+        found = _followed_but(graph, whole)
+        of_larger = {node for node in found if node.target is aten.bmm.default and _is_of_larger(node, found)}
+        if not of_larger:
+            return found
+        whole |= of_larger
+
+
+def _is_of_larger(product: fx.Node, followed: Mapping[fx.Node, _Followed]) -> bool:
+    """Whether a part of a product is computed of slices of a larger value that is computed whole, as attention's result
+    is of its weights. Attention that is taken for one kernel never writes those."""
+    most, seen, waiting = math.prod(shape_of(product)), {product}, [product]
+    while waiting:
+        node = waiting.pop()
+        for operand, part in followed[node].operands.items():
+            if operand in seen or part is None:
+                continue
+            seen.add(operand)
+            if operand in followed:
+                waiting.append(operand)
+            elif operand.op == "call_function" and _elements_read(operand, node) > most:
+                return True
+    return False
+
+
+def _elements_read(source: fx.Node, node: fx.Node) -> int:
+    """The fewest elements that a node sees of a source, over views behind it."""
+    fewest = math.prod(shape_of(node)) if node.target in VIEWS else math.prod(shape_of(source))
+    while source.target in VIEWS:
+        fewest = min(fewest, math.prod(shape_of(source)))
+        (source,) = tensor_operands(source)
+    return min(fewest, math.prod(shape_of(source)))
+
+
+def _followed_but(graph: fx.Graph, whole: Container[fx.Node]) -> dict[fx.Node, _Followed]:
+    """The nodes of which a part can be computed, but for some that are computed whole."""
+    used: dict[fx.Node, Subset | None] = {}
+    found: dict[fx.Node, _Followed] = {}
+    for node in reversed(graph.nodes):
+        followed = None if node in whole else _follow(node, used.get(node))
+        if followed is not None:
+            found[node] = followed
+        for operand in node.all_input_nodes:
+            part = followed.operands.get(operand) if followed is not None else None
+            others = used.get(operand, part)
+            used[operand] = None if part is None or others is None else part.hull(others)
+    return dict(reversed(found.items()))
+
+
+def _follow(node: fx.Node, used: Subset | None) -> _Followed | None:
+    """What the used part of a node is computed of; None for a node that is computed whole."""
+    if graphs.is_call(node, read_box):
+        return _follow_slice(node, used)
+    if used is None or not _is_few(used) or node.op != "call_function":
+        return None
+    found = _of_operands(node, used)
+    if found is None or not _is_few(found[0]):
+        return None
+    part, pairs = found
+    operands = dict[fx.Node, Subset | None]()
+    for operand, needed in pairs:
+        if operands.setdefault(operand, needed) != needed:  # one node in two places: it cannot be two parts
+            return None
+    return _Followed(part, {one: None if part is None or part.is_whole else part for one, part in operands.items()})
+
+
+def _is_few(part: Subset) -> bool:
+    return 2 * math.prod(part.shape) <= math.prod(part.sizes)
+
+
+def _follow_slice(node: fx.Node, used: Subset | None) -> _Followed | None:
+    if 0 in shape_of(node):
+        return None
     source: Any = node.args[0]
-    wanted = _slice_of(shape_of(source), node.args[1])  # type: ignore[arg-type]
-    if wanted is None:
+    taken = Subset.of(node.args[1], shape_of(source))  # type: ignore[arg-type]
+    part = used or Subset.whole(shape_of(node))
+    cut = [dim for dim in _of_several_digits(part) if taken.shape[dim] < taken.sizes[dim]]
+    return _Followed(part.widened(cut), {source: part.widened(cut).of_slice(taken)})
+
+
+def _of_several_digits(part: Subset) -> list[int]:
+    return [dim for dim, digits in enumerate(part.dims) if len(digits) > 1]
+
+
+def _without_views_alone(followed: dict[fx.Node, _Followed]) -> dict[fx.Node, _Followed]:
+    """Those that are more than views of what is computed whole, and views on the way from that to more.
+
+    Conversions to a narrower type count as views there: what computes the values then writes, and keeps, narrow ones.
+    Attention whose result is rounded is attention of bfloat16 (``attention.sites.narrowed``).
+    """
+    less = set[fx.Node]()
+    for node in followed:
+        is_carried = node.target in VIEWS or _narrows(node)
+        if not is_carried or less.intersection(followed[node].operands):
+            less.add(node)
+    for node in reversed(followed):
+        if node.target in VIEWS and not followed[node].is_slice and less.intersection(node.users):
+            less.add(node)
+    return {node: one for node, one in followed.items() if node in less}
+
+
+def _narrows(node: fx.Node) -> bool:
+    """Whether a node makes what is computed narrower."""
+    if not graphs.is_call(node, aten._to_copy.default):
+        return False
+    operand: Any = node.args[0]
+    before, after = (graphs.type_of(one).element.numpy.itemsize for one in (operand, node))
+    return after < before and operand.op == "call_function"
+
+
+Operands = list[tuple[fx.Node, Subset | None]]
+"""What a node is computed of, with the part of each; None for all of one."""
+
+
+def _of_operands(node: fx.Node, used: Subset) -> tuple[Subset, Operands] | None:
+    """The part of a node that is computed where one is used, which has whole dimensions along which the node cannot be
+    cut, and what that is computed of; None for anything that is not followed."""
+    if not isinstance(node.meta.get("val"), torch.Tensor):
         return None
-    nodes = list(node.graph.nodes)
-    place = {one: at for at, one in enumerate(nodes)}
-    asked: dict[fx.Node, set[Slice | None]] = {source: {wanted}}
-    members, sliced = dict[fx.Node, Slice](), dict[tuple[fx.Node, Slice], None]()
-    waiting = [-place[source]]
-    while waiting:  # the last first: all that uses a node is known before it
-        one = nodes[-heapq.heappop(waiting)]
-        is_for_slice = all(user is node or user in members for user in one.users)
-        operands = _operands_of(one, asked[one]) if is_for_slice else None
-        if operands is None:
-            sliced.update(dict.fromkeys((one, found) for found in asked[one] if found is not None))
-            continue
-        (members[one],) = asked[one]  # type: ignore[assignment]
-        for used, found in operands:
-            if used not in asked:
-                heapq.heappush(waiting, -place[used])
-            asked.setdefault(used, set()).add(found)
-    region = _rounded_before(_Region(dict(reversed(members.items())), sliced))
-    return None if all(map(_is_view, region.members)) else region
-
-
-def _rounded_before(region: _Region) -> _Region:
-    """The region without conversions that do nothing but make what is sliced narrower, and views before them: what
-    computes the values then writes, and keeps, narrow ones. Attention whose result is rounded is attention of bfloat16
-    (``attention.sites.narrowed``)."""
-    members, sliced = dict(region.members), dict[tuple[fx.Node, Slice], None]()
-    for used, found in region.sliced:
-        path = _path_to_narrower(used, members) if used.op == "call_function" else []
-        at = (path[-1], members[path[-1]]) if path else (used, found)
-        sliced[at] = None
-        for one in path:
-            del members[one]
-    return _Region(members, sliced)
-
-
-def _path_to_narrower(node: fx.Node, members: Mapping[fx.Node, Slice]) -> list[fx.Node]:
-    """The members from a value's only user, over views, to a conversion to a type of fewer bytes; [] if it has none."""
-    path, last = list[fx.Node](), node
-    while len(last.users) == 1 and (last := next(iter(last.users))) in members:
-        path.append(last)
-        if graphs.is_call(last, aten._to_copy.default):
-            before, after = (graphs.type_of(one).element.numpy.itemsize for one in (node, last))
-            return path if after < before else []
-        if not _is_view(last):
-            return []
-    return []
-
-
-def _is_view(node: fx.Node) -> bool:
-    return node.target in RESHAPES or node.target is aten.permute.default
-
-
-def _slice_of(shape: Sequence[int], box: Box) -> Slice | None:
-    """The one dimension that a box cuts; None if it cuts several, or leaves more than half of the elements."""
-    cut = [dim for dim, size in enumerate(shape) if box.shape[dim] != size]
-    if len(cut) != 1 or 0 in box.shape or 2 * math.prod(box.shape) > math.prod(shape):
-        return None
-    return Slice(cut[0], range(*box.ranges[cut[0]]))
-
-
-Operands = list[tuple[fx.Node, Slice | None]]
-"""What a node is computed of, with the slice of each that a slice of the node is computed of; None for all of it."""
-
-
-def _operands_of(node: fx.Node, asked: set[Slice | None]) -> Operands | None:
-    """What a slice of a node is computed of; None where it would be computed of a whole operand that has the dimension,
-    where different slices are asked for, and of anything that is not followed."""
-    if len(asked) != 1 or None in asked or node.op != "call_function":
-        return None
-    (wanted,) = asked
-    assert wanted is not None
-    if node.target in (aten.mm.default, aten.addmm.default):
-        return _of_product(node, wanted)
-    if gathered_of(node) is not None:
-        source, places = node.args[0], node.args[1][0]  # type: ignore[index]
-        return [(source, None), (places, wanted)] if wanted.dim == 0 else [(source, wanted), (places, None)]  # type: ignore[list-item]
+    if node.target in (aten.mm.default, aten.addmm.default, aten.bmm.default):
+        return _of_product(node, used)
     operands = tensor_operands(node)
+    if gathered_of(node) is not None:
+        (source, places), (rows, *rest) = operands, used.dims
+        return used, [(source, Subset((*Subset.whole(shape_of(source)[:1]).dims, *rest))), (places, Subset((rows,)))]
+    if node.target is aten.cat.default:
+        return _of_joined(node, used)
     if node.target in RESHAPES:
-        found = through_reshape(shape_of(node), shape_of(operands[0]), wanted)
-        return None if found is None else [(operands[0], found)]
+        found = used.reshaped(shape_of(operands[0]))
+        return None if found is None else (used, [(operands[0], found)])
     if node.target is aten.permute.default:
-        rank, order = len(shape_of(node)), node.args[1]
-        return [(operands[0], Slice(order[wanted.dim] % rank, wanted.positions))]  # type: ignore[index,operator]
-    return _of_work(node, operands, wanted)
+        order: Any = node.args[1]
+        dims = dict(zip((dim % len(order) for dim in order), used.dims, strict=True))
+        return used, [(operands[0], Subset(tuple(dims[at] for at in range(len(order)))))]
+    if node.target is aten.expand.default:
+        return used, [(operands[0], _broadcast(operands[0], used))]
+    return _of_work(node, operands, used)
 
 
-def _of_product(node: fx.Node, wanted: Slice) -> Operands | None:
-    *bias, left, right = tensor_operands(node) if node.target is aten.addmm.default else list(node.args[:2])
-    if left is right or (bias and len(shape_of(bias[0])) != 1):  # type: ignore[arg-type]
+def _of_product(node: fx.Node, used: Subset) -> tuple[Subset, Operands] | None:
+    *bias, left, right = node.args[:3] if node.target is aten.addmm.default else node.args[:2]
+    *batch, rows, columns = used.dims
+    (summed,) = Subset.whole(shape_of(left)[-1:]).dims  # type: ignore[arg-type]
+    if bias and len(shape_of(bias[0])) != 1:  # type: ignore[arg-type]
         return None
-    rows, columns = (wanted, None) if wanted.dim == 0 else (None, wanted)
-    of_bias = None if columns is None else Slice(0, columns.positions)
-    return [*((one, of_bias) for one in bias), (left, rows), (right, columns)]  # type: ignore[list-item]
+    row = Subset((columns,))
+    factors = [(left, Subset((*batch, rows, summed))), (right, Subset((*batch, summed, columns)))]
+    return used, [*((one, _broadcast(one, row)) for one in bias), *factors]  # type: ignore[arg-type,list-item]
 
 
-def _of_work(node: fx.Node, operands: Sequence[fx.Node], wanted: Slice) -> Operands | None:
-    rank = len(shape_of(node))
+def _of_joined(node: fx.Node, used: Subset) -> tuple[Subset, Operands]:
+    given = graphs.bound(node)
+    along = given["dim"] % len(used.dims)
+    part = used.widened([along])
+    wholes = [(one, Subset.whole(shape_of(one)).dims[along]) for one in given["tensors"]]
+    return part, [(one, Subset((*part.dims[:along], whole, *part.dims[along + 1 :]))) for one, whole in wholes]
+
+
+def _of_work(node: fx.Node, operands: Sequence[fx.Node], used: Subset) -> tuple[Subset, Operands] | None:
     if node.target in SOFTMAXES:
         along: Any = node.args[1]
-        return None if along % rank == wanted.dim else [(operands[0], wanted)]
+        part = used.widened([along % len(used.dims)])
+        return part, [(operands[0], part)]
     kind = kind_of(node)
-    if kind is None or not operands or kind.name not in ("pointwise", "reduction", "along"):
+    if kind is None or not operands:
         return None
     if kind.name == "pointwise":
-        return [(used, _broadcast(shape_of(used), rank, wanted)) for used in operands]
-    source, *others = operands
-    whole = shape_of(source)
-    dim = wanted.dim
-    if len(whole) > rank:  # the dimensions that are reduced are gone
-        dim = [at for at in range(len(whole)) if at not in kind.dims][dim]
-    return None if others or dim in kind.dims else [(source, Slice(dim, wanted.positions))]
+        return used, [(operand, _broadcast(operand, used)) for operand in operands]
+    if kind.name not in ("reduction", "along") or len(operands) != 1:
+        return None
+    if kind.name == "along":
+        part = used.widened(kind.dims)
+        return part, [(operands[0], part)]
+    whole = Subset.whole(shape_of(operands[0])).dims
+    kept = [at for at in range(len(whole)) if at not in kind.dims]
+    left = used.dims if len(used.dims) < len(whole) else [used.dims[at] for at in kept]
+    dims = dict(zip(kept, left, strict=True))
+    return used, [(operands[0], Subset(tuple(dims.get(at, one) for at, one in enumerate(whole))))]
 
 
-def _broadcast(shape: Sequence[int], rank: int, wanted: Slice) -> Slice | None:
-    dim = wanted.dim - (rank - len(shape))
-    return Slice(dim, wanted.positions) if dim >= 0 and shape[dim] != 1 else None
+def _broadcast(operand: fx.Node, used: Subset) -> Subset:
+    """What a part of a value that an operand broadcasts with is computed of."""
+    shape = shape_of(operand)
+    dims = used.dims[len(used.dims) - len(shape) :]
+    return Subset(tuple(() if size == 1 else one for size, one in zip(shape, dims, strict=True)))
 
 
-def through_reshape(shape: Sequence[int], source: Sequence[int], wanted: Slice) -> Slice | None:
-    """The slice of a value that a slice of its reshape is; None if it is no slice of one dimension.
+class _Slicing:
+    """Puts what is computed of slices in the place of the slices.
 
-    Args:
-        shape: of the reshape.
-        source: of the value.
-        wanted: the slice of the reshape.
+    Attributes:
+        computed: parts of nodes that are computed.
+        read: slices of nodes, and of parts of them, that are made.
+        sources: for each part that is computed, the names of the nodes that are sliced for it.
     """
-    try:
-        digits = list(digits_of(source, shape))[wanted.dim]
-    except NotWhole:
-        return None
-    taken = np.zeros(shape[wanted.dim], bool)
-    taken[list(wanted.positions)] = True
-    taken = taken.reshape([digit.size for digit in digits])
-    for at, digit in enumerate(digits):
-        along = np.asarray(taken.any(axis=tuple(other for other in range(len(digits)) if other != at)))
-        if not along.all() and along.sum() * (taken.size // digit.size) == taken.sum():
-            positions = np.arange(source[digit.axis])
-            found = _as_range(positions[along[positions // digit.stride % digit.size]])
-            return None if found is None else Slice(digit.axis, found)
-    return None
 
+    def __init__(self, graph: fx.Graph, followed: dict[fx.Node, _Followed]) -> None:
+        self.graph, self.followed = graph, followed
+        self.computed: dict[fx.Node, fx.Node] = {}
+        self.read: dict[tuple[fx.Node, Subset], fx.Node] = {}
+        self.sources: dict[fx.Node, dict[str, None]] = {}
 
-def _as_range(positions: np.ndarray) -> range | None:
-    """Positions as a range; None if they are not as far from each other."""
-    steps = np.diff(positions)
-    if len(steps) and (steps != steps[0]).any():
-        return None
-    step = int(steps[0]) if len(steps) else 1
-    return range(int(positions[0]), int(positions[-1]) + 1, step)
+    def run(self) -> list[Action]:
+        actions: list[Action] = []
+        for node, one in self.followed.items():
+            with graphs.inserting_for(node):
+                operands = {used: self._part_of(used, part) for used, part in one.operands.items() if part is not None}
+                new = self._again(node, operands, one.part)
+            sources = self._sources_of(one)
+            if one.is_slice:
+                actions.append(self._moved(node, sources))
+                graphs.replace(node, new)
+            else:
+                assert shape_of(new) == one.part.shape, f"expected {one.part.shape} of {node.format_node()}"
+                self.computed[node], self.sources[node] = new, sources
+        graphs.eliminate_dead_code(self.graph)
+        return actions
 
+    def _part_of(self, node: fx.Node, part: Subset) -> fx.Node:
+        if node in self.computed:
+            node, part = self.computed[node], part.within(self.followed[node].part)
+        if part.is_whole:
+            return node
+        if (node, part) not in self.read:
+            self.read[node, part] = self._slice(node, part)
+        return self.read[node, part]
 
-def _move(graph: fx.Graph, node: fx.Node, region: _Region) -> Action:
-    source: Any = node.args[0]
-    wanted = region.members[source]
-    count, size = len(wanted.positions), shape_of(source)[wanted.dim]
-    names = ", ".join(dict.fromkeys(used.name for used, _ in region.sliced))
-    reason = f"{count} of {size} along dimension {wanted.dim} is all that is used: computed of slices of {names}"
-    action = Action.on("moved", node, reason)
-    with graphs.inserting_for(node):
-        moved: dict[tuple[fx.Node, Slice], fx.Node] = {}
-        for used, found in region.sliced:
-            moved[used, found] = graphs.call(graph, read_box, used, found.box(shape_of(used)))
-        for member, found in region.members.items():
-            operands = _operands_of(member, {found})
-            assert operands is not None
-            now = {used: moved[used, part] for used, part in operands if part is not None}
-            moved[member, found] = _again(graph, member, now, found)
-    graphs.replace(node, moved[source, wanted])
-    return action
+    def _slice(self, node: fx.Node, part: Subset) -> fx.Node:
+        if not _of_several_digits(part):
+            return graphs.call(self.graph, read_box, node, part.box())
+        digits = part.apart()
+        sliced = graphs.call(self.graph, read_box, graphs.reshaped(self.graph, node, digits.sizes), digits.box())
+        return graphs.reshaped(self.graph, sliced, part.shape)
 
+    def _again(self, node: fx.Node, operands: Mapping[fx.Node, fx.Node], part: Subset) -> fx.Node:
+        if node.target is read_box:
+            (sliced,) = operands.values()
+            return sliced
+        if node.target in RESHAPES:
+            (operand,) = operands.values()
+            return graphs.call(self.graph, aten.reshape.default, operand, list(part.shape))
+        if node.target is aten.expand.default:
+            operand = operands.get(node.args[0], node.args[0])  # type: ignore[arg-type]
+            return graphs.call(self.graph, aten.expand.default, operand, list(part.shape))
+        return graphs.called_again(self.graph, node, operands)
 
-def _again(graph: fx.Graph, node: fx.Node, now: Mapping[fx.Node, fx.Node], wanted: Slice) -> fx.Node:
-    """A slice of a node, of slices of its operands."""
-    if node.target in RESHAPES:
-        (operand,) = now.values()
-        return graphs.call(graph, aten.reshape.default, operand, wanted.of(shape_of(node)))
-    return graphs.called_again(graph, node, now)
+    def _sources_of(self, one: _Followed) -> dict[str, None]:
+        found = dict[str, None]()
+        for used, part in one.operands.items():
+            if part is not None:
+                found.update(self.sources.get(used, {used.name: None}))
+        return found
+
+    def _moved(self, node: fx.Node, sources: Iterable[str]) -> Action:
+        source: Any = node.args[0]
+        part = self.followed[source].part
+        counts = zip(part.shape, part.sizes, strict=True)
+        cut = [f"{count} of {size} along dimension {dim}" for dim, (count, size) in enumerate(counts) if count < size]
+        names = ", ".join(sources)
+        return Action.on("moved", node, f"{' and '.join(cut)} is all that is used: computed of slices of {names}")
