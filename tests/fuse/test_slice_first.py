@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable
 
-import hypothesis
-import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +17,6 @@ from tpu_lowering.fuse.slice_first import SliceFirst
 from tpu_lowering.ir import chips
 from tpu_lowering.ir.boxes import read_box
 from tpu_lowering.ir.interpreter import interpret
-from tpu_lowering.ir.reshapes import NotWhole, digits_of
 
 bf16 = torch.bfloat16
 TPU7X = chips.find("tpu7x")
@@ -69,7 +64,6 @@ moved read_box: 1 of 4 along dimension 1 is all that is used: computed of slices
 
 %arg0_1: f32[8, 6] = input
 %arg1_1: f32[6, 6] = input
-%permute_default: f32[6, 6] = aten.permute.default(%arg1_1, [1, 0])
 %read_box_1: f32[2, 6] = read_box(%arg0_1, box('3:8:4, 0:6'))
 %reshape_default_3: f32[2, 1, 6] = aten.reshape.default(%read_box_1, [2, 1, 6])
 %pow_tensor_scalar: f32[2, 1, 6] = aten.pow.Tensor_Scalar(%reshape_default_3, 2)
@@ -77,6 +71,7 @@ moved read_box: 1 of 4 along dimension 1 is all that is used: computed of slices
 %add_tensor: f32[2, 1, 1] = aten.add.Tensor(%mean_dim, 1e-06)
 %rsqrt_default: f32[2, 1, 1] = aten.rsqrt.default(%add_tensor)
 %mul_tensor: f32[2, 1, 6] = aten.mul.Tensor(%reshape_default_3, %rsqrt_default)
+%permute_default: f32[6, 6] = aten.permute.default(%arg1_1, [1, 0])
 %reshape_default_4: f32[2, 6] = aten.reshape.default(%mul_tensor, [2, 6])
 %mm_default: f32[2, 6] = aten.mm.default(%reshape_default_4, %permute_default)
 %reshape_default_5: f32[2, 1, 6] = aten.reshape.default(%mm_default, [2, 1, 6])
@@ -104,9 +99,14 @@ def turned(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def weighted(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Different rows of one value: it is computed whole, and sliced twice."""
+    """Different rows of one value: what holds both is computed once."""
     both = x.sin()
     return (both * 2)[:1] + (both + y)[2:3]
+
+
+def next_to_each_other(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    both = x.sin() @ y.mT @ y
+    return (both * 2)[1:2] + both.mT[:, 2]
 
 
 def maxima(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -122,7 +122,44 @@ def rounded(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (x.softmax(0).mT.to(bf16) * y.mT)[:, 1:2]
 
 
-MOVED = [last_of_a_layer, columns, gathered, turned, weighted, maxima, in_two_dimensions, rounded]
+def most_of_both(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Rows of one value that together are most of it: it is computed whole."""
+    both = x.sin() * y
+    return (both * 2)[:1] + (both + y)[1:2] + (both - y)[3:]
+
+
+def last_of_the_last_chunk(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """A slice of rows that were computed two by two, in products of batches."""
+    (chunks, others), sums = (one.view(2, 2, 2, 3) for one in (x, y)), y.view(2, 2, 6).cumsum(1)
+    found = torch.einsum("clhp,cshp->clsh", chunks, others.exp())
+    found = torch.einsum("clsh,cshp->clhp", found * 2, others) + sums.view(2, 2, 2, 3).softmax(-1)
+    return found.reshape(4, 6)[-1:]
+
+
+def last_query(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Attention of heads that share a key, written out."""
+    query, key = x.view(4, 2, 3).transpose(0, 1)[None], y.view(4, 2, 3).transpose(0, 1)[None, :1].expand(1, 2, 4, 3)
+    weights = (query @ key.mT / 3**0.5 + torch.full((4, 4), -torch.inf).triu(1)).softmax(-1)
+    return (weights @ key).transpose(1, 2)[:, -1]
+
+
+def joined(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.cat((x.sin(), y, x.sin()), 1)[3:]
+
+
+def repeated(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x[:, None].expand(4, 3, 6) * y.sin()[:, None]).reshape(12, 6)[-2:]
+
+
+def slice_of_a_slice(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    inner = (x * y).view(4, 2, 3)[1:3]
+    return inner.cos()[1:, :, ::2], inner.view(2, 6)[:1, 3:]
+
+
+MOVED = [
+    last_of_a_layer, columns, gathered, turned, weighted, maxima, in_two_dimensions, rounded, next_to_each_other,
+    most_of_both, last_of_the_last_chunk, last_query, joined, repeated, slice_of_a_slice,
+]  # fmt: skip
 
 
 def used_whole(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,7 +183,13 @@ def rounded_alone(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return x.softmax(0).mT.to(bf16)[:, :1]
 
 
-LEFT = [used_whole, views_alone, along_the_rows, most_of_it, rounded_alone]
+def of_whole_weights(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """What attention's weights are computed of is not followed: no slice comes between its products."""
+    keys = y.repeat(3, 1)[None]
+    return torch.bmm(torch.bmm(x[None], keys.mT).tril(), keys)[:, -1:]
+
+
+LEFT = [used_whole, views_alone, along_the_rows, most_of_it, rounded_alone, of_whole_weights]
 
 
 def test_rows_are_rounded_before_they_are_sliced() -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -275,18 +275,16 @@ class _Slicing:
         self.sources: dict[fx.Node, dict[str, None]] = {}
 
     def run(self) -> list[Action]:
-        actions: list[Action] = []
         for node, one in self.followed.items():
             with graphs.inserting_for(node):
                 operands = {used: self._part_of(used, part) for used, part in one.operands.items() if part is not None}
                 new = self._again(node, operands, one.part)
-            sources = self._sources_of(one)
-            if one.is_slice:
-                actions.append(self._moved(node, sources))
-                graphs.replace(node, new)
-            else:
-                assert shape_of(new) == one.part.shape, f"expected {one.part.shape} of {node.format_node()}"
-                self.computed[node], self.sources[node] = new, sources
+            assert shape_of(new) == one.part.shape, f"expected {one.part.shape} of {node.format_node()}"
+            self.computed[node], self.sources[node] = new, self._sources_of(one)
+        slices = [node for node, one in self.followed.items() if one.is_slice]
+        actions = [self._moved(node) for node in slices]
+        for node in slices:
+            graphs.replace(node, self.computed[node])
         graphs.eliminate_dead_code(self.graph)
         return actions
 
@@ -325,10 +323,10 @@ class _Slicing:
                 found.update(self.sources.get(used, {used.name: None}))
         return found
 
-    def _moved(self, node: fx.Node, sources: Iterable[str]) -> Action:
+    def _moved(self, node: fx.Node) -> Action:
         source: Any = node.args[0]
         part = self.followed[source].part
         counts = zip(part.shape, part.sizes, strict=True)
         cut = [f"{count} of {size} along dimension {dim}" for dim, (count, size) in enumerate(counts) if count < size]
-        names = ", ".join(sources)
+        names = ", ".join(self.sources[node])
         return Action.on("moved", node, f"{' and '.join(cut)} is all that is used: computed of slices of {names}")
