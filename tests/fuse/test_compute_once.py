@@ -119,6 +119,44 @@ return (%mm, %mm_1)""",
     )
 
 
+def widened_for_a_product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """What is widened for a product alone is written narrow."""
+    return x.bfloat16().sin().mT.float() @ y
+
+
+def test_what_is_widened_is_written_narrow() -> None:
+    inline(
+        before_and_after(ComputeOnce(), widened_for_a_product, (4, 6), (4, 6)),
+        """\
+%arg0_1: f32[4, 6] = input
+%arg1_1: f32[4, 6] = input
+%_to_copy: bf16[4, 6] = aten._to_copy.default(%arg0_1, dtype=bfloat16)
+%sin: bf16[4, 6] = aten.sin.default(%_to_copy)
+%permute_default: bf16[6, 4] = aten.permute.default(%sin, [1, 0])
+%_to_copy_1: f32[6, 4] = aten._to_copy.default(%permute_default, dtype=float32)
+%mm: f32[6, 6] = aten.mm.default(%_to_copy_1, %arg1_1)
+return (%mm)
+
+compute_once:
+moved sin: written as narrow as it is, and widened in the product that reads it
+
+%arg0_1: f32[4, 6] = input
+%arg1_1: f32[4, 6] = input
+%_to_copy: bf16[4, 6] = aten._to_copy.default(%arg0_1, dtype=bfloat16)
+%sin: bf16[4, 6] = aten.sin.default(%_to_copy)
+%materialize: bf16[4, 6] = materialize(%sin)
+%permute_default: bf16[6, 4] = aten.permute.default(%materialize, [1, 0])
+%_to_copy_1: f32[6, 4] = aten._to_copy.default(%permute_default, dtype=float32)
+%mm: f32[6, 6] = aten.mm.default(%_to_copy_1, %arg1_1)
+return (%mm)""",
+    )
+
+
+def widened_for_others_too(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    wide = x.bfloat16().sin().float()
+    return wide.mT @ y + wide.sum()
+
+
 def for_two_products(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     hidden = (x @ y.mT).relu() * (y @ x.mT)
     return hidden @ x, hidden.mT @ y
@@ -161,6 +199,7 @@ def read_by_others(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torc
 @pytest.mark.parametrize(
     "function",
     [
+        widened_for_others_too,
         for_one_product,
         for_two_products,
         turned_for_one_product,

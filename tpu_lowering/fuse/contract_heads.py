@@ -50,14 +50,14 @@ class ContractHeads:
 class ContractBatches:
     """The same for products of batches of matrices, after attention has been looked for, which is made of them.
 
-    An axis along which a factor repeats its elements, as a key does that heads share, is none of that factor's.
+    An axis along which a factor repeats its elements, as a key does that heads share, is none of that factor's. Before
+    that, numbers multiply the smaller factor (``heads.scale_smaller``).
     """
 
     name: str = "contract_batches"
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
-        scale_smaller(graph)
-        actions = _contract_all(graph, BATCHES)
+        actions = scale_smaller(graph) + _contract_all(graph, BATCHES)
         delay_reshapes(graph)
         return actions
 

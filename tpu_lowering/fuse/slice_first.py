@@ -26,6 +26,7 @@ import torch
 from torch import fx
 
 from tpu_lowering import compat
+from tpu_lowering.fuse.attention.masks import constants
 from tpu_lowering.fuse.gather_first import gathered_of
 from tpu_lowering.fuse.space.kinds import kind_of
 from tpu_lowering.fuse.space.row_regions import shape_of, tensor_operands
@@ -71,16 +72,17 @@ class _Followed:
 
 def _followed(graph: fx.Graph) -> dict[fx.Node, _Followed]:
     """The nodes of which a part is computed, in order, and slices."""
-    whole = set[fx.Node]()
+    known, whole = constants(graph), set[fx.Node]()
     while True:
         found = _followed_but(graph, whole)
-        of_larger = {node for node in found if node.target is aten.bmm.default and _is_of_larger(node, found)}
+        products = (node for node in found if node.target is aten.bmm.default)
+        of_larger = {node for node in products if _is_of_larger(node, found, known)}
         if not of_larger:
             return found
         whole |= of_larger
 
 
-def _is_of_larger(product: fx.Node, followed: Mapping[fx.Node, _Followed]) -> bool:
+def _is_of_larger(product: fx.Node, followed: Mapping[fx.Node, _Followed], known: Container[fx.Node]) -> bool:
     """Whether a part of a product is computed of slices of a larger value that is computed whole, as attention's result
     is of its weights. Attention that is taken for one kernel never writes those."""
     most, seen, waiting = math.prod(shape_of(product)), {product}, [product]
@@ -92,7 +94,7 @@ def _is_of_larger(product: fx.Node, followed: Mapping[fx.Node, _Followed]) -> bo
             seen.add(operand)
             if operand in followed:
                 waiting.append(operand)
-            elif operand.op == "call_function" and _elements_read(operand, node) > most:
+            elif operand.op == "call_function" and operand not in known and _elements_read(operand, node) > most:
                 return True
     return False
 

@@ -17,6 +17,7 @@ from tpu_lowering.fuse.attention.operands import factor_of
 from tpu_lowering.fuse.attention.views import VIEWS
 from tpu_lowering.fuse.space.row_regions import shape_of
 from tpu_lowering.ir import graphs
+from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.types import f32
 
 aten = compat.aten
@@ -25,28 +26,30 @@ LEAST = 2.0**-16
 """Numbers from this to 1 are moved: they make nothing infinite, and what they make zero was next to it."""
 
 
-def scale_smaller(graph: fx.Graph) -> None:
+def scale_smaller(graph: fx.Graph) -> list[Action]:
     """Does so for products in float32, whose numbers are rounded as finely on either side."""
-    for node in graph.find_nodes(op="call_function", target=aten.bmm.default):
-        if graphs.type_of(node).element == f32:
-            _move(graph, node)
+    products = graph.find_nodes(op="call_function", target=aten.bmm.default)
+    found = (_move(graph, node) for node in products if graphs.type_of(node).element == f32)
+    actions = [action for action in found if action is not None]
+    if actions:
+        graphs.eliminate_dead_code(graph)
+    return actions
 
 
-def _move(graph: fx.Graph, product: fx.Node) -> None:
-    smaller, larger = sorted(product.all_input_nodes, key=_size) if len(product.all_input_nodes) == 2 else (None, None)
-    if smaller is None or larger is None or _size(smaller) == _size(larger):
-        return
-    path = _path_to_scaled(larger)
+def _move(graph: fx.Graph, product: fx.Node) -> Action | None:
+    smaller, *rest = sorted(product.all_input_nodes, key=_size)
+    path = _path_to_scaled(rest[0]) if rest and _size(smaller) < _size(rest[0]) else []
     if not path:
-        return
+        return None
     *views, scaled = path
     now: Any = scaled.args[0]
     with graphs.inserting_for(product):
         for view in reversed(views):
             now = graphs.called_again(graph, view, {view.all_input_nodes[0]: now})
         less = graphs.call(graph, aten.mul.Scalar, smaller, factor_of(scaled))
-    product.replace_input_with(larger, now)
+    product.replace_input_with(rest[0], now)
     product.replace_input_with(smaller, less)
+    return Action.on("moved", product, f"{smaller.name} is scaled, which is smaller than {scaled.name}")
 
 
 def _size(node: fx.Node) -> int:
