@@ -11,6 +11,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from tpu_lowering import compat
 from tpu_lowering.capture.graphs import is_symbolic
+from tpu_lowering.capture.recompute_late import recompute_late, save_results
 from tpu_lowering.capture.recompute_norms import recompute_norms
 from tpu_lowering.capture.recompute_rows import recompute_rows
 from tpu_lowering.capture.shardings import Table
@@ -54,6 +55,7 @@ def partitioner(
                 compute_again(joint.graph)
         with compat.disable_current_modes():
             tell(recompute_rows(joint.graph, given["num_fwd_outputs"]))
+            save_results(joint.graph, given["num_fwd_outputs"])
             if chip is not None and chip.is_tpu:
                 tell(recompute_norms(joint.graph, given["num_fwd_outputs"]))
         if table is not None:
@@ -61,6 +63,9 @@ def partitioner(
         # XLA computes pointwise work inside the product that reads it: on a chip there is no need to save that.
         with compat.saving(operands_of_products=chip is None or not chip.is_tpu):
             forward, backward = compat.min_cut_partition(joint, inputs, **given)
+        if chip is not None and chip.is_tpu:
+            tell(recompute_late(backward.graph))
+            backward.recompile()
         return repeat_draws(joint, forward, backward, given["num_fwd_outputs"])
 
     return partition

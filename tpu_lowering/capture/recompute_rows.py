@@ -80,7 +80,7 @@ def edges(graph: fx.Graph, results: int) -> tuple[set[fx.Node], set[fx.Node]]:
     """
     outputs: Any = graph.output_node().args[0]
     returned = {_memory_of(node) for node in outputs[:results] if isinstance(node, fx.Node)}
-    return returned, _reached(node for node in graph.find_nodes(op="placeholder") if "tangents" in str(node.target))
+    return returned, reached(node for node in graph.find_nodes(op="placeholder") if "tangents" in str(node.target))
 
 
 def _memory_of(node: fx.Node) -> fx.Node:
@@ -90,7 +90,7 @@ def _memory_of(node: fx.Node) -> fx.Node:
     return node
 
 
-def _reached(sources: Iterable[fx.Node]) -> set[fx.Node]:
+def reached(sources: Iterable[fx.Node]) -> set[fx.Node]:
     """Nodes that depend on some of a graph, and these."""
     found = set(sources)
     for node in next(iter(found)).graph.nodes if found else ():

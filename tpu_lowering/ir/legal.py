@@ -27,7 +27,7 @@ from tpu_lowering.ir.convolutions import convolve_channels
 from tpu_lowering.ir.dropped_attention import dropped_attention, dropped_attention_gradients
 from tpu_lowering.ir.intervals import interval_sums
 from tpu_lowering.ir.kernels import kernel_call
-from tpu_lowering.ir.materialized import materialize
+from tpu_lowering.ir.materialized import materialize, together
 from tpu_lowering.ir.random import derive_key, draw, pack_key, unpack_key
 from tpu_lowering.ir.regions import regions_of
 from tpu_lowering.ir.shardings import constrain
@@ -274,6 +274,7 @@ KEYS = targets("random keys", (derive_key, pack_key, unpack_key))
 BOXES = targets("boxes", (read_box, write_box), _box_is_of_its_value)
 CONTRACTIONS = targets("contractions", (contract,), _contracts_its_axes)
 MATERIALIZED = targets("values written once", (materialize,))
+TOGETHER = targets("values that wait for one another", (together,))
 DROPPED = targets("attention with dropped weights", (dropped_attention, dropped_attention_gradients), _drops_weights)
 INTERVALS = targets("sums of intervals", (interval_sums,))
 CHANNELS = targets("convolutions of channels", (convolve_channels,))
@@ -281,5 +282,5 @@ CONSTRAINTS = targets("constraints of shardings", (constrain,))
 
 COLLECTIVES = targets("collectives", ALONG_AXES)
 
-SPECIALISED = Legal((NAMED_RESULTS, COLLECTIVES, ANY_ATEN, HIGHER_ORDER, CONSTRAINTS, DROPPED))
+SPECIALISED = Legal((NAMED_RESULTS, COLLECTIVES, ANY_ATEN, HIGHER_ORDER, CONSTRAINTS, DROPPED, TOGETHER))
 """After symbols became numbers."""

@@ -10,3 +10,8 @@ from tpu_lowering.ir.types import TensorType
 def materialize(value: jax.Array, *, out: TensorType) -> jax.Array:
     """The value behind a barrier, which XLA moves no computation across."""
     return jax.lax.optimization_barrier(value)
+
+
+def together(value: jax.Array, other: jax.Array, *, out: tuple[TensorType, TensorType]) -> tuple[jax.Array, jax.Array]:
+    """Both values behind one barrier: nothing is computed of either before both are there."""
+    return jax.lax.optimization_barrier((value, other))

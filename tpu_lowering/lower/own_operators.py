@@ -44,6 +44,7 @@ OWN: dict[Any, Callable[..., Any]] = {
     of_weights.dropped_attention_gradients: dropped_attention.dropped_attention_gradients,
     on_intervals.interval_sums: intervals.interval_sums,
     written.materialize: materialized.materialize,
+    written.together: materialized.together,
     on_rows.row_product: rows.row_product,
     on_rows.running_sum: rows.running_sum,
     on_rows.group_sums: rows.group_sums,

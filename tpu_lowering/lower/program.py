@@ -18,7 +18,7 @@ from tpu_lowering.ir.convolutions import convolve_channels
 from tpu_lowering.ir.dropped_attention import dropped_attention, dropped_attention_gradients
 from tpu_lowering.ir.intervals import interval_sums
 from tpu_lowering.ir.kernels import kernel_call
-from tpu_lowering.ir.materialized import materialize
+from tpu_lowering.ir.materialized import materialize, together
 from tpu_lowering.ir.mesh import mesh_of
 from tpu_lowering.ir.operators import SCATTERS, is_fill
 from tpu_lowering.ir.programs import Program, Signature, dense_order
@@ -30,8 +30,8 @@ from tpu_lowering.lower.table import Limit
 
 aten = compat.aten
 OWN = (
-    kernel_call, read_box, write_box, contract, convolve_channels, interval_sums, materialize, derive_key, pack_key,
-    unpack_key, constrain, dropped_attention, dropped_attention_gradients, operator.getitem,
+    kernel_call, read_box, write_box, contract, convolve_channels, interval_sums, materialize, together, derive_key,
+    pack_key, unpack_key, constrain, dropped_attention, dropped_attention_gradients, operator.getitem,
 )  # fmt: skip
 
 
