@@ -191,11 +191,11 @@ Operands = list[tuple[fx.Node, Subset | None]]
 def _of_operands(node: fx.Node, used: Subset) -> tuple[Subset, Operands] | None:
     """The part of a node that is computed where one is used, which has whole dimensions along which the node cannot be
     cut, and what that is computed of; None for anything that is not followed."""
-    if not isinstance(node.meta.get("val"), torch.Tensor):
+    operands = tensor_operands(node)
+    if not isinstance(node.meta.get("val"), torch.Tensor) or any(0 in shape_of(operand) for operand in operands):
         return None
     if node.target in (aten.mm.default, aten.addmm.default, aten.bmm.default):
         return _of_product(node, used)
-    operands = tensor_operands(node)
     if gathered_of(node) is not None:
         (source, places), (rows, *rest) = operands, used.dims
         return used, [(source, Subset((*Subset.whole(shape_of(source)[:1]).dims, *rest))), (places, Subset((rows,)))]
