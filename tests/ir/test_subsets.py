@@ -31,9 +31,7 @@ def subsets(draw: st.DrawFn, shape: list[int]) -> Subset:
 
 def elements(subset: Subset) -> torch.Tensor:
     """The numbers of a subset's elements, in its shape."""
-    digits = subset.apart()
-    value = torch.arange(math.prod(subset.sizes)).view(digits.sizes)
-    return value[digits.box().slices()].reshape(subset.shape)
+    return at(torch.arange(math.prod(subset.sizes)), subset)
 
 
 def is_one(taken: set[int], shape: list[int]) -> bool:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from tpu_lowering import compat
 from tpu_lowering.capture.graphs import is_symbolic
-from tpu_lowering.capture.recompute_late import recompute_late, save_results
+from tpu_lowering.capture.recompute_late import REGION, recompute_late, save_results
 from tpu_lowering.capture.recompute_norms import recompute_norms
 from tpu_lowering.capture.recompute_rows import recompute_rows
 from tpu_lowering.capture.shardings import Table
@@ -63,9 +63,9 @@ def partitioner(
         # XLA computes pointwise work inside the product that reads it: on a chip there is no need to save that.
         with compat.saving(operands_of_products=chip is None or not chip.is_tpu):
             forward, backward = compat.min_cut_partition(joint, inputs, **given)
-        if chip is not None and chip.is_tpu:
-            tell(recompute_late(backward.graph))
+        if chip is not None and chip.is_tpu and (late := recompute_late(backward.graph)):
             backward.recompile()
+            tell(late)
         return repeat_draws(joint, forward, backward, given["num_fwd_outputs"])
 
     return partition
@@ -140,4 +140,4 @@ def compute_again(graph: fx.Graph) -> None:
         for node in (*found, *known):
             if node.meta.get("recompute") is not CheckpointPolicy.MUST_SAVE:
                 node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
-                node.meta.pop("ac_graph_id", None)  # the partitioner saves what two checkpointed regions read
+                node.meta.pop(REGION, None)  # the partitioner saves what two checkpointed regions read

@@ -14,14 +14,13 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-from tpu_lowering.capture.recompute_rows import reached
+from tpu_lowering.capture.recompute_rows import backward_of, reached
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.materialized import together
 
 REGION = "ac_graph_id"
 """Key of a node's metadata: the region of ``checkpoint`` that it was traced in."""
-
 
 _WAITS = "what a checkpointed region computes again of it waits for the region's gradient"
 
@@ -54,7 +53,7 @@ def recompute_late(graph: fx.Graph) -> list[Action]:
     Returns:
         For each value that waits, for what.
     """
-    gradients = reached(node for node in graph.find_nodes(op="placeholder") if node.name.startswith("tangents"))
+    gradients = backward_of(graph)
     read = dict[tuple[fx.Node, int], list[fx.Node]]()
     for node in graph.nodes:
         if node.op == "call_function" and REGION in node.meta and node not in gradients:

@@ -80,7 +80,12 @@ def edges(graph: fx.Graph, results: int) -> tuple[set[fx.Node], set[fx.Node]]:
     """
     outputs: Any = graph.output_node().args[0]
     returned = {_memory_of(node) for node in outputs[:results] if isinstance(node, fx.Node)}
-    return returned, reached(node for node in graph.find_nodes(op="placeholder") if "tangents" in str(node.target))
+    return returned, backward_of(graph)
+
+
+def backward_of(graph: fx.Graph) -> set[fx.Node]:
+    """What depends on the gradients that a joint graph or a backward is given, and these."""
+    return reached(node for node in graph.find_nodes(op="placeholder") if "tangents" in str(node.target))
 
 
 def _memory_of(node: fx.Node) -> fx.Node:

@@ -36,7 +36,7 @@ from tpu_lowering import compat
 from tpu_lowering.fuse.space.kinds import is_pointwise
 from tpu_lowering.fuse.space.row_regions import PRODUCTS, shape_of, tensor_operands
 from tpu_lowering.fuse.xla.kept_in_vmem import kept_bytes
-from tpu_lowering.fuse.xla.layouts import is_view, readers_of
+from tpu_lowering.fuse.xla.layouts import is_view, readers_of, source_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.boxes import write_box
@@ -81,8 +81,7 @@ def _widened(node: fx.Node) -> fx.Node | None:
     (source,) = tensor_operands(node)
     if graphs.type_of(source).nbytes >= graphs.type_of(node).nbytes:
         return None
-    while is_view(source):
-        (source,) = tensor_operands(source)
+    source = source_of(source)
     return source if source.op == "call_function" and source.target is not materialize else None
 
 

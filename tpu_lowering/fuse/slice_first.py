@@ -151,7 +151,8 @@ def _follow_slice(node: fx.Node, used: Subset | None) -> _Followed | None:
     taken = Subset.of(node.args[1], shape_of(source))  # type: ignore[arg-type]
     part = used or Subset.whole(shape_of(node))
     cut = [dim for dim in _of_several_digits(part) if taken.shape[dim] < taken.sizes[dim]]
-    return _Followed(part.widened(cut), {source: part.widened(cut).of_slice(taken)})
+    part = part.widened(cut)
+    return _Followed(part, {source: part.of_slice(taken)})
 
 
 def _of_several_digits(part: Subset) -> list[int]:

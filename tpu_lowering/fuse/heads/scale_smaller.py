@@ -7,7 +7,6 @@ float32 where they were converted to that.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import fx
@@ -15,7 +14,6 @@ from torch import fx
 from tpu_lowering import compat
 from tpu_lowering.fuse.attention.operands import factor_of
 from tpu_lowering.fuse.attention.views import VIEWS
-from tpu_lowering.fuse.space.row_regions import shape_of
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.types import f32
@@ -53,7 +51,7 @@ def _move(graph: fx.Graph, product: fx.Node) -> Action | None:
 
 
 def _size(node: fx.Node) -> int:
-    return math.prod(shape_of(node))
+    return graphs.type_of(node).size
 
 
 def _path_to_scaled(factor: fx.Node) -> list[fx.Node]:
