@@ -33,6 +33,7 @@ from tpu_lowering.fuse.attention.blocks import Library
 from tpu_lowering.fuse.attention.calls import AttentionCall, Bias
 from tpu_lowering.fuse.attention.dropout.fuse import call_operators, fuse
 from tpu_lowering.fuse.attention.kernels import flash_kernel, splash_gradient_kernel, splash_kernel
+from tpu_lowering.fuse.attention.late_biases import compute_late
 from tpu_lowering.fuse.attention.masks import Known
 from tpu_lowering.fuse.attention.paged.sites import PagedPlan, paged_plan
 from tpu_lowering.fuse.attention.plans import AttentionPlan, added_type, bytes_by_xla, is_together, plan_of
@@ -76,7 +77,8 @@ class FuseAttention:
             if isinstance(plan, PagedPlan):
                 plan = plan.fuse(graph, chip, replaced)
             elif isinstance(plan, AttentionPlan):
-                plan = _fused(graph, plan.moved(replaced), chip, replaced)
+                actions += _fused(graph, plan.moved(replaced), chip, replaced)
+                continue
             actions.append(plan)
         if replaced or dropped:
             graphs.eliminate_dead_code(graph)
@@ -96,7 +98,7 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
     return graphs.type_of(node).shape
 
 
-def _fused(graph: fx.Graph, plan: AttentionPlan, chip: Chip, replaced: dict[fx.Node, fx.Node]) -> Action:
+def _fused(graph: fx.Graph, plan: AttentionPlan, chip: Chip, replaced: dict[fx.Node, fx.Node]) -> list[Action]:
     """Replaces an attention by a call of its kernel; ``replaced`` gets what each node is now."""
     site, blocks = plan.site, plan.blocks
     is_operator = site.node.target is operator.getitem
@@ -105,7 +107,9 @@ def _fused(graph: fx.Graph, plan: AttentionPlan, chip: Chip, replaced: dict[fx.N
     with graphs.inserting_for(anchor):
         rows = [rows.placed(graph) for rows in (site.query, site.key, site.value)]
         call = _call(plan, rows, chip)
-        biases = [term.node for term in plan.terms]
+        biases, moved = [term.node for term in plan.terms], []
+        if chip.is_tpu:
+            biases, rows, moved = compute_late(graph, biases, rows)
         kernel = KERNELS[plan.library](call)
         given = zip((*site.given[:1], *rows, *site.given[1:], *biases), kernel.operands, strict=True)
         operands = tuple(graphs.reshaped(graph, value, slot.type.shape) for value, slot in given)
@@ -119,10 +123,14 @@ def _fused(graph: fx.Graph, plan: AttentionPlan, chip: Chip, replaced: dict[fx.N
     by_xla = bytes_by_xla(plan.heads, site.is_gradient, 0) / 2**20
     tiling = f"blocks of {blocks.queries} queries and {blocks.keys} keys"
     action = Action.on("fused", site.node, f"attention is the kernel {kernel.name}, {tiling}: {saved} {by_xla:.1f}")
+    for term, now in zip(plan.terms, biases, strict=True):
+        if now is not term.node:
+            term.node.replace_all_uses_with(now, lambda user: anchor < user)
+            replaced[term.node] = now
     for old, new in results:
         graphs.replace(old, new)
         replaced[old] = new
-    return action
+    return [action, *moved]
 
 
 def _call(plan: AttentionPlan, rows: list[fx.Node], chip: Chip) -> AttentionCall:

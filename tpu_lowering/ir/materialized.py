@@ -10,6 +10,6 @@ def materialize(value: torch.Tensor) -> torch.Tensor:
     return value.clone()
 
 
-def together(value: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both values, neither of which is there before the other is."""
-    return value.clone(), other.clone()
+def together(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The values, none of which is there before all others are."""
+    return tuple(value.clone() for value in values)

@@ -12,6 +12,6 @@ def materialize(value: jax.Array, *, out: TensorType) -> jax.Array:
     return jax.lax.optimization_barrier(value)
 
 
-def together(value: jax.Array, other: jax.Array, *, out: tuple[TensorType, TensorType]) -> tuple[jax.Array, jax.Array]:
-    """Both values behind one barrier: nothing is computed of either before both are there."""
-    return jax.lax.optimization_barrier((value, other))
+def together(*values: jax.Array, out: tuple[TensorType, ...]) -> tuple[jax.Array, ...]:
+    """The values behind one barrier: nothing is computed of any before all are there."""
+    return jax.lax.optimization_barrier(values)

@@ -7,9 +7,14 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional as F
 
+from tests.cases.harness import capture, normalised
 from tpu_lowering.fuse.attention.blocks import Blocks, Heads, Library, choose, fetched, tiles_of
 from tpu_lowering.fuse.attention.static_masks import StaticMask
+from tpu_lowering.fuse.fuse_attention import FuseAttention
+from tpu_lowering.ir import chips
 
 REQUIRED = Heads(count=128, groups=1, queries=2048, keys=2048, width=128, value_width=128, itemsize=2)
 """bf16 [8, 16, 2048, 128]: every operand is 64 MiB."""
@@ -113,3 +118,25 @@ def test_a_large_window_fetches_what_it_sees() -> None:
     assert found is not None
     blocks, cost = found
     assert blocks.by_position and cost.nbytes < 3 * 2**30 and not cost.wasteful
+
+
+@pytest.mark.parametrize(
+    ("chip", "heads", "length", "wanted"),
+    [
+        ("v5e", 40, 4096, "512 queries and 2048 keys"),  # 80 MiB with what such blocks ask for: not beside 45 MiB more
+        ("v6e", 40, 4096, "512 queries and 2048 keys"),
+        ("tpu7x", 40, 4096, "2048 queries and 2048 keys"),  # not in 64 MiB
+        ("v5e", 80, 4096, "2048 queries and 2048 keys"),  # 160 MiB: not in 128 MiB
+        ("v5e", 20, 4096, "2048 queries and 2048 keys"),  # 40 MiB: beside any blocks
+    ],
+)
+def test_blocks_leave_room_for_what_fits_into_vmem_beside_smaller_ones(
+    chip: str, heads: int, length: int, wanted: str
+) -> None:
+    def attention(x: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(x, x * 0.5, x + 1)
+
+    module = normalised(capture(attention, torch.empty(1, heads, length, 64, dtype=torch.bfloat16)))
+    module.meta["chip"] = chips.find(chip)
+    (action,) = FuseAttention()(module.graph)
+    assert wanted in action.reason

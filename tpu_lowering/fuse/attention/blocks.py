@@ -10,6 +10,9 @@ any are, but the keys are fetched again for every block of queries. The rule:
 3. Of those, the ones for which the fewest bytes are fetched and written, counted step by step.
 4. Of those, the ones that compute the fewest scores, then those with the fewest steps.
 
+Of an attention whose queries, keys, values and result XLA keeps in VMEM nothing is fetched from HBM, and rule 3 is left
+out.
+
 For bf16 [8, 16, 2048, 128], causal, that is 1024 by 1024: the second block of queries starts with the block of keys
 that the first one ended with, so every key is fetched once, 256 MiB in all, and a quarter of the scores is left out.
 512 by 512 fetches 416 MiB.
@@ -143,7 +146,9 @@ _chosen: Cache[Hashable, tuple[Blocks, Cost] | None] = Cache(
 )
 
 
-def choose(heads: Heads, mask: StaticMask | None, vmem: int, library: Library) -> tuple[Blocks, Cost] | None:
+def choose(
+    heads: Heads, mask: StaticMask | None, vmem: int, library: Library, is_kept: bool = False
+) -> tuple[Blocks, Cost] | None:
     """The blocks of the rule above, and what they cost; None if none fit.
 
     Args:
@@ -151,12 +156,16 @@ def choose(heads: Heads, mask: StaticMask | None, vmem: int, library: Library) -
         mask: what each query sees; None for every key.
         vmem: bytes of VMEM that the kernel may use.
         library: the kernel that they are for. That of the gradients walks over the blocks of keys first.
+        is_kept: whether XLA keeps operands and results in VMEM.
     """
-    key = (heads, None if mask is None else mask.digest, vmem, library)
-    return _chosen.find(key, lambda: _cheapest(heads, mask, vmem, library))
+    key = (heads, None if mask is None else mask.digest, vmem, library, is_kept)
+    return _chosen.find(key, lambda: _cheapest(heads, mask, vmem, library, is_kept))
 
 
-def _cheapest(heads: Heads, mask: StaticMask | None, vmem: int, library: Library) -> tuple[Blocks, Cost] | None:
+def _cheapest(
+    heads: Heads, mask: StaticMask | None, vmem: int, library: Library, is_kept: bool
+) -> tuple[Blocks, Cost] | None:
+    walked = _gradient_bytes if library == "splash_gradient" else _forward_bytes
     found: list[tuple[Blocks, Cost]] = []
     is_band, is_gradient = mask is not None and mask.is_band, library == "splash_gradient"
     ways = ((False, True) if library == "splash" else (is_gradient,)) if is_band else (False,)
@@ -167,7 +176,7 @@ def _cheapest(heads: Heads, mask: StaticMask | None, vmem: int, library: Library
             tiles = dataclasses.replace(tiles, patterns={})
         held = _gradient_vmem(heads, blocks, tiles) if is_gradient else _forward_vmem(heads, blocks, tiles)
         if held <= vmem:
-            moved = _gradient_bytes(heads, blocks, tiles) if is_gradient else _forward_bytes(heads, blocks, tiles)
+            moved = 0 if is_kept else walked(heads, blocks, tiles)
             found.append((blocks, _cost(heads, mask, blocks, tiles, moved, held)))
     return min(found, key=lambda pair: pair[1].key(), default=None)
 

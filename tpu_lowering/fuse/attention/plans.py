@@ -19,7 +19,7 @@ from tpu_lowering.fuse.attention.static_masks import StaticMask, lengthened
 from tpu_lowering.fuse.space.row_regions import shape_of
 from tpu_lowering.fuse.xla.heuristics import HEURISTICS
 from tpu_lowering.fuse.xla.layouts import order_of, order_wanted, readers_of, source_of
-from tpu_lowering.fuse.xla.vmem_limits import kernel_bytes
+from tpu_lowering.fuse.xla.vmem_limits import BLOCKS_IN_LEAST, LEAST, asked, kernel_bytes
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.chips import LANES, Chip
@@ -89,7 +89,12 @@ def plan_of(site: Attention, chip: Chip, known: Known) -> AttentionPlan | Action
         reason = f"expected fewer bytes than XLA's{held} got "
         moved = f"{cost.nbytes / 2**20:.1f} MiB where XLA moves about {by_xla / 2**20:.1f}"
         return Action.on("unfused", site.node, reason + moved, "TL523")
-    return AttentionPlan(site, heads, mask, terms, library, chosen[0], cost)
+    blocks = chosen[0]
+    is_kept = heads.operand_bytes + LEAST <= capacity < heads.operand_bytes + asked(cost.vmem, chip)
+    if chip.is_tpu and not is_training and is_kept:
+        fewer = choose(seen, longer, BLOCKS_IN_LEAST, library, is_kept=True) or chosen
+        blocks, cost = fewer[0], dataclasses.replace(cost, vmem=fewer[1].vmem)
+    return AttentionPlan(site, heads, mask, terms, library, blocks, cost)
 
 
 def length_minor_of(site: Attention, chip: Chip) -> tuple[bool, bool, bool]:

@@ -7,6 +7,8 @@ from tpu_lowering.ir.chips import Chip
 
 LEAST = 16 << 20
 """Bytes that XLA gives each operation of its own, on the chip where it gives the fewest."""
+BLOCKS_IN_LEAST = 2 * LEAST // 3
+"""Bytes that blocks, and all that is computed of them, may take in a kernel that asks for no more than ``LEAST``."""
 
 
 def kernel_bytes(chip: Chip) -> int:
