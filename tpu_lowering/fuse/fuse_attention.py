@@ -108,7 +108,7 @@ def _fused(graph: fx.Graph, plan: AttentionPlan, chip: Chip, replaced: dict[fx.N
         rows = [rows.placed(graph) for rows in (site.query, site.key, site.value)]
         call = _call(plan, rows, chip)
         biases, moved = [term.node for term in plan.terms], []
-        if chip.is_tpu:
+        if chip.is_tpu and not chip.has_sparse_cores:
             biases, rows, moved = compute_late(graph, biases, rows)
         kernel = KERNELS[plan.library](call)
         given = zip((*site.given[:1], *rows, *site.given[1:], *biases), kernel.operands, strict=True)

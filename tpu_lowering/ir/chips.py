@@ -44,6 +44,7 @@ class Chip:
             pages on v5e, v5p, v6e and tpu7x give both directions of all links of a chip: 400, 1,200, 800 and 1,200 GB
             a second, over 4 links in a torus of two dimensions, and 6 in one of three. The page on v4 gives none.
         cores: of one device. JAX's figures are for one core.
+        has_sparse_cores: whether XLA gives gathers to SparseCores. v5e has none: tables are fetched into VMEM there.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Chip:
     hbm_bytes: int
     link_bytes_per_second: float | None
     cores: int = 1
+    has_sparse_cores: bool = True
 
     @property
     def device_bytes_per_second(self) -> float:
@@ -99,7 +101,7 @@ CHIPS = (
     ),
     Chip(
         "v5e", ("TPU v5 lite", "TPU v5e"), ("ct5lp",), "v5e:2x2",
-        8.2e11, 1.97e14, 128 * MIB, MIB, 128, 4, 1, 16 * GIB, 5e10,
+        8.2e11, 1.97e14, 128 * MIB, MIB, 128, 4, 1, 16 * GIB, 5e10, has_sparse_cores=False,
     ),
     Chip(
         "v5p", ("TPU v5", "TPU v5p"), ("ct5p",), "v5p:2x2x1",

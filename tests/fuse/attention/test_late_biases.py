@@ -109,6 +109,7 @@ def test_what_something_else_needs_or_what_is_not_smaller_does_not_wait(
     assert graphs.kernel_calls(graph) and not graph.find_nodes(op="call_function", target=together)
 
 
-def test_on_a_cpu_nothing_waits() -> None:
-    graph, _ = fused(one_layer, chips.CPU, 32, HEADS)
+@pytest.mark.parametrize("chip", [chips.CPU, chips.find("tpu7x")], ids=lambda chip: chip.name)
+def test_without_a_table_in_vmem_nothing_waits(chip: Chip) -> None:
+    graph, _ = fused(one_layer, chip, 32, HEADS)
     assert graphs.kernel_calls(graph) and not graph.find_nodes(op="call_function", target=together)

@@ -1,11 +1,11 @@
 """A bias that is computed of less than it takes itself is computed when the attention's rows are there.
 
-XLA computes it first, since it waits for nothing, and keeps it in VMEM until it is used. There it lies between larger
-values that come and go, and what would fit in one piece does not fit in two::
+XLA computes it first, since it waits for nothing, and keeps it in VMEM until it is used. Where a table of embeddings is
+fetched into VMEM before, the bias lies behind it, and what would fit in one piece when the table is gone does not::
 
     bias = aten.amax(aten.where(buckets, table, -inf), [-2])      # table: [32, 16], bias: [512, 512, 16]
 
-    there = together(table, query, key, value)
+    there = together(table, value)
     bias = aten.amax(aten.where(buckets, getitem(there, 0), -inf), [-2])
 """
 
@@ -47,8 +47,8 @@ def compute_late(
     given = list(dict.fromkeys(one for members in late.values() for one in _inputs(members)))
     if not given:
         return list(biases), list(rows), []
-    there = graphs.call(graph, together, *given, *waited)
-    now = {one: graphs.call(graph, operator.getitem, there, at) for at, one in enumerate((*given, *waited))}
+    there = graphs.call(graph, together, *given, last)
+    now = {one: graphs.call(graph, operator.getitem, there, at) for at, one in enumerate((*given, last))}
     again = [_view_again(graph, row, now) for row in rows]
     for members in late.values():
         for member in members:
