@@ -74,12 +74,10 @@ class FuseAttention:
         replaced: dict[fx.Node, fx.Node] = {}
         actions = [*kept.values(), *unchanged, *dropped]
         for plan in plans:
-            if isinstance(plan, PagedPlan):
-                plan = plan.fuse(graph, chip, replaced)
-            elif isinstance(plan, AttentionPlan):
+            if isinstance(plan, AttentionPlan):
                 actions += _fused(graph, plan.moved(replaced), chip, replaced)
-                continue
-            actions.append(plan)
+            else:
+                actions.append(plan.fuse(graph, chip, replaced) if isinstance(plan, PagedPlan) else plan)
         if replaced or dropped:
             graphs.eliminate_dead_code(graph)
         return actions + share_rows(graph)
@@ -108,7 +106,7 @@ def _fused(graph: fx.Graph, plan: AttentionPlan, chip: Chip, replaced: dict[fx.N
         rows = [rows.placed(graph) for rows in (site.query, site.key, site.value)]
         call = _call(plan, rows, chip)
         biases, moved = [term.node for term in plan.terms], []
-        if chip.is_tpu and not chip.has_sparse_cores:
+        if not chip.has_sparse_cores:
             biases, rows, moved = compute_late(graph, biases, rows)
         kernel = KERNELS[plan.library](call)
         given = zip((*site.given[:1], *rows, *site.given[1:], *biases), kernel.operands, strict=True)

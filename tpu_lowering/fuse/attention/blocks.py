@@ -165,18 +165,18 @@ def choose(
 def _cheapest(
     heads: Heads, mask: StaticMask | None, vmem: int, library: Library, is_kept: bool
 ) -> tuple[Blocks, Cost] | None:
-    walked = _gradient_bytes if library == "splash_gradient" else _forward_bytes
     found: list[tuple[Blocks, Cost]] = []
     is_band, is_gradient = mask is not None and mask.is_band, library == "splash_gradient"
+    bytes_of, vmem_of = (_gradient_bytes, _gradient_vmem) if is_gradient else (_forward_bytes, _forward_vmem)
     ways = ((False, True) if library == "splash" else (is_gradient,)) if is_band else (False,)
     for queries, keys, by_position in itertools.product(sizes(heads.queries), sizes(heads.keys), ways):
         blocks = Blocks(queries, keys, by_position)
         tiles = tiles_of(heads, mask, blocks)
         if is_band and (by_position or library == "flash"):
             tiles = dataclasses.replace(tiles, patterns={})
-        held = _gradient_vmem(heads, blocks, tiles) if is_gradient else _forward_vmem(heads, blocks, tiles)
+        held = vmem_of(heads, blocks, tiles)
         if held <= vmem:
-            moved = 0 if is_kept else walked(heads, blocks, tiles)
+            moved = 0 if is_kept else bytes_of(heads, blocks, tiles)
             found.append((blocks, _cost(heads, mask, blocks, tiles, moved, held)))
     return min(found, key=lambda pair: pair[1].key(), default=None)
 

@@ -28,7 +28,7 @@ MEMBERS = 64
 def compute_late(
     graph: fx.Graph, biases: Sequence[fx.Node], rows: Sequence[fx.Node]
 ) -> tuple[list[fx.Node], list[fx.Node], list[Action]]:
-    """Appends what computes biases, of inputs that wait for an attention's rows.
+    """Appends what computes biases, of inputs that wait for the last of an attention's rows.
 
     Args:
         graph: edited at its insertion point, before which the rows are computed.
@@ -38,23 +38,28 @@ def compute_late(
     Returns:
         The biases and the rows as they are now, and what was done.
     """
-    waited = list(dict.fromkeys(source for row in rows if (source := source_of(row)).op == "call_function"))
-    if not waited:
+    sources = [source for row in rows if (source := source_of(row)).op == "call_function"]
+    if not sources:
         return list(biases), list(rows), []
-    last = max(waited)
-    found = {bias: _members(bias) for bias in biases if not any(user < last for user in bias.users)}
-    late = {bias: members for bias, members in found.items() if sum(map(bytes_of, _inputs(members))) < bytes_of(bias)}
-    given = list(dict.fromkeys(one for members in late.values() for one in _inputs(members)))
-    if not given:
+    last = max(sources)
+    late: dict[fx.Node, list[fx.Node]] = {}
+    waiting: dict[fx.Node, None] = {}
+    for bias in biases:
+        members = [] if any(user < last for user in bias.users) else _members(bias)
+        inputs = {used: None for one in members for used in one.all_input_nodes if used not in members}
+        if inputs and sum(map(bytes_of, inputs)) < bytes_of(bias):
+            late[bias] = members
+            waiting |= inputs
+    if not late:
         return list(biases), list(rows), []
-    there = graphs.call(graph, together, *given, last)
-    now = {one: graphs.call(graph, operator.getitem, there, at) for at, one in enumerate((*given, last))}
+    given = (*waiting, last)
+    there = graphs.call(graph, together, *given)
+    now = {one: graphs.call(graph, operator.getitem, there, at) for at, one in enumerate(given)}
     again = [_view_again(graph, row, now) for row in rows]
     for members in late.values():
         for member in members:
             now[member] = graphs.called_again(graph, member, now)
-    moved = [bias for bias in late if bias in now]
-    done = [Action.on("moved", bias, "it is computed when the attention's rows are there") for bias in moved]
+    done = [Action.on("moved", bias, "it is computed when the attention's rows are there") for bias in late]
     return [now.get(bias, bias) for bias in biases], again, done
 
 
@@ -65,10 +70,6 @@ def _view_again(graph: fx.Graph, row: fx.Node, now: dict[fx.Node, fx.Node]) -> f
         _view_again(graph, row.all_input_nodes[0], now)
         now[row] = graphs.called_again(graph, row, now)
     return now.get(row, row)
-
-
-def _inputs(members: Sequence[fx.Node]) -> list[fx.Node]:
-    return list(dict.fromkeys(used for one in members for used in one.all_input_nodes if used not in members))
 
 
 def _members(bias: fx.Node) -> list[fx.Node]:
