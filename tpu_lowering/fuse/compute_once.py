@@ -65,12 +65,15 @@ class ComputeOnce:
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
         least = kept_bytes(graphs.chip(graph))
-        large = [node for node in graph.nodes if is_pointwise(node) and graphs.type_of(node).nbytes > least]
-        reasons = {node: reason for node in large if (reason := _reason(node))}
-        for node in large:
-            for first, reason in ((_wide_until_summed(node), WIDE), (_widened(node), NARROW)):
-                if first is not None:
-                    reasons.setdefault(first, reason)
+        reasons = dict[fx.Node, str]()
+        for node in filter(is_pointwise, graph.nodes):
+            is_large = graphs.type_of(node).nbytes > least
+            if is_large and (reason := _reason(node)):
+                reasons.setdefault(node, reason)
+            if is_large and (first := _widened(node)) is not None:
+                reasons.setdefault(first, NARROW)
+            if (first := _wide_until_summed(node)) is not None:
+                reasons.setdefault(first, WIDE)
         return [_materialize(graph, node, reason) for node, reason in reasons.items()]
 
 
