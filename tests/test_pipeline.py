@@ -75,7 +75,7 @@ def test_names_that_are_no_passes_are_refused() -> None:
         "[TL113] text that is no pipeline: 'passes'\n"
         "  why  expected some of the passes simplify_views, return_fresh_buffers, drop_overwritten_values, assemble_writes, "
         "drop_dead_allocations, unflatten_kernels, choose_launches, gather_first, sum_gathered, slice_first, "
-        "convolve_channels, contract_heads, take_experts_as_stored, select_rows, sum_repeated, sum_intervals, fuse_attention, contract_batches, "
+        "convolve_channels, contract_heads, take_experts_as_stored, select_rows, repeat_elements, sum_intervals, fuse_attention, contract_batches, "
         "fuse_around_kernels, concatenate_in_product, merge_equal, expand_rows, fuse_rows, "
         "fuse_long_rows, compare_scattered, compute_once; got 'fuse_row'; did you mean 'fuse_rows'?\n"
         "  fix  python -m tpu_lowering pipeline prints the text that is the default; leave passes out of it"

@@ -17,6 +17,7 @@ from tests.fuse.attention.functions import equal, trained
 from tpu_lowering import aot
 from tpu_lowering.fuse.compute_once import ComputeOnce
 from tpu_lowering.ir import chips, graphs
+from tpu_lowering.ir.chips import Chip
 from tpu_lowering.ir.materialized import materialize
 
 bf16 = torch.bfloat16
@@ -293,9 +294,13 @@ def images(dtype: torch.dtype, batch: int = 2, channels: int = 8, side: int = 6)
     return [torch.randn(shape, generator=generator).div(3).to(dtype) for shape in shapes]
 
 
+@pytest.mark.parametrize("chip", [chips.CPU, TPU7X, chips.find("v5e")], ids=lambda chip: chip.name)
 @pytest.mark.parametrize("function", [block, block_of_one_bias])
-def test_the_smaller_convolution_is_written_with_its_bias(function: Callable[..., torch.Tensor]) -> None:
-    graph = normalised(capture(function, *images(bf16))).graph
+def test_the_smaller_convolution_is_written_with_its_bias(function: Callable[..., torch.Tensor], chip: Chip) -> None:
+    """Even where the chip keeps both."""
+    module = normalised(capture(function, *images(bf16)))
+    module.meta["chip"] = chip
+    graph = module.graph
     (action,) = ComputeOnce()(graph)
     (held,) = (node for node in graph.nodes if node.target is materialize)
     convolution = held.args[0]

@@ -14,11 +14,11 @@ from tpu_lowering.fuse.fuse_long_rows import FuseLongRows
 from tpu_lowering.fuse.fuse_rows import FuseRows
 from tpu_lowering.fuse.gather_first import GatherFirst
 from tpu_lowering.fuse.merge_equal import MergeEqual
+from tpu_lowering.fuse.repeat_elements import RepeatElements
 from tpu_lowering.fuse.select_rows import SelectRows
 from tpu_lowering.fuse.slice_first import SliceFirst
 from tpu_lowering.fuse.sum_gathered import SumGathered
 from tpu_lowering.fuse.sum_intervals import SumIntervals
-from tpu_lowering.fuse.sum_repeated import SumRepeated
 from tpu_lowering.fuse.take_experts_as_stored import TakeExpertsAsStored
 from tpu_lowering.passes.base import Pass
 from tpu_lowering.passes.convolve_channels import ConvolveChannels
@@ -28,7 +28,7 @@ def fusion(chooser: Chooser | None = None) -> tuple[Pass, ...]:
     """Passes that make kernels of operators; before these, what is computed of fewer rows, and products over what lies
     as it is stored. ``chooser`` chooses between forms; None takes each pass's own choice."""
     rows_used = (GatherFirst(), SumGathered(), SliceFirst(), ConvolveChannels())
-    products = (ContractHeads(), TakeExpertsAsStored(), SelectRows(), SumRepeated(), SumIntervals())
+    products = (ContractHeads(), TakeExpertsAsStored(), SelectRows(), RepeatElements(), SumIntervals())
     attention = (FuseAttention(), ContractBatches(), FuseAroundKernels(), ConcatenateInProduct(), MergeEqual())
     rows = (ExpandRows(), MergeEqual(), FuseRows(chooser), FuseLongRows(chooser), CompareScattered(), ComputeOnce())
     return (*rows_used, *products, *attention, *rows)

@@ -21,6 +21,8 @@ FILLS: frozenset[Any] = frozenset((
     aten.ones_like.default, aten.new_zeros.default, aten.new_ones.default, aten.new_full.default,
 ))  # fmt: skip
 
+GATHERS: frozenset[Any] = frozenset((aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_select.default))
+
 SCATTERS: frozenset[Any] = frozenset((aten.index_put.default, aten._unsafe_index_put.default))
 
 # Operators that only move or convert elements: of undefined elements they make undefined elements.

@@ -1,5 +1,5 @@
-"""What is added to zeros several times in a row is a sum: the graph, values and gradients, what is left alone, and
-bytes."""
+"""What is taken several times in a row is a view, and what is added to zeros so is a sum: the graph, values and
+gradients, what is left alone, and bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tests.cases.test_goldens import before_and_after
 from tests.fuse.attention.functions import equal, trained
 from tpu_lowering import aot
-from tpu_lowering.fuse.sum_repeated import SumRepeated
+from tpu_lowering.fuse.repeat_elements import RepeatElements
 from tpu_lowering.ir import chips
 
 bf16 = torch.bfloat16
@@ -45,6 +45,10 @@ def nearest_exact(x: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x.sin()[None], size=12, mode="nearest-exact")[0]
 
 
+def selected(x: torch.Tensor) -> torch.Tensor:
+    return x.sin().index_select(-1, repeated(6, 2))
+
+
 FUNCTIONS = (by_rows, by_columns, by_both, nearest, nearest_exact)
 
 
@@ -54,7 +58,7 @@ def added(x: torch.Tensor) -> torch.Tensor:
 
 def test_what_is_scattered_is_a_sum() -> None:
     inline(
-        before_and_after(SumRepeated(), added, (4, 6)),
+        before_and_after(RepeatElements(), added, (4, 6)),
         """\
 %arg0_1: f32[4, 6] = input
 %zeros: f32[2, 6] = aten.zeros.default([2, 6], device=cpu, pin_memory=False)
@@ -63,7 +67,7 @@ def test_what_is_scattered_is_a_sum() -> None:
 %index_put: f32[2, 6] = aten.index_put.default(%zeros, [%div], %arg0_1, True)
 return (%index_put)
 
-sum_repeated:
+repeat_elements:
 moved index_put: a sum over elements that were repeated 2 times along dimension 0: none is scattered
 
 %arg0_1: f32[4, 6] = input
@@ -73,13 +77,37 @@ return (%sum_dim_int_list)""",
     )
 
 
+def test_what_is_gathered_is_a_view() -> None:
+    inline(
+        before_and_after(RepeatElements(), selected, (4, 6)),
+        """\
+%arg0_1: f32[4, 6] = input
+%sin: f32[4, 6] = aten.sin.default(%arg0_1)
+%arange: i64[12] = aten.arange.start_step(0, 12, layout=torch.strided, device=cpu, pin_memory=False)
+%div: i64[12] = aten.div.Tensor_mode(%arange, 2, rounding_mode='floor')
+%index_select: f32[4, 12] = aten.index_select.default(%sin, -1, %div)
+return (%index_select)
+
+repeat_elements:
+moved index_select: a view that repeats elements 2 times along dimension 1: none is gathered
+
+%arg0_1: f32[4, 6] = input
+%sin: f32[4, 6] = aten.sin.default(%arg0_1)
+%reshape_default: f32[4, 1, 6, 1] = aten.reshape.default(%sin, [4, 1, 6, 1])
+%expand_default: f32[4, 1, 6, 2] = aten.expand.default(%reshape_default, [4, 1, 6, 2])
+%reshape_default_1: f32[4, 12] = aten.reshape.default(%expand_default, [4, 12])
+return (%reshape_default_1)""",
+    )
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, bf16], ids=str)
 def test_gradients_equal_eager(function: Callable[..., torch.Tensor], dtype: torch.dtype) -> None:
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
     record, pairs = trained(function, (x,), verify=True)
-    (moved,) = [action for action in record.graphs["backward"].actions if "none is scattered" in action.reason]
-    assert moved.kind == "moved"
+    for name, words in (("forward", "none is gathered"), ("backward", "none is scattered")):
+        (moved,) = [action for action in record.graphs[name].actions if words in action.reason]
+        assert moved.kind == "moved"
     equal(pairs, 2e-6 if dtype == torch.float32 else 2e-2)
 
 
@@ -139,7 +167,9 @@ ALONE = (half_as_large, not_whole_times, in_turn, once, by_pairs, apart, from_th
 def test_left_alone(function: Callable[..., torch.Tensor]) -> None:
     record, pairs = trained(function, (torch.randn(4, 6),), fuse="always")
     equal(pairs, 2e-6)
-    assert not [a for graph in record.graphs.values() for a in graph.actions if "none is scattered" in a.reason]
+    reasons = [action.reason for graph in record.graphs.values() for action in graph.actions]
+    assert not [reason for reason in reasons if "none is scattered" in reason]
+    assert function not in ALONE or not [reason for reason in reasons if "none is gathered" in reason]
 
 
 def test_a_chip_reads_the_gradient_once() -> None:
@@ -155,3 +185,13 @@ def test_a_chip_reads_the_gradient_once() -> None:
         _, backward = aot.capture_step(loss, (image, weight), {}, TPU7X, {"fuse": fuse}, ())
         moved[fuse] = aot.compile_captured(backward, TPU7X, True, simulate=False).hbm_bytes
     assert moved["tpu"] < 0.75 * moved["never"], moved
+
+
+def test_a_chip_copies_no_image_to_repeat_it() -> None:
+    image = torch.empty(32, 128, 64, 64, dtype=bf16).to(memory_format=torch.channels_last)
+
+    def upsampled(image: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(image, scale_factor=2.0, mode="nearest")
+
+    captured = aot.capture(upsampled, (image,), {}, TPU7X, {}, ())
+    assert aot.compile_captured(captured, TPU7X, True, simulate=False).hbm_bytes == 5 * image.nbytes
