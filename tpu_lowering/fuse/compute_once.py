@@ -21,8 +21,7 @@ gradient of rotated queries is: XLA would lay the parts out again for each.
 So it is with a value that is widened for products alone. XLA widens it where it is computed, and writes it wide.
 
 And so, whatever its size, with the smaller of two convolutions that are summed, if it has a bias and is narrower than
-float32: XLA writes
-it without the bias, in float32, and adds that where it computes the sum.
+float32: XLA writes it without the bias, in float32, and adds that where it computes the sum.
 """
 
 from __future__ import annotations
