@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from tpu_lowering import compat
 from tpu_lowering.codegen import load
 from tpu_lowering.fuse.around_kernels.chains import block_of
-from tpu_lowering.fuse.xla.vmem_limits import kernel_bytes
+from tpu_lowering.fuse.xla.vmem_limits import LEAST, kernel_bytes
 from tpu_lowering.ir.kernels import Access, Execution, Kernel
 from tpu_lowering.ir.types import TensorType
 from tpu_lowering.kernels import jaxprs
@@ -117,9 +117,8 @@ class Extended(Kernel):
         """The kernel's compiler parameters, without those that name operands one by one, and with VMEM for what is
         staged and the values that it is computed of."""
         given = self.call.params["compiler_params"]
-        limit = compat.vmem_limit(given)
-        if limit is not None:
-            added = sum(math.prod(one.shape) * one.dtype.itemsize for one in staged)
+        limit = compat.vmem_limit(given) or LEAST
+        if added := sum(math.prod(one.shape) * one.dtype.itemsize for one in staged):
             most = max(limit, kernel_bytes(self.chip))
             given = compat.compiler_params(given, vmem_limit_bytes=min(limit + 3 * added, most))
         return dataclasses.replace(given, allow_input_fusion=None) if hasattr(given, "allow_input_fusion") else given

@@ -37,7 +37,7 @@ class AttentionCall:
         query, key, value: types [heads, length, width].
         scale: what the products of queries and keys are multiplied by; positive.
         blocks: sizes of blocks.
-        vmem: bytes of VMEM that it may use.
+        vmem: bytes of VMEM that it asks for; None for what XLA gives each operation.
         where: the user's source line.
         chip: what it is for.
         mask: which keys are seen; None for all.
@@ -60,7 +60,7 @@ class AttentionCall:
     value: TensorType
     scale: float
     blocks: Blocks
-    vmem: int
+    vmem: int | None
     where: str
     chip: Chip
     mask: StaticMask | None = None

@@ -136,12 +136,12 @@ def _completed(closed: Any, call: AttentionCall) -> Any:
     return completed(closed, call.vmem, lambda atom: atom in computed and atom.aval.shape in shapes)
 
 
-def completed(closed: Any, vmem: int, is_fused: Callable[[Any], bool] = lambda atom: False) -> Any:
+def completed(closed: Any, vmem: int | None, is_fused: Callable[[Any], bool] = lambda atom: False) -> Any:
     """A traced kernel with leave to use VMEM and to have some operands computed as they are fetched.
 
     Args:
         closed: the closed jaxpr.
-        vmem: bytes of VMEM that its ``pallas_call`` may use.
+        vmem: bytes of VMEM that its ``pallas_call`` asks for; None for what XLA gives each operation.
         is_fused: whether an operand of that may be computed as it is fetched.
     """
 

@@ -90,7 +90,7 @@ def plan_of(site: Attention, chip: Chip, known: Known) -> AttentionPlan | Action
         moved = f"{cost.nbytes / 2**20:.1f} MiB where XLA moves about {by_xla / 2**20:.1f}"
         return Action.on("unfused", site.node, reason + moved, "TL523")
     blocks = chosen[0]
-    is_kept = heads.operand_bytes + LEAST <= capacity < heads.operand_bytes + asked(cost.vmem, chip)
+    is_kept = heads.operand_bytes + LEAST <= capacity < heads.operand_bytes + (asked(cost.vmem, chip) or LEAST)
     if chip.is_tpu and not is_training and is_kept:
         fewer = choose(seen, longer, BLOCKS_IN_LEAST, library, is_kept=True) or chosen
         blocks, cost = fewer[0], dataclasses.replace(cost, vmem=fewer[1].vmem)

@@ -137,13 +137,14 @@ class KernelText:
         space = self.plan.region.space
         operands = tuple(held_type(o.node, [size for _, size in o.in_memory(space)]) for o in self.plan.operands())
 
-        def text(vmem_bytes: int) -> str:
+        def text(vmem_bytes: int | None) -> str:
             return "\n".join([*head, *self.launch(vmem_bytes)]) + "\n"
 
-        vmem_bytes = kernel_bytes(self.chip)
-        if self.chip.is_tpu:
-            vmem_bytes = asked(held_bytes(self.name, text(vmem_bytes), operands, self.chip), self.chip)
-        return KernelSource(self.name, text(vmem_bytes), operands, tuple(self.results))
+        largest = text(kernel_bytes(self.chip))
+        if not self.chip.is_tpu:
+            return KernelSource(self.name, largest, operands, tuple(self.results))
+        limit = asked(held_bytes(self.name, largest, operands, self.chip), self.chip)
+        return KernelSource(self.name, text(limit), operands, tuple(self.results))
 
     def body(self) -> list[str]:
         """The function over references."""
@@ -182,8 +183,8 @@ class KernelText:
             return []
         return [dim for dim in self.index if dim not in dims_of(self.plan.region.accesses[node])]
 
-    def launch(self, vmem_bytes: int) -> list[str]:
-        """The function over arrays, whose kernel asks for so much of VMEM."""
+    def launch(self, vmem_bytes: int | None) -> list[str]:
+        """The function over arrays, whose kernel asks for so much of VMEM; None for nothing."""
         operands = [operand.in_memory(self.plan.region.space) for operand in self.plan.operands()]
         factors = [bool(operand.axes) for operand in self.plan.operands()]
         outputs = [

@@ -16,7 +16,8 @@ def kernel_bytes(chip: Chip) -> int:
     return int(HEURISTICS.kernel_share * chip.vmem_bytes)
 
 
-def asked(held: int, chip: Chip) -> int:
+def asked(held: int, chip: Chip) -> int | None:
     """Bytes that a kernel asks for whose blocks, and all that is computed of them, take ``held``. The compiler adds to
-    that: the kernel asks for half more."""
-    return min(kernel_bytes(chip), max(LEAST, 3 * held // 2))
+    that: the kernel asks for half more. None where that is no more than it has without asking."""
+    needed = 3 * held // 2
+    return min(kernel_bytes(chip), needed) if needed > LEAST else None

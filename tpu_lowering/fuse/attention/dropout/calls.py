@@ -18,7 +18,7 @@ class DroppedCall:
         block: what one step of the grid has.
         element: of the operands.
         scale, factor, is_causal, is_safe: see ``ir.dropped_attention``.
-        vmem: bytes of VMEM that it may use.
+        vmem: bytes of VMEM that it asks for; None for what XLA gives each operation.
         where: the user's source line.
         chip: what it is for.
     """
@@ -30,7 +30,7 @@ class DroppedCall:
     factor: float
     is_causal: bool
     is_safe: bool
-    vmem: int
+    vmem: int | None
     where: str
     chip: Chip
 

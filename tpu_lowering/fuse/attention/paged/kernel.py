@@ -43,7 +43,7 @@ class PagedCall:
         scale: what the products of queries and keys are multiplied by.
         block: pages in a block.
         empty: the result for a sequence of length 0.
-        vmem: bytes of VMEM that it may use.
+        vmem: bytes of VMEM that it asks for; None for what XLA gives each operation.
         where: the user's source line.
         chip: what it is for.
     """
@@ -58,7 +58,7 @@ class PagedCall:
     scale: float
     block: int
     empty: float
-    vmem: int
+    vmem: int | None
     where: str
     chip: Chip
 
