@@ -55,7 +55,8 @@ def test_a_reshape_holds_the_same_elements(data: st.DataObject) -> None:
     else:
         assert found.sizes == tuple(shape)
         assert elements(found).flatten().tolist() == elements(subset).flatten().tolist()
-        assert found.reshaped(source) == subset
+        back = found.reshaped(source)
+        assert back == subset or (back is None and not splits_and_joins(shape, source))
 
 
 def splits_and_joins(source: list[int], shape: list[int]) -> bool:
