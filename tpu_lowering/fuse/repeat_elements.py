@@ -44,10 +44,10 @@ class RepeatElements:
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
         gathers = [(node, _times(node, shape_of(node))) for node in graph.nodes if node.target in GATHERS]
-        added = [(node, values) for node in graph.nodes if (values := _added(node)) is not None]
-        scatters = [(node, values, _times(node, shape_of(values))) for node, values in added]
+        added = {node: values for node in graph.nodes if (values := _added(node)) is not None}
+        scatters = [(node, _times(node, shape_of(values))) for node, values in added.items()]
         actions = [_repeat(graph, node, times) for node, times in gathers if times is not None]
-        actions += [_sum(graph, node, values, times) for node, values, times in scatters if times is not None]
+        actions += [_sum(graph, node, added[node], times) for node, times in scatters if times is not None]
         if actions:
             graphs.eliminate_dead_code(graph)
         return actions
@@ -56,24 +56,27 @@ class RepeatElements:
 def _repeat(graph: fx.Graph, gather: fx.Node, times: list[int]) -> Action:
     source: fx.Node = graphs.bound(gather)["self"]
     action = Action.on("moved", gather, f"a view that repeats elements {_words(times)}: none is gathered")
-    sizes = shape_of(source)
     with graphs.inserting_for(gather):
-        apart = graphs.reshaped(graph, source, [part for size in sizes for part in (size, 1)])
-        pairs = [part for pair in zip(sizes, times, strict=True) for part in pair]
-        made = graphs.reshaped(graph, graphs.call(graph, aten.expand.default, apart, pairs), shape_of(gather))
+        apart = graphs.reshaped(graph, source, _apart(source, [1] * len(times)))
+        repeated = graphs.call(graph, aten.expand.default, apart, _apart(source, times))
+        made = graphs.reshaped(graph, repeated, shape_of(gather))
     graphs.replace(gather, made)
     return action
 
 
 def _sum(graph: fx.Graph, scatter: fx.Node, values: fx.Node, times: list[int]) -> Action:
     action = Action.on("moved", scatter, f"a sum over elements that were repeated {_words(times)}: none is scattered")
-    sizes = [part for pair in zip(shape_of(scatter), times, strict=True) for part in pair]
     dims = [2 * dim + 1 for dim in range(len(times))]
     with graphs.inserting_for(scatter):
-        apart = graphs.reshaped(graph, values, sizes)
+        apart = graphs.reshaped(graph, values, _apart(scatter, times))
         made = graphs.call(graph, aten.sum.dim_IntList, apart, dims)
     graphs.replace(scatter, made)
     return action
+
+
+def _apart(small: fx.Node, times: list[int]) -> list[int]:
+    """The sizes of what repeats elements, with the repetitions of each as a dimension behind its own."""
+    return [part for pair in zip(shape_of(small), times, strict=True) for part in pair]
 
 
 def _words(times: list[int]) -> str:
