@@ -25,6 +25,8 @@ def build(small: bool) -> Built:
     sizes = llama.SMALL if small else FULL
     module, tokens = llama.model(sizes, small).train(), sizes.tokens(sizes.length)
     module.gradient_checkpointing_enable({"use_reentrant": False})
+    # From 5.25 a layer of transformers sets a variable of its own while it runs, and puts it back.
+    torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
 
     def function(tokens: torch.Tensor) -> torch.Tensor:
         return module(tokens, labels=tokens, use_cache=False).loss

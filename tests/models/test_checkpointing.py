@@ -89,6 +89,8 @@ def test_checkpoint_recomputes_and_equals_eager(through: Callable[..., Any], tan
     assert (aten.addmm.default in backward) == matmul
 
 
+# From 5.25 a layer of transformers sets a variable of its own while it runs, and puts it back.
+@torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True)
 @pytest.mark.parametrize("name", ["llama", pytest.param("bert", marks=pytest.mark.large)])
 def test_gradient_checkpointing_of_transformers(name: str) -> None:
     torch.manual_seed(0)

@@ -136,7 +136,9 @@ def test_constraints_are_tested_releases() -> None:
         for name in ("constraints.txt", "constraints-newest.txt")
     )
     tested = releases.RELEASES["torch"]
+    of_models = default.pop("transformers")
     assert default == {name: tested[name][0] for name in default} and "torch" in default
+    assert of_models in Requirement(releases.INSTALL["transformers"].split("'")[1]).specifier
     assert all(version in tested[name] for name, version in newest.items())
     assert newest["torch"] != default["torch"]
 
