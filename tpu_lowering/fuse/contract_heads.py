@@ -28,6 +28,7 @@ from tpu_lowering.fuse.heads.delay_reshapes import delay_reshapes
 from tpu_lowering.fuse.heads.placed import Axis, Placed
 from tpu_lowering.fuse.heads.scale_smaller import scale_smaller
 from tpu_lowering.fuse.heads.split_columns import split_columns
+from tpu_lowering.fuse.heads.sum_in_order import sum_in_order
 from tpu_lowering.ir import graphs
 from tpu_lowering.ir.actions import Action
 from tpu_lowering.ir.contractions import contract
@@ -43,7 +44,7 @@ class ContractHeads:
 
     def __call__(self, graph: fx.Graph) -> list[Action]:
         split_columns(graph)
-        return _contract_all(graph, MATRICES)
+        return sum_in_order(graph) + _contract_all(graph, MATRICES)
 
 
 @dataclasses.dataclass(frozen=True)
