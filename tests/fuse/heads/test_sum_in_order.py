@@ -21,7 +21,7 @@ from tpu_lowering.ir.interpreter import differing, interpret, random_arguments
 from tpu_lowering.ir.printer import print_graph
 
 bf16 = torch.bfloat16
-V6E = chips.find("v6e")
+TPU7X, V6E = chips.find("tpu7x"), chips.find("v6e")
 
 Function = Callable[..., Any]
 
@@ -65,7 +65,15 @@ def in_float32(x: torch.Tensor, kernel: torch.Tensor, weight: torch.Tensor, bias
     return (images + made).relu().sum(1) + bias[0]
 
 
-MOVED = (residual, scaled_block, with_a_factor, in_float32)
+def two_in_a_row(x: torch.Tensor, kernel: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """The second sum is of images that are in the product's order already."""
+    images = convolved(x, kernel)
+    for _ in range(2):
+        images = images + images_of(F.linear(rows_of(images).tanh(), weight, bias), images)
+    return convolved(images, kernel)
+
+
+MOVED = (residual, two_in_a_row, scaled_block, with_a_factor, in_float32)
 
 
 def given(dtype: torch.dtype, batch: int = 2, channels: int = 8, side: int = 4) -> list[torch.Tensor]:
@@ -176,9 +184,9 @@ def test_a_cpu_has_no_order_of_images() -> None:
 
 
 def test_a_chip_lays_no_product_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments, moved = tuple(given(bf16, 8, 320, 64)), list[int]()
+    arguments, moved = tuple(given(bf16, 16, 256, 64)), list[int]()
     for _ in range(2):
-        captured = aot.capture(residual, arguments, {}, V6E, {}, ())
-        moved.append(aot.compile_captured(captured, V6E, True, simulate=False).hbm_bytes)
+        captured = aot.capture(residual, arguments, {}, TPU7X, {}, ())
+        moved.append(aot.compile_captured(captured, TPU7X, True, simulate=False).hbm_bytes)
         monkeypatch.setattr(contract_heads, "sum_in_order", lambda graph: [])
-    assert moved[0] < moved[1]
+    assert moved[0] < 0.8 * moved[1]
