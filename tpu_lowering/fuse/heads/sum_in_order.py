@@ -13,8 +13,8 @@ After::
 XLA computes a sum with the product where the elements follow one another as they do in it. Convolutions have images in
 another order (``xla.layouts``). For a sum in that order XLA writes the product, lays it out again, and reads it.
 
-Of two such sums in a row the second stays: its images are views of the first, whose order is left to XLA. Moved as well,
-it costs more (docs/design/heads.md).
+Of two such sums in a row the second stays: its images are views of the first, whose order is left to XLA. Moved as
+well, it costs more (docs/design/heads.md).
 """
 
 from __future__ import annotations
